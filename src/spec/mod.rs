@@ -1,0 +1,12 @@
+//! Plain values, checked when they are made.
+//!
+//! Owns the vocabulary that every layer shares: names, generations, quantities, what a profile
+//! means, why a child died. It never does I/O and depends on nothing above it.
+
+pub mod death;
+mod name;
+pub mod profile;
+mod quantity;
+
+pub use name::{Generation, NameFault, SlotName, WaiterId};
+pub use quantity::{Bytes, Monotime, QuantityFault, parse_duration};

@@ -1,0 +1,153 @@
+//! What a profile means, once it has been checked.
+//!
+//! `config` is the only place that makes a [`Profile`] from what was typed.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::SlotName;
+
+/// Describes one slot: which engine serves which model, with what limits.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Profile {
+    /// The slot, from the file's name.
+    pub slot: SlotName,
+    /// The file that the profile was read from.
+    pub source: PathBuf,
+    /// The model to serve; only [`EngineChoice::Command`] can do without one.
+    pub model: Option<ModelSource>,
+    /// Which engine serves it.
+    pub engine: EngineChoice,
+    /// More arguments for the engine, after slotd's own.
+    pub args: Vec<String>,
+    /// Environment variables for the engine, on top of the allow-list.
+    pub env: BTreeMap<String, String>,
+    /// Other names that clients may put into `model`.
+    pub aliases: Vec<String>,
+    /// What the slot is offered for; empty means all that the engine can do.
+    pub capabilities: Vec<Capability>,
+    /// Context length of one sequence, in tokens; the engine's own default without it.
+    pub context: Option<u32>,
+    /// How many requests the engine works on at once; the engine's own default without it.
+    pub parallel: Option<u32>,
+    /// CPU threads of the engine; the engine's own default without it.
+    pub threads: Option<u32>,
+    /// Layers to hold on the GPU; the engine's own default without it.
+    pub gpu_layers: Option<u32>,
+    /// Loaded when the daemon starts, and kept loaded.
+    pub autostart: bool,
+    /// Retried for ever after deaths.
+    pub essential: bool,
+    /// Restarts in a row without a healthy run in between before the slot has failed.
+    pub max_restarts: u32,
+    /// How long a load may take.
+    pub start_timeout: Duration,
+    /// How long in-flight requests, and then the engine after `SIGTERM`, are given to end.
+    pub stop_timeout: Duration,
+    /// How long without a request before the slot is unloaded; never without it.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// Names a model.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum ModelSource {
+    /// A GGUF file. A relative path was looked up beside the profile and in the model directories,
+    /// in the order of `candidates`; the first that exists is used.
+    File {
+        /// What was typed.
+        typed: String,
+        /// Where it may lie, best first; never empty.
+        candidates: Vec<PathBuf>,
+    },
+    /// A repository of the Hugging Face hub, looked up in the hub's cache on this machine.
+    Hub {
+        /// `org/repo`.
+        repo: String,
+        /// The quantisation, `Q4_K_M` say, matched without case against the file names.
+        quant: Option<String>,
+    },
+}
+
+impl ModelSource {
+    /// Returns the model as the profile names it.
+    pub fn typed(&self) -> String {
+        match self {
+            Self::File { typed, .. } => typed.clone(),
+            Self::Hub { repo, quant: Some(quant) } => format!("{repo}:{quant}"),
+            Self::Hub { repo, quant: None } => repo.clone(),
+        }
+    }
+}
+
+/// Says which engine serves a slot.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum EngineChoice {
+    /// `llama-server` where one is found, else the candle worker.
+    Auto,
+    /// `llama-server`.
+    LlamaServer,
+    /// The candle worker inside slotd.
+    Candle,
+    /// Any program: its argument vector with `{port}`, `{socket}` and `{model}` to be filled in.
+    Command(Vec<String>),
+}
+
+impl EngineChoice {
+    /// Returns the name that profiles use.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::LlamaServer => "llama-server",
+            Self::Candle => "candle",
+            Self::Command(_) => "command",
+        }
+    }
+}
+
+/// One kind of work that a slot is offered for.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Capability {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Completion,
+    /// `/v1/embeddings`.
+    Embed,
+}
+
+impl Capability {
+    /// Every capability, in the order they are shown.
+    pub const ALL: [Self; 3] = [Self::Chat, Self::Completion, Self::Embed];
+
+    /// Returns the name that profiles and routes use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completion => "completion",
+            Self::Embed => "embed",
+        }
+    }
+}
+
+impl Profile {
+    /// Tells whether the slot is offered for `capability`.
+    pub fn offers(&self, capability: Capability) -> bool {
+        self.capabilities.is_empty() || self.capabilities.contains(&capability)
+    }
+
+    /// Tells whether an engine started for `self` serves `other` as well: both would start the same
+    /// child. Aliases, limits and timeouts can change under a running engine.
+    pub fn starts_same_engine(&self, other: &Self) -> bool {
+        self.model == other.model
+            && self.engine == other.engine
+            && self.args == other.args
+            && self.env == other.env
+            && self.capabilities == other.capabilities
+            && self.context == other.context
+            && self.parallel == other.parallel
+            && self.threads == other.threads
+            && self.gpu_layers == other.gpu_layers
+    }
+}

@@ -1,0 +1,108 @@
+//! What the core asks for. Imperative: the shell does it, and reports back as an event.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Serialize;
+
+use crate::spec::{Generation, SlotName, WaiterId, death::Verdict, profile::Profile};
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub enum Command {
+    /// Check what the spawn needs, start the child, watch it until it is ready and after. Answered
+    /// by `Spawned` or `SpawnFailed`.
+    Spawn {
+        /// The slot.
+        slot: SlotName,
+        /// The child's generation.
+        generation: Generation,
+        /// What to start.
+        profile: Arc<Profile>,
+    },
+    /// Send a signal to the child's whole group.
+    Signal {
+        /// The slot.
+        slot: SlotName,
+        /// The child's generation.
+        generation: Generation,
+        /// Which signal.
+        signal: StopSignal,
+    },
+    /// Tell when no request is being served any more. New ones no longer come: the snapshot says
+    /// so before this command is performed. Answered by `Drained`.
+    Drain {
+        /// The slot.
+        slot: SlotName,
+        /// The child's generation.
+        generation: Generation,
+    },
+    /// End all requests that are still being served, each with an error.
+    CutRequests {
+        /// The slot.
+        slot: SlotName,
+        /// The child's generation.
+        generation: Generation,
+    },
+    /// Read the gate's counters. Answered by `ActivityMeasured`.
+    MeasureActivity {
+        /// The slot.
+        slot: SlotName,
+        /// The child's generation.
+        generation: Generation,
+    },
+    /// Let a waiting request go to the slot's engine.
+    Grant {
+        /// The request.
+        waiter: WaiterId,
+    },
+    /// Turn a waiting request away.
+    Refuse {
+        /// The request.
+        waiter: WaiterId,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Everything is stopped; the daemon can end.
+    Finish,
+}
+
+/// The two ways to end a child.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+pub enum StopSignal {
+    /// `SIGTERM`, then `SIGCONT` so that a stopped one hears it.
+    Terminate,
+    /// `SIGKILL`.
+    Kill,
+}
+
+/// Why a request for a slot is turned away.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub enum Refusal {
+    /// There is no such slot any more.
+    SlotGone,
+    /// The daemon is stopping.
+    ShuttingDown,
+    /// The slot was unloaded while the request waited.
+    Unloaded,
+    /// As many requests as are allowed wait already.
+    QueueFull {
+        /// How many.
+        waiting: usize,
+    },
+    /// The engine did not start; it is tried again.
+    LoadFailed {
+        /// Why.
+        verdict: Verdict,
+        /// One sentence for a person.
+        reason: String,
+        /// How long until an engine may be ready, as far as is known.
+        retry_in: Duration,
+    },
+    /// The slot has failed; a person or a profile edit has to clear it.
+    Failed {
+        /// Why.
+        verdict: Verdict,
+        /// One sentence for a person.
+        reason: String,
+    },
+}

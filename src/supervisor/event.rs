@@ -1,0 +1,122 @@
+//! What the core is told. Past tense: it has happened.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{
+    Bytes, Generation, SlotName, WaiterId, death::Evidence, death::Verdict, profile::Profile,
+};
+
+/// One thing that happened. Those about a child carry its generation.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub enum Event {
+    /// The set of profiles on disk is now this one, whole.
+    ProfilesChanged {
+        /// Every slot that should exist.
+        profiles: BTreeMap<SlotName, Arc<Profile>>,
+    },
+    /// The daemon was told to end.
+    ShutdownRequested,
+    /// A deadline of [`super::Supervisor::deadline`] passed. Spurious ones change nothing.
+    DeadlinePassed,
+    /// Something about one slot.
+    Slot {
+        /// Which one.
+        slot: SlotName,
+        /// What.
+        event: SlotEvent,
+    },
+}
+
+/// One thing that happened to one slot.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub enum SlotEvent {
+    /// A person asked for it to be loaded; clears delays and the tally of deaths.
+    LoadRequested,
+    /// A person asked for it to be unloaded.
+    UnloadRequested,
+    /// A person asked for a new engine in place of the present one.
+    RestartRequested,
+    /// A request found no ready engine and waits.
+    Demanded {
+        /// The request.
+        waiter: WaiterId,
+    },
+    /// A waiting request gave up: its client is gone, or its deadline passed.
+    WaiterLeft {
+        /// The request.
+        waiter: WaiterId,
+    },
+    /// Something about one child.
+    Child {
+        /// Which one.
+        generation: Generation,
+        /// What.
+        event: ChildEvent,
+    },
+}
+
+/// One thing that happened to one child. Stale generations are dropped in one place.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub enum ChildEvent {
+    /// The process runs.
+    Spawned {
+        /// Its process id, which is its process group too.
+        pid: u32,
+        /// What was started, for people.
+        engine: EngineInfo,
+    },
+    /// There is no process: a check before the spawn, or the spawn itself, failed.
+    SpawnFailed {
+        /// Why.
+        verdict: Verdict,
+        /// One sentence: what, where, what next.
+        reason: String,
+        /// The engine that would have been used, where that was known.
+        engine: Option<EngineInfo>,
+    },
+    /// It said how far its load has come.
+    Progressed {
+        /// 0 to 100.
+        percent: u8,
+    },
+    /// Its health answer became 200 with the right model behind it.
+    BecameReady,
+    /// It answers, but no longer as ready.
+    BecameUnready,
+    /// All requests that it was serving have ended.
+    Drained,
+    /// Answer to [`super::Command::MeasureActivity`].
+    ActivityMeasured {
+        /// Requests being served.
+        in_flight: u32,
+        /// How long since the last one ended, or since it became ready.
+        idle_for: Duration,
+    },
+    /// Memory in use by the child's processes.
+    MemoryMeasured {
+        /// Resident bytes.
+        rss: Bytes,
+    },
+    /// The process has ended. Its group may still hold others.
+    Exited {
+        /// What is known about it.
+        evidence: Evidence,
+        /// Wall-clock time in milliseconds since 1970, for people.
+        at_unix_ms: u64,
+    },
+    /// Nothing of its process group or cgroup is left.
+    Reaped,
+}
+
+/// Which engine a child is, for people and for the route.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct EngineInfo {
+    /// `llama-server`, `candle` or `command`.
+    pub name: String,
+    /// The program's path.
+    pub program: String,
+    /// How many requests it works on at once.
+    pub parallel: u32,
+}

@@ -1,0 +1,127 @@
+//! The published view of all slots.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde::Serialize;
+
+use super::event::EngineInfo;
+use crate::spec::{Bytes, Generation, Monotime, SlotName, death::Death, profile::Profile};
+
+/// All slots at one moment. Equal generations mean equal content.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Snapshot {
+    /// Grows with each change.
+    pub generation: u64,
+    /// Every slot, by name.
+    pub slots: BTreeMap<SlotName, SlotView>,
+}
+
+/// One slot at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SlotView {
+    /// The profile in force.
+    pub profile: Arc<Profile>,
+    /// The state.
+    pub state: StateView,
+    /// Since when it is in that state.
+    pub since: Monotime,
+    /// The present or last child.
+    pub generation: Generation,
+    /// The present or last engine, once one was chosen.
+    pub engine: Option<EngineInfo>,
+    /// Deaths in a row without a healthy run in between.
+    pub tally: u32,
+    /// Restarts that slotd made by itself since the slot was last loaded by a person or a request.
+    pub restarts: u32,
+    /// Requests that wait for the slot.
+    pub waiting: usize,
+    /// How long a load is expected to take, from earlier ones.
+    pub expected_load: Option<Duration>,
+    /// Resident memory, once it was measured.
+    pub rss: Option<Bytes>,
+    /// Deaths that were not our own stops, oldest first; at most 20.
+    pub deaths: Vec<Death>,
+    /// How long earlier loads took, oldest first; at most 8.
+    pub loads: Vec<Duration>,
+}
+
+/// The state of a slot, with what belongs to it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum StateView {
+    /// No child; a request or a person brings it up.
+    Offline,
+    /// A child is coming up.
+    Starting {
+        /// Its process id, once it runs.
+        pid: Option<u32>,
+        /// How far the load has come, where the engine tells.
+        percent: Option<u8>,
+        /// Which attempt in a row this is, from 1.
+        attempt: u32,
+        /// When the attempt is given up.
+        give_up_at: Monotime,
+    },
+    /// It takes requests.
+    Ready {
+        /// Its process id.
+        pid: u32,
+    },
+    /// It runs but says that it is not ready; it takes none.
+    Unready {
+        /// Its process id.
+        pid: u32,
+    },
+    /// It takes no new requests and finishes those it has.
+    Draining {
+        /// Its process id.
+        pid: u32,
+    },
+    /// It was told to end.
+    Stopping {
+        /// Its process id.
+        pid: u32,
+    },
+    /// It has ended; its group is being emptied.
+    Reaping {
+        /// Its process id.
+        pid: u32,
+    },
+    /// The next attempt waits.
+    Backoff {
+        /// When it starts.
+        retry_at: Monotime,
+    },
+    /// It needs a person, an edit of its profile or a new file.
+    Failed,
+}
+
+impl StateView {
+    /// Returns the state's name.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Offline => "offline",
+            Self::Starting { .. } => "starting",
+            Self::Ready { .. } => "ready",
+            Self::Unready { .. } => "unready",
+            Self::Draining { .. } => "draining",
+            Self::Stopping { .. } => "stopping",
+            Self::Reaping { .. } => "reaping",
+            Self::Backoff { .. } => "backoff",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Returns the child's process id while there is one.
+    pub fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Starting { pid, .. } => *pid,
+            Self::Ready { pid }
+            | Self::Unready { pid }
+            | Self::Draining { pid }
+            | Self::Stopping { pid }
+            | Self::Reaping { pid } => Some(*pid),
+            Self::Offline | Self::Backoff { .. } | Self::Failed => None,
+        }
+    }
+}
