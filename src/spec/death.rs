@@ -12,9 +12,9 @@ pub enum Verdict {
     StoppedByUs,
     /// A signal that slotd did not send ended it, and nothing points to memory.
     KilledByOther,
-    /// The kernel killed it for host memory.
+    /// The kernel killed it for host memory, or an allocation of host memory failed.
     OomHost,
-    /// An allocation on a device, or of host memory by the engine itself, failed.
+    /// An allocation on a device failed.
     OomDevice,
     /// It crashed: a signal such as `SIGSEGV` or `SIGABRT`, or an exit code after it was ready.
     Crash,
@@ -71,7 +71,14 @@ impl Verdict {
 
     /// Tells whether trying again unchanged can only fail again, so that a person is needed.
     pub fn needs_person(self) -> bool {
-        matches!(self, Self::BadConfig | Self::MissingFile | Self::BadModel | Self::SpawnFailed)
+        matches!(
+            self,
+            Self::BadConfig
+                | Self::MissingFile
+                | Self::BadModel
+                | Self::PortBusy
+                | Self::SpawnFailed
+        )
     }
 }
 
@@ -106,8 +113,10 @@ pub struct LogFinding {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogCause {
-    /// An allocation failed.
+    /// An allocation of host memory failed, or one that the log does not place on a device.
     OutOfMemory,
+    /// An allocation on a device failed.
+    OutOfDeviceMemory,
     /// An argument was refused.
     BadConfig,
     /// A file was not found.

@@ -31,7 +31,7 @@ pub struct SlotView {
     pub engine: Option<EngineInfo>,
     /// Deaths in a row without a healthy run in between.
     pub tally: u32,
-    /// Restarts that slotd made by itself since the slot was last loaded by a person or a request.
+    /// Restarts after deaths that slotd made by itself, in this life of the daemon.
     pub restarts: u32,
     /// Requests that wait for the slot.
     pub waiting: usize,
@@ -39,8 +39,8 @@ pub struct SlotView {
     pub expected_load: Option<Duration>,
     /// Resident memory, once it was measured.
     pub rss: Option<Bytes>,
-    /// Deaths that were not our own stops, oldest first; at most 20.
-    pub deaths: Vec<Death>,
+    /// The last deaths, our own stops among them, oldest first; at most 20.
+    pub deaths: Vec<Arc<Death>>,
     /// How long earlier loads took, oldest first; at most 8.
     pub loads: Vec<Duration>,
 }
@@ -79,8 +79,8 @@ pub enum StateView {
     },
     /// It was told to end.
     Stopping {
-        /// Its process id.
-        pid: u32,
+        /// Its process id, if it had come that far.
+        pid: Option<u32>,
     },
     /// It has ended; its group is being emptied.
     Reaping {
@@ -115,11 +115,10 @@ impl StateView {
     /// Returns the child's process id while there is one.
     pub fn pid(&self) -> Option<u32> {
         match self {
-            Self::Starting { pid, .. } => *pid,
+            Self::Starting { pid, .. } | Self::Stopping { pid } => *pid,
             Self::Ready { pid }
             | Self::Unready { pid }
             | Self::Draining { pid }
-            | Self::Stopping { pid }
             | Self::Reaping { pid } => Some(*pid),
             Self::Offline | Self::Backoff { .. } | Self::Failed => None,
         }
