@@ -73,6 +73,8 @@ pub enum ChildEvent {
         verdict: Verdict,
         /// One sentence: what, where, what next.
         reason: String,
+        /// Wall-clock time in milliseconds since 1970, for people.
+        at_unix_ms: u64,
         /// The engine that would have been used, where that was known.
         engine: Option<EngineInfo>,
     },

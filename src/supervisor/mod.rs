@@ -1,9 +1,236 @@
 //! The core: decides everything, does nothing.
+//!
+//! [`Supervisor`] owns every slot's lifecycle and every timer. It takes `(now, event)` and appends
+//! commands; the shell performs them and reports back as events. There is no clock, no I/O, no
+//! `async`, no logging and no randomness but a seeded one, so that the same events at the same times
+//! give the same commands.
 
-pub mod command;
-pub mod event;
-pub mod snapshot;
+mod command;
+mod deaths;
+mod event;
+mod input;
+mod policy;
+mod random;
+mod requests;
+mod restart;
+mod slot;
+mod snapshot;
+mod states;
+mod verdict;
 
-pub use command::{Command, Refusal, StopSignal};
-pub use event::{ChildEvent, EngineInfo, Event, SlotEvent};
-pub use snapshot::{SlotView, Snapshot, StateView};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+pub use self::{
+    command::{Command, Refusal, StopSignal},
+    event::{ChildEvent, EngineInfo, Event, SlotEvent},
+    policy::Policy,
+    snapshot::{SlotView, Snapshot, StateView},
+};
+use self::{
+    input::Input,
+    random::Random,
+    slot::{Context, Slot},
+};
+use crate::spec::{Generation, Monotime, SlotName, death::Death, profile::Profile};
+
+/// What an earlier life of the daemon remembered of a slot.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Memory {
+    /// The last generation.
+    pub generation: Generation,
+    /// How long loads took, oldest first.
+    pub loads: Vec<Duration>,
+    /// Deaths, oldest first.
+    pub deaths: Vec<Arc<Death>>,
+}
+
+/// Where an event would land: the state and the input, as a cell of the table of all of them.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Cell {
+    /// The state's name.
+    pub state: &'static str,
+    /// The event's name.
+    pub event: &'static str,
+}
+
+/// The pure core.
+#[derive(Debug)]
+pub struct Supervisor {
+    policy: Policy,
+    random: Random,
+    now: Monotime,
+    mode: Mode,
+    slots: BTreeMap<SlotName, Slot>,
+    memory: BTreeMap<SlotName, Memory>,
+    published: Arc<Snapshot>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Mode {
+    Running,
+    /// Everything is being stopped.
+    Stopping,
+    /// Everything is stopped, and that has been said.
+    Finished,
+}
+
+impl Supervisor {
+    /// Makes a core without slots. `seed` decides all jitter; `memory` is used for slots that come.
+    pub fn new(policy: Policy, seed: u64, memory: BTreeMap<SlotName, Memory>) -> Self {
+        Self {
+            policy,
+            random: Random::new(seed),
+            now: Monotime::default(),
+            mode: Mode::Running,
+            slots: BTreeMap::new(),
+            memory,
+            published: Arc::new(Snapshot::default()),
+        }
+    }
+
+    /// Takes one event and appends what is to be done. Never fails, never blocks. Timers that are
+    /// due at `now` fire first; time that runs backwards stands still.
+    pub fn handle(&mut self, now: Monotime, event: Event, commands: &mut Vec<Command>) {
+        self.now = self.now.max(now);
+        self.fire_timers(commands);
+        match event {
+            Event::ProfilesChanged { profiles } => self.change_profiles(profiles, commands),
+            Event::ShutdownRequested => self.shut_down(commands),
+            Event::DeadlinePassed => {}
+            Event::Slot { slot, event } => self.slot_event(&slot, event, commands),
+        }
+        self.fire_timers(commands);
+        self.finish_when_stopped(commands);
+    }
+
+    /// Returns when [`Event::DeadlinePassed`] is to be sent if nothing else comes before. May change
+    /// with each `handle`; never lies before the `now` of the last one.
+    pub fn deadline(&self) -> Option<Monotime> {
+        self.slots.values().filter_map(Slot::deadline).min()
+    }
+
+    /// Returns the present view; the same one, with the same generation, while nothing has changed.
+    pub fn snapshot(&mut self) -> Arc<Snapshot> {
+        let slots = self.slots.iter().map(|(name, slot)| (name.clone(), slot.view())).collect();
+        if self.published.slots != slots {
+            let generation = self.published.generation.saturating_add(1);
+            self.published = Arc::new(Snapshot { generation, slots });
+        }
+        Arc::clone(&self.published)
+    }
+
+    /// Returns which cell `event` would land in now; `None` for events about no slot that exists,
+    /// and for stale ones. Costs nothing and changes nothing: for logs and for tests that count.
+    pub fn cell(&self, event: &Event) -> Option<Cell> {
+        let Event::Slot { slot, event } = event else { return None };
+        let slot = self.slots.get(slot)?;
+        let (generation, input) = Input::of(event.clone());
+        let is_current = generation.is_none_or(|generation| generation == slot.generation);
+        is_current.then(|| Cell { state: slot.state.name(), event: input.name() })
+    }
+
+    fn slot_event(&mut self, name: &SlotName, event: SlotEvent, commands: &mut Vec<Command>) {
+        let (generation, input) = Input::of(event);
+        if self.mode != Mode::Running
+            && let Input::Load | Input::Restart | Input::Demand(_) = input
+        {
+            refuse_demand(&input, Refusal::ShuttingDown, commands);
+            return;
+        }
+        let Some(slot) = self.slots.get(name) else {
+            refuse_demand(&input, Refusal::SlotGone, commands);
+            return;
+        };
+        // The one place where stale news of an earlier child is dropped.
+        if generation.is_none_or(|generation| generation == slot.generation) {
+            self.tell(name, input, commands);
+        }
+    }
+
+    /// Lets one slot handle one input, and forgets the slot if that was its end.
+    fn tell(&mut self, name: &SlotName, input: Input, commands: &mut Vec<Command>) {
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        let mut context =
+            Context { now: self.now, policy: &self.policy, random: &mut self.random, commands };
+        slot.handle(input, &mut context);
+        if slot.is_gone() {
+            self.forget(name);
+        }
+    }
+
+    fn forget(&mut self, name: &SlotName) {
+        if let Some(slot) = self.slots.remove(name) {
+            // The profile may come back; its generations must not begin again.
+            self.memory.insert(name.clone(), slot.memory());
+        }
+    }
+
+    fn fire_timers(&mut self, commands: &mut Vec<Command>) {
+        while let Some(name) = self.due() {
+            self.tell(&name, Input::TimerFired, commands);
+        }
+    }
+
+    fn due(&self) -> Option<SlotName> {
+        let is_due = |slot: &&Slot| slot.deadline().is_some_and(|at| at <= self.now);
+        self.slots.values().find(is_due).map(|slot| slot.name.clone())
+    }
+
+    fn change_profiles(
+        &mut self,
+        profiles: BTreeMap<SlotName, Arc<Profile>>,
+        commands: &mut Vec<Command>,
+    ) {
+        if self.mode != Mode::Running {
+            return;
+        }
+        let removed: Vec<_> =
+            self.slots.keys().filter(|name| !profiles.contains_key(*name)).cloned().collect();
+        for name in removed {
+            self.tell(&name, Input::Removed, commands);
+        }
+        for (name, profile) in profiles {
+            match self.slots.get_mut(&name) {
+                Some(slot) if slot.profile == profile && !slot.is_being_removed() => {}
+                Some(slot) => {
+                    let previous = std::mem::replace(&mut slot.profile, profile);
+                    self.tell(&name, Input::Edited { previous }, commands);
+                }
+                None => self.add(&name, profile, commands),
+            }
+        }
+    }
+
+    fn add(&mut self, name: &SlotName, profile: Arc<Profile>, commands: &mut Vec<Command>) {
+        let autostart = profile.autostart;
+        let memory = self.memory.remove(name).unwrap_or_default();
+        let slot = Slot::new(name.clone(), profile, memory, self.now);
+        self.slots.insert(name.clone(), slot);
+        if autostart {
+            self.tell(name, Input::Load, commands);
+        }
+    }
+
+    fn shut_down(&mut self, commands: &mut Vec<Command>) {
+        if self.mode == Mode::Running {
+            self.mode = Mode::Stopping;
+        }
+        let names: Vec<_> = self.slots.keys().cloned().collect();
+        for name in names {
+            self.tell(&name, Input::Shutdown, commands);
+        }
+    }
+
+    fn finish_when_stopped(&mut self, commands: &mut Vec<Command>) {
+        if self.mode == Mode::Stopping && self.slots.values().all(Slot::is_down) {
+            self.mode = Mode::Finished;
+            commands.push(Command::Finish);
+        }
+    }
+}
+
+fn refuse_demand(input: &Input, refusal: Refusal, commands: &mut Vec<Command>) {
+    if let Input::Demand(waiter) = input {
+        commands.push(Command::Refuse { waiter: *waiter, refusal });
+    }
+}

@@ -1,0 +1,111 @@
+//! Everything that can happen to a slot, as its states see it.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{event::ChildEvent, event::EngineInfo, event::SlotEvent};
+use crate::spec::{
+    Bytes, Generation, WaiterId,
+    death::{Evidence, Verdict},
+    profile::Profile,
+};
+
+/// Everything that can happen to a slot, as its states see it.
+#[derive(Clone, Debug)]
+pub(super) enum Input {
+    /// A person wants it up.
+    Load,
+    /// A person wants it down.
+    Unload,
+    /// A person wants a new engine.
+    Restart,
+    /// A request wants it.
+    Demand(WaiterId),
+    /// A request no longer waits.
+    Leave(WaiterId),
+    /// Its profile was edited; `Slot::profile` is the new one already.
+    Edited { previous: Arc<Profile> },
+    /// Its profile is gone.
+    Removed,
+    /// The daemon ends.
+    Shutdown,
+    /// One of its deadlines passed.
+    TimerFired,
+    /// The child runs.
+    Spawned { pid: u32, engine: EngineInfo },
+    /// There is no child.
+    SpawnFailed { verdict: Verdict, reason: String, at_unix_ms: u64, engine: Option<EngineInfo> },
+    /// The load has come this far.
+    Progressed { percent: u8 },
+    /// The child is ready.
+    BecameReady,
+    /// The child is no longer ready.
+    BecameUnready,
+    /// No request is in flight.
+    Drained,
+    /// How busy the gate is.
+    ActivityMeasured { in_flight: u32, idle_for: Duration },
+    /// Resident bytes of the child.
+    MemoryMeasured { rss: Bytes },
+    /// The child has ended.
+    Exited { evidence: Evidence, at_unix_ms: u64 },
+    /// Nothing of the child is left.
+    Reaped,
+}
+
+impl Input {
+    /// Returns the input's name, for the table of cells.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Unload => "unload",
+            Self::Restart => "restart",
+            Self::Demand(_) => "demand",
+            Self::Leave(_) => "leave",
+            Self::Edited { .. } => "edited",
+            Self::Removed => "removed",
+            Self::Shutdown => "shutdown",
+            Self::TimerFired => "timer-fired",
+            Self::Spawned { .. } => "spawned",
+            Self::SpawnFailed { .. } => "spawn-failed",
+            Self::Progressed { .. } => "progressed",
+            Self::BecameReady => "became-ready",
+            Self::BecameUnready => "became-unready",
+            Self::Drained => "drained",
+            Self::ActivityMeasured { .. } => "activity-measured",
+            Self::MemoryMeasured { .. } => "memory-measured",
+            Self::Exited { .. } => "exited",
+            Self::Reaped => "reaped",
+        }
+    }
+
+    /// Reads a slot's event; the generation is the child's that it speaks of, if it does.
+    pub(super) fn of(event: SlotEvent) -> (Option<Generation>, Self) {
+        match event {
+            SlotEvent::LoadRequested => (None, Self::Load),
+            SlotEvent::UnloadRequested => (None, Self::Unload),
+            SlotEvent::RestartRequested => (None, Self::Restart),
+            SlotEvent::Demanded { waiter } => (None, Self::Demand(waiter)),
+            SlotEvent::WaiterLeft { waiter } => (None, Self::Leave(waiter)),
+            SlotEvent::Child { generation, event } => (Some(generation), Self::of_child(event)),
+        }
+    }
+
+    fn of_child(event: ChildEvent) -> Self {
+        match event {
+            ChildEvent::Spawned { pid, engine } => Self::Spawned { pid, engine },
+            ChildEvent::SpawnFailed { verdict, reason, at_unix_ms, engine } => {
+                Self::SpawnFailed { verdict, reason, at_unix_ms, engine }
+            }
+            ChildEvent::Progressed { percent } => Self::Progressed { percent },
+            ChildEvent::BecameReady => Self::BecameReady,
+            ChildEvent::BecameUnready => Self::BecameUnready,
+            ChildEvent::Drained => Self::Drained,
+            ChildEvent::ActivityMeasured { in_flight, idle_for } => {
+                Self::ActivityMeasured { in_flight, idle_for }
+            }
+            ChildEvent::MemoryMeasured { rss } => Self::MemoryMeasured { rss },
+            ChildEvent::Exited { evidence, at_unix_ms } => Self::Exited { evidence, at_unix_ms },
+            ChildEvent::Reaped => Self::Reaped,
+        }
+    }
+}

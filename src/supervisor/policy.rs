@@ -1,0 +1,32 @@
+//! The numbers that the core decides by.
+
+use std::time::Duration;
+
+/// Limits and delays of all slots. The daemon runs with [`Policy::default`]; the simulation draws
+/// its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// The first delay of a backoff.
+    pub backoff_base: Duration,
+    /// The longest delay of a backoff.
+    pub backoff_cap: Duration,
+    /// How long an engine must have been ready for its slot's tally of deaths to be forgotten.
+    pub healthy_after: Duration,
+    /// How many requests may wait for one slot to come up.
+    pub waiting_limit: usize,
+    /// The longest backoff that a request is held over after a working engine died; beyond it the
+    /// request is turned away with the time of the next attempt.
+    pub bridge: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            backoff_base: Duration::from_secs(5),
+            backoff_cap: Duration::from_mins(5),
+            healthy_after: Duration::from_mins(1),
+            waiting_limit: 512,
+            bridge: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! One slot: its profile, its state, its history, and the requests that wait for it.
+//!
+//! ```text
+//!            demand, load            spawned             became ready
+//!  offline ───────────────▶ spawning ───────▶ starting ──────────────▶ ready ⇄ unready
+//!    ▲ ▲                       │ stop           │ stop, timeout          │ stop, edit, idle
+//!    │ │                       ▼                │                        ▼
+//!    │ │                  cancelling ───────────┼──▶ stopping ◀─────── draining
+//!    │ │                    spawned             │        │ exited        │ exited
+//!    │ │ rest                                   ▼        ▼               │
+//!    │ └───────────────────────────────────── reaping ◀──┴───────────────┘
+//!    │                                          │ │ └─ start again ─▶ spawning
+//!    │ unload                                   │ └─── later ───────▶ backoff ─ timer ─▶ spawning
+//!    └── failed ◀───────────────────────────────┘ give up
+//! ```
+//!
+//! This file owns the data and the moves that several states share, `requests` those about waiting
+//! requests, `deaths` those about history; `states` owns what each state does with each event. A state that waits for something carries what follows it ([`After`]), so
+//! that "wanted" is never a flag beside the state.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use super::{
+    Memory,
+    command::{Command, Refusal, StopSignal},
+    event::EngineInfo,
+    policy::Policy,
+    random::Random,
+    restart::Tally,
+    snapshot::{SlotView, StateView},
+};
+use crate::spec::{
+    Bytes, Generation, Monotime, SlotName, WaiterId,
+    death::{Death, Phase},
+    profile::Profile,
+};
+
+/// What a state function works with besides the slot.
+#[derive(Debug)]
+pub(super) struct Context<'a> {
+    pub(super) now: Monotime,
+    pub(super) policy: &'a Policy,
+    pub(super) random: &'a mut Random,
+    pub(super) commands: &'a mut Vec<Command>,
+}
+
+/// One slot.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) name: SlotName,
+    pub(super) profile: Arc<Profile>,
+    pub(super) state: State,
+    pub(super) since: Monotime,
+    pub(super) generation: Generation,
+    pub(super) engine: Option<EngineInfo>,
+    pub(super) tally: Tally,
+    pub(super) restarts: u32,
+    pub(super) waiting: BTreeSet<WaiterId>,
+    pub(super) rss: Option<Bytes>,
+    pub(super) deaths: Vec<Arc<Death>>,
+    pub(super) loads: Vec<Duration>,
+}
+
+/// Where a slot is in its life. Data lives in the variant that owns it.
+#[derive(Clone, Debug)]
+pub(super) enum State {
+    /// No child; a demand brings one.
+    Offline,
+    /// The spawn was ordered; there is no process id yet.
+    Spawning { began: Monotime },
+    /// The spawn was ordered and is no longer wanted.
+    Cancelling { after: After },
+    /// The child loads.
+    Starting { pid: u32, began: Monotime, percent: Option<u8>, give_up_at: Monotime },
+    /// It takes requests.
+    Ready(Serving),
+    /// It says that it is not ready.
+    Unready(Serving),
+    /// It takes no new requests.
+    Draining { began: Monotime, pid: u32, cut_at: Monotime, after: After },
+    /// It was told to end.
+    Stopping { began: Monotime, pid: u32, stop: Stop, after: After },
+    /// It has ended, its group may still hold others.
+    Reaping { pid: u32, after: After },
+    /// The next attempt waits.
+    Backoff { retry_at: Monotime },
+    /// A person is needed.
+    Failed,
+    /// Its profile is gone and nothing is left of it; the supervisor forgets it at once.
+    Gone,
+}
+
+/// A child that has been ready.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Serving {
+    pub(super) began: Monotime,
+    pub(super) pid: u32,
+    /// When it has proven itself; `None` once it has.
+    pub(super) proven_at: Option<Monotime>,
+    /// When to ask how long it has been idle; `None` without an idle timeout.
+    pub(super) idle_check_at: Option<Monotime>,
+}
+
+/// How a stop goes on.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stop {
+    /// `SIGTERM` was sent.
+    Terminated { kill_at: Monotime, was: Phase },
+    /// `SIGKILL` was sent after the grace.
+    Killed { was: Phase },
+    /// `SIGKILL` was sent because it did not become ready.
+    TimedOut,
+}
+
+/// What follows once the child is gone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum After {
+    /// Stay offline.
+    Rest,
+    /// Start the engine that the profile now describes: somebody asked.
+    Start,
+    /// Start again after a death.
+    Restart,
+    /// Wait for the next attempt.
+    Backoff { retry_at: Monotime },
+    /// Fail.
+    Fail,
+    /// Forget the slot.
+    Remove,
+}
+
+impl Slot {
+    /// Makes a slot that is offline.
+    pub(super) fn new(
+        name: SlotName,
+        profile: Arc<Profile>,
+        memory: Memory,
+        now: Monotime,
+    ) -> Self {
+        Self {
+            name,
+            profile,
+            state: State::Offline,
+            since: now,
+            generation: memory.generation,
+            engine: None,
+            tally: Tally::default(),
+            restarts: 0,
+            waiting: BTreeSet::new(),
+            rss: None,
+            deaths: memory.deaths,
+            loads: memory.loads,
+        }
+    }
+
+    /// Returns what is worth remembering when the slot goes.
+    pub(super) fn memory(self) -> Memory {
+        Memory { generation: self.generation, loads: self.loads, deaths: self.deaths }
+    }
+
+    /// Tells whether nothing is left of the slot and its profile.
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self.state, State::Gone)
+    }
+
+    /// Tells whether there is no child and none is to come.
+    pub(super) fn is_down(&self) -> bool {
+        matches!(self.state, State::Offline | State::Failed | State::Gone)
+    }
+
+    /// Tells whether the slot goes because its profile is gone.
+    pub(super) fn is_being_removed(&self) -> bool {
+        match self.state {
+            State::Cancelling { after }
+            | State::Draining { after, .. }
+            | State::Stopping { after, .. }
+            | State::Reaping { after, .. } => after == After::Remove,
+            State::Offline
+            | State::Spawning { .. }
+            | State::Starting { .. }
+            | State::Ready(_)
+            | State::Unready(_)
+            | State::Backoff { .. }
+            | State::Failed
+            | State::Gone => false,
+        }
+    }
+
+    /// Forgets deaths: a person asked, an edit changed something, or a run proved healthy.
+    pub(super) fn forgive(&mut self) {
+        self.tally = Tally::default();
+    }
+
+    /// Orders a new child.
+    pub(super) fn start(&mut self, context: &mut Context<'_>) -> State {
+        // Bump before spawning: news of the old child may already be in the mailbox.
+        self.generation = self.generation.next();
+        self.rss = None;
+        context.commands.push(Command::Spawn {
+            slot: self.name.clone(),
+            generation: self.generation,
+            profile: Arc::clone(&self.profile),
+        });
+        State::Spawning { began: context.now }
+    }
+
+    /// Orders a new child after a death.
+    pub(super) fn restart(&mut self, context: &mut Context<'_>) -> State {
+        self.restarts = self.restarts.saturating_add(1);
+        self.start(context)
+    }
+
+    /// Does what was to follow once the child is gone.
+    pub(super) fn settle(&mut self, after: After, context: &mut Context<'_>) -> State {
+        match after {
+            After::Rest => {
+                self.refuse_all(&Refusal::Unloaded, context);
+                State::Offline
+            }
+            After::Start => self.start(context),
+            After::Restart => self.restart(context),
+            After::Backoff { retry_at } if retry_at <= context.now => self.restart(context),
+            After::Backoff { retry_at } => State::Backoff { retry_at },
+            After::Fail => State::Failed,
+            After::Remove => {
+                self.refuse_all(&Refusal::SlotGone, context);
+                State::Gone
+            }
+        }
+    }
+
+    /// Takes no more requests and lets those in flight end.
+    pub(super) fn drain(&self, serving: Serving, after: After, context: &mut Context<'_>) -> State {
+        context
+            .commands
+            .push(Command::Drain { slot: self.name.clone(), generation: self.generation });
+        State::Draining {
+            began: serving.began,
+            pid: serving.pid,
+            cut_at: context.now.after(self.profile.stop_timeout),
+            after,
+        }
+    }
+
+    /// Tells a child to end. `began` is when it was spawned, `was` how far it had come.
+    pub(super) fn terminate(
+        &self,
+        (pid, began): (u32, Monotime),
+        was: Phase,
+        after: After,
+        context: &mut Context<'_>,
+    ) -> State {
+        self.signal(StopSignal::Terminate, context);
+        let kill_at = context.now.after(self.profile.stop_timeout);
+        State::Stopping { began, pid, stop: Stop::Terminated { kill_at, was }, after }
+    }
+
+    /// Sends a signal to the child's group.
+    pub(super) fn signal(&self, signal: StopSignal, context: &mut Context<'_>) {
+        context.commands.push(Command::Signal {
+            slot: self.name.clone(),
+            generation: self.generation,
+            signal,
+        });
+    }
+
+    /// Returns when the slot wants to be woken.
+    pub(super) fn deadline(&self) -> Option<Monotime> {
+        match &self.state {
+            State::Starting { give_up_at, .. } => Some(*give_up_at),
+            State::Ready(serving) | State::Unready(serving) => {
+                [serving.proven_at, serving.idle_check_at].into_iter().flatten().min()
+            }
+            State::Draining { cut_at, .. } => Some(*cut_at),
+            State::Stopping { stop: Stop::Terminated { kill_at, .. }, .. } => Some(*kill_at),
+            State::Backoff { retry_at } => Some(*retry_at),
+            State::Stopping { stop: Stop::Killed { .. } | Stop::TimedOut, .. }
+            | State::Offline
+            | State::Spawning { .. }
+            | State::Cancelling { .. }
+            | State::Reaping { .. }
+            | State::Failed
+            | State::Gone => None,
+        }
+    }
+
+    /// Returns the slot as others see it.
+    pub(super) fn view(&self) -> SlotView {
+        SlotView {
+            profile: Arc::clone(&self.profile),
+            state: self.state_view(),
+            since: self.since,
+            generation: self.generation,
+            engine: self.engine.clone(),
+            tally: self.tally.deaths,
+            restarts: self.restarts,
+            waiting: self.waiting.len(),
+            expected_load: self.expected_load(),
+            rss: self.rss,
+            deaths: self.deaths.clone(),
+            loads: self.loads.clone(),
+        }
+    }
+
+    fn state_view(&self) -> StateView {
+        let attempt = self.tally.deaths.saturating_add(1);
+        match self.state {
+            State::Offline | State::Gone => StateView::Offline,
+            State::Spawning { began } => StateView::Starting {
+                pid: None,
+                percent: None,
+                attempt,
+                give_up_at: began.after(self.profile.start_timeout),
+            },
+            State::Starting { pid, percent, give_up_at, .. } => {
+                StateView::Starting { pid: Some(pid), percent, attempt, give_up_at }
+            }
+            State::Ready(Serving { pid, .. }) => StateView::Ready { pid },
+            State::Unready(Serving { pid, .. }) => StateView::Unready { pid },
+            State::Draining { pid, .. } => StateView::Draining { pid },
+            State::Cancelling { .. } => StateView::Stopping { pid: None },
+            State::Stopping { pid, .. } => StateView::Stopping { pid: Some(pid) },
+            State::Reaping { pid, .. } => StateView::Reaping { pid },
+            State::Backoff { retry_at } => StateView::Backoff { retry_at },
+            State::Failed => StateView::Failed,
+        }
+    }
+}
+
+impl State {
+    /// Returns the state's name, for the table of cells.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Offline => "offline",
+            Self::Spawning { .. } => "spawning",
+            Self::Cancelling { .. } => "cancelling",
+            Self::Starting { .. } => "starting",
+            Self::Ready(_) => "ready",
+            Self::Unready(_) => "unready",
+            Self::Draining { .. } => "draining",
+            Self::Stopping { .. } => "stopping",
+            Self::Reaping { .. } => "reaping",
+            Self::Backoff { .. } => "backoff",
+            Self::Failed => "failed",
+            Self::Gone => "gone",
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! States before a child is ready: spawning, cancelling, starting.
+
+use crate::{
+    spec::{
+        Monotime,
+        death::{Death, Phase, Verdict},
+    },
+    supervisor::{
+        command::{Refusal, StopSignal},
+        input::Input,
+        slot::{After, Context, Slot, State, Stop},
+    },
+};
+
+impl Slot {
+    pub(in crate::supervisor) fn spawning(
+        &mut self,
+        began: Monotime,
+        input: Input,
+        context: &mut Context<'_>,
+    ) -> State {
+        let same = State::Spawning { began };
+        match input {
+            Input::Spawned { pid, engine } => {
+                self.engine = Some(engine);
+                let give_up_at = context.now.after(self.profile.start_timeout);
+                State::Starting { pid, began, percent: None, give_up_at }
+            }
+            Input::SpawnFailed { verdict, reason, at_unix_ms, engine } => {
+                self.engine = engine.or_else(|| self.engine.take());
+                self.record_stillbirth(began, (verdict, reason), at_unix_ms, context);
+                let after = self.after_death(context);
+                self.settle(after, context)
+            }
+            Input::Demand(waiter) => {
+                self.hold(waiter, context);
+                same
+            }
+            Input::Leave(waiter) => {
+                self.waiting.remove(&waiter);
+                same
+            }
+            Input::Unload | Input::Shutdown => {
+                self.dismiss_waiting(&input, context);
+                State::Cancelling { after: After::Rest }
+            }
+            Input::Removed => {
+                self.refuse_all(&Refusal::SlotGone, context);
+                State::Cancelling { after: After::Remove }
+            }
+            Input::Edited { previous } if !self.profile.starts_same_engine(&previous) => {
+                State::Cancelling { after: After::Start }
+            }
+            Input::Load
+            | Input::Restart
+            | Input::Edited { .. }
+            | Input::TimerFired
+            | Input::Progressed { .. }
+            | Input::BecameReady
+            | Input::BecameUnready
+            | Input::Drained
+            | Input::ActivityMeasured { .. }
+            | Input::MemoryMeasured { .. }
+            | Input::Exited { .. }
+            | Input::Reaped => same,
+        }
+    }
+
+    pub(in crate::supervisor) fn cancelling(
+        &mut self,
+        after: After,
+        input: Input,
+        context: &mut Context<'_>,
+    ) -> State {
+        match input {
+            Input::Spawned { pid, engine } => {
+                self.engine = Some(engine);
+                self.terminate((pid, context.now), Phase::Starting, after, context)
+            }
+            Input::SpawnFailed { .. } => self.settle(after, context),
+            Input::Load
+            | Input::Restart
+            | Input::Demand(_)
+            | Input::Leave(_)
+            | Input::Unload
+            | Input::Shutdown
+            | Input::Edited { .. }
+            | Input::Removed => {
+                let after = self.steer(after, &input, context);
+                State::Cancelling { after }
+            }
+            Input::TimerFired
+            | Input::Progressed { .. }
+            | Input::BecameReady
+            | Input::BecameUnready
+            | Input::Drained
+            | Input::ActivityMeasured { .. }
+            | Input::MemoryMeasured { .. }
+            | Input::Exited { .. }
+            | Input::Reaped => State::Cancelling { after },
+        }
+    }
+
+    pub(in crate::supervisor) fn starting(
+        &mut self,
+        state: State,
+        input: Input,
+        context: &mut Context<'_>,
+    ) -> State {
+        let State::Starting { pid, began, percent, give_up_at } = state else { return state };
+        let child = (pid, began);
+        match input {
+            Input::Progressed { percent: now } => {
+                // Log lines and health answers race; the bar never runs backwards.
+                let percent = Some(percent.map_or(now, |before| before.max(now)).min(100));
+                State::Starting { pid, began, percent, give_up_at }
+            }
+            Input::BecameReady => {
+                self.record_load(context.now.since(began));
+                self.grant_all(context);
+                State::Ready(self.serving(child, context))
+            }
+            Input::Exited { evidence, at_unix_ms } => {
+                let exit = (evidence, at_unix_ms);
+                let after = self.bury(child, Phase::Starting, exit, context);
+                State::Reaping { pid, after }
+            }
+            Input::TimerFired if give_up_at <= context.now => self.time_out(child, context),
+            Input::Demand(waiter) => {
+                self.hold(waiter, context);
+                state
+            }
+            Input::Leave(waiter) => {
+                self.waiting.remove(&waiter);
+                state
+            }
+            Input::Unload | Input::Shutdown => {
+                self.dismiss_waiting(&input, context);
+                self.terminate(child, Phase::Starting, After::Rest, context)
+            }
+            Input::Removed => {
+                self.refuse_all(&Refusal::SlotGone, context);
+                self.terminate(child, Phase::Starting, After::Remove, context)
+            }
+            Input::Restart => self.terminate(child, Phase::Starting, After::Start, context),
+            Input::Edited { previous } if !self.profile.starts_same_engine(&previous) => {
+                self.terminate(child, Phase::Starting, After::Start, context)
+            }
+            Input::Edited { .. } => {
+                let give_up_at = began.after(self.profile.start_timeout).max(context.now);
+                State::Starting { pid, began, percent, give_up_at }
+            }
+            Input::MemoryMeasured { rss } => {
+                self.rss = Some(rss);
+                state
+            }
+            Input::Load
+            | Input::TimerFired
+            | Input::Spawned { .. }
+            | Input::SpawnFailed { .. }
+            | Input::BecameUnready
+            | Input::Drained
+            | Input::ActivityMeasured { .. }
+            | Input::Reaped => state,
+        }
+    }
+
+    /// Keeps the death of a child that never was.
+    fn record_stillbirth(
+        &mut self,
+        began: Monotime,
+        (verdict, reason): (Verdict, String),
+        at_unix_ms: u64,
+        context: &Context<'_>,
+    ) {
+        self.record(Death {
+            generation: self.generation,
+            pid: None,
+            verdict,
+            reason,
+            phase: Phase::Starting,
+            ran_for: context.now.since(began),
+            at_unix_ms,
+            evidence: None,
+        });
+    }
+
+    /// Gives a load up: the death is settled here, its evidence comes when the kill has worked.
+    fn time_out(&mut self, (pid, began): (u32, Monotime), context: &mut Context<'_>) -> State {
+        self.signal(StopSignal::Kill, context);
+        self.record(Death {
+            generation: self.generation,
+            pid: Some(pid),
+            verdict: Verdict::StartTimeout,
+            reason: format!(
+                "it was not ready after {} s (`start_timeout`) and was killed",
+                context.now.since(began).as_secs()
+            ),
+            phase: Phase::Starting,
+            ran_for: context.now.since(began),
+            at_unix_ms: 0,
+            evidence: None,
+        });
+        let after = self.after_death(context);
+        State::Stopping { began, pid, stop: Stop::TimedOut, after }
+    }
+}

@@ -1,0 +1,129 @@
+//! States without a child: offline, backoff, failed.
+
+use crate::{
+    spec::Monotime,
+    supervisor::{
+        input::Input,
+        slot::{After, Context, Slot, State},
+    },
+};
+
+impl Slot {
+    pub(in crate::supervisor) fn offline(
+        &mut self,
+        input: Input,
+        context: &mut Context<'_>,
+    ) -> State {
+        match input {
+            Input::Load | Input::Restart => {
+                self.forgive();
+                self.start(context)
+            }
+            Input::Demand(waiter) if self.hold(waiter, context) => self.start(context),
+            Input::Edited { previous } if self.profile.autostart && !previous.autostart => {
+                self.start(context)
+            }
+            Input::Edited { .. } => {
+                self.forgive();
+                State::Offline
+            }
+            Input::Removed => State::Gone,
+            Input::Leave(_)
+            | Input::Demand(_)
+            | Input::Unload
+            | Input::Shutdown
+            | Input::TimerFired
+            | Input::Spawned { .. }
+            | Input::SpawnFailed { .. }
+            | Input::Progressed { .. }
+            | Input::BecameReady
+            | Input::BecameUnready
+            | Input::Drained
+            | Input::ActivityMeasured { .. }
+            | Input::MemoryMeasured { .. }
+            | Input::Exited { .. }
+            | Input::Reaped => State::Offline,
+        }
+    }
+
+    pub(in crate::supervisor) fn backoff(
+        &mut self,
+        retry_at: Monotime,
+        input: &Input,
+        context: &mut Context<'_>,
+    ) -> State {
+        let same = State::Backoff { retry_at };
+        match input {
+            Input::TimerFired if retry_at <= context.now => self.restart(context),
+            Input::Load | Input::Restart | Input::Edited { .. } => {
+                self.forgive();
+                self.start(context)
+            }
+            Input::Demand(waiter) => {
+                self.hold_over_backoff(*waiter, retry_at, context);
+                same
+            }
+            Input::Leave(waiter) => {
+                self.waiting.remove(waiter);
+                same
+            }
+            Input::Unload | Input::Shutdown => {
+                self.dismiss_waiting(input, context);
+                self.forgive();
+                self.settle(After::Rest, context)
+            }
+            Input::Removed => self.settle(After::Remove, context),
+            Input::TimerFired
+            | Input::Spawned { .. }
+            | Input::SpawnFailed { .. }
+            | Input::Progressed { .. }
+            | Input::BecameReady
+            | Input::BecameUnready
+            | Input::Drained
+            | Input::ActivityMeasured { .. }
+            | Input::MemoryMeasured { .. }
+            | Input::Exited { .. }
+            | Input::Reaped => same,
+        }
+    }
+
+    pub(in crate::supervisor) fn failed(
+        &mut self,
+        input: &Input,
+        context: &mut Context<'_>,
+    ) -> State {
+        match input {
+            Input::Load | Input::Restart => {
+                self.forgive();
+                self.start(context)
+            }
+            Input::Edited { .. } => {
+                self.forgive();
+                let resident = self.profile.autostart || self.profile.essential;
+                if resident { self.start(context) } else { State::Offline }
+            }
+            Input::Demand(waiter) => {
+                self.refuse_failed(*waiter, context);
+                State::Failed
+            }
+            Input::Unload => {
+                self.forgive();
+                State::Offline
+            }
+            Input::Shutdown => State::Offline,
+            Input::Removed => State::Gone,
+            Input::Leave(_)
+            | Input::TimerFired
+            | Input::Spawned { .. }
+            | Input::SpawnFailed { .. }
+            | Input::Progressed { .. }
+            | Input::BecameReady
+            | Input::BecameUnready
+            | Input::Drained
+            | Input::ActivityMeasured { .. }
+            | Input::MemoryMeasured { .. }
+            | Input::Exited { .. }
+            | Input::Reaped => State::Failed,
+        }
+    }
+}

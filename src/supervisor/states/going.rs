@@ -1,0 +1,234 @@
+//! States of a child that ends: draining, stopping, reaping.
+
+use crate::{
+    spec::{WaiterId, death::Phase},
+    supervisor::{
+        command::{Command, Refusal, StopSignal},
+        input::Input,
+        slot::{After, Context, Slot, State, Stop},
+        verdict::OurPart,
+    },
+};
+
+impl Slot {
+    pub(in crate::supervisor) fn draining(
+        &mut self,
+        state: State,
+        input: Input,
+        context: &mut Context<'_>,
+    ) -> State {
+        let State::Draining { began, pid, cut_at, after } = state else { return state };
+        let child = (pid, began);
+        match input {
+            Input::Drained => self.terminate(child, Phase::Serving, after, context),
+            Input::TimerFired if cut_at <= context.now => {
+                context.commands.push(Command::CutRequests {
+                    slot: self.name.clone(),
+                    generation: self.generation,
+                });
+                self.terminate(child, Phase::Serving, after, context)
+            }
+            Input::Exited { evidence, at_unix_ms } => {
+                // It went before it was told to: a death like any other, but what follows is set.
+                let exit = (evidence, at_unix_ms);
+                self.bury_planned(child, (Phase::Serving, OurPart::None), exit, context);
+                State::Reaping { pid, after }
+            }
+            Input::Load
+            | Input::Restart
+            | Input::Demand(_)
+            | Input::Leave(_)
+            | Input::Unload
+            | Input::Shutdown
+            | Input::Edited { .. }
+            | Input::Removed => {
+                let after = self.steer(after, &input, context);
+                State::Draining { began, pid, cut_at, after }
+            }
+            Input::MemoryMeasured { rss } => {
+                self.rss = Some(rss);
+                state
+            }
+            Input::TimerFired
+            | Input::Spawned { .. }
+            | Input::SpawnFailed { .. }
+            | Input::Progressed { .. }
+            | Input::BecameReady
+            | Input::BecameUnready
+            | Input::ActivityMeasured { .. }
+            | Input::Reaped => state,
+        }
+    }
+
+    pub(in crate::supervisor) fn stopping(
+        &mut self,
+        state: State,
+        input: Input,
+        context: &mut Context<'_>,
+    ) -> State {
+        let State::Stopping { began, pid, stop, after } = state else { return state };
+        match input {
+            Input::Exited { evidence, at_unix_ms } => {
+                match stop {
+                    Stop::TimedOut => self.complete_last_death(evidence, at_unix_ms),
+                    Stop::Terminated { was, .. } | Stop::Killed { was } => {
+                        let exit = (evidence, at_unix_ms);
+                        self.bury_planned((pid, began), (was, OurPart::Stopped), exit, context);
+                    }
+                }
+                State::Reaping { pid, after }
+            }
+            Input::TimerFired => match stop {
+                Stop::Terminated { kill_at, was } if kill_at <= context.now => {
+                    self.signal(StopSignal::Kill, context);
+                    State::Stopping { began, pid, stop: Stop::Killed { was }, after }
+                }
+                Stop::Terminated { .. } | Stop::Killed { .. } | Stop::TimedOut => state,
+            },
+            Input::Load
+            | Input::Restart
+            | Input::Demand(_)
+            | Input::Leave(_)
+            | Input::Unload
+            | Input::Shutdown
+            | Input::Edited { .. }
+            | Input::Removed => {
+                let after = self.steer(after, &input, context);
+                State::Stopping { began, pid, stop, after }
+            }
+            Input::MemoryMeasured { .. }
+            | Input::Spawned { .. }
+            | Input::SpawnFailed { .. }
+            | Input::Progressed { .. }
+            | Input::BecameReady
+            | Input::BecameUnready
+            | Input::Drained
+            | Input::ActivityMeasured { .. }
+            | Input::Reaped => state,
+        }
+    }
+
+    pub(in crate::supervisor) fn reaping(
+        &mut self,
+        pid: u32,
+        after: After,
+        input: &Input,
+        context: &mut Context<'_>,
+    ) -> State {
+        match input {
+            Input::Reaped => self.settle(after, context),
+            Input::Load
+            | Input::Restart
+            | Input::Demand(_)
+            | Input::Leave(_)
+            | Input::Unload
+            | Input::Shutdown
+            | Input::Edited { .. }
+            | Input::Removed => {
+                let after = self.steer(after, input, context);
+                State::Reaping { pid, after }
+            }
+            Input::TimerFired
+            | Input::Spawned { .. }
+            | Input::SpawnFailed { .. }
+            | Input::Progressed { .. }
+            | Input::BecameReady
+            | Input::BecameUnready
+            | Input::Drained
+            | Input::ActivityMeasured { .. }
+            | Input::MemoryMeasured { .. }
+            | Input::Exited { .. } => State::Reaping { pid, after },
+        }
+    }
+
+    /// Changes what follows a child that is on its way out. A removal is final unless the profile
+    /// comes back; down wins over a restart that nobody asked for.
+    pub(in crate::supervisor) fn steer(
+        &mut self,
+        after: After,
+        input: &Input,
+        context: &mut Context<'_>,
+    ) -> After {
+        match input {
+            Input::Leave(waiter) => {
+                self.waiting.remove(waiter);
+                after
+            }
+            Input::Demand(waiter) => self.demand_on_the_way_out(*waiter, after, context),
+            Input::Removed => {
+                self.refuse_all(&Refusal::SlotGone, context);
+                After::Remove
+            }
+            Input::Edited { .. } => self.edit_on_the_way_out(after),
+            Input::Unload | Input::Shutdown if after != After::Remove => {
+                self.dismiss_waiting(input, context);
+                After::Rest
+            }
+            Input::Load | Input::Restart if after != After::Remove => {
+                self.forgive();
+                After::Start
+            }
+            Input::Load
+            | Input::Restart
+            | Input::Unload
+            | Input::Shutdown
+            | Input::TimerFired
+            | Input::Spawned { .. }
+            | Input::SpawnFailed { .. }
+            | Input::Progressed { .. }
+            | Input::BecameReady
+            | Input::BecameUnready
+            | Input::Drained
+            | Input::ActivityMeasured { .. }
+            | Input::MemoryMeasured { .. }
+            | Input::Exited { .. }
+            | Input::Reaped => after,
+        }
+    }
+
+    fn edit_on_the_way_out(&mut self, after: After) -> After {
+        match after {
+            After::Rest | After::Start => after,
+            After::Restart | After::Backoff { .. } | After::Fail => {
+                self.forgive();
+                After::Start
+            }
+            // The profile came back before its slot was gone.
+            After::Remove if self.profile.autostart => After::Start,
+            After::Remove => After::Rest,
+        }
+    }
+
+    fn demand_on_the_way_out(
+        &mut self,
+        waiter: WaiterId,
+        after: After,
+        context: &mut Context<'_>,
+    ) -> After {
+        match after {
+            After::Start | After::Restart => {
+                self.hold(waiter, context);
+                after
+            }
+            After::Rest => {
+                if self.hold(waiter, context) {
+                    After::Start
+                } else {
+                    after
+                }
+            }
+            After::Backoff { retry_at } => {
+                self.hold_over_backoff(waiter, retry_at, context);
+                after
+            }
+            After::Fail => {
+                self.refuse_failed(waiter, context);
+                after
+            }
+            After::Remove => {
+                context.commands.push(Command::Refuse { waiter, refusal: Refusal::SlotGone });
+                after
+            }
+        }
+    }
+}

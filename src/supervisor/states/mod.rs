@@ -1,0 +1,42 @@
+//! What each state does with each event: one small function a state, one arm an event, no `_`.
+//!
+//! `down` holds the states without a child, `coming` those before it is ready, `serving` those in
+//! which it has been, `going` those in which it ends.
+
+mod coming;
+mod down;
+mod going;
+mod serving;
+
+use std::mem;
+
+use super::{
+    input::Input,
+    slot::{Context, Slot, State},
+};
+
+impl Slot {
+    /// Takes one event.
+    pub(super) fn handle(&mut self, input: Input, context: &mut Context<'_>) {
+        // The taken state's function returns the next one; nothing reads `Gone` in between.
+        let state = mem::replace(&mut self.state, State::Gone);
+        let before = mem::discriminant(&state);
+        self.state = match state {
+            State::Offline => self.offline(input, context),
+            State::Spawning { began } => self.spawning(began, input, context),
+            State::Cancelling { after } => self.cancelling(after, input, context),
+            State::Starting { .. } => self.starting(state, input, context),
+            State::Ready(serving) => self.ready(serving, input, context),
+            State::Unready(serving) => self.unready(serving, input, context),
+            State::Draining { .. } => self.draining(state, input, context),
+            State::Stopping { .. } => self.stopping(state, input, context),
+            State::Reaping { pid, after } => self.reaping(pid, after, &input, context),
+            State::Backoff { retry_at } => self.backoff(retry_at, &input, context),
+            State::Failed => self.failed(&input, context),
+            State::Gone => State::Gone,
+        };
+        if mem::discriminant(&self.state) != before {
+            self.since = context.now;
+        }
+    }
+}
