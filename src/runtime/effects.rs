@@ -1,0 +1,183 @@
+//! Performs commands, and brings back what came of them.
+//!
+//! Owns the handles of live children (their gates and stop handles) and the tasks that watch them.
+//! Everything here returns at once: what takes time is a task that reports back.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::engine_task::{self, Reporter, Tools};
+use crate::{
+    process::StopHandle,
+    proxy::Gate,
+    spec::{Generation, SlotName, profile::Profile},
+    supervisor::{ChildEvent, Command, Event, SlotEvent, StopSignal},
+};
+
+/// How many reports of children may wait for the driver. A child's task waits when it is full.
+const REPORTS: usize = 256;
+
+/// What a child's task has to say.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) slot: SlotName,
+    pub(super) generation: Generation,
+    pub(super) event: ChildEvent,
+    /// Sent with [`ChildEvent::Spawned`]: the way to the child.
+    pub(super) handles: Option<Handles>,
+}
+
+/// The ways to one live child.
+#[derive(Clone, Debug)]
+pub(super) struct Handles {
+    pub(super) gate: Arc<Gate>,
+    pub(super) stop: StopHandle,
+}
+
+#[derive(Debug)]
+struct Live {
+    generation: Generation,
+    handles: Handles,
+}
+
+/// The performing side of the driver.
+#[derive(Debug)]
+pub(super) struct Effects {
+    tools: Arc<Tools>,
+    live: BTreeMap<SlotName, Live>,
+    gates: BTreeMap<SlotName, Arc<Gate>>,
+    tasks: JoinSet<()>,
+    reports: mpsc::Receiver<Report>,
+    reporter: mpsc::Sender<Report>,
+    answers: VecDeque<Event>,
+}
+
+impl Effects {
+    /// Makes the performing side; nothing runs yet.
+    pub(super) fn new(tools: Arc<Tools>) -> Self {
+        let (reporter, reports) = mpsc::channel(REPORTS);
+        Self {
+            tools,
+            live: BTreeMap::new(),
+            gates: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            reports,
+            reporter,
+            answers: VecDeque::new(),
+        }
+    }
+
+    /// Returns the gates of live children, for the routing table.
+    pub(super) fn gates(&self) -> &BTreeMap<SlotName, Arc<Gate>> {
+        &self.gates
+    }
+
+    /// Returns what a command brought about at once.
+    pub(super) fn next_answer(&mut self) -> Option<Event> {
+        self.answers.pop_front()
+    }
+
+    /// Waits for news of a child. Cancel-safe.
+    pub(super) async fn next_report(&mut self) -> Event {
+        loop {
+            // Ended tasks are collected as they end; their news came before.
+            while self.tasks.try_join_next().is_some() {}
+            match self.reports.recv().await {
+                Some(report) => return self.take(report),
+                // Cannot be while `reporter` lives.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Keeps the handles in step with the child's news and makes the core's event of it.
+    fn take(&mut self, report: Report) -> Event {
+        let Report { slot, generation, event, handles } = report;
+        if let Some(handles) = handles {
+            self.gates.insert(slot.clone(), Arc::clone(&handles.gate));
+            self.live.insert(slot.clone(), Live { generation, handles });
+        }
+        if let Some(live) = self.live.get(&slot).filter(|live| live.generation == generation) {
+            match event {
+                // Streams in flight must not end as if they were whole.
+                ChildEvent::Exited { .. } => live.handles.gate.mark_dead(),
+                ChildEvent::Reaped => {
+                    self.live.remove(&slot);
+                    self.gates.remove(&slot);
+                }
+                _ => {}
+            }
+        }
+        child_event(slot, generation, event)
+    }
+
+    /// Performs one command about a child. Grants and refusals are the driver's.
+    pub(super) fn perform(&mut self, command: Command) {
+        match command {
+            Command::Spawn { slot, generation, profile } => self.spawn(slot, generation, profile),
+            Command::Signal { slot, generation, signal } => {
+                if let Some(handles) = self.live(&slot, generation) {
+                    if signal == StopSignal::Kill {
+                        handles.gate.close();
+                    }
+                    handles.stop.signal(signal);
+                }
+            }
+            Command::Drain { slot, generation } => self.drain(slot, generation),
+            Command::CutRequests { slot, generation } => {
+                if let Some(handles) = self.live(&slot, generation) {
+                    handles.gate.cut();
+                }
+            }
+            Command::MeasureActivity { slot, generation } => {
+                if let Some(handles) = self.live(&slot, generation) {
+                    let in_flight = handles.gate.in_flight();
+                    let idle_for = handles.gate.idle_for();
+                    let event = ChildEvent::ActivityMeasured { in_flight, idle_for };
+                    self.answers.push_back(child_event(slot, generation, event));
+                }
+            }
+            Command::Grant { .. } | Command::Refuse { .. } | Command::Finish => {}
+        }
+    }
+
+    fn spawn(&mut self, slot: SlotName, generation: Generation, profile: Arc<Profile>) {
+        let reporter = self.reporter_for(slot, generation);
+        self.tasks.spawn(engine_task::run(Arc::clone(&self.tools), profile, reporter));
+    }
+
+    fn drain(&mut self, slot: SlotName, generation: Generation) {
+        let Some(handles) = self.live(&slot, generation) else { return };
+        let gate = Arc::clone(&handles.gate);
+        gate.close();
+        let reporter = self.reporter_for(slot, generation);
+        self.tasks.spawn(async move {
+            gate.drained().await;
+            reporter.tell(ChildEvent::Drained).await;
+        });
+    }
+
+    fn live(&self, slot: &SlotName, generation: Generation) -> Option<&Handles> {
+        let live = self.live.get(slot).filter(|live| live.generation == generation)?;
+        Some(&live.handles)
+    }
+
+    fn reporter_for(&self, slot: SlotName, generation: Generation) -> Reporter {
+        Reporter::new(slot, generation, self.reporter.clone())
+    }
+
+    /// Waits for the tasks that are left once everything is stopped.
+    pub(super) async fn finish(mut self) {
+        // Reports that nobody reads any more must not hold a task up.
+        self.reports.close();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+fn child_event(slot: SlotName, generation: Generation, event: ChildEvent) -> Event {
+    Event::Slot { slot, event: SlotEvent::Child { generation, event } }
+}

@@ -1,0 +1,105 @@
+//! Publishes the core's snapshot: to the request path, the control API, the log, the service
+//! manager and the state file.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::service_manager;
+use crate::{
+    proxy::{Gate, RouteTable},
+    spec::{SlotName, death::Verdict},
+    supervisor::{SlotView, Snapshot, StateView},
+};
+
+/// Where snapshots go.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    routes: Arc<ArcSwap<RouteTable>>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+}
+
+impl Publisher {
+    /// Makes a publisher whose readers see an empty snapshot first.
+    pub(super) fn new(
+        routes: Arc<ArcSwap<RouteTable>>,
+    ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
+        let (snapshots, receiver) = watch::channel(Arc::new(Snapshot::default()));
+        (Self { routes, snapshots }, receiver)
+    }
+
+    /// Publishes `snapshot` if it is news.
+    pub(super) fn publish(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        gates: &BTreeMap<SlotName, Arc<Gate>>,
+    ) {
+        let before = Arc::clone(&self.snapshots.borrow());
+        if before.generation == snapshot.generation {
+            return;
+        }
+        self.routes.store(Arc::new(RouteTable::build(snapshot, gates)));
+        log_changes(&before, snapshot);
+        service_manager::status(snapshot);
+        self.snapshots.send_replace(Arc::clone(snapshot));
+    }
+}
+
+/// One line for each change of state, one for each death.
+fn log_changes(before: &Snapshot, after: &Snapshot) {
+    for (name, slot) in &after.slots {
+        let earlier = before.slots.get(name);
+        log_deaths(name, earlier, slot);
+        let state = slot.state.as_str();
+        if earlier.map(|earlier| earlier.state.as_str()) == Some(state) {
+            continue;
+        }
+        let generation = slot.generation;
+        match &slot.state {
+            StateView::Ready { pid } => {
+                let elapsed_ms = slot.loads.last().map(std::time::Duration::as_millis);
+                info!(slot = %name, %generation, pid, elapsed_ms, "slot became ready");
+            }
+            StateView::Failed => {
+                let reason = slot.deaths.last().map(|death| death.reason.as_str());
+                error!(slot = %name, %generation, reason, "slot failed");
+            }
+            StateView::Starting { .. }
+            | StateView::Offline
+            | StateView::Unready { .. }
+            | StateView::Draining { .. }
+            | StateView::Stopping { .. }
+            | StateView::Reaping { .. }
+            | StateView::Backoff { .. } => {
+                info!(slot = %name, %generation, state, "slot changed state");
+            }
+        }
+    }
+    for name in before.slots.keys().filter(|name| !after.slots.contains_key(*name)) {
+        info!(slot = %name, "slot removed");
+    }
+}
+
+fn log_deaths(name: &SlotName, earlier: Option<&SlotView>, slot: &SlotView) {
+    let Some(death) = slot.deaths.last() else { return };
+    let known = earlier.and_then(|earlier| earlier.deaths.last());
+    let is_known = match earlier {
+        // What an earlier life of the daemon remembered is no news.
+        None => true,
+        Some(_) => known.is_some_and(|known| known.generation == death.generation),
+    };
+    if is_known {
+        return;
+    }
+    let (generation, verdict, reason) = (death.generation, death.verdict, death.reason.as_str());
+    let uptime_ms = death.ran_for.as_millis();
+    if verdict == Verdict::StoppedByUs {
+        info!(slot = %name, %generation, %verdict, reason, uptime_ms, "engine stopped");
+    } else if slot.profile.essential {
+        error!(slot = %name, %generation, %verdict, reason, uptime_ms, "engine died");
+    } else {
+        warn!(slot = %name, %generation, %verdict, reason, uptime_ms, "engine died");
+    }
+}

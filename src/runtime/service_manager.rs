@@ -1,0 +1,87 @@
+//! Messages to the service manager: ready, status, watchdog, stopping. Silent where there is none.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::time::{Instant, sleep_until};
+use tracing::debug;
+
+use crate::supervisor::{Snapshot, StateView};
+
+/// Tells the service manager one thing; nobody listening is normal.
+pub(super) fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        debug!(%error, "service manager not told");
+    }
+}
+
+/// Tells that slots can be served.
+pub(super) fn ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// Tells that the daemon is on its way down.
+pub(super) fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+/// Tells in one line how the slots are.
+pub(super) fn status(snapshot: &Snapshot) {
+    tell(&[NotifyState::Status(&status_line(snapshot))]);
+}
+
+/// Says how many slots are ready, and what the others are at: `1/3 ready, loading coder 42 %`.
+fn status_line(snapshot: &Snapshot) -> String {
+    let slots = &snapshot.slots;
+    let ready = slots.values().filter(|slot| matches!(slot.state, StateView::Ready { .. })).count();
+    let mut line = format!("{ready}/{} ready", slots.len());
+    for (name, slot) in slots {
+        match slot.state {
+            StateView::Starting { percent: Some(percent), .. } => {
+                line.push_str(&format!(", loading {name} {percent} %"));
+            }
+            StateView::Starting { .. } => line.push_str(&format!(", loading {name}")),
+            StateView::Backoff { .. } => line.push_str(&format!(", {name} waits to restart")),
+            StateView::Failed => line.push_str(&format!(", {name} failed")),
+            StateView::Offline
+            | StateView::Ready { .. }
+            | StateView::Unready { .. }
+            | StateView::Draining { .. }
+            | StateView::Stopping { .. }
+            | StateView::Reaping { .. } => {}
+        }
+    }
+    line
+}
+
+/// The service manager's watchdog, patted by the driver itself so that a stuck driver is seen.
+#[derive(Debug)]
+pub(super) struct Watchdog {
+    every: Option<Duration>,
+    next: Instant,
+}
+
+impl Watchdog {
+    /// Reads what the service manager asks for (`WATCHDOG_USEC`, `WATCHDOG_PID`).
+    pub(super) fn from_environment() -> Self {
+        // Half the time it allows: one late pat is no reason to be restarted.
+        let every = sd_notify::watchdog_enabled().map(|allowed| allowed / 2);
+        Self { every, next: Instant::now() }
+    }
+
+    /// Resolves when the next pat is due; never without a watchdog.
+    pub(super) async fn due(&self) {
+        match self.every {
+            Some(_) => sleep_until(self.next).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tells the service manager that the driver is alive.
+    pub(super) fn pat(&mut self) {
+        tell(&[NotifyState::Watchdog]);
+        if let Some(every) = self.every {
+            self.next = Instant::now() + every;
+        }
+    }
+}

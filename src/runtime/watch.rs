@@ -1,0 +1,151 @@
+//! Watches one child while it lives: how far its load is, whether it is ready, what it uses.
+//!
+//! While it loads the looks come fast, so that the first request leaves within milliseconds of the
+//! engine being ready; a line in its log brings the next look forward. Once it is ready they come
+//! slowly: its end is told by the kernel, not by a look.
+
+use std::{convert::Infallible, path::Path, time::Duration};
+
+use tokio::time::{Instant, sleep};
+use tracing::debug;
+
+use super::engine_task::Reporter;
+use crate::{
+    engine::{self, Endpoint, EngineKind},
+    probe::{Health, Probe},
+    process::{self, LogFollower},
+    sensor,
+    spec::{Bytes, SlotName},
+    supervisor::ChildEvent,
+};
+
+/// How long one look may take.
+const LOOK_DEADLINE: Duration = Duration::from_secs(5);
+/// How often a ready engine is looked at.
+const READY_PERIOD: Duration = Duration::from_secs(2);
+/// How many looks in a row must say "not ready" before a ready engine leaves the routing table.
+const UNREADY_AFTER: u32 = 2;
+/// A change in memory smaller than this is not news.
+const MEMORY_STEP: u64 = 4 << 20;
+
+/// The child to watch.
+#[derive(Debug)]
+pub(super) struct Watched<'a> {
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) kind: EngineKind,
+    pub(super) alias: &'a SlotName,
+    pub(super) log: &'a Path,
+    pub(super) pid: u32,
+}
+
+/// What is known so far.
+struct Watch<'a> {
+    child: Watched<'a>,
+    probe: Probe,
+    follower: LogFollower,
+    standing: Standing,
+    rss: u64,
+}
+
+/// Where the looks have come to.
+#[derive(Clone, Copy, Debug)]
+enum Standing {
+    Loading { percent: Option<u8> },
+    Ready { bad_looks: u32 },
+    Unready,
+}
+
+/// Watches until it is dropped: the child's end ends it.
+pub(super) async fn watch(child: Watched<'_>, reporter: &Reporter) -> Infallible {
+    let probe = Probe::new(child.endpoint, child.kind, child.alias.as_str());
+    let follower = LogFollower::open(child.log);
+    let standing = Standing::Loading { percent: None };
+    let mut watch = Watch { child, probe, follower, standing, rss: 0 };
+    let began = Instant::now();
+    loop {
+        let hurry = watch.read_log(reporter).await;
+        watch.look(reporter).await;
+        watch.measure(reporter).await;
+        if !hurry {
+            sleep(watch.pause(began.elapsed())).await;
+        }
+    }
+}
+
+impl Watch<'_> {
+    /// How long until the next look.
+    fn pause(&self, elapsed: Duration) -> Duration {
+        match self.standing {
+            Standing::Loading { .. } if elapsed < Duration::from_secs(10) => {
+                Duration::from_millis(8)
+            }
+            Standing::Loading { .. } if elapsed < Duration::from_secs(120) => {
+                Duration::from_millis(25)
+            }
+            Standing::Loading { .. } => Duration::from_millis(100),
+            Standing::Unready => Duration::from_millis(250),
+            Standing::Ready { .. } => READY_PERIOD,
+        }
+    }
+
+    /// Reads what the engine wrote since the last time; says whether it wrote that it is ready.
+    async fn read_log(&mut self, reporter: &Reporter) -> bool {
+        let Standing::Loading { .. } = self.standing else {
+            process::rotate_if_large(self.child.log);
+            return false;
+        };
+        let mut is_ready = false;
+        for line in self.follower.read_new() {
+            is_ready |= engine::log::is_ready_line(self.child.kind, &line);
+            if let Some(percent) = engine::log::progress(self.child.kind, &line) {
+                self.progress(percent, reporter).await;
+            }
+        }
+        is_ready
+    }
+
+    async fn look(&mut self, reporter: &Reporter) {
+        let health = self.probe.look(LOOK_DEADLINE).await;
+        match (self.standing, health) {
+            (Standing::Loading { .. } | Standing::Unready, Health::Ready) => {
+                self.standing = Standing::Ready { bad_looks: 0 };
+                reporter.tell(ChildEvent::BecameReady).await;
+            }
+            (Standing::Loading { .. }, Health::Loading { percent: Some(percent) }) => {
+                self.progress(percent, reporter).await;
+            }
+            (Standing::Ready { .. }, Health::Ready) => {
+                self.standing = Standing::Ready { bad_looks: 0 };
+            }
+            // Unknown is not down: a busy engine may be slow to answer.
+            (_, Health::Unknown) => debug!(slot = %self.child.alias, "engine did not answer a look"),
+            (Standing::Ready { bad_looks }, _) if bad_looks + 1 < UNREADY_AFTER => {
+                self.standing = Standing::Ready { bad_looks: bad_looks + 1 };
+            }
+            (Standing::Ready { .. }, _) => {
+                self.standing = Standing::Unready;
+                reporter.tell(ChildEvent::BecameUnready).await;
+            }
+            (Standing::Loading { .. } | Standing::Unready, _) => {}
+        }
+    }
+
+    async fn progress(&mut self, percent: u8, reporter: &Reporter) {
+        if let Standing::Loading { percent: before } = self.standing
+            && before.is_none_or(|before| before < percent)
+        {
+            self.standing = Standing::Loading { percent: Some(percent) };
+            reporter.tell(ChildEvent::Progressed { percent }).await;
+        }
+    }
+
+    /// Tells how much memory the child holds, when that has changed enough to be news.
+    async fn measure(&mut self, reporter: &Reporter) {
+        let Standing::Ready { .. } = self.standing else { return };
+        let Some(Bytes(rss)) = sensor::resident(self.child.pid) else { return };
+        if rss.abs_diff(self.rss) >= MEMORY_STEP {
+            self.rss = rss;
+            reporter.tell(ChildEvent::MemoryMeasured { rss: Bytes(rss) }).await;
+        }
+    }
+}
