@@ -112,7 +112,6 @@ pub(super) async fn run(tools: Arc<Tools>, profile: Arc<Profile>, reporter: Repo
         kind: running.launched.kind,
         alias: &reporter.slot,
         log: &running.log,
-        pid: running.child.pid(),
     };
     let status = tokio::select! {
         // The end first: a dead child is not probed once more.

@@ -9,6 +9,7 @@ mod clock;
 mod driver;
 mod effects;
 mod engine_task;
+mod memory;
 mod profiles;
 mod publish;
 mod remember;

@@ -2,33 +2,32 @@
 //!
 //! A file with a fault keeps the profile that worked, and the fault is told once.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use tokio::task::spawn_blocking;
 use tracing::{error, info};
 
 use crate::{
-    config::{self, Config, Fault},
+    config::{self, Context, Fault, Keeper},
     mailbox::Mailbox,
-    spec::{SlotName, profile::Profile},
     supervisor::Event,
 };
 
 /// The profiles in force, and what is wrong with those that are not.
 #[derive(Debug)]
 pub(super) struct Profiles {
-    dirs: Vec<PathBuf>,
-    context: config::Context,
-    in_force: BTreeMap<SlotName, Arc<Profile>>,
+    directories: Vec<PathBuf>,
+    context: Context,
+    keeper: Keeper,
     faults: Arc<ArcSwap<Vec<Fault>>>,
 }
 
 impl Profiles {
-    /// Prepares to read `dirs`; nothing is read yet.
-    pub(super) fn new(dirs: Vec<PathBuf>, context: config::Context) -> Self {
+    /// Prepares to read `directories`; nothing is read yet.
+    pub(super) fn new(directories: Vec<PathBuf>, context: Context) -> Self {
         let faults = Arc::new(ArcSwap::from_pointee(Vec::new()));
-        Self { dirs, context, in_force: BTreeMap::new(), faults }
+        Self { directories, context, keeper: Keeper::default(), faults }
     }
 
     /// Returns the faults in force, for the control API.
@@ -36,30 +35,25 @@ impl Profiles {
         Arc::clone(&self.faults)
     }
 
-    /// Reads the directories and tells the core, if anything changed.
+    /// Reads the directories and tells the core what is in force.
     pub(super) async fn reload(&mut self, mailbox: &Mailbox) {
-        let (dirs, context) = (self.dirs.clone(), self.context.clone());
+        let (directories, context) = (self.directories.clone(), self.context.clone());
         // Reading may hang on a dead mount: not on the driver's threads.
-        let Ok(loaded) = spawn_blocking(move || Config::load(&dirs, &context)).await else {
-            return;
-        };
-        let (profiles, faults) = config::merge(&self.in_force, loaded);
-        self.tell_faults(faults);
-        if profiles != self.in_force {
-            info!(slots = profiles.len(), "profiles applied");
-            self.in_force.clone_from(&profiles);
-            mailbox.tell(Event::ProfilesChanged { profiles }).await;
+        let reading = spawn_blocking(move || config::load(&directories, &context));
+        let Ok(loaded) = reading.await else { return };
+        let before = self.keeper.profiles().clone();
+        let had_faults = !self.keeper.faults().is_empty();
+        for fault in self.keeper.apply(loaded) {
+            error!(%fault, "profile not applied");
         }
-    }
-
-    fn tell_faults(&self, faults: Vec<Fault>) {
-        let known = self.faults.load();
-        for fault in faults.iter().filter(|fault| !known.contains(fault)) {
-            error!(fault = %fault, "profile not applied");
-        }
-        if faults.is_empty() && !known.is_empty() {
+        if had_faults && self.keeper.faults().is_empty() {
             info!("all profiles are valid again");
         }
-        self.faults.store(Arc::new(faults));
+        self.faults.store(Arc::new(self.keeper.faults().to_vec()));
+        let profiles = self.keeper.profiles();
+        if *profiles != before {
+            info!(slots = profiles.len(), "profiles applied");
+            mailbox.tell(Event::ProfilesChanged { profiles: profiles.clone() }).await;
+        }
     }
 }

@@ -88,7 +88,8 @@ fn memory_of(slot: &SlotView) -> SlotMemory {
             .iter()
             .map(|load| u64::try_from(load.as_millis()).unwrap_or(u64::MAX))
             .collect(),
-        deaths: slot.deaths.iter().map(|death| death.as_ref().clone()).collect(),
+        deaths: slot.deaths.clone(),
+        last_used_unix_ms: None,
     }
 }
 
@@ -101,7 +102,7 @@ pub(super) fn recall(remembered: &Remembered) -> BTreeMap<SlotName, Memory> {
             let memory = Memory {
                 generation: slot.generation,
                 loads: slot.loads_ms.iter().map(|ms| Duration::from_millis(*ms)).collect(),
-                deaths: slot.deaths.iter().cloned().map(Arc::new).collect(),
+                deaths: slot.deaths.clone(),
             };
             (name.clone(), memory)
         })

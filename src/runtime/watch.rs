@@ -14,8 +14,7 @@ use crate::{
     engine::{self, Endpoint, EngineKind},
     probe::{Health, Probe},
     process::{self, LogFollower},
-    sensor,
-    spec::{Bytes, SlotName},
+    spec::SlotName,
     supervisor::ChildEvent,
 };
 
@@ -25,8 +24,6 @@ const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 const READY_PERIOD: Duration = Duration::from_secs(2);
 /// How many looks in a row must say "not ready" before a ready engine leaves the routing table.
 const UNREADY_AFTER: u32 = 2;
-/// A change in memory smaller than this is not news.
-const MEMORY_STEP: u64 = 4 << 20;
 
 /// The child to watch.
 #[derive(Debug)]
@@ -35,7 +32,6 @@ pub(super) struct Watched<'a> {
     pub(super) kind: EngineKind,
     pub(super) alias: &'a SlotName,
     pub(super) log: &'a Path,
-    pub(super) pid: u32,
 }
 
 /// What is known so far.
@@ -44,7 +40,6 @@ struct Watch<'a> {
     probe: Probe,
     follower: LogFollower,
     standing: Standing,
-    rss: u64,
 }
 
 /// Where the looks have come to.
@@ -58,14 +53,13 @@ enum Standing {
 /// Watches until it is dropped: the child's end ends it.
 pub(super) async fn watch(child: Watched<'_>, reporter: &Reporter) -> Infallible {
     let probe = Probe::new(child.endpoint, child.kind, child.alias.as_str());
-    let follower = LogFollower::open(child.log);
+    let follower = LogFollower::new(child.log.to_path_buf());
     let standing = Standing::Loading { percent: None };
-    let mut watch = Watch { child, probe, follower, standing, rss: 0 };
+    let mut watch = Watch { child, probe, follower, standing };
     let began = Instant::now();
     loop {
         let hurry = watch.read_log(reporter).await;
         watch.look(reporter).await;
-        watch.measure(reporter).await;
         if !hurry {
             sleep(watch.pause(began.elapsed())).await;
         }
@@ -91,11 +85,14 @@ impl Watch<'_> {
     /// Reads what the engine wrote since the last time; says whether it wrote that it is ready.
     async fn read_log(&mut self, reporter: &Reporter) -> bool {
         let Standing::Loading { .. } = self.standing else {
-            process::rotate_if_large(self.child.log);
+            if let Err(error) = process::rotate_if_large(self.child.log) {
+                debug!(slot = %self.child.alias, %error, "engine log not cut");
+            }
             return false;
         };
         let mut is_ready = false;
-        for line in self.follower.read_new() {
+        // A log that cannot be read is no reason to stop a load: the health answers count.
+        for line in self.follower.read_new().unwrap_or_default() {
             is_ready |= engine::log::is_ready_line(self.child.kind, &line);
             if let Some(percent) = engine::log::progress(self.child.kind, &line) {
                 self.progress(percent, reporter).await;
@@ -136,16 +133,6 @@ impl Watch<'_> {
         {
             self.standing = Standing::Loading { percent: Some(percent) };
             reporter.tell(ChildEvent::Progressed { percent }).await;
-        }
-    }
-
-    /// Tells how much memory the child holds, when that has changed enough to be news.
-    async fn measure(&mut self, reporter: &Reporter) {
-        let Standing::Ready { .. } = self.standing else { return };
-        let Some(Bytes(rss)) = sensor::resident(self.child.pid) else { return };
-        if rss.abs_diff(self.rss) >= MEMORY_STEP {
-            self.rss = rss;
-            reporter.tell(ChildEvent::MemoryMeasured { rss: Bytes(rss) }).await;
         }
     }
 }

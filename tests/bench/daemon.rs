@@ -1,0 +1,144 @@
+//! A daemon to measure.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    time::{ClockId, clock_gettime},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    time::Instant,
+};
+
+/// The clock that the fake engine writes into its notes.
+pub(crate) fn monotonic() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap().into()
+}
+
+pub(crate) struct Daemon {
+    child: Child,
+    dir: TempDir,
+    url: String,
+    client: reqwest::Client,
+    control: reqwest::Client,
+}
+
+impl Daemon {
+    pub(crate) async fn start(slotd: &Path, profiles: &[(&str, String)]) -> Self {
+        Self::start_with(slotd, profiles, &[]).await
+    }
+
+    pub(crate) async fn start_with(
+        slotd: &Path,
+        profiles: &[(&str, String)],
+        env: &[(&str, &Path)],
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("profiles")).unwrap();
+        for (slot, text) in profiles {
+            fs::write(dir.path().join(format!("profiles/{slot}.toml")), text).unwrap();
+        }
+        // The daemon's own file names the engine, as an admin would.
+        let config = dir.path().join("slotd.toml");
+        let named = env.iter().find(|(key, _)| *key == "SLOTD_LLAMA_SERVER");
+        let text = named.map_or(String::new(), |(_, path)| format!("llama_server = {path:?}\n"));
+        fs::write(&config, text).unwrap();
+        let mut child = Command::new(slotd)
+            .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+            .arg(&config)
+            .arg("--state-dir")
+            .arg(dir.path().join("state"))
+            .arg("--profiles")
+            .arg(dir.path().join("profiles"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = lines.next_line().await.unwrap().unwrap();
+        let url = line.strip_prefix("listening on ").unwrap().to_owned();
+        let socket = dir.path().join("state/run/control.sock");
+        let control = reqwest::Client::builder().unix_socket(socket).build().unwrap();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { child, dir, url, client, control }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.url.strip_prefix("http://").unwrap().parse().unwrap()
+    }
+
+    pub(crate) fn runtime_dir(&self) -> PathBuf {
+        self.dir.path().join("state/run")
+    }
+
+    pub(crate) async fn chat(&self) {
+        let url = format!("{}/v1/chat/completions", self.url);
+        let answer = self.client.post(url).body(super::client::CHAT).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+        answer.bytes().await.unwrap();
+    }
+
+    /// Loads a slot; returns when its route was open.
+    pub(crate) async fn load(&self, slot: &str) -> Instant {
+        self.order(slot, "load").await;
+        self.until(slot, "ready").await
+    }
+
+    pub(crate) async fn unload(&self, slot: &str) {
+        self.order(slot, "unload").await;
+        self.until(slot, "offline").await;
+    }
+
+    async fn order(&self, slot: &str, verb: &str) {
+        let url = format!("http://slotd/v1/slots/{slot}/{verb}");
+        assert!(self.control.post(url).send().await.unwrap().status().is_success());
+    }
+
+    async fn until(&self, slot: &str, state: &str) -> Instant {
+        let url = format!("http://slotd/v1/slots/{slot}/watch");
+        let mut watch = self.control.get(url).send().await.unwrap();
+        let wanted = format!("\"state\":\"{state}\"");
+        let mut text = String::new();
+        loop {
+            let chunk = watch.chunk().await.unwrap().unwrap();
+            text.push_str(&String::from_utf8_lossy(&chunk));
+            if text.contains(&wanted) {
+                return Instant::now();
+            }
+        }
+    }
+
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").trim().parse().unwrap()
+    }
+
+    /// CPU time used so far, in hundredths of a second.
+    pub(crate) fn cpu_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    fn pid(&self) -> i32 {
+        i32::try_from(self.child.id().unwrap()).unwrap()
+    }
+
+    pub(crate) async fn end(mut self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGTERM).unwrap();
+        self.child.wait().await.unwrap();
+    }
+}
