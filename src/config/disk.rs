@@ -12,34 +12,23 @@ use super::fault::Fault;
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
+const MAY_NOT_READ: &str = "slotd needs to read it: check its owner and mode";
+
 /// A file's text, or what is wrong with it, and a digest of its bytes.
 #[derive(Debug)]
 pub(super) struct Content {
-    pub(super) text: Result<String, Fault>,
+    pub(super) text: Result<String, Box<Fault>>,
     /// Differs when the bytes differ, or when they could not be read; only ever compared.
     pub(super) digest: u64,
 }
 
 /// Lists the profiles of a directory, by name: `*.toml` directly inside. Hidden files and what
 /// editors leave behind (`x.toml~`, `.x.toml.swp`, `#x.toml#`, `.#x.toml`) do not count.
-pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, Fault> {
-    let fault = |error: &io::Error| {
-        let fault =
-            Fault::of_file(directory, format!("cannot read the directory: {}", plain(error)));
-        match error.kind() {
-            io::ErrorKind::NotFound => Fault {
-                message: "there is no such directory of profiles".to_owned(),
-                ..fault.with_hint(format!(
-                    "make it with `mkdir -p {}`, or name another with `--profiles`",
-                    directory.display()
-                ))
-            },
-            _ => fault.with_hint("slotd needs to read it: check its owner and mode"),
-        }
-    };
+pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, Box<Fault>> {
+    let entries = fs::read_dir(directory).map_err(|error| no_directory(directory, &error))?;
     let mut files = Vec::new();
-    for entry in fs::read_dir(directory).map_err(|error| fault(&error))? {
-        let entry = entry.map_err(|error| fault(&error))?;
+    for entry in entries {
+        let entry = entry.map_err(|error| no_directory(directory, &error))?;
         if is_profile(&entry.file_name().to_string_lossy()) {
             files.push(entry.path());
         }
@@ -49,7 +38,27 @@ pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, Fault> {
 }
 
 fn is_profile(name: &str) -> bool {
-    name.ends_with(".toml") && !name.starts_with(['.', '#'])
+    name.strip_suffix(".toml").is_some() && !name.starts_with(['.', '#'])
+}
+
+fn no_directory(directory: &Path, error: &io::Error) -> Fault {
+    let (message, hint) = if error.kind() == io::ErrorKind::NotFound {
+        let hint = format!("make it with `mkdir -p {}`, or name another", directory.display());
+        ("there is no such directory of profiles".to_owned(), hint)
+    } else {
+        (format!("cannot read the directory: {}", plain(error)), MAY_NOT_READ.to_owned())
+    };
+    Fault::of_file(directory, message).with_hint(hint)
+}
+
+fn no_file(file: &Path, error: &io::Error) -> Fault {
+    let hint = if error.kind() == io::ErrorKind::NotFound {
+        "check the name; a link may lead nowhere"
+    } else {
+        MAY_NOT_READ
+    };
+    let message = format!("cannot read the file: {}", plain(error));
+    Fault::of_file(file, message).with_hint(hint)
 }
 
 /// Reads a file of at most 1 MiB. Never waits: a pipe or a device is refused.
@@ -60,35 +69,30 @@ pub(super) fn read(file: &Path) -> Content {
     }
 }
 
-fn bytes(file: &Path) -> Result<Vec<u8>, Fault> {
-    let fault = |error: &io::Error| {
-        let hint = match error.kind() {
-            io::ErrorKind::NotFound => "check the name; a link may lead nowhere",
-            _ => "slotd needs to read it: check its owner and mode",
-        };
-        Fault::of_file(file, format!("cannot read the file: {}", plain(error))).with_hint(hint)
-    };
-    let metadata = fs::metadata(file).map_err(|error| fault(&error))?;
+fn bytes(file: &Path) -> Result<Vec<u8>, Box<Fault>> {
+    let metadata = fs::metadata(file).map_err(|error| no_file(file, &error))?;
     if !metadata.is_file() {
         let hint = "rename it, or move it out of the profiles directory";
-        return Err(Fault::of_file(file, "is not a regular file").with_hint(hint));
+        return Err(Box::new(Fault::of_file(file, "is not a regular file").with_hint(hint)));
     }
     let mut bytes = Vec::new();
-    let mut reader = File::open(file).map_err(|error| fault(&error))?.take(MAX_FILE + 1);
-    let length = reader.read_to_end(&mut bytes).map_err(|error| fault(&error))?;
+    let mut reader = File::open(file).map_err(|error| no_file(file, &error))?.take(MAX_FILE + 1);
+    let length = reader.read_to_end(&mut bytes).map_err(|error| no_file(file, &error))?;
     if u64::try_from(length).is_ok_and(|length| length <= MAX_FILE) {
         return Ok(bytes);
     }
     let hint = "is it a profile at all? move it out of the profiles directory";
-    Err(Fault::of_file(file, "is larger than 1 MiB, the most a profile can have").with_hint(hint))
+    let fault = Fault::of_file(file, "is larger than 1 MiB, the most a profile can have");
+    Err(Box::new(fault.with_hint(hint)))
 }
 
-fn text(file: &Path, bytes: Vec<u8>) -> Result<String, Fault> {
+fn text(file: &Path, bytes: Vec<u8>) -> Result<String, Box<Fault>> {
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let text = String::from_utf8_lossy(error.as_bytes());
         // Up to the first bad byte both texts are the same.
-        Fault::of_file(file, "is not UTF-8 text").at(&text, valid).with_hint("save it as UTF-8")
+        let fault = Fault::of_file(file, "is not UTF-8 text").at(&text, valid);
+        Box::new(fault.with_hint("save it as UTF-8"))
     })
 }
 

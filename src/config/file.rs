@@ -166,7 +166,7 @@ impl ProfileFile {
                 .unwrap_or(5),
             start_timeout: walk
                 .take_duration("start_timeout", &START_TIMEOUT)
-                .unwrap_or(Duration::from_secs(600)),
+                .unwrap_or(Duration::from_mins(10)),
             stop_timeout: walk
                 .take_duration("stop_timeout", &STOP_TIMEOUT)
                 .unwrap_or(Duration::from_secs(10)),
@@ -194,6 +194,10 @@ fn better_key(typed: &str) -> Option<String> {
         "name" | "slot" | "id" => {
             return Some("the slot's name is the name of the file".to_owned());
         }
+        "queue_limit" | "queue_timeout" | "max_body" | "state_dir" | "model_dirs"
+        | "llama_server" => {
+            return Some(format!("`{typed}` is a key of the daemon's own file, `slotd.toml`"));
+        }
         "host" | "port" | "listen" => {
             return Some("slotd picks where an engine listens: take the key out".to_owned());
         }
@@ -217,10 +221,8 @@ const PARALLEL: RangeInclusive<u32> = 1..=256;
 const THREADS: RangeInclusive<u32> = 1..=1024;
 const GPU_LAYERS: RangeInclusive<u32> = 0..=10_000;
 const MAX_RESTARTS: RangeInclusive<u32> = 0..=1000;
-const START_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=hours(24);
-const STOP_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=hours(1);
-const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=hours(24 * 365);
-
-const fn hours(count: u64) -> Duration {
-    Duration::from_secs(count * 3600)
-}
+const START_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_hours(24);
+const STOP_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
+const IDLE_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_hours(24 * 365);

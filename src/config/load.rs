@@ -7,14 +7,12 @@ use std::{
 };
 
 use super::{
-    Context, disk,
+    Context, daemon, disk,
     fault::Fault,
     profile::{self, Claim},
+    settings::FILE_NAME,
 };
 use crate::spec::{NameFault, SlotName, profile::Profile};
-
-/// The daemon's own file, which is no profile.
-const SETTINGS_FILE: &str = "slotd.toml";
 
 /// What was found on disk.
 #[derive(Debug, Default)]
@@ -41,12 +39,15 @@ pub fn load(directories: &[PathBuf], context: &Context) -> Loaded {
 }
 
 /// Reads files and directories as [`load`] does, for a check by a person: a file is named one by
-/// one, a directory stands for the profiles in it.
+/// one, a directory stands for the profiles in it. A file named `slotd.toml` is read as the daemon's
+/// own.
 pub fn validate(paths: &[PathBuf], context: &Context) -> Loaded {
     let mut survey = Survey::default();
     for path in paths {
         if path.is_dir() {
             survey.add_directory(path, context);
+        } else if path.file_name().is_some_and(|name| name == FILE_NAME) {
+            survey.add_settings(path, context);
         } else {
             survey.add_file(path, context);
         }
@@ -77,7 +78,7 @@ impl Survey {
     fn add_directory(&mut self, directory: &Path, context: &Context) {
         match disk::list(directory) {
             Ok(files) => files.iter().for_each(|file| self.add_file(file, context)),
-            Err(fault) => self.faults.push(fault),
+            Err(fault) => self.faults.push(*fault),
         }
     }
 
@@ -86,24 +87,32 @@ impl Survey {
         if !self.seen.insert(canonical) {
             return;
         }
-        let content = disk::read(file);
-        self.contents.insert(file.to_owned(), content.digest);
+        let found = disk::read(file);
+        self.contents.insert(file.to_owned(), found.digest);
         let slot = match slot_of(file) {
             Ok(slot) => slot,
-            Err(fault) => return self.faults.push(fault),
+            Err(fault) => return self.faults.push(*fault),
         };
-        let (profile, claims) = match content.text {
+        let (profile, claims) = match found.text {
             Ok(text) => {
                 let mut reading = profile::read(file, &slot, &text, context);
                 self.faults.append(&mut reading.faults);
                 (reading.profile, reading.claims)
             }
             Err(fault) => {
-                self.faults.push(fault);
+                self.faults.push(*fault);
                 (None, Vec::new())
             }
         };
         self.files.push(Seen { slot, file: file.to_owned(), profile, claims });
+    }
+
+    fn add_settings(&mut self, file: &Path, context: &Context) {
+        let found = disk::read(file);
+        self.contents.insert(file.to_owned(), found.digest);
+        let text = found.text.map_err(|fault| vec![*fault]);
+        let read = text.and_then(|text| daemon::read(file, &text, context.home.as_deref()));
+        self.faults.extend(read.err().into_iter().flatten());
     }
 
     fn finish(mut self) -> Loaded {
@@ -167,20 +176,21 @@ impl Survey {
 }
 
 /// Reads the slot's name from the name of its file.
-fn slot_of(file: &Path) -> Result<SlotName, Fault> {
+fn slot_of(file: &Path) -> Result<SlotName, Box<Fault>> {
     let name = file.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     let Some(stem) = name.strip_suffix(".toml") else {
         let hint = "rename it: `NAME.toml` describes the slot `NAME`";
-        return Err(Fault::of_file(file, "is not named `NAME.toml`").with_hint(hint));
+        return Err(Box::new(Fault::of_file(file, "is not named `NAME.toml`").with_hint(hint)));
     };
-    if name == SETTINGS_FILE {
-        let hint = format!("rename it; the daemon's own `{SETTINGS_FILE}` stands outside");
+    if name == FILE_NAME {
+        let hint = format!("rename it; the daemon's own `{FILE_NAME}` stands outside");
         let message = "is the name of the daemon's own file, not of a profile";
-        return Err(Fault::of_file(file, message).with_hint(hint));
+        return Err(Box::new(Fault::of_file(file, message).with_hint(hint)));
     }
     stem.parse().map_err(|fault: NameFault| {
         let hint = format!("rename the file, to `{}.toml` say", fitting(stem));
-        Fault::of_file(file, format!("the file's name is the slot's name: {fault}")).with_hint(hint)
+        let message = format!("the file's name is the slot's name: {fault}");
+        Box::new(Fault::of_file(file, message).with_hint(hint))
     })
 }
 

@@ -11,6 +11,8 @@
 //! ```
 
 mod arguments;
+mod daemon;
+mod directories;
 mod disk;
 mod fault;
 mod file;
@@ -20,14 +22,18 @@ mod model;
 mod nearest;
 mod profile;
 mod schema;
+mod settings;
 mod walk;
+pub mod watch;
 
 use std::path::PathBuf;
 
+pub use daemon::LogFormat;
 pub use fault::Fault;
-pub use keep::Keeper;
+pub use keep::{Keeper, merge};
 pub use load::{Loaded, load, validate};
 pub use schema::schema;
+pub use settings::{Flags, Settings};
 
 /// What the meaning of a profile depends on besides its text and its place.
 #[derive(Clone, Debug, Default)]

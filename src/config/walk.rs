@@ -376,7 +376,7 @@ pub(super) fn shown_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     let (unit, scale) = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)]
         .into_iter()
-        .find(|(_, scale)| millis > 0 && millis % scale == 0)
+        .find(|(_, scale)| millis > 0 && millis.is_multiple_of(*scale))
         .unwrap_or(("ms", 1));
     format!("{}{unit}", millis / scale)
 }
