@@ -1,0 +1,154 @@
+//! The daemon's own optional file, `slotd.toml`, as it is typed.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Serialize;
+use toml::de::DeTable;
+
+use super::{
+    fault::Fault,
+    walk::{At, MayBeEmpty, Walk},
+};
+use crate::spec::Bytes;
+
+/// Every key, in the order that documents use.
+const KEYS: [&str; 9] = [
+    "listen",
+    "profiles",
+    "state_dir",
+    "model_dirs",
+    "llama_server",
+    "queue_limit",
+    "queue_timeout",
+    "max_body",
+    "log_format",
+];
+
+/// Where slotd listens by default.
+pub(super) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7568);
+
+const QUEUE_LIMIT: RangeInclusive<u32> = 0..=65_536;
+const QUEUE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
+const MAX_BODY: RangeInclusive<Bytes> = Bytes(1 << 10)..=Bytes(1 << 30);
+
+/// How the daemon writes its own log.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One line of text an event.
+    Text,
+    /// One JSON object an event.
+    Json,
+}
+
+/// What `slotd.toml` says; `None` where it says nothing. Paths are those of the file: relative ones
+/// start in its folder, `~/` is the home directory.
+#[derive(Debug, Default)]
+pub(super) struct DaemonFile {
+    pub(super) listen: Option<SocketAddr>,
+    pub(super) profiles: Option<Vec<PathBuf>>,
+    pub(super) state_dir: Option<PathBuf>,
+    pub(super) model_dirs: Vec<PathBuf>,
+    pub(super) llama_server: Option<PathBuf>,
+    pub(super) queue_limit: Option<u32>,
+    pub(super) queue_timeout: Option<Duration>,
+    pub(super) max_body: Option<Bytes>,
+    pub(super) log_format: Option<LogFormat>,
+}
+
+/// Reads the text of a `slotd.toml`.
+///
+/// # Errors
+/// Every fault of the file.
+pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<DaemonFile, Vec<Fault>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let mut walk = Walk::new(file, text, table.get_ref(), &errors);
+    walk.refuse_unknown(&KEYS, better_key);
+    let folder = Folder { path: file.parent().unwrap_or(Path::new("")), home };
+
+    let read = DaemonFile {
+        listen: take_listen(&mut walk),
+        profiles: folder.take_all(&mut walk, "profiles"),
+        state_dir: folder.take(&mut walk, "state_dir"),
+        model_dirs: folder.take_all(&mut walk, "model_dirs").unwrap_or_default(),
+        llama_server: folder.take(&mut walk, "llama_server"),
+        queue_limit: walk.take_number(
+            "queue_limit",
+            &QUEUE_LIMIT,
+            "0 refuses what cannot start at once",
+        ),
+        queue_timeout: walk.take_duration("queue_timeout", &QUEUE_TIMEOUT),
+        max_body: walk.take_size("max_body", &MAX_BODY),
+        log_format: walk
+            .take_choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
+    };
+    let faults = walk.into_faults();
+    if faults.is_empty() { Ok(read) } else { Err(faults) }
+}
+
+/// Says why `text` is no address to listen on, and what to write instead.
+pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, (String, String)> {
+    let local = text.replacen("localhost:", "127.0.0.1:", 1);
+    let Ok(address) = local.parse::<SocketAddr>() else {
+        let message = format!("`{text}` is not an address and a port");
+        return Err((message, format!("write `{LISTEN}`; port 0 picks a free one")));
+    };
+    if address.ip().is_loopback() {
+        return Ok(address);
+    }
+    let message = format!(
+        "`{text}` is not a loopback address, and other hosts need API keys, which this version does \
+         not have"
+    );
+    let hint = format!("listen on `127.0.0.1:{}` and put a reverse proxy in front", address.port());
+    Err((message, hint))
+}
+
+fn take_listen(walk: &mut Walk<'_>) -> Option<SocketAddr> {
+    let text = walk.take_text("listen")?;
+    parse_listen(&text.value)
+        .map_err(|(message, hint)| walk.refuse_value(&text, message, hint))
+        .ok()
+}
+
+/// Knows keys that belong into a profile.
+fn better_key(typed: &str) -> Option<String> {
+    let is_of_profile = super::file::KEYS.contains(&typed);
+    is_of_profile.then(|| format!("`{typed}` is a key of a profile: put it into `NAME.toml` there"))
+}
+
+/// Where relative paths of the file start.
+#[derive(Clone, Copy, Debug)]
+struct Folder<'a> {
+    path: &'a Path,
+    home: Option<&'a Path>,
+}
+
+impl Folder<'_> {
+    fn take(self, walk: &mut Walk<'_>, key: &str) -> Option<PathBuf> {
+        let text = walk.take_text(key)?;
+        self.path_of(walk, &text)
+    }
+
+    fn take_all(self, walk: &mut Walk<'_>, key: &str) -> Option<Vec<PathBuf>> {
+        let texts = walk.take_texts(key, MayBeEmpty::No)?;
+        Some(texts.iter().filter_map(|text| self.path_of(walk, text)).collect())
+    }
+
+    fn path_of(self, walk: &mut Walk<'_>, text: &At<String>) -> Option<PathBuf> {
+        let Some(rest) = text.value.strip_prefix("~/") else {
+            return Some(self.path.join(&text.value));
+        };
+        if self.home.is_none() {
+            let message = format!("`{}` starts in a home directory, and there is none", text.value);
+            walk.refuse_value(text, message, "write the whole path, or set `HOME`");
+        }
+        self.home.map(|home| home.join(rest))
+    }
+}

@@ -1,0 +1,228 @@
+//! The shape of a profile as it is typed. What it means is [`super::profile`]'s business.
+//!
+//! The documentation of each field is the description of its key in the JSON Schema, and with that
+//! what an editor shows. Every number in it is held by a test against what the loader takes.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use schemars::JsonSchema;
+
+use super::walk::{At, MayBeEmpty, Walk};
+use crate::spec::profile::Capability;
+
+/// A slotd profile: the file NAME.toml describes the slot NAME. One line is enough: `model = "…"`.
+#[derive(Debug, JsonSchema)]
+#[schemars(rename = "slotd profile", deny_unknown_fields)]
+pub(super) struct ProfileFile {
+    /// The model to serve: a GGUF file, or a repository of the Hugging Face hub in the hub's cache
+    /// on this machine, written `org/repo` or `org/repo:QUANT`. A file name without a path is looked
+    /// up beside the profile, then in the model directories; `~/` is the home directory. Needed
+    /// unless `engine = "command"`.
+    #[schemars(with = "String", length(min = 1), example = "SmolLM2-135M-Instruct.Q4_1.gguf")]
+    pub(super) model: Option<At<String>>,
+
+    /// The program that serves the model. Default: `auto`.
+    #[schemars(with = "EngineKey", extend("default" = "auto"))]
+    pub(super) engine: Option<EngineKey>,
+
+    /// The program and its arguments, one string each, started as they are and without a shell; only
+    /// and always with `engine = "command"`. Exactly one of `{port}` (a loopback port picked by
+    /// slotd) and `{socket}` (the path of a Unix socket) has to be in it, because that is where the
+    /// engine has to listen; `{model}` stands for the model's path.
+    #[schemars(with = "Vec<String>", length(min = 1))]
+    pub(super) command: Option<Vec<At<String>>>,
+
+    /// More arguments for the engine, one string each, after slotd's own. Those that slotd sets
+    /// itself (`--host`, `--port`, `--model`, `--alias`, `--api-key`, …) are refused. Default: none.
+    #[schemars(with = "Vec<String>", extend("default" = []))]
+    pub(super) args: Vec<At<String>>,
+
+    /// Environment variables for the engine, a table of strings. Default: none; the engine gets them
+    /// on top of the few that slotd passes on.
+    #[schemars(with = "std::collections::BTreeMap<String, String>", extend("default" = {}))]
+    pub(super) env: Vec<(At<String>, At<String>)>,
+
+    /// Other names that clients may put into `model`: 1 to 128 characters of `a-z A-Z 0-9` and
+    /// `. _ - / : @ +` each. No other slot may have the name. Default: none.
+    #[schemars(with = "Vec<String>", inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._/:@+-]+$")), extend("default" = []))]
+    pub(super) aliases: Vec<At<String>>,
+
+    /// What the slot is offered for: `chat`, `completion`, `embed`. Default: all that the engine can
+    /// do. `["embed"]` alone starts the engine for embeddings.
+    #[schemars(with = "Vec<String>", extend("items" = { "enum": ["chat", "completion", "embed"] }, "default" = []))]
+    pub(super) capabilities: Vec<Capability>,
+
+    /// Context length of one request, in tokens, 256 to 1048576. Default: the engine's own.
+    #[schemars(with = "u32", range(min = 256, max = 1_048_576))]
+    pub(super) context: Option<u32>,
+
+    /// How many requests the engine works on at once, 1 to 256. Default: the engine's own.
+    #[schemars(with = "u32", range(min = 1, max = 256))]
+    pub(super) parallel: Option<u32>,
+
+    /// CPU threads of the engine, 1 to 1024. Default: the engine's own.
+    #[schemars(with = "u32", range(min = 1, max = 1024))]
+    pub(super) threads: Option<u32>,
+
+    /// Layers of the model to hold on the GPU, 0 to 10000; 0 keeps it on the CPU. Default: the
+    /// engine's own.
+    #[schemars(with = "u32", range(min = 0, max = 10_000))]
+    pub(super) gpu_layers: Option<u32>,
+
+    /// Load the slot when the daemon starts, and keep it loaded, instead of on the first request.
+    /// Default: false.
+    #[schemars(extend("default" = false))]
+    pub(super) autostart: bool,
+
+    /// Never give up on the slot: after `max_restarts` it is retried for ever at the longest delay.
+    /// Default: false.
+    #[schemars(extend("default" = false))]
+    pub(super) essential: bool,
+
+    /// Restarts in a row, without a healthy run in between, before the slot has failed, 0 to 1000.
+    /// Default: 5.
+    #[schemars(range(min = 0, max = 1000), extend("default" = 5))]
+    pub(super) max_restarts: u32,
+
+    /// How long a load may take, `100ms` to `24h`: a whole number and one of `ms`, `s`, `m`, `h`,
+    /// `d`. Default: `10m`.
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"), extend("default" = "10m"))]
+    pub(super) start_timeout: Duration,
+
+    /// How long requests in flight, and then the engine after `SIGTERM`, are given to end, `0s` to
+    /// `1h`. Default: `10s`.
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"), extend("default" = "10s"))]
+    pub(super) stop_timeout: Duration,
+
+    /// How long without a request before the slot is unloaded, `100ms` to `365d`; the next request
+    /// loads it again. Default: never.
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"))]
+    pub(super) idle_timeout: Option<Duration>,
+}
+
+/// The word in `engine`.
+#[derive(Clone, Copy, Debug, Eq, JsonSchema, PartialEq)]
+#[schemars(rename_all = "kebab-case", inline)]
+pub(super) enum EngineKey {
+    /// `llama-server` where one is found, else the candle worker inside slotd.
+    Auto,
+    /// `llama-server` of llama.cpp.
+    LlamaServer,
+    /// The candle worker inside slotd; no other program is needed.
+    Candle,
+    /// Any program that serves an OpenAI-compatible API over HTTP: see `command`.
+    Command,
+}
+
+/// Every key of a profile, in the order that documents use.
+pub(super) const KEYS: [&str; 17] = [
+    "model",
+    "engine",
+    "command",
+    "args",
+    "env",
+    "aliases",
+    "capabilities",
+    "context",
+    "parallel",
+    "threads",
+    "gpu_layers",
+    "autostart",
+    "essential",
+    "max_restarts",
+    "start_timeout",
+    "stop_timeout",
+    "idle_timeout",
+];
+
+impl ProfileFile {
+    /// Takes every key out of a file. A key with a fault is as good as absent, except `engine`: it
+    /// is `None` only when its value was refused.
+    pub(super) fn take(walk: &mut Walk<'_>) -> Self {
+        walk.refuse_unknown(&KEYS, better_key);
+        let has_engine = walk.offset_of_key("engine").is_some();
+        Self {
+            model: walk.take_text("model"),
+            engine: if has_engine {
+                walk.take_choice("engine", &ENGINES)
+            } else {
+                Some(EngineKey::Auto)
+            },
+            command: walk.take_texts("command", MayBeEmpty::Yes),
+            args: walk.take_texts("args", MayBeEmpty::Yes).unwrap_or_default(),
+            env: walk.take_pairs("env").unwrap_or_default(),
+            aliases: walk.take_texts("aliases", MayBeEmpty::No).unwrap_or_default(),
+            capabilities: walk
+                .take_choices("capabilities", &Capability::ALL.map(|c| (c.as_str(), c)))
+                .unwrap_or_default(),
+            context: walk.take_number("context", &CONTEXT, OWN_DEFAULT),
+            parallel: walk.take_number("parallel", &PARALLEL, OWN_DEFAULT),
+            threads: walk.take_number("threads", &THREADS, OWN_DEFAULT),
+            gpu_layers: walk.take_number("gpu_layers", &GPU_LAYERS, OWN_DEFAULT),
+            autostart: walk.take_flag("autostart").unwrap_or_default(),
+            essential: walk.take_flag("essential").unwrap_or_default(),
+            max_restarts: walk
+                .take_number("max_restarts", &MAX_RESTARTS, NEVER_GIVE_UP)
+                .unwrap_or(5),
+            start_timeout: walk
+                .take_duration("start_timeout", &START_TIMEOUT)
+                .unwrap_or(Duration::from_mins(10)),
+            stop_timeout: walk
+                .take_duration("stop_timeout", &STOP_TIMEOUT)
+                .unwrap_or(Duration::from_secs(10)),
+            idle_timeout: walk.take_duration("idle_timeout", &IDLE_TIMEOUT),
+        }
+    }
+}
+
+/// Knows what people type who come from other programs.
+fn better_key(typed: &str) -> Option<String> {
+    let key = match typed {
+        "ctx" | "ctx_size" | "n_ctx" | "context_size" | "context_length" | "max_model_len" => {
+            "context"
+        }
+        "ngl" | "n_gpu_layers" => "gpu_layers",
+        "np" | "concurrency" | "slots" => "parallel",
+        "cmd" | "exec" => "command",
+        "ttl" | "keep_alive" => "idle_timeout",
+        "preload" | "pinned" => "autostart",
+        "path" | "file" | "model_path" | "gguf" => "model",
+        "backend" | "runtime" => "engine",
+        "environment" => "env",
+        "timeout" => "start_timeout",
+        "extra_args" | "flags" | "arguments" => "args",
+        "name" | "slot" | "id" => {
+            return Some("the slot's name is the name of the file".to_owned());
+        }
+        "queue_limit" | "queue_timeout" | "max_body" | "state_dir" | "model_dirs"
+        | "llama_server" => {
+            return Some(format!("`{typed}` is a key of the daemon's own file, `slotd.toml`"));
+        }
+        "host" | "port" | "listen" => {
+            return Some("slotd picks where an engine listens: take the key out".to_owned());
+        }
+        _ => return None,
+    };
+    Some(format!("did you mean `{key}`?"))
+}
+
+const ENGINES: [(&str, EngineKey); 4] = [
+    ("auto", EngineKey::Auto),
+    ("llama-server", EngineKey::LlamaServer),
+    ("candle", EngineKey::Candle),
+    ("command", EngineKey::Command),
+];
+
+const OWN_DEFAULT: &str = "leave the key out to use the engine's own default";
+const NEVER_GIVE_UP: &str = "to never give up on the slot, set `essential = true`";
+
+const CONTEXT: RangeInclusive<u32> = 256..=1_048_576;
+const PARALLEL: RangeInclusive<u32> = 1..=256;
+const THREADS: RangeInclusive<u32> = 1..=1024;
+const GPU_LAYERS: RangeInclusive<u32> = 0..=10_000;
+const MAX_RESTARTS: RangeInclusive<u32> = 0..=1000;
+const START_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_hours(24);
+const STOP_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
+const IDLE_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_hours(24 * 365);

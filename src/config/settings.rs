@@ -1,0 +1,222 @@
+//! What the daemon runs with: flags before the file, the file before the environment, the
+//! environment before the home directory.
+
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf, absolute},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use super::{
+    Context,
+    daemon::{self, DaemonFile, LISTEN, LogFormat},
+    directories::{CACHE, CONFIGURATION, Environment, Kind, RUNTIME, STATE, home},
+    disk,
+    fault::Fault,
+};
+use crate::spec::Bytes;
+
+/// The name of the daemon's own file.
+pub(super) const FILE_NAME: &str = "slotd.toml";
+
+/// The longest path of a Unix socket, in bytes, without the NUL at its end.
+/// Source: `sun_path` in `unix(7)` has 108 bytes, in macOS's `sys/un.h` 104.
+const MAX_SOCKET_PATH: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
+
+/// What was given on the command line; empty where nothing was.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--config FILE`.
+    pub config: Option<PathBuf>,
+    /// `--profiles DIR`, each time it was given.
+    pub profiles: Vec<PathBuf>,
+    /// `--state-dir DIR`.
+    pub state_dir: Option<PathBuf>,
+    /// `--listen ADDR:PORT`, as typed.
+    pub listen: Option<String>,
+    /// `--control PATH`.
+    pub control: Option<PathBuf>,
+}
+
+/// What the daemon runs with. Every path is absolute; nothing is made or looked for on disk.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Settings {
+    /// The `slotd.toml` that was read.
+    pub file: Option<PathBuf>,
+    /// Where the endpoint listens: a loopback address; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Where profiles are; never empty.
+    pub profile_dirs: Vec<PathBuf>,
+    /// Where state and the logs of engines are kept.
+    pub state_dir: PathBuf,
+    /// Where sockets are made.
+    pub runtime_dir: PathBuf,
+    /// The socket of the control API.
+    pub control: PathBuf,
+    /// Where models and engines are kept that can be had again.
+    pub cache_dir: PathBuf,
+    /// Where model files are looked up: the configured ones, then `models` in the cache.
+    pub model_dirs: Vec<PathBuf>,
+    /// The `llama-server` to use before any other.
+    pub llama_server: Option<PathBuf>,
+    /// The home directory.
+    pub home: Option<PathBuf>,
+    /// Requests that may wait for one slot, 0..=65536.
+    pub queue_limit: u32,
+    /// How long a request may wait.
+    pub queue_timeout: Duration,
+    /// The largest body of a request.
+    pub max_body: Bytes,
+    /// How the log is written.
+    pub log_format: LogFormat,
+}
+
+impl Settings {
+    /// Decides every setting from flags, the daemon's file and `environment`, in this order. Reads
+    /// the file, and the working directory for relative flags.
+    ///
+    /// # Errors
+    /// Every fault in the file, the flags and the environment.
+    pub fn resolve(
+        flags: &Flags,
+        environment: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, Vec<Fault>> {
+        let mut faults = Vec::new();
+        let home = home(environment);
+        let (file, typed) = read_file(flags, environment, home.as_deref(), &mut faults);
+
+        let listen = flags.listen.as_deref().and_then(|text| {
+            let refuse = |(message, hint): (String, String)| {
+                faults.push(Fault::of_flag("--listen", message).with_hint(hint));
+            };
+            daemon::parse_listen(text).map_err(refuse).ok()
+        });
+        let given_state = flags.state_dir.clone().or(typed.state_dir);
+        let state_dir =
+            given_state.clone().or_else(|| best(STATE, "--state-dir", environment, &mut faults));
+        let cache_dir = best(CACHE, "XDG_CACHE_HOME", environment, &mut faults);
+        let given_profiles =
+            if flags.profiles.is_empty() { typed.profiles } else { Some(flags.profiles.clone()) };
+        let profile_dirs = given_profiles.filter(|dirs| !dirs.is_empty()).or_else(|| {
+            let folder = best(CONFIGURATION, "--profiles", environment, &mut faults)?;
+            Some(vec![folder.join("profiles")])
+        });
+        let (Some(state_dir), Some(cache_dir), Some(profile_dirs)) =
+            (state_dir, cache_dir, profile_dirs)
+        else {
+            return Err(faults);
+        };
+
+        let state_dir = whole(&state_dir);
+        let runtime_dir = runtime_dir(&state_dir, given_state.is_some(), environment);
+        let control = control(flags, &runtime_dir, environment, &mut faults);
+        let mut model_dirs: Vec<PathBuf> = typed.model_dirs.iter().map(|dir| whole(dir)).collect();
+        model_dirs.push(cache_dir.join("models"));
+        let settings = Self {
+            file,
+            listen: listen.or(typed.listen).unwrap_or(LISTEN),
+            profile_dirs: profile_dirs.iter().map(|dir| whole(dir)).collect(),
+            state_dir,
+            runtime_dir,
+            control,
+            cache_dir,
+            model_dirs,
+            llama_server: typed.llama_server.map(|path| whole(&path)),
+            home,
+            queue_limit: typed.queue_limit.unwrap_or(256),
+            queue_timeout: typed.queue_timeout.unwrap_or(Duration::from_secs(290)),
+            max_body: typed.max_body.unwrap_or(Bytes(32 << 20)),
+            log_format: typed.log_format.unwrap_or(LogFormat::Text),
+        };
+        if faults.is_empty() { Ok(settings) } else { Err(faults) }
+    }
+
+    /// Returns what the meaning of a profile depends on.
+    pub fn context(&self) -> Context {
+        Context { model_dirs: self.model_dirs.clone(), home: self.home.clone() }
+    }
+}
+
+/// Reads the file that was named, or the first of the usual ones that is there.
+fn read_file(
+    flags: &Flags,
+    environment: Environment<'_>,
+    home: Option<&Path>,
+    faults: &mut Vec<Fault>,
+) -> (Option<PathBuf>, DaemonFile) {
+    let usual = || {
+        let folders = CONFIGURATION.candidates(environment).into_iter();
+        folders.map(|folder| folder.join(FILE_NAME)).find(|file| file.exists())
+    };
+    let Some(file) = flags.config.as_deref().map(whole).or_else(usual) else {
+        return (None, DaemonFile::default());
+    };
+    let read = disk::read(&file).text.map_err(|fault| vec![*fault]);
+    let typed = read.and_then(|text| daemon::read(&file, &text, home)).unwrap_or_else(|refused| {
+        faults.extend(refused);
+        DaemonFile::default()
+    });
+    (Some(file), typed)
+}
+
+/// Returns the best directory of a kind; notes a fault when nothing says where one could be.
+fn best(
+    kind: Kind,
+    flag: &str,
+    environment: Environment<'_>,
+    faults: &mut Vec<Fault>,
+) -> Option<PathBuf> {
+    let best = kind.candidates(environment).into_iter().next();
+    if best.is_none() {
+        let message = format!("there is no directory for {}", kind.what);
+        let hint = format!("set `{flag}`, or `HOME`");
+        faults.push(Fault::of_flag(flag, message).with_hint(hint));
+    }
+    best
+}
+
+/// 1. The service manager's. 2. Inside a state directory that somebody chose: two daemons with two
+///    state directories must not meet. 3. The desktop's. 4. Inside the state directory.
+fn runtime_dir(state_dir: &Path, is_state_given: bool, environment: Environment<'_>) -> PathBuf {
+    let inside = state_dir.join("run");
+    let service = RUNTIME.of_service(environment); // (1)
+    let desktop = || RUNTIME.candidates(environment).into_iter().next();
+    match service {
+        Some(folder) => folder,
+        None if is_state_given => inside,    // (2)
+        None => desktop().unwrap_or(inside), // (3) (4)
+    }
+}
+
+fn control(
+    flags: &Flags,
+    runtime_dir: &Path,
+    environment: Environment<'_>,
+    faults: &mut Vec<Fault>,
+) -> PathBuf {
+    let (name, path) = match (&flags.control, environment("SLOTD_CONTROL")) {
+        (Some(path), _) => ("--control", whole(path)),
+        (None, Some(path)) if !path.is_empty() => ("SLOTD_CONTROL", whole(Path::new(&path))),
+        (None, _) => ("control socket", runtime_dir.join("control.sock")),
+    };
+    let length = path.as_os_str().as_bytes().len();
+    if length > MAX_SOCKET_PATH {
+        let message = format!(
+            "`{}` has {length} bytes, the path of a socket has at most {MAX_SOCKET_PATH}",
+            path.display()
+        );
+        let hint = "choose a shorter `--control`, or a shorter runtime or state directory";
+        faults.push(Fault::of_flag(name, message).with_hint(hint));
+    }
+    path
+}
+
+/// Makes a path absolute, without looking at the disk.
+fn whole(path: &Path) -> PathBuf {
+    // Fails only for an empty path or where there is no working directory: then it is left alone.
+    absolute(path).unwrap_or_else(|_| path.to_owned())
+}
