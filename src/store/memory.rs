@@ -1,0 +1,230 @@
+//! What a daemon remembers of its slots over restarts: one versioned JSON file.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{OpenFault, read_bounded};
+use crate::spec::{Generation, SlotName, death::Death};
+
+/// The version that is written.
+pub const VERSION: u64 = 1;
+
+const FILE: &str = "state.json";
+const TEMPORARY: &str = "state.json.new";
+/// A larger file is not ours: a thousand slots with full histories take a tenth of it.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// Everything that is remembered.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Remembered {
+    /// [`VERSION`].
+    pub version: u64,
+    /// By slot; also of slots whose profile is gone, so that a generation never repeats.
+    pub slots: BTreeMap<SlotName, SlotMemory>,
+}
+
+/// What is remembered of one slot.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct SlotMemory {
+    /// The last generation that was used.
+    pub generation: Generation,
+    /// How long the last loads took, in milliseconds, oldest first.
+    pub loads_ms: Vec<u64>,
+    /// The last deaths, oldest first.
+    pub deaths: Vec<Arc<Death>>,
+    /// When it was last used, in milliseconds since 1970.
+    pub last_used_unix_ms: Option<u64>,
+}
+
+impl Default for Remembered {
+    fn default() -> Self {
+        Self { version: VERSION, slots: BTreeMap::new() }
+    }
+}
+
+/// The outcome of reading the memory.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// What was remembered; empty at the first start and after a file was set aside.
+    pub remembered: Remembered,
+    /// The file that could not be understood, if there was one. For a warning.
+    pub set_aside: Option<SetAside>,
+}
+
+/// A file that could not be understood.
+#[derive(Debug, Error)]
+#[error("read what was remembered in `{path}`; starting without it")]
+pub struct SetAside {
+    /// The file.
+    pub path: PathBuf,
+    /// Where it is kept; `None` if it could not be renamed, and is overwritten by the next save.
+    pub kept: Option<PathBuf>,
+    /// What is wrong with it.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Says why the memory was not written.
+#[derive(Debug, Error)]
+#[error("write `{path}`")]
+pub struct SaveFault {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+/// Tells the version apart from the rest, which another version may shape otherwise.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u64,
+}
+
+pub(super) fn load(dir: &Path, now_unix_ms: u64) -> Result<Loaded, OpenFault> {
+    let path = dir.join(FILE);
+    let result = match read_bounded(&path, MAX_BYTES) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::default()),
+        Err(error) => Err(error),
+        Ok(bytes) => match serde_json::from_slice::<Versioned>(&bytes) {
+            Ok(Versioned { version }) if version > VERSION => {
+                return Err(OpenFault::Newer { path, found: version });
+            }
+            Ok(_) => serde_json::from_slice(&bytes).map_err(io::Error::from),
+            Err(error) => Err(error.into()),
+        },
+    };
+    Ok(match result {
+        Ok(remembered) => Loaded { remembered, set_aside: None },
+        Err(source) => {
+            let kept = dir.join(format!("{FILE}.bad-{now_unix_ms}"));
+            let kept = fs::rename(&path, &kept).is_ok().then_some(kept);
+            let set_aside = Some(SetAside { path, kept, source });
+            Loaded { remembered: Remembered::default(), set_aside }
+        }
+    })
+}
+
+pub(super) fn save(dir: &Path, remembered: &Remembered) -> Result<(), SaveFault> {
+    let path = dir.join(FILE);
+    let temporary = dir.join(TEMPORARY);
+    write(dir, &temporary, &path, remembered).map_err(|source| {
+        // What was written so far would only fill the disk further.
+        drop(fs::remove_file(&temporary));
+        SaveFault { path, source }
+    })
+}
+
+fn write(dir: &Path, temporary: &Path, path: &Path, remembered: &Remembered) -> io::Result<()> {
+    let bytes = serde_json::to_vec(remembered)?;
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
+    file.write_all(&bytes)?;
+    // The content must be on the disk before the name points to it.
+    file.sync_all()?;
+    fs::rename(temporary, path)?;
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOW: u64 = 1_700_000_000_000;
+
+    fn remembered(loads_ms: Vec<u64>) -> Remembered {
+        let memory = SlotMemory { generation: Generation(7), loads_ms, ..SlotMemory::default() };
+        let slots = [("chat".parse().unwrap(), memory)].into();
+        Remembered { version: VERSION, slots }
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(load(dir.path(), NOW).unwrap().remembered, Remembered::default());
+        let first = remembered(vec![1]);
+        save(dir.path(), &first).unwrap();
+        let second = remembered(vec![1, 2]);
+        save(dir.path(), &second).unwrap();
+        let loaded = load(dir.path(), NOW).unwrap();
+        assert_eq!(loaded.remembered, second);
+        assert!(loaded.set_aside.is_none());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file was left");
+    }
+
+    #[test]
+    fn a_newer_version_is_left_untouched() {
+        let dir = tempfile::tempdir().unwrap();
+        let newer = r#"{"version":2,"slots":[]}"#;
+        fs::write(dir.path().join(FILE), newer).unwrap();
+        let fault = load(dir.path(), NOW).unwrap_err();
+        assert!(matches!(fault, OpenFault::Newer { found: 2, .. }), "{fault}");
+        assert_eq!(fs::read_to_string(dir.path().join(FILE)).unwrap(), newer);
+    }
+
+    #[test]
+    fn what_is_no_memory_is_set_aside_and_kept() {
+        for garbage in ["", "null", "{}", "\0\0\0", r#"{"version":1}"#, r#"{"version":-1}"#] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join(FILE), garbage).unwrap();
+            let loaded = load(dir.path(), NOW).unwrap();
+            let kept = loaded.set_aside.and_then(|aside| aside.kept).unwrap();
+            assert_eq!(loaded.remembered, Remembered::default());
+            assert!(kept.ends_with("state.json.bad-1700000000000"), "{kept:?}");
+            assert_eq!(fs::read_to_string(kept).unwrap(), garbage);
+        }
+    }
+
+    #[test]
+    fn an_enormous_file_is_set_aside_without_reading_it_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        File::create(dir.path().join(FILE)).unwrap().set_len(1 << 30).unwrap();
+        assert!(load(dir.path(), NOW).unwrap().set_aside.is_some());
+    }
+
+    #[test]
+    fn a_failed_save_leaves_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = remembered(vec![1]);
+        save(dir.path(), &first).unwrap();
+        // The temporary file cannot be made where a directory has its name.
+        fs::create_dir(dir.path().join(TEMPORARY)).unwrap();
+        let fault = save(dir.path(), &remembered(vec![2])).unwrap_err();
+        assert!(fault.to_string().ends_with("state.json`"), "{fault}");
+        assert_eq!(load(dir.path(), NOW).unwrap().remembered, first);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn any_prefix_of_a_file_loads_or_is_set_aside(
+            loads in prop::collection::vec(any::<u64>(), 0..20),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let whole = remembered(loads);
+            save(dir.path(), &whole).unwrap();
+            let path = dir.path().join(FILE);
+            let bytes = fs::read(&path).unwrap();
+            let cut = cut.index(bytes.len() + 1);
+            fs::write(&path, &bytes[..cut]).unwrap();
+            let loaded = load(dir.path(), NOW).unwrap();
+            if cut == bytes.len() {
+                prop_assert_eq!(loaded.remembered, whole);
+            } else {
+                prop_assert!(loaded.set_aside.is_some());
+                prop_assert_eq!(loaded.remembered, Remembered::default());
+            }
+        }
+    }
+}
