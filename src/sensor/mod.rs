@@ -1,0 +1,9 @@
+//! Figures of the machine and of engines. Unknown is a reading: nobody acts on a sensor that failed.
+//!
+//! Owns what the readings need between two looks. It decides nothing.
+
+mod host;
+mod processes;
+
+pub use host::{HostMemory, host_memory};
+pub use processes::Processes;
