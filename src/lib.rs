@@ -11,6 +11,9 @@
 //! The core decides, the shell acts, the data plane flies. Modules stand in layer order: each
 //! imports only from those below it, and `tests/layering.rs` holds that.
 
+pub mod process;
+pub mod sensor;
+pub mod store;
 pub mod config;
 pub mod mailbox;
 pub mod supervisor;

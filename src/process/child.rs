@@ -1,0 +1,313 @@
+//! One engine process with everything that it started.
+
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{Signal, killpg},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    runtime::Handle,
+    sync::watch,
+};
+use tracing::debug;
+
+use super::{
+    cgroup::Cell,
+    identity,
+    spawn::Forget,
+    sys::{self, Peek},
+};
+use crate::{spec::death::ExitStatus, supervisor::StopSignal};
+
+const POLL_MIN: Duration = Duration::from_millis(5);
+const POLL_MAX: Duration = Duration::from_millis(50);
+
+/// An engine process. Its owner awaits [`Child::wait`], then [`Child::reap`]; dropping it earlier
+/// kills everything that belongs to it.
+#[derive(Debug)]
+pub struct Child {
+    /// Taken by `drop` alone.
+    body: Option<Body>,
+    runtime: Handle,
+}
+
+/// Sends signals to a child's group from elsewhere. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct StopHandle {
+    group: Arc<Group>,
+}
+
+/// What a spawn hands over.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) pid: Pid,
+    pub(super) cell: Cell,
+    pub(super) socket: Option<PathBuf>,
+    pub(super) forget: Forget,
+}
+
+#[derive(Debug)]
+struct Body {
+    group: Arc<Group>,
+    notice: Notice,
+    status: Option<ExitStatus>,
+    oom_kills: Option<u64>,
+    socket: Option<PathBuf>,
+    forget: Forget,
+}
+
+#[derive(Debug)]
+struct Group {
+    /// Process id of the leader, which is the number of the group.
+    id: Pid,
+    cell: Cell,
+    leader: Mutex<Leader>,
+}
+
+/// Whether the group's number is still pinned by its leader.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Leader {
+    /// It runs or is a zombie: the number is ours.
+    Unreaped,
+    /// It was reaped; everything was killed before.
+    Reaped,
+    /// And nothing else is left.
+    Gone,
+}
+
+/// How the end of the leader becomes known.
+#[derive(Debug)]
+enum Notice {
+    /// The kernel's handle on the process becomes readable.
+    Handle(AsyncFd<OwnedFd>),
+    /// A thread waits. For macOS and Linux before 5.3.
+    Thread(watch::Receiver<bool>),
+}
+
+impl Child {
+    /// Takes over an unreaped child. The caller has entered `runtime`.
+    pub(super) fn new(parts: Parts, runtime: Handle) -> io::Result<Self> {
+        let Parts { pid, cell, socket, forget } = parts;
+        let group = Arc::new(Group { id: pid, cell, leader: Mutex::new(Leader::Unreaped) });
+        let notice = Notice::new(pid).inspect_err(|_| group.kill())?;
+        let body = Body { group, notice, status: None, oom_kills: None, socket, forget };
+        Ok(Self { body: Some(body), runtime })
+    }
+
+    /// Returns the process id, which is the number of the process group too.
+    pub fn pid(&self) -> u32 {
+        self.body().group.number()
+    }
+
+    /// Waits until the process has ended, and returns how. Its group may still hold others, and the
+    /// process stays a zombie until [`Child::reap`]. Cancel-safe; returns at once when called again.
+    pub async fn wait(&mut self) -> ExitStatus {
+        self.body_mut().wait().await
+    }
+
+    /// Waits for the end of the process, kills what is left of its group and cgroup, and returns
+    /// once both are empty. Removes the cgroup and the socket file. Cancel-safe.
+    pub async fn reap(&mut self) {
+        self.body_mut().reap().await;
+    }
+
+    /// Returns how many of its processes the kernel has killed for want of memory; `None` where
+    /// nobody counts. The last figure stays after [`Child::reap`].
+    pub fn oom_kills(&self) -> Option<u64> {
+        let body = self.body();
+        body.oom_kills.or_else(|| body.group.cell.oom_kills())
+    }
+
+    /// Returns a handle for signals.
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle { group: Arc::clone(&self.body().group) }
+    }
+
+    #[expect(clippy::expect_used, reason = "the body is taken by `drop`, after which nobody calls")]
+    fn body(&self) -> &Body {
+        self.body.as_ref().expect("only `drop` takes the body")
+    }
+
+    #[expect(clippy::expect_used, reason = "the body is taken by `drop`, after which nobody calls")]
+    fn body_mut(&mut self) -> &mut Body {
+        self.body.as_mut().expect("only `drop` takes the body")
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let Some(mut body) = self.body.take() else { return };
+        if *body.group.leader() != Leader::Gone {
+            body.group.kill();
+            // Nobody is left to wait for it but the runtime, which ends with the daemon.
+            drop(self.runtime.spawn(async move { body.reap().await }));
+        }
+    }
+}
+
+impl StopHandle {
+    /// Signals the whole group. Does nothing once the child was reaped: all was killed before.
+    pub fn signal(&self, signal: StopSignal) {
+        match signal {
+            StopSignal::Terminate => {
+                let leader = self.group.leader();
+                self.group.signal(*leader, Signal::SIGTERM);
+                // A stopped process hears nothing but this.
+                self.group.signal(*leader, Signal::SIGCONT);
+            }
+            StopSignal::Kill => self.group.kill(),
+        }
+    }
+}
+
+impl Group {
+    fn leader(&self) -> MutexGuard<'_, Leader> {
+        // The value is one word: a panic elsewhere cannot leave it half changed.
+        self.leader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn number(&self) -> u32 {
+        self.id.as_raw().unsigned_abs()
+    }
+
+    /// Sends `signal` while the leader pins the number.
+    fn signal(&self, leader: Leader, signal: Signal) {
+        if leader == Leader::Unreaped
+            && let Err(error) = killpg(self.id, signal)
+        {
+            debug!(pid = self.number(), %signal, %error, "process group took no signal");
+        }
+    }
+
+    fn kill(&self) {
+        let leader = self.leader();
+        if *leader != Leader::Gone {
+            self.cell.kill();
+        }
+        self.signal(*leader, Signal::SIGKILL);
+    }
+
+    /// Kills all, then reaps the leader and those members that are our own children.
+    fn kill_and_reap(&self) {
+        let mut leader = self.leader();
+        self.cell.kill();
+        self.signal(*leader, Signal::SIGKILL);
+        self.reap_members();
+        if *leader == Leader::Unreaped {
+            *leader = Leader::Reaped;
+        }
+    }
+
+    /// Reaps every ended child of ours in the group: the leader, and as init or subreaper orphans
+    /// too.
+    fn reap_members(&self) {
+        let members = Pid::from_raw(-self.id.as_raw());
+        let still = |status| status == WaitStatus::StillAlive;
+        while waitpid(members, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| !still(status)) {}
+    }
+
+    /// Waits until the group is empty, killing members that appear late.
+    async fn emptied(&self) {
+        let mut pause = POLL_MIN;
+        let mut looks = 0_u32;
+        loop {
+            self.reap_members();
+            // ESRCH alone means empty: macOS answers EPERM for a group of zombies.
+            if killpg(self.id, Signal::SIGKILL) == Err(Errno::ESRCH) {
+                return;
+            }
+            looks = looks.saturating_add(1);
+            // Zombies count as members until their parent reaps them, which may be never.
+            if looks > 3 && identity::has_live_member(self.number()) == Some(false) {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = POLL_MAX.min(pause.saturating_mul(2));
+        }
+    }
+}
+
+impl Body {
+    async fn wait(&mut self) -> ExitStatus {
+        if let Some(status) = self.status {
+            return status;
+        }
+        let status = self.notice.ended(self.group.id).await;
+        self.status = Some(status);
+        status
+    }
+
+    async fn reap(&mut self) {
+        self.wait().await;
+        if *self.group.leader() == Leader::Gone {
+            return;
+        }
+        self.group.kill_and_reap();
+        self.group.cell.kill_until_empty().await;
+        // All members started in the cgroup, which cannot be left: it being empty says all.
+        if self.group.cell.unified.is_none() {
+            self.group.emptied().await;
+        }
+        self.oom_kills = self.group.cell.oom_kills();
+        self.group.cell.remove();
+        if let Some(socket) = &self.socket {
+            // Most engines remove it themselves.
+            drop(fs::remove_file(socket));
+        }
+        self.forget.tell().await;
+        *self.group.leader() = Leader::Gone;
+    }
+}
+
+impl Notice {
+    fn new(pid: Pid) -> io::Result<Self> {
+        match sys::open_pidfd(pid) {
+            Ok(handle) => sys::watch(handle, Interest::READABLE).map(Self::Handle),
+            Err(_) => Self::thread(pid),
+        }
+    }
+
+    fn thread(pid: Pid) -> io::Result<Self> {
+        let (tx, rx) = watch::channel(false);
+        let wait = move || {
+            // An error means that there is nothing to wait for.
+            drop(sys::peek_exit(pid, Peek::Block));
+            tx.send_replace(true);
+        };
+        // It ends with the child, and nobody needs its result.
+        let thread = std::thread::Builder::new().name(format!("wait-{pid}"));
+        thread.stack_size(64 << 10).spawn(wait).map(|_| Self::Thread(rx))
+    }
+
+    async fn ended(&mut self, pid: Pid) -> ExitStatus {
+        loop {
+            match sys::peek_exit(pid, Peek::Now) {
+                Ok(Some(status)) => return status,
+                Ok(None) => {}
+                Err(error) => {
+                    debug!(%pid, %error, "exit status was not readable");
+                    return ExitStatus::Unknown;
+                }
+            }
+            match self {
+                Self::Handle(handle) => match handle.readable().await {
+                    Ok(mut ready) => ready.clear_ready(),
+                    Err(_) => return ExitStatus::Unknown,
+                },
+                Self::Thread(ended) => drop(ended.wait_for(|ended| *ended).await.is_ok()),
+            }
+        }
+    }
+}

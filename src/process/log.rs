@@ -1,0 +1,126 @@
+//! The log files of a slot: `LOGS/SLOT/gN.log`, one for each generation, and what keeps them small.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Seek, SeekFrom},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use crate::spec::{Generation, SlotName};
+
+/// A log is rotated once it is larger.
+pub const ROTATE_BYTES: u64 = 16 << 20;
+/// How many generations keep their logs.
+pub const KEEP_GENERATIONS: usize = 5;
+
+/// Returns where the log of one generation is.
+pub fn log_path(logs: &Path, slot: &SlotName, generation: Generation) -> PathBuf {
+    generation_path(&logs.join(slot.as_str()), generation)
+}
+
+pub(super) fn generation_path(slot_dir: &Path, generation: Generation) -> PathBuf {
+    slot_dir.join(format!("g{generation}.log"))
+}
+
+/// Returns where the older part of a log is.
+pub(super) fn rotated(log: &Path) -> PathBuf {
+    log.with_extension("log.1")
+}
+
+/// Moves the content of a log that passed [`ROTATE_BYTES`] to `gN.log.1`, over what was there, and
+/// empties it. Tells whether it did. What the engine writes between the two is lost: it keeps the
+/// file open, so that the file cannot be renamed.
+///
+/// # Errors
+/// Those of reading and writing the two files.
+pub fn rotate_if_large(log: &Path) -> io::Result<bool> {
+    rotate(log, ROTATE_BYTES)
+}
+
+fn rotate(log: &Path, limit: u64) -> io::Result<bool> {
+    let mut file = match OpenOptions::new().read(true).write(true).open(log) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    let length = file.metadata()?.len();
+    if length <= limit {
+        return Ok(false);
+    }
+    // A flood may have come between two looks: the newest part counts.
+    file.seek(SeekFrom::Start(length.saturating_sub(limit.saturating_mul(2))))?;
+    let mut options = OpenOptions::new();
+    let mut older: File =
+        options.write(true).create(true).truncate(true).mode(0o600).open(rotated(log))?;
+    io::copy(&mut file, &mut older)?;
+    file.set_len(0)?;
+    Ok(true)
+}
+
+/// Removes the logs of all but the newest [`KEEP_GENERATIONS`] generations of a slot.
+///
+/// # Errors
+/// Those of listing the directory and removing files; a directory that is not there is none.
+pub fn prune(slot_dir: &Path) -> io::Result<()> {
+    let generations = generations(slot_dir)?;
+    for generation in generations.iter().rev().skip(KEEP_GENERATIONS) {
+        let log = generation_path(slot_dir, *generation);
+        for path in [rotated(&log), log] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Lists the generations that have a log, oldest first.
+pub(super) fn generations(slot_dir: &Path) -> io::Result<Vec<Generation>> {
+    let entries = match fs::read_dir(slot_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix('g')?.strip_suffix(".log"));
+        found.extend(number.and_then(|number| number.parse().ok()).map(Generation));
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_writer_that_appends_goes_on_after_a_rotation() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("g1.log");
+        let mut engine = OpenOptions::new().append(true).create(true).open(&log).unwrap();
+        engine.write_all(b"0123456789").unwrap();
+        assert!(!rotate(&log, 10).unwrap());
+        engine.write_all(b"x").unwrap();
+        assert!(rotate(&log, 10).unwrap());
+        engine.write_all(b"after").unwrap();
+        assert_eq!(fs::read_to_string(&log).unwrap(), "after");
+        assert_eq!(fs::read_to_string(rotated(&log)).unwrap(), "0123456789x");
+    }
+
+    #[test]
+    fn the_newest_generations_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        for generation in [1, 2, 9, 10, 11, 12] {
+            fs::write(dir.path().join(format!("g{generation}.log")), "").unwrap();
+        }
+        fs::write(dir.path().join("g1.log.1"), "").unwrap();
+        fs::write(dir.path().join("notes"), "").unwrap();
+        prune(dir.path()).unwrap();
+        assert_eq!(generations(dir.path()).unwrap(), [2, 9, 10, 11, 12].map(Generation));
+        assert!(!dir.path().join("g1.log.1").exists() && dir.path().join("notes").exists());
+        prune(&dir.path().join("none")).unwrap();
+    }
+}

@@ -1,0 +1,32 @@
+//! Engine processes: started, signalled, watched until nothing of them is left.
+//!
+//! Owns the thread that forks, each child with its process group and its cgroup directory, the
+//! guard that ends children when the daemon was killed, and the engines' log files. It decides
+//! nothing: when to start, to stop and to give up comes from the core.
+//!
+//! ```text
+//! Spawner ──spawn──▶ Child ──wait──▶ (leader ended, still unreaped) ──reap──▶ group and cgroup empty
+//!    │                 └── StopHandle: TERM+CONT, KILL
+//!    └── add, remove ──▶ guard process: kills what is registered once the daemon's pipe closes
+//! ```
+//!
+//! The leader stays a zombie from `wait` to `reap`: it pins the process group's number, so that a
+//! signal to the group can never reach a stranger.
+
+mod cgroup;
+mod child;
+mod evidence;
+mod follow;
+pub mod guard;
+mod identity;
+mod log;
+mod register;
+mod spawn;
+mod sys;
+mod text;
+
+pub use child::{Child, StopHandle};
+pub use evidence::{TAIL_BYTES, tail};
+pub use follow::{LogFollower, LogLine, follow, read_tail};
+pub use log::{KEEP_GENERATIONS, ROTATE_BYTES, log_path, prune, rotate_if_large};
+pub use spawn::{Cgroups, SpawnFault, SpawnSpec, Spawner, SpawnerOptions, StartFault};

@@ -1,0 +1,461 @@
+//! Starts engines, from one thread that never ends while they live.
+//!
+//! The kernel sends a child its parent-death signal when the *thread* that forked it ends, so a
+//! thread of a pool would kill engines by going idle.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, PipeReader, Read},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
+        unix::process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use nix::{errno::Errno, unistd::Pid};
+use thiserror::Error;
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+};
+use tracing::{debug, warn};
+
+use super::{
+    cgroup::{Cell, Hierarchies},
+    child::{Child, Parts},
+    identity,
+    register::{Entry, Register},
+    sys::{self, Setup},
+};
+use crate::spec::{Generation, SlotName};
+
+/// How many jobs may wait for the thread. A caller that finds the queue full waits.
+const QUEUE: usize = 64;
+/// A program that is being replaced on disk is tried again this often, this far apart.
+const BUSY_TRIES: u32 = 3;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// Added to the engines' OOM score, so that the kernel ends them before the daemon.
+const OOM_SCORE: i32 = 500;
+/// How long leftovers of an earlier daemon may take to die.
+const CLEAN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How a [`Spawner`] works.
+#[derive(Clone, Debug)]
+pub struct SpawnerOptions {
+    /// The program whose `guard` subcommand is [`super::guard::run`]: this very program. Without it
+    /// nobody ends grandchildren after a `kill -9` of the daemon.
+    pub guard: Option<PathBuf>,
+    /// Whether cgroups are used where there are any.
+    pub cgroups: Cgroups,
+}
+
+/// Whether cgroups are used.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Cgroups {
+    /// Where this process may make directories in a hierarchy.
+    Detect,
+    /// Never: process groups alone, as on macOS.
+    Off,
+}
+
+/// One engine to start.
+#[derive(Clone, Eq, PartialEq)]
+pub struct SpawnSpec {
+    /// The slot.
+    pub slot: SlotName,
+    /// The child's generation.
+    pub generation: Generation,
+    /// The program; a bare name is looked up in `PATH` of `env`.
+    pub program: PathBuf,
+    /// Its arguments, without the program.
+    pub args: Vec<OsString>,
+    /// Its whole environment: nothing is inherited.
+    pub env: BTreeMap<OsString, OsString>,
+    /// Takes its stdout and stderr; made with its parents, appended to.
+    pub log: PathBuf,
+    /// The Unix socket on which it is going to listen: unlinked before the spawn and after the end.
+    pub socket: Option<PathBuf>,
+    /// The directory in which it starts.
+    pub working_dir: PathBuf,
+}
+
+/// Says why a [`Spawner`] did not start.
+#[derive(Debug, Error)]
+pub enum StartFault {
+    /// The thread could not be made.
+    #[error("start the spawning thread")]
+    Thread(#[source] io::Error),
+    /// The guard could not be started.
+    #[error("start the guard `{program}`")]
+    Guard {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Says why there is no child.
+#[derive(Debug, Error)]
+pub enum SpawnFault {
+    /// There is no such program: install it, or correct the path.
+    #[error("start engine `{program}`: there is no such file")]
+    NotFound {
+        /// The program.
+        program: PathBuf,
+    },
+    /// The file is there and cannot be run: a script without its interpreter, a program for
+    /// another machine, a file without the execute bit.
+    #[error("start engine `{program}`: the file cannot be executed")]
+    NotExecutable {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The directory in which it should start is not there.
+    #[error("start engine in `{path}`: there is no such directory")]
+    WorkingDir {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file that it needs, its log or its socket, could not be prepared.
+    #[error("prepare `{path}` for the engine")]
+    Prepare {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The machine is short of something: processes, memory, open files. Trying again later may
+    /// work.
+    #[error("start engine `{program}`: the machine is short of a resource")]
+    Exhausted {
+        /// The program.
+        program: PathBuf,
+        /// Of which.
+        #[source]
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("start engine `{program}`")]
+    Other {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The daemon is ending: the thread is gone.
+    #[error("start engine: the spawning thread has ended")]
+    Ended,
+}
+
+/// Starts engines. Cheap to clone; once the last clone and the last [`Child`] are gone, the thread
+/// and the guard end.
+#[derive(Clone, Debug)]
+pub struct Spawner {
+    jobs: mpsc::Sender<Job>,
+}
+
+#[derive(Debug)]
+pub(super) enum Job {
+    Spawn(Box<SpawnSpec>, oneshot::Sender<Result<Child, SpawnFault>>),
+    /// Nothing of the child is left.
+    Forget(String),
+    /// The guard with this process id has ended.
+    GuardEnded(u32),
+}
+
+/// Tells the thread that nothing is left of one child.
+#[derive(Debug)]
+pub(super) struct Forget {
+    name: String,
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Forget {
+    pub(super) async fn tell(&self) {
+        // Without the thread there is no guard to be told.
+        drop(self.jobs.send(Job::Forget(self.name.clone())).await);
+    }
+}
+
+impl Spawner {
+    /// Starts the thread and the guard, and ends what an earlier daemon has left in cgroups. The
+    /// first spawn waits for that.
+    ///
+    /// # Errors
+    /// [`StartFault`], each variant as it says.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O.
+    pub fn start(options: SpawnerOptions) -> Result<Self, StartFault> {
+        let (tx, mut jobs) = mpsc::channel(QUEUE);
+        let runtime = Handle::current();
+        let register = match options.guard {
+            Some(program) => Register::start(program, runtime.clone(), tx.downgrade())
+                .map_err(|(program, source)| StartFault::Guard { program, source })?,
+            None => Register::without_guard(),
+        };
+        let maker = tx.downgrade();
+        let work = move || {
+            let hierarchies = match options.cgroups {
+                Cgroups::Detect => Hierarchies::detect(),
+                Cgroups::Off => Hierarchies::none(),
+            };
+            hierarchies.clean_stale(CLEAN_LIMIT);
+            let mut forge = Forge { hierarchies, register, runtime, jobs: maker };
+            while let Some(job) = jobs.blocking_recv() {
+                forge.perform(job);
+            }
+        };
+        // It ends when all senders are gone; each child holds one.
+        let thread = thread::Builder::new().name("spawner".to_owned());
+        thread.spawn(work).map_err(StartFault::Thread)?;
+        Ok(Self { jobs: tx })
+    }
+
+    /// Starts one engine. If the caller goes away meanwhile, the engine is ended again.
+    ///
+    /// # Errors
+    /// [`SpawnFault`], each variant as it says.
+    pub async fn spawn(&self, spec: SpawnSpec) -> Result<Child, SpawnFault> {
+        for _ in 1..BUSY_TRIES {
+            match self.try_spawn(spec.clone()).await {
+                Err(SpawnFault::Exhausted { source, .. })
+                    if source.kind() == io::ErrorKind::ExecutableFileBusy => {}
+                result => return result,
+            }
+            tokio::time::sleep(BUSY_PAUSE).await;
+        }
+        self.try_spawn(spec).await
+    }
+
+    async fn try_spawn(&self, spec: SpawnSpec) -> Result<Child, SpawnFault> {
+        let (tx, rx) = oneshot::channel();
+        let job = Job::Spawn(Box::new(spec), tx);
+        self.jobs.send(job).await.map_err(|_| SpawnFault::Ended)?;
+        rx.await.unwrap_or(Err(SpawnFault::Ended))
+    }
+}
+
+/// What the thread owns.
+struct Forge {
+    hierarchies: Hierarchies,
+    register: Register,
+    runtime: Handle,
+    jobs: mpsc::WeakSender<Job>,
+}
+
+impl Forge {
+    fn perform(&mut self, job: Job) {
+        match job {
+            Job::Spawn(spec, answer) => {
+                let result = self.spawn(&spec);
+                if let Err(fault) = &result {
+                    debug!(slot = %spec.slot, generation = %spec.generation, %fault, "spawn failed");
+                }
+                // If nobody waits any more, dropping the child ends it.
+                drop(answer.send(result));
+            }
+            Job::Forget(name) => self.register.remove(&name),
+            Job::GuardEnded(pid) => self.register.guard_ended(pid),
+        }
+    }
+
+    fn spawn(&mut self, spec: &SpawnSpec) -> Result<Child, SpawnFault> {
+        let jobs = self.jobs.upgrade().ok_or(SpawnFault::Ended)?;
+        let log = prepare(spec)?;
+        let mut cell = self.hierarchies.make(&spec.slot, spec.generation);
+        let name = format!("{}.g{}", spec.slot, spec.generation);
+        // Before the fork: a daemon that is killed in between has its cgroup on record.
+        self.register.add(&name, Entry { group: None, cell: cell.clone() });
+        match self.fork(spec, log, &mut cell) {
+            Ok(pid) => {
+                self.register.add(&name, Entry { group: Some(leader(pid)), cell: cell.clone() });
+                let forget = Forget { name, jobs };
+                let parts = Parts { pid, cell, socket: spec.socket.clone(), forget };
+                let _entered = self.runtime.enter();
+                Child::new(parts, self.runtime.clone()).map_err(|source| SpawnFault::Exhausted {
+                    program: spec.program.clone(),
+                    source,
+                })
+            }
+            Err(source) => {
+                cell.remove();
+                self.register.remove(&name);
+                Err(SpawnFault::of(spec, source))
+            }
+        }
+    }
+
+    fn fork(&mut self, spec: &SpawnSpec, log: File, cell: &mut Cell) -> io::Result<Pid> {
+        let (mut reports, report) = io::pipe()?;
+        let mut command = Command::new(&spec.program);
+        command
+            .args(&spec.args)
+            .env_clear()
+            .envs(&spec.env)
+            .current_dir(&spec.working_dir)
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let setup = Setup {
+            parent: Pid::this(),
+            joins: cell.joins(),
+            oom_score: oom_score(),
+            report: OwnedFd::from(report),
+        };
+        sys::run_before_exec(&mut command, setup);
+        let child = command.spawn()?;
+        // Closes our end of the pipe, so that reading it comes to an end.
+        drop(command);
+        self.hear(&mut reports, cell, spec);
+        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        Ok(Pid::from_raw(pid))
+    }
+
+    /// Takes note of what the child could not do for itself.
+    fn hear(&mut self, reports: &mut PipeReader, cell: &mut Cell, spec: &SpawnSpec) {
+        let mut heard = Vec::new();
+        if let Err(error) = reports.read_to_end(&mut heard) {
+            warn!(slot = %spec.slot, %error, "reports of a child were not readable");
+        }
+        for report in heard {
+            cell.give_up(report);
+            self.hierarchies.give_up(report);
+            debug!(slot = %spec.slot, report = %char::from(report), "child could not set itself up");
+        }
+    }
+}
+
+fn leader(pid: Pid) -> (i32, Option<u64>) {
+    (pid.as_raw(), identity::start_time(pid.as_raw().unsigned_abs()))
+}
+
+/// Makes the log, the directories and a free place for the socket.
+fn prepare(spec: &SpawnSpec) -> Result<File, SpawnFault> {
+    if !spec.working_dir.is_dir() {
+        return Err(SpawnFault::WorkingDir { path: spec.working_dir.clone() });
+    }
+    let fault = |path: &Path| {
+        let path = path.to_path_buf();
+        |source| SpawnFault::Prepare { path, source }
+    };
+    let parents = [Some(&spec.log), spec.socket.as_ref()];
+    for parent in parents.into_iter().flatten().filter_map(|path| path.parent()) {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(parent).map_err(fault(parent))?;
+    }
+    if let Some(socket) = &spec.socket {
+        match fs::remove_file(socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(fault(socket)(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    let mut log = OpenOptions::new();
+    log.append(true).create(true).mode(0o600).open(&spec.log).map_err(fault(&spec.log))
+}
+
+/// Returns what to write to a child's `oom_score_adj`: never less than what it inherits, because
+/// lowering needs a privilege.
+fn oom_score() -> Vec<u8> {
+    let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    let own = own.trim().parse().unwrap_or(0);
+    OOM_SCORE.max(own).to_string().into_bytes()
+}
+
+impl SpawnFault {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "a hundred numbers mean anything else")]
+    fn of(spec: &SpawnSpec, source: io::Error) -> Self {
+        let program = spec.program.clone();
+        match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
+            Errno::ENOENT if program.exists() => Self::NotExecutable { program, source },
+            Errno::ENOENT | Errno::ENOTDIR => Self::NotFound { program },
+            Errno::EACCES | Errno::EPERM | Errno::ENOEXEC | Errno::EISDIR => {
+                Self::NotExecutable { program, source }
+            }
+            Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::ETXTBSY => {
+                Self::Exhausted { program, source }
+            }
+            _ => Self::Other { program, source },
+        }
+    }
+
+    /// Tells whether trying again unchanged may work.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Exhausted { .. })
+    }
+}
+
+impl fmt::Debug for SpawnSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpawnSpec")
+            .field("slot", &self.slot)
+            .field("generation", &self.generation)
+            .field("program", &self.program)
+            .field("args", &self.args)
+            .field("env", &Shown(&self.env))
+            .field("log", &self.log)
+            .field("socket", &self.socket)
+            .field("working_dir", &self.working_dir)
+            .finish()
+    }
+}
+
+/// An environment as it may be shown: values of secrets are left out.
+struct Shown<'a>(&'a BTreeMap<OsString, OsString>);
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.0.iter().map(|(key, value)| {
+            let value = if is_secret(key) { "(secret)".into() } else { value.to_string_lossy() };
+            (key, value)
+        });
+        f.debug_map().entries(shown).finish()
+    }
+}
+
+fn is_secret(key: &OsString) -> bool {
+    let key = key.to_string_lossy().to_ascii_uppercase();
+    ["KEY", "TOKEN", "SECRET", "PASSWORD"].iter().any(|end| key.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_in_the_environment_are_never_shown() {
+        let secrets = ["HF_TOKEN", "api_key", "SECRET", "DB_PASSWORD"];
+        let env = secrets.iter().map(|key| (key.into(), "canary".into()));
+        let spec = SpawnSpec {
+            slot: "chat".parse().unwrap(),
+            generation: Generation(1),
+            program: "/bin/true".into(),
+            args: Vec::new(),
+            env: env.chain([("LANG".into(), "C.UTF-8".into())]).collect(),
+            log: "/tmp/log".into(),
+            socket: None,
+            working_dir: "/".into(),
+        };
+        let shown = format!("{spec:?} {spec:#?}");
+        assert!(!shown.contains("canary"), "{shown}");
+        assert!(shown.contains("C.UTF-8") && shown.contains("HF_TOKEN"), "{shown}");
+    }
+}
