@@ -19,10 +19,7 @@ use nix::{
 };
 use tracing::{debug, warn};
 
-use super::{
-    identity::{Tag, is_gone},
-    sys,
-};
+use super::identity::{Tag, is_gone};
 use crate::spec::{Generation, SlotName};
 
 /// Reports that the unified hierarchy refused a child.
@@ -244,6 +241,7 @@ pub(super) fn pause(time: Duration) {
 /// Waits until `cgroup.events` changes, or until `limit` has passed.
 #[cfg(target_os = "linux")]
 async fn changed(dir: &Path, limit: Duration) {
+    use super::sys;
     use tokio::io::Interest;
     let wait = async {
         let mut file = fs::File::open(dir.join("cgroup.events"))?;
@@ -346,6 +344,7 @@ fn mounted(mounts: &str, path: &str, fits: impl Fn(&str, &str) -> bool) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{os::unix::process::ExitStatusExt, process::Command};
 
     const HYBRID: &str = "\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -382,6 +381,38 @@ mod tests {
         let text = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n";
         assert_eq!(counter(text, "oom_kill"), Some(3));
         assert_eq!(counter("oom_group_kill 1\n", "oom_kill"), None);
+    }
+
+    /// Starts a process inside `cell`, ends the cell, and tells whether all of it is gone.
+    fn ends(cell: &Cell) -> bool {
+        let mut member = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        for dir in [&cell.unified, &cell.memory].into_iter().flatten() {
+            fs::write(dir.join("cgroup.procs"), member.id().to_string()).unwrap();
+        }
+        let is_empty_before = cell.is_empty();
+        let left = end_all(vec![cell.clone()], Duration::from_secs(20));
+        // Unless the cell ended it.
+        drop(member.kill());
+        let signal = member.wait().unwrap().signal();
+        is_empty_before == Some(false)
+            && left.is_empty()
+            && signal == Some(9)
+            && ![&cell.unified, &cell.memory].into_iter().flatten().any(|dir| dir.exists())
+    }
+
+    #[test]
+    fn a_cell_ends_its_members_in_either_hierarchy() {
+        let found = Hierarchies::detect();
+        let slot: SlotName = "unit".parse().unwrap();
+        let unified = Hierarchies { memory: None, ..found.clone() };
+        let memory = Hierarchies { unified: None, ..found };
+        for (hierarchies, generation) in [(unified, 1), (memory, 2)] {
+            let cell = hierarchies.make(&slot, Generation(generation));
+            // A machine without this hierarchy makes none.
+            if cell != Cell::default() {
+                assert!(ends(&cell), "{cell:?}");
+            }
+        }
     }
 
     #[test]

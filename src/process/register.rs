@@ -69,7 +69,7 @@ impl Register {
         jobs: mpsc::WeakSender<Job>,
     ) -> Result<Self, (PathBuf, io::Error)> {
         let starter = Starter { program, runtime, jobs };
-        match starter.start() {
+        match starter.start(&BTreeMap::new()) {
             Ok(guard) => {
                 Ok(Self { entries: BTreeMap::new(), guard: Some(guard), starter: Some(starter) })
             }
@@ -118,13 +118,7 @@ impl Register {
             drop(old.dismiss.send(old.lines));
         }
         let Some(starter) = &self.starter else { return };
-        let replaced = starter.start().and_then(|mut guard| {
-            for (name, entry) in &self.entries {
-                guard.lines.write_all(guard::add_line(name, entry).as_bytes())?;
-            }
-            Ok(guard)
-        });
-        match replaced {
+        match starter.start(&self.entries) {
             Ok(guard) => self.guard = Some(guard),
             Err(error) => warn!(%error, "guard was not started"),
         }
@@ -132,12 +126,17 @@ impl Register {
 }
 
 impl Starter {
-    fn start(&self) -> io::Result<Guard> {
-        let (stdin, lines) = io::pipe()?;
+    /// Starts a guard that knows `entries` from the first moment.
+    fn start(&self, entries: &BTreeMap<String, Entry>) -> io::Result<Guard> {
+        let (stdin, mut lines) = io::pipe()?;
         // A guard that does not read must not hold up a spawn.
         let flags = fcntl(lines.as_fd(), FcntlArg::F_GETFL)?;
         let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
         fcntl(lines.as_fd(), FcntlArg::F_SETFL(flags))?;
+        // A pipe takes 64 KiB, the lines of some 250 children.
+        for (name, entry) in entries {
+            lines.write_all(guard::add_line(name, entry).as_bytes())?;
+        }
         let mut command = Command::new(&self.program);
         command.arg(guard::SUBCOMMAND).env_clear().current_dir("/");
         command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::null());

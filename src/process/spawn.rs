@@ -138,8 +138,8 @@ pub enum SpawnFault {
         #[source]
         source: io::Error,
     },
-    /// The machine is short of something: processes, memory, open files. Trying again later may
-    /// work.
+    /// The machine is short of something: processes, memory, open files, disk; or the program is
+    /// being replaced. Trying again later may work.
     #[error("start engine `{program}`: the machine is short of a resource")]
     Exhausted {
         /// The program.
@@ -352,8 +352,14 @@ fn prepare(spec: &SpawnSpec) -> Result<File, SpawnFault> {
         return Err(SpawnFault::WorkingDir { path: spec.working_dir.clone() });
     }
     let fault = |path: &Path| {
-        let path = path.to_path_buf();
-        |source| SpawnFault::Prepare { path, source }
+        let (program, path) = (spec.program.clone(), path.to_path_buf());
+        move |source| {
+            if is_shortage(&source) {
+                SpawnFault::Exhausted { program, source }
+            } else {
+                SpawnFault::Prepare { path, source }
+            }
+        }
     };
     let parents = [Some(&spec.log), spec.socket.as_ref()];
     for parent in parents.into_iter().flatten().filter_map(|path| path.parent()) {
@@ -370,6 +376,20 @@ fn prepare(spec: &SpawnSpec) -> Result<File, SpawnFault> {
     }
     let mut log = OpenOptions::new();
     log.append(true).create(true).mode(0o600).open(&spec.log).map_err(fault(&spec.log))
+}
+
+/// Tells whether the same call may work later.
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [
+        Errno::EAGAIN,
+        Errno::ENOMEM,
+        Errno::EMFILE,
+        Errno::ENFILE,
+        Errno::ENOSPC,
+        Errno::EDQUOT,
+        Errno::ETXTBSY,
+    ];
+    error.raw_os_error().is_some_and(|found| shortages.contains(&Errno::from_raw(found)))
 }
 
 /// Returns what to write to a child's `oom_score_adj`: never less than what it inherits, because
@@ -390,9 +410,7 @@ impl SpawnFault {
             Errno::EACCES | Errno::EPERM | Errno::ENOEXEC | Errno::EISDIR => {
                 Self::NotExecutable { program, source }
             }
-            Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::ETXTBSY => {
-                Self::Exhausted { program, source }
-            }
+            _ if is_shortage(&source) => Self::Exhausted { program, source },
             _ => Self::Other { program, source },
         }
     }

@@ -139,6 +139,7 @@ fn write(dir: &Path, temporary: &Path, path: &Path, remembered: &Remembered) -> 
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::os::unix::fs::symlink;
 
     const NOW: u64 = 1_700_000_000_000;
 
@@ -202,6 +203,22 @@ mod tests {
         let fault = save(dir.path(), &remembered(vec![2])).unwrap_err();
         assert!(fault.to_string().ends_with("state.json`"), "{fault}");
         assert_eq!(load(dir.path(), NOW).unwrap().remembered, first);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_full_disk_is_reported_and_recovers_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = remembered(vec![1]);
+        save(dir.path(), &first).unwrap();
+        // Writing there fails as on a full disk.
+        symlink("/dev/full", dir.path().join(TEMPORARY)).unwrap();
+        let fault = save(dir.path(), &remembered(vec![2])).unwrap_err();
+        assert_eq!(fault.source.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(load(dir.path(), NOW).unwrap().remembered, first);
+        let second = remembered(vec![3]);
+        save(dir.path(), &second).unwrap();
+        assert_eq!(load(dir.path(), NOW).unwrap().remembered, second);
     }
 
     proptest! {

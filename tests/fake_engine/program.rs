@@ -87,7 +87,6 @@ fn run(script: Script) -> io::Result<u8> {
 }
 
 /// Waits for a signal to end it all.
-#[expect(clippy::infinite_loop, reason = "never returning is what it is for")]
 pub(crate) fn wait_for_ever() -> ! {
     loop {
         thread::park();
