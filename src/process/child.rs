@@ -230,7 +230,7 @@ impl Group {
             }
             looks = looks.saturating_add(1);
             // Zombies count as members until their parent reaps them, which may be never.
-            if looks > 3 && identity::has_live_member(self.number()) == Some(false) {
+            if looks > 1 && identity::has_live_member(self.number()) == Some(false) {
                 return;
             }
             tokio::time::sleep(pause).await;
