@@ -16,6 +16,7 @@
 mod cgroup;
 mod child;
 mod evidence;
+mod fault;
 mod follow;
 pub mod guard;
 mod identity;
@@ -27,6 +28,7 @@ mod text;
 
 pub use child::{Child, StopHandle};
 pub use evidence::{TAIL_BYTES, tail};
+pub use fault::{SpawnFault, StartFault};
 pub use follow::{LogFollower, LogLine, follow, read_tail};
 pub use log::{KEEP_GENERATIONS, ROTATE_BYTES, log_path, prune, rotate_if_large};
-pub use spawn::{Cgroups, SpawnFault, SpawnSpec, Spawner, SpawnerOptions, StartFault};
+pub use spawn::{Cgroups, SpawnSpec, Spawner, SpawnerOptions};

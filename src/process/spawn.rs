@@ -20,8 +20,7 @@ use std::{
     time::Duration,
 };
 
-use nix::{errno::Errno, unistd::Pid};
-use thiserror::Error;
+use nix::unistd::Pid;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -31,6 +30,7 @@ use tracing::{debug, warn};
 use super::{
     cgroup::{Cell, Hierarchies},
     child::{Child, Parts},
+    fault::{SpawnFault, StartFault, is_shortage},
     identity,
     register::{Entry, Register},
     sys::{self, Setup},
@@ -85,81 +85,6 @@ pub struct SpawnSpec {
     pub socket: Option<PathBuf>,
     /// The directory in which it starts.
     pub working_dir: PathBuf,
-}
-
-/// Says why a [`Spawner`] did not start.
-#[derive(Debug, Error)]
-pub enum StartFault {
-    /// The thread could not be made.
-    #[error("start the spawning thread")]
-    Thread(#[source] io::Error),
-    /// The guard could not be started.
-    #[error("start the guard `{program}`")]
-    Guard {
-        /// The program.
-        program: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// Says why there is no child.
-#[derive(Debug, Error)]
-pub enum SpawnFault {
-    /// There is no such program: install it, or correct the path.
-    #[error("start engine `{program}`: there is no such file")]
-    NotFound {
-        /// The program.
-        program: PathBuf,
-    },
-    /// The file is there and cannot be run: a script without its interpreter, a program for
-    /// another machine, a file without the execute bit.
-    #[error("start engine `{program}`: the file cannot be executed")]
-    NotExecutable {
-        /// The program.
-        program: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The directory in which it should start is not there.
-    #[error("start engine in `{path}`: there is no such directory")]
-    WorkingDir {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// A file that it needs, its log or its socket, could not be prepared.
-    #[error("prepare `{path}` for the engine")]
-    Prepare {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The machine is short of something: processes, memory, open files, disk; or the program is
-    /// being replaced. Trying again later may work.
-    #[error("start engine `{program}`: the machine is short of a resource")]
-    Exhausted {
-        /// The program.
-        program: PathBuf,
-        /// Of which.
-        #[source]
-        source: io::Error,
-    },
-    /// Anything else.
-    #[error("start engine `{program}`")]
-    Other {
-        /// The program.
-        program: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The daemon is ending: the thread is gone.
-    #[error("start engine: the spawning thread has ended")]
-    Ended,
 }
 
 /// Starts engines. Cheap to clone; once the last clone and the last [`Child`] are gone, the thread
@@ -296,7 +221,7 @@ impl Forge {
             Err(source) => {
                 cell.remove();
                 self.register.remove(&name);
-                Err(SpawnFault::of(spec, source))
+                Err(SpawnFault::of(spec.program.clone(), source))
             }
         }
     }
@@ -378,47 +303,12 @@ fn prepare(spec: &SpawnSpec) -> Result<File, SpawnFault> {
     log.append(true).create(true).mode(0o600).open(&spec.log).map_err(fault(&spec.log))
 }
 
-/// Tells whether the same call may work later.
-fn is_shortage(error: &io::Error) -> bool {
-    let shortages = [
-        Errno::EAGAIN,
-        Errno::ENOMEM,
-        Errno::EMFILE,
-        Errno::ENFILE,
-        Errno::ENOSPC,
-        Errno::EDQUOT,
-        Errno::ETXTBSY,
-    ];
-    error.raw_os_error().is_some_and(|found| shortages.contains(&Errno::from_raw(found)))
-}
-
 /// Returns what to write to a child's `oom_score_adj`: never less than what it inherits, because
 /// lowering needs a privilege.
 fn oom_score() -> Vec<u8> {
     let own = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
     let own = own.trim().parse().unwrap_or(0);
     OOM_SCORE.max(own).to_string().into_bytes()
-}
-
-impl SpawnFault {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "a hundred numbers mean anything else")]
-    fn of(spec: &SpawnSpec, source: io::Error) -> Self {
-        let program = spec.program.clone();
-        match Errno::from_raw(source.raw_os_error().unwrap_or(0)) {
-            Errno::ENOENT if program.exists() => Self::NotExecutable { program, source },
-            Errno::ENOENT | Errno::ENOTDIR => Self::NotFound { program },
-            Errno::EACCES | Errno::EPERM | Errno::ENOEXEC | Errno::EISDIR => {
-                Self::NotExecutable { program, source }
-            }
-            _ if is_shortage(&source) => Self::Exhausted { program, source },
-            _ => Self::Other { program, source },
-        }
-    }
-
-    /// Tells whether trying again unchanged may work.
-    pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Exhausted { .. })
-    }
 }
 
 impl fmt::Debug for SpawnSpec {
