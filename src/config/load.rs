@@ -39,7 +39,7 @@ pub fn load(directories: &[PathBuf], context: &Context) -> Loaded {
     survey.finish()
 }
 
-/// Reads files and directories as [`load`] does, for a check by a person: a file is named one by
+/// Reads files and directories as [`load()`] does, for a check by a person: a file is named one by
 /// one, a directory stands for the profiles in it. A file named `slotd.toml` is read as the daemon's
 /// own.
 pub fn validate(paths: &[PathBuf], context: &Context) -> Loaded {

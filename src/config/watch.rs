@@ -64,7 +64,7 @@ impl Watch {
     /// later changes too, so that a capacity of 1 is enough. The watch ends when the receiver is
     /// dropped.
     ///
-    /// Start it before the first [`super::load`], so that nothing is missed in between.
+    /// Start it before the first [`super::load()`], so that nothing is missed in between.
     ///
     /// # Errors
     /// [`WatchFault::NoWatcher`]. A directory that is missing is no error; it is seen when it is made.
