@@ -2,8 +2,8 @@
 
 use super::{
     file::{EngineKey, ProfileFile},
-    nearest::{listed, nearest},
     walk::{At, Walk},
+    words::{listed, nearest},
 };
 
 /// What slotd fills in.
@@ -126,15 +126,14 @@ fn refuse_unused(walk: &mut Walk<'_>) {
 fn placeholders(text: &str) -> Vec<&str> {
     let mut found = Vec::new();
     for (start, _) in text.match_indices('{') {
-        let (before, rest) = text.split_at(start);
-        let Some(end) = rest.find('}') else { break };
-        let (word, after) = rest.split_at(end + 1);
-        let inner = word.trim_start_matches('{').trim_end_matches('}');
-        let is_word =
-            !inner.is_empty() && inner.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-        let is_doubled = before.ends_with('{') || after.starts_with('}');
-        if is_word && !is_doubled && word.len() == inner.len() + 2 {
-            found.push(word);
+        let (before, braced) = text.split_at(start);
+        let is_in_word = |c: char| c.is_ascii_lowercase() || c == '_';
+        let word = braced.get(1..).unwrap_or_default();
+        let length = word.find(|c| !is_in_word(c)).unwrap_or(word.len());
+        let (_, after) = word.split_at(length);
+        let is_doubled = before.ends_with('{') && after.starts_with("}}");
+        if length > 0 && after.starts_with('}') && !is_doubled {
+            found.extend(braced.get(..length + 2));
         }
     }
     found
@@ -148,6 +147,7 @@ mod tests {
     fn only_words_in_single_braces_are_placeholders() {
         assert_eq!(placeholders("127.0.0.1:{port}"), ["{port}"]);
         assert_eq!(placeholders("{port}{modell}"), ["{port}", "{modell}"]);
+        assert_eq!(placeholders(r#"{"port":{port}}"#), ["{port}"]);
         for text in [r#"{"a":1}"#, "{{port}}", "{}", "{", "}{", "{ port }", "{PORT}", "{{ x }}"] {
             assert_eq!(placeholders(text), Vec::<&str>::new(), "{text}");
         }

@@ -43,8 +43,8 @@ pub(super) struct ProfileFile {
     pub(super) env: Vec<(At<String>, At<String>)>,
 
     /// Other names that clients may put into `model`: 1 to 128 characters of `a-z A-Z 0-9` and
-    /// `. _ - / : @ +` each. No other slot may have the name. Default: none.
-    #[schemars(with = "Vec<String>", inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._/:@+-]+$")), extend("default" = []))]
+    /// `. _ - / : @ +` each, at most 64 of them. No other slot may have the name. Default: none.
+    #[schemars(with = "Vec<String>", length(max = 64), inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._/:@+-]+$")), extend("default" = []))]
     pub(super) aliases: Vec<At<String>>,
 
     /// What the slot is offered for: `chat`, `completion`, `embed`. Default: all that the engine can

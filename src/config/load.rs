@@ -7,10 +7,11 @@ use std::{
 };
 
 use super::{
-    Context, daemon, disk,
+    Context,
+    daemon::{self, FILE_NAME},
+    disk,
     fault::Fault,
     profile::{self, Claim},
-    settings::FILE_NAME,
 };
 use crate::spec::{NameFault, SlotName, profile::Profile};
 
@@ -38,7 +39,7 @@ pub fn load(directories: &[PathBuf], context: &Context) -> Loaded {
     survey.finish()
 }
 
-/// Reads files and directories as [`load`] does, for a check by a person: a file is named one by
+/// Reads files and directories as [`load()`] does, for a check by a person: a file is named one by
 /// one, a directory stands for the profiles in it. A file named `slotd.toml` is read as the daemon's
 /// own.
 pub fn validate(paths: &[PathBuf], context: &Context) -> Loaded {
@@ -110,9 +111,10 @@ impl Survey {
     fn add_settings(&mut self, file: &Path, context: &Context) {
         let found = disk::read(file);
         self.contents.insert(file.to_owned(), found.digest);
-        let text = found.text.map_err(|fault| vec![*fault]);
-        let read = text.and_then(|text| daemon::read(file, &text, context.home.as_deref()));
-        self.faults.extend(read.err().into_iter().flatten());
+        match found.text {
+            Ok(text) => self.faults.extend(daemon::check(file, &text, context.home.as_deref())),
+            Err(fault) => self.faults.push(*fault),
+        }
     }
 
     fn finish(mut self) -> Loaded {

@@ -11,29 +11,26 @@
 //! ```
 
 mod arguments;
-mod daemon;
-mod directories;
+pub mod daemon;
 mod disk;
 mod fault;
 mod file;
 mod keep;
 mod load;
 mod model;
-mod nearest;
 mod profile;
 mod schema;
-mod settings;
+mod syntax;
 mod walk;
 pub mod watch;
+mod words;
 
 use std::path::PathBuf;
 
-pub use daemon::LogFormat;
 pub use fault::Fault;
 pub use keep::{Keeper, merge};
 pub use load::{Loaded, load, validate};
 pub use schema::schema;
-pub use settings::{Flags, Settings};
 
 /// What the meaning of a profile depends on besides its text and its place.
 #[derive(Clone, Debug, Default)]
@@ -43,3 +40,6 @@ pub struct Context {
     /// The home directory that `~/` stands for.
     pub home: Option<PathBuf>,
 }
+
+#[cfg(test)]
+mod tests;

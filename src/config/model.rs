@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use super::Context;
+use super::{Context, words::cut};
 use crate::spec::profile::ModelSource;
 
 /// Says why a text names no model, and what to write instead.
@@ -70,12 +70,13 @@ fn is_hub_name(name: &str) -> bool {
 
 fn no_home(typed: &str) -> NoModel {
     NoModel {
-        message: format!("`{typed}` starts in a home directory, and there is none"),
+        message: format!("`{}` starts in a home directory, and there is none", cut(typed)),
         hint: "write the whole path, or set `HOME` for the daemon".to_owned(),
     }
 }
 
 fn nothing(typed: &str) -> NoModel {
+    let typed = cut(typed);
     let message = format!(
         "`{typed}` names no model, expected a file (`….gguf`, `/…`, `./…`, `~/…`) or a hub repository \
          (`org/repo`, `org/repo:QUANT`)"

@@ -9,7 +9,7 @@ use super::{
     arguments::{check_args, check_command},
     fault::Fault,
     file::{EngineKey, ProfileFile},
-    model,
+    model, syntax,
     walk::{At, Walk},
 };
 use crate::spec::{
@@ -19,6 +19,8 @@ use crate::spec::{
 
 /// The longest alias, in bytes.
 const MAX_ALIAS: usize = 128;
+/// The most aliases of a slot.
+const MAX_ALIASES: usize = 64;
 
 /// What became of one file.
 #[derive(Debug)]
@@ -43,8 +45,9 @@ pub(super) struct Claim {
 pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) -> Reading {
     // Editors on Windows put a byte order mark in front.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let (table, errors) = DeTable::parse_recoverable(text);
-    let mut walk = Walk::new(file, text, table.get_ref(), &errors);
+    let mended = syntax::mend(text);
+    let (table, _) = DeTable::parse_recoverable(&mended.text);
+    let mut walk = Walk::new(file, text, &mended, table.get_ref());
     let typed = ProfileFile::take(&mut walk);
 
     check_command(&mut walk, &typed);
@@ -137,7 +140,11 @@ fn mean_aliases(
     text: &str,
 ) -> Vec<Claim> {
     let mut claims: Vec<Claim> = Vec::new();
-    for alias in aliases {
+    if let Some(alias) = aliases.get(MAX_ALIASES) {
+        let message = format!("a slot has at most {MAX_ALIASES} aliases");
+        walk.refuse_value(alias, message, "take this one and those after it out");
+    }
+    for alias in aliases.iter().take(MAX_ALIASES) {
         let name = alias.value.as_str();
         if let Some(message) = bad_alias(name) {
             let hint = "use the name that clients send as `model`, `gpt-4o-mini` say";

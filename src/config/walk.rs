@@ -4,18 +4,22 @@
 //! goes on: all faults of a file come at once. What is known after the whole file has been seen
 //! (unknown keys, several keys together) is noted by the caller through [`Walk::refuse`].
 
-use std::{collections::BTreeSet, ops::Range, ops::RangeInclusive, path::Path, time::Duration};
+use std::{collections::BTreeSet, ops::RangeInclusive, path::Path, time::Duration};
 
 use toml::{
     Spanned,
-    de::{DeTable, DeValue, Error},
+    de::{DeTable, DeValue},
 };
 
 use super::{
     fault::Fault,
-    nearest::{listed, nearest},
+    syntax::Mended,
+    words::{cut, listed, nearest},
 };
 use crate::spec::{Bytes, parse_duration};
+
+/// The most faults that are noted of one file.
+const MOST: usize = 100;
 
 /// A value and where it stands.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -36,23 +40,37 @@ pub(super) struct Walk<'t> {
     file: &'t Path,
     text: &'t str,
     table: &'t DeTable<'t>,
+    /// At most [`MOST`]; `unnoted` counts the others.
     faults: Vec<Fault>,
-    /// Lines on which the parser gave up: what it made of them says nothing about the author.
+    unnoted: usize,
+    /// Lines with a syntax error: what the parser made of them says nothing about the author.
     broken_lines: BTreeSet<usize>,
+    /// Where the parser was lost for good.
+    lost_at: Option<usize>,
 }
 
 impl<'t> Walk<'t> {
-    /// Starts a walk over `table`, which was parsed from `text` with the syntax errors `errors`.
+    /// Starts a walk over `table`, which was parsed from the mended `text`.
     pub(super) fn new(
         file: &'t Path,
         text: &'t str,
+        mended: &Mended,
         table: &'t DeTable<'t>,
-        errors: &[Error],
     ) -> Self {
-        let mut walk =
-            Self { file, text, table, faults: Vec::new(), broken_lines: BTreeSet::new() };
-        for error in errors {
-            walk.note_syntax(error);
+        let (broken_lines, lost_at) = (BTreeSet::new(), mended.lost_at);
+        let faults = Vec::new();
+        let mut walk = Self { file, text, table, faults, unnoted: 0, broken_lines, lost_at };
+        for stumble in &mended.stumbles {
+            if walk.is_full() {
+                break;
+            }
+            let fault = Fault::of_file(file, format!("bad TOML: {}", stumble.message))
+                .at(text, stumble.offset)
+                .with_hint(stumble.hint);
+            // One slip makes the parser stumble several times on a line: the first says it best.
+            if fault.line.is_some_and(|line| walk.broken_lines.insert(line)) {
+                walk.faults.push(fault);
+            }
         }
         walk
     }
@@ -62,6 +80,10 @@ impl<'t> Walk<'t> {
         let mut faults = self.faults;
         faults.sort();
         faults.dedup();
+        if self.unnoted > 0 {
+            let message = format!("has {} more faults, expected a profile", self.unnoted);
+            faults.push(Fault::of_file(self.file, message));
+        }
         faults
     }
 
@@ -78,11 +100,22 @@ impl<'t> Walk<'t> {
         message: impl Into<String>,
         hint: impl Into<String>,
     ) {
-        let fault = Fault::of_file(self.file, message).with_key(key).at(self.text, offset);
-        if fault.line.is_some_and(|line| self.broken_lines.contains(&line)) {
+        if self.is_full() {
             return;
         }
-        self.faults.push(fault.with_hint(hint));
+        let fault = Fault::of_file(self.file, message).with_key(key).at(self.text, offset);
+        let is_broken = fault.line.is_some_and(|line| self.broken_lines.contains(&line));
+        let is_lost = self.lost_at.is_some_and(|lost| offset > lost);
+        if !is_broken && !is_lost {
+            self.faults.push(fault.with_hint(hint));
+        }
+    }
+
+    /// Tells whether there are more faults than anybody reads; counts one more if so.
+    fn is_full(&mut self) -> bool {
+        let is_full = self.faults.len() >= MOST;
+        self.unnoted += usize::from(is_full);
+        is_full
     }
 
     /// Notes a fault of a value that was taken.
@@ -213,11 +246,10 @@ impl<'t> Walk<'t> {
         key: &str,
         range: &RangeInclusive<Duration>,
     ) -> Option<Duration> {
-        let hint =
-            "a whole number and one of the units `ms`, `s`, `m`, `h`, `d`: `\"90s\"`, `\"5m\"`";
+        let hint = "write a whole number and a unit: `\"90s\"`, `\"5m\"`";
         let text = self.take_quantity(key, "a duration", hint)?;
         let found = self.table.get(key)?;
-        match parse_duration(&text.value) {
+        match parse_duration(&cut(&text.value)) {
             Ok(duration) if range.contains(&duration) => Some(duration),
             Ok(_) => {
                 let expected = format!(
@@ -237,11 +269,10 @@ impl<'t> Walk<'t> {
 
     /// Takes a number of bytes in `range`.
     pub(super) fn take_size(&mut self, key: &str, range: &RangeInclusive<Bytes>) -> Option<Bytes> {
-        let hint =
-            "a whole number and one of the units `B`, `KiB`, `MiB`, `GiB`, `TiB`: `\"32MiB\"`";
+        let hint = "write a whole number and a unit: `\"32MiB\"`, `\"1GiB\"`";
         let text = self.take_quantity(key, "a size", hint)?;
         let found = self.table.get(key)?;
-        match text.value.parse::<Bytes>() {
+        match cut(&text.value).parse::<Bytes>() {
             Ok(size) if range.contains(&size) => Some(size),
             Ok(_) => {
                 self.refuse_range(
@@ -286,7 +317,7 @@ impl<'t> Walk<'t> {
         let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
         let hint = match nearest(&text.value, &words) {
             Some(near) => format!("did you mean `{near}`?"),
-            None => format!("use one of {}", listed(&words)),
+            None => "leave it out to use the default".to_owned(),
         };
         let message = format!("`{}` is not one of {}", cut(&text.value), listed(&words));
         self.refuse_value(text, message, hint);
@@ -324,7 +355,12 @@ impl<'t> Walk<'t> {
             return None;
         };
         if text.is_empty() && may_be_empty == MayBeEmpty::No {
-            self.refuse(offset, key, "cannot be empty", "leave it out, or say what is meant");
+            self.refuse(
+                offset,
+                key,
+                "cannot be empty",
+                "write what is meant between the quotes, or take it out",
+            );
             return None;
         }
         if text.contains('\0') {
@@ -347,17 +383,6 @@ impl<'t> Walk<'t> {
         self.refuse(found.span().start, key, message, hint);
     }
 
-    fn note_syntax(&mut self, error: &Error) {
-        let span = error.span().unwrap_or(Range { start: self.text.len(), end: self.text.len() });
-        let fault = Fault::of_file(self.file, format!("bad TOML: {}", error.message()))
-            .at(self.text, span.start);
-        // One slip makes the parser stumble several times on a line: the first says it best.
-        let is_first = fault.line.is_some_and(|line| self.broken_lines.insert(line));
-        if is_first {
-            self.faults.push(fault.with_hint(syntax_hint(error.message())));
-        }
-    }
-
     /// Returns the value as it was typed, cut to a readable length.
     fn source(&self, found: Found<'t>) -> String {
         cut(self.text.get(found.span()).unwrap_or_default())
@@ -374,9 +399,12 @@ pub(super) enum MayBeEmpty {
 /// Shows a duration in the largest unit that holds it whole.
 pub(super) fn shown_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
+    if millis == 0 {
+        return "0s".to_owned();
+    }
     let (unit, scale) = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)]
         .into_iter()
-        .find(|(_, scale)| millis > 0 && millis.is_multiple_of(*scale))
+        .find(|(_, scale)| millis.is_multiple_of(*scale))
         .unwrap_or(("ms", 1));
     format!("{}{unit}", millis / scale)
 }
@@ -393,32 +421,8 @@ fn kind(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-fn syntax_hint(message: &str) -> &'static str {
-    if message.contains("string values must be quoted") {
-        "put text in quotes: `key = \"value\"`"
-    } else if message.contains("duplicate key") {
-        "keep one of the two"
-    } else {
-        "a line is `key = value`; text stands in double quotes, a list in brackets"
-    }
-}
-
-/// Cuts a text to what fits into a message, and takes line breaks and control characters out.
-fn cut(text: &str) -> String {
-    const LONGEST: usize = 60;
-    let mut shown: String =
-        text.chars().take(LONGEST).map(|c| if c.is_control() { '␣' } else { c }).collect();
-    if text.chars().nth(LONGEST).is_some() {
-        shown.push('…');
-    }
-    shown
-}
-
 fn shown_key(name: &str) -> String {
+    let name = cut(name);
     let is_bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    if !name.is_empty() && name.chars().all(is_bare) {
-        name.to_owned()
-    } else {
-        format!("{name:?}")
-    }
+    if !name.is_empty() && name.chars().all(is_bare) { name } else { format!("{name:?}") }
 }

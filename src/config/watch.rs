@@ -64,7 +64,7 @@ impl Watch {
     /// later changes too, so that a capacity of 1 is enough. The watch ends when the receiver is
     /// dropped.
     ///
-    /// Start it before the first [`super::load`], so that nothing is missed in between.
+    /// Start it before the first [`super::load()`], so that nothing is missed in between.
     ///
     /// # Errors
     /// [`WatchFault::NoWatcher`]. A directory that is missing is no error; it is seen when it is made.
@@ -287,5 +287,38 @@ impl Places {
             self.ours.insert(below);
             self.watched.insert(parent);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use notify::event::{CreateKind, Flag};
+
+    use super::*;
+
+    fn event(kind: EventKind, path: &str) -> Event {
+        Event::new(kind).add_path(path.into())
+    }
+
+    #[test]
+    fn reading_is_no_change_and_the_end_of_writing_is() {
+        assert!(!is_change(EventKind::Access(AccessKind::Open(AccessMode::Any))));
+        assert!(!is_change(EventKind::Access(AccessKind::Close(AccessMode::Read))));
+        assert!(is_change(EventKind::Access(AccessKind::Close(AccessMode::Write))));
+    }
+
+    #[test]
+    fn events_of_neighbours_do_not_count_and_those_on_the_way_do() {
+        let ours = BTreeSet::from([PathBuf::from("/etc/slotd/profiles")]);
+        let made = |path: &str| event(EventKind::Create(CreateKind::Any), path);
+        assert!(is_ours(&made("/etc/slotd/profiles/a.toml"), &ours));
+        assert!(is_ours(&made("/etc/slotd"), &ours));
+        assert!(!is_ours(&made("/etc/slotd/other"), &ours));
+    }
+
+    #[test]
+    fn lost_events_count() {
+        let overflow = Event::new(EventKind::Other).set_flag(Flag::Rescan);
+        assert!(is_change(overflow.kind) && is_ours(&overflow, &BTreeSet::new()));
     }
 }

@@ -10,9 +10,11 @@ use std::{
 use serde::Serialize;
 use toml::de::DeTable;
 
-use super::{
+use super::super::{
     fault::Fault,
+    file, syntax,
     walk::{At, MayBeEmpty, Walk},
+    words::cut,
 };
 use crate::spec::Bytes;
 
@@ -67,8 +69,9 @@ pub(super) struct DaemonFile {
 /// Every fault of the file.
 pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<DaemonFile, Vec<Fault>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let (table, errors) = DeTable::parse_recoverable(text);
-    let mut walk = Walk::new(file, text, table.get_ref(), &errors);
+    let mended = syntax::mend(text);
+    let (table, _) = DeTable::parse_recoverable(&mended.text);
+    let mut walk = Walk::new(file, text, &mended, table.get_ref());
     walk.refuse_unknown(&KEYS, better_key);
     let folder = Folder { path: file.parent().unwrap_or(Path::new("")), home };
 
@@ -94,6 +97,7 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
 
 /// Says why `text` is no address to listen on, and what to write instead.
 pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, (String, String)> {
+    let text = cut(text);
     let local = text.replacen("localhost:", "127.0.0.1:", 1);
     let Ok(address) = local.parse::<SocketAddr>() else {
         let message = format!("`{text}` is not an address and a port");
@@ -119,8 +123,9 @@ fn take_listen(walk: &mut Walk<'_>) -> Option<SocketAddr> {
 
 /// Knows keys that belong into a profile.
 fn better_key(typed: &str) -> Option<String> {
-    let is_of_profile = super::file::KEYS.contains(&typed);
-    is_of_profile.then(|| format!("`{typed}` is a key of a profile: put it into `NAME.toml` there"))
+    let is_of_profile = file::KEYS.contains(&typed);
+    is_of_profile
+        .then(|| format!("`{typed}` is a key of a profile, a `NAME.toml` in a profiles directory"))
 }
 
 /// Where relative paths of the file start.

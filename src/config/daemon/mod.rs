@@ -1,5 +1,8 @@
-//! What the daemon runs with: flags before the file, the file before the environment, the
+//! What the daemon runs with: flags before its own file, the file before the environment, the
 //! environment before the home directory.
+
+mod directories;
+mod file;
 
 use std::{
     ffi::OsString,
@@ -11,13 +14,12 @@ use std::{
 
 use serde::Serialize;
 
-use super::{
-    Context,
-    daemon::{self, DaemonFile, LISTEN, LogFormat},
+pub use self::file::LogFormat;
+use self::{
     directories::{CACHE, CONFIGURATION, Environment, Kind, RUNTIME, STATE, home},
-    disk,
-    fault::Fault,
+    file::{DaemonFile, LISTEN, parse_listen},
 };
+use super::{Context, disk, fault::Fault};
 use crate::spec::Bytes;
 
 /// The name of the daemon's own file.
@@ -93,7 +95,7 @@ impl Settings {
             let refuse = |(message, hint): (String, String)| {
                 faults.push(Fault::of_flag("--listen", message).with_hint(hint));
             };
-            daemon::parse_listen(text).map_err(refuse).ok()
+            parse_listen(text).map_err(refuse).ok()
         });
         let given_state = flags.state_dir.clone().or(typed.state_dir);
         let state_dir =
@@ -141,6 +143,11 @@ impl Settings {
     }
 }
 
+/// Checks the text of a `slotd.toml` and returns its faults.
+pub(super) fn check(path: &Path, text: &str, home: Option<&Path>) -> Vec<Fault> {
+    file::read(path, text, home).err().unwrap_or_default()
+}
+
 /// Reads the file that was named, or the first of the usual ones that is there.
 fn read_file(
     flags: &Flags,
@@ -152,15 +159,15 @@ fn read_file(
         let folders = CONFIGURATION.candidates(environment).into_iter();
         folders.map(|folder| folder.join(FILE_NAME)).find(|file| file.exists())
     };
-    let Some(file) = flags.config.as_deref().map(whole).or_else(usual) else {
+    let Some(path) = flags.config.as_deref().map(whole).or_else(usual) else {
         return (None, DaemonFile::default());
     };
-    let read = disk::read(&file).text.map_err(|fault| vec![*fault]);
-    let typed = read.and_then(|text| daemon::read(&file, &text, home)).unwrap_or_else(|refused| {
+    let text = disk::read(&path).text.map_err(|fault| vec![*fault]);
+    let typed = text.and_then(|text| file::read(&path, &text, home)).unwrap_or_else(|refused| {
         faults.extend(refused);
         DaemonFile::default()
     });
-    (Some(file), typed)
+    (Some(path), typed)
 }
 
 /// Returns the best directory of a kind; notes a fault when nothing says where one could be.
@@ -172,7 +179,7 @@ fn best(
 ) -> Option<PathBuf> {
     let best = kind.candidates(environment).into_iter().next();
     if best.is_none() {
-        let message = format!("there is no directory for {}", kind.what);
+        let message = format!("no place is known for {}", kind.what);
         let hint = format!("set `{flag}`, or `HOME`");
         faults.push(Fault::of_flag(flag, message).with_hint(hint));
     }
