@@ -14,4 +14,5 @@
 pub mod config;
 pub mod mailbox;
 pub mod supervisor;
+pub mod engine;
 pub mod spec;
