@@ -7,27 +7,32 @@ use std::collections::BTreeSet;
 pub struct Flags(BTreeSet<String>);
 
 impl Flags {
-    /// Reads help text: every word at the start of a line that begins with `--`, up to the first
-    /// that is no option.
+    /// Reads help text: in each line that starts with an option, its spellings, up to the first
+    /// word that is none. Lines that start elsewhere are prose.
     pub fn parse(help: &str) -> Self {
         let mut names = BTreeSet::new();
-        for line in help.lines() {
-            for word in line.split([' ', ',', '\t']).filter(|word| !word.is_empty()) {
-                if !word.starts_with('-') {
-                    break;
-                }
-                if word.starts_with("--") {
-                    names.insert(word.to_owned());
-                }
-            }
+        for line in help.lines().filter(|line| line.starts_with('-')) {
+            let words = line.split([' ', ',', '\t']).filter(|word| !word.is_empty());
+            let options = words.take_while(|word| word.starts_with('-'));
+            names.extend(options.filter(|word| word.starts_with("--")).map(str::to_owned));
         }
         Self(names)
     }
 
-    /// Tells whether the program knows `flag`. A help that named nothing knows everything: a
-    /// wrapper that swallows `--help` must not lose every option.
-    pub fn knows(&self, flag: &str) -> bool {
-        self.0.is_empty() || self.0.contains(flag)
+    /// Tells whether the help named no option at all: a wrapper that swallows `--help`, say.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Tells whether the help named `flag`.
+    pub fn names(&self, flag: &str) -> bool {
+        self.0.contains(flag)
+    }
+
+    /// Tells whether the program can be given `flag`: a program without help must not lose every
+    /// option.
+    pub fn takes(&self, flag: &str) -> bool {
+        self.is_empty() || self.names(flag)
     }
 }
 
@@ -43,15 +48,17 @@ mod tests {
                     text with --another in it\n";
         let flags = Flags::parse(help);
         for known in ["--gpu-layers", "--n-gpu-layers", "--ui", "--no-webui"] {
-            assert!(flags.knows(known), "{known}");
+            assert!(flags.takes(known), "{known}");
         }
-        for unknown in ["--fit", "--another"] {
-            assert!(!flags.knows(unknown), "{unknown}");
+        for unknown in ["--fit", "--another", "--not-an-option"] {
+            assert!(!flags.takes(unknown), "{unknown}");
         }
     }
 
     #[test]
-    fn a_program_without_help_is_given_every_option() {
-        assert!(Flags::parse("").knows("--parallel"));
+    fn a_program_without_help_takes_every_option_and_names_none() {
+        let flags = Flags::parse("");
+        assert!(flags.takes("--parallel"));
+        assert!(!flags.names("--parallel"));
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +12,8 @@ use thiserror::Error;
 use super::{Endpoint, EngineKind, Flags, environment};
 use crate::spec::profile::{Capability, EngineChoice, Profile};
 
-/// How many requests llama-server works on at once when nothing is said; its own default.
+/// How many requests llama-server works on at once when nothing is said.
+/// Source: `server.cpp` of llama.cpp b11434: `n_parallel` -1 becomes 4, with a unified KV cache.
 const LLAMA_PARALLEL: u32 = 4;
 /// The same for the candle worker.
 const CANDLE_PARALLEL: u32 = 1;
@@ -25,13 +27,15 @@ pub struct LaunchInput<'a> {
     pub profile: &'a Profile,
     /// By which engine.
     pub kind: EngineKind,
-    /// The engine's program; unused for a command, which names its own.
+    /// The engine's program.
     pub program: &'a Path,
     /// The model file, where the profile names one.
     pub model: Option<&'a Path>,
     /// The projector beside it.
     pub mmproj: Option<&'a Path>,
-    /// The options that this version knows.
+    /// Where the model itself says how token embeddings become one: `{arch}.pooling_type`.
+    pub pooling: Option<u32>,
+    /// The options that this version takes.
     pub flags: &'a Flags,
     /// Where it shall listen.
     pub endpoint: &'a Endpoint,
@@ -59,15 +63,22 @@ pub enum LaunchFault {
     #[error("engine `{0}` needs a `model`")]
     NoModel(EngineKind),
     /// The context of all sequences together is beyond what can be asked for.
-    #[error("`context` {context} × `parallel` {parallel} is too large")]
+    #[error(
+        "`context` {context} × `parallel` {parallel} is more than can be asked of llama-server, lower one of them"
+    )]
     TooLarge {
         /// Tokens of one sequence.
         context: u32,
         /// Sequences.
         parallel: u32,
     },
+    /// llama-server would take the path for something else.
+    #[error(
+        "llama-server cannot listen on `{0}`: a socket's path must end in `.sock` and have no comma, choose another runtime directory"
+    )]
+    SocketPath(PathBuf),
     /// The version is too old for what the profile asks for.
-    #[error("this `llama-server` has no `{0}`; use a newer one, `make engine` builds it")]
+    #[error("this llama-server has no `{0}`, use a newer one: `make engine` builds it")]
     UnknownFlag(&'static str),
 }
 
@@ -77,63 +88,76 @@ pub enum LaunchFault {
 /// [`LaunchFault`], each variant as it says.
 pub fn launch(input: &LaunchInput<'_>) -> Result<Launch, LaunchFault> {
     let profile = input.profile;
-    let (program, mut args, parallel) = match input.kind {
-        EngineKind::LlamaServer => {
-            let parallel = profile.parallel.unwrap_or(LLAMA_PARALLEL);
-            (input.program.to_path_buf(), llama_server(input, parallel)?, parallel)
-        }
-        EngineKind::Candle => {
-            let parallel = profile.parallel.unwrap_or(CANDLE_PARALLEL);
-            (input.program.to_path_buf(), candle(input, parallel)?, parallel)
-        }
-        EngineKind::Command => {
-            let (program, args) = command(input);
-            (program, args, profile.parallel.unwrap_or(COMMAND_PARALLEL))
-        }
+    let parallel = profile.parallel.unwrap_or(match input.kind {
+        EngineKind::LlamaServer => LLAMA_PARALLEL,
+        EngineKind::Candle => CANDLE_PARALLEL,
+        EngineKind::Command => COMMAND_PARALLEL,
+    });
+    let mut args = match input.kind {
+        EngineKind::LlamaServer => llama_server(input, parallel)?,
+        EngineKind::Candle => candle(input, parallel)?,
+        EngineKind::Command => command(input),
     };
     args.extend(profile.args.iter().map(OsString::from));
     let env = environment::for_engine(input.environment, &profile.env);
-    Ok(Launch { program, args, env, parallel })
+    Ok(Launch { program: input.program.to_owned(), args, env, parallel })
 }
 
+/// Source: `--help` and `server.cpp` of llama.cpp b11434.
 fn llama_server(input: &LaunchInput<'_>, parallel: u32) -> Result<Vec<OsString>, LaunchFault> {
     let profile = input.profile;
     let model = input.model.ok_or(LaunchFault::NoModel(input.kind))?;
-    let mut args = Arguments::for_flags(input.flags);
-    args.needed("--model", model)?;
-    args.needed("--alias", profile.slot.as_str())?;
+    let mut args = Arguments { flags: input.flags, list: Vec::new() };
+    args.option("--model", model)?;
+    args.option("--alias", profile.slot.as_str())?;
     match input.endpoint {
-        // A path that ends in `.sock` is a Unix socket to it.
-        Endpoint::Unix(path) => args.needed("--host", path)?,
+        Endpoint::Unix(path) => args.option("--host", llama_socket(path)?)?,
         Endpoint::Tcp(address) => {
-            args.needed("--host", address.ip().to_string())?;
-            args.needed("--port", address.port().to_string())?;
+            args.option("--host", address.ip().to_string())?;
+            args.option("--port", address.port().to_string())?;
         }
     }
-    args.needed("--parallel", parallel.to_string())?;
-    if let Some(context) = profile.context {
+    args.option("--parallel", parallel.to_string())?;
+    match profile.context {
         // `--ctx-size` is shared out among the sequences; a profile says what one of them gets.
-        let total = context
-            .checked_mul(parallel)
-            .ok_or(LaunchFault::TooLarge { context, parallel })?;
-        args.needed("--ctx-size", total.to_string())?;
+        Some(context) => {
+            let too_large = LaunchFault::TooLarge { context, parallel };
+            let total = context.checked_mul(parallel).filter(|total| i32::try_from(*total).is_ok());
+            args.option("--ctx-size", total.ok_or(too_large)?.to_string())?;
+        }
+        // The model's own context is one pool, and each sequence may use all of it. Without this,
+        // a `--parallel` that is given makes four quarters of it.
+        None => args.if_named("--kv-unified"),
     }
     if let Some(threads) = profile.threads {
-        args.needed("--threads", threads.to_string())?;
+        args.option("--threads", threads.to_string())?;
     }
     if let Some(layers) = profile.gpu_layers {
-        args.needed("--n-gpu-layers", layers.to_string())?;
+        args.option("--n-gpu-layers", layers.to_string())?;
     }
     if let Some(mmproj) = input.mmproj {
-        args.needed("--mmproj", mmproj)?;
+        args.option("--mmproj", mmproj)?;
     }
     if profile.offers(Capability::Embed) {
         args.switch("--embeddings")?;
-        args.needed("--pooling", "mean")?;
+        // A chat model has no pooling of its own, and without one the endpoint refuses.
+        if input.pooling.is_none() {
+            args.option("--pooling", "mean")?;
+        }
     }
-    // Nobody sees its pages behind slotd; versions without the option have none.
-    args.wanted("--no-ui");
+    // Nobody sees its pages behind slotd.
+    args.if_named(if input.flags.names("--no-ui") { "--no-ui" } else { "--no-webui" });
     Ok(args.list)
+}
+
+/// `--host` takes addresses with commas between them, and a path only by its ending.
+fn llama_socket(path: &Path) -> Result<&Path, LaunchFault> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.ends_with(b".sock") && !bytes.contains(&b',') {
+        Ok(path)
+    } else {
+        Err(LaunchFault::SocketPath(path.to_owned()))
+    }
 }
 
 fn candle(input: &LaunchInput<'_>, parallel: u32) -> Result<Vec<OsString>, LaunchFault> {
@@ -161,38 +185,42 @@ fn candle(input: &LaunchInput<'_>, parallel: u32) -> Result<Vec<OsString>, Launc
     Ok(args)
 }
 
-fn command(input: &LaunchInput<'_>) -> (PathBuf, Vec<OsString>) {
-    let EngineChoice::Command(words) = &input.profile.engine else {
-        return (input.program.to_path_buf(), Vec::new());
-    };
+fn command(input: &LaunchInput<'_>) -> Vec<OsString> {
+    let EngineChoice::Command(words) = &input.profile.engine else { return Vec::new() };
     let (port, socket) = match input.endpoint {
-        Endpoint::Unix(path) => (String::new(), path.as_os_str().to_owned()),
-        Endpoint::Tcp(address) => (address.port().to_string(), OsString::new()),
+        Endpoint::Unix(path) => (OsString::new(), path.as_os_str().to_owned()),
+        Endpoint::Tcp(address) => (address.port().to_string().into(), OsString::new()),
     };
     let model = input.model.map_or_else(OsString::new, |path| path.as_os_str().to_owned());
-    let values =
-        [("{port}", OsString::from(port)), ("{socket}", socket), ("{model}", model)];
-    let mut filled = words.iter().map(|word| fill(word, &values));
-    let program = filled.next().unwrap_or_default();
-    (program.into(), filled.collect())
+    let values = [("{port}", port), ("{socket}", socket), ("{model}", model)];
+    words.iter().skip(1).map(|word| fill(word, &values)).collect()
 }
 
-/// Puts each value in the place of its name. A value is never searched for names.
+/// Puts each value in the place of its name. A value is not searched for names.
 fn fill(word: &str, values: &[(&str, OsString)]) -> OsString {
     let mut filled = OsString::new();
-    let mut rest = word;
-    loop {
-        let next = values
-            .iter()
-            .filter_map(|(name, value)| rest.split_once(name).map(|parts| (parts, value)))
-            .min_by_key(|((before, _), _)| before.len());
-        let Some(((before, after), value)) = next else { break };
-        filled.push(before);
-        filled.push(value);
-        rest = after;
+    let mut done = 0;
+    for (start, _) in word.match_indices('{') {
+        let value = values.iter().find(|(name, _)| is_name_at(word, start, name));
+        if let Some((name, value)) = value {
+            filled.push(word.get(done..start).unwrap_or_default());
+            filled.push(value);
+            done = start + name.len();
+        }
     }
-    filled.push(rest);
+    filled.push(word.get(done..).unwrap_or_default());
     filled
+}
+
+/// Tells whether `word` has a place for `name`, such as `{port}`.
+pub(super) fn names(word: &str, name: &str) -> bool {
+    word.match_indices('{').any(|(start, _)| is_name_at(word, start, name))
+}
+
+/// Doubled braces are a template's, and left alone.
+fn is_name_at(word: &str, start: usize, name: &str) -> bool {
+    let (before, rest) = word.split_at_checked(start).unwrap_or((word, ""));
+    !before.ends_with('{') && rest.strip_prefix(name).is_some_and(|after| !after.starts_with('}'))
 }
 
 /// Arguments for a program whose options are known.
@@ -201,28 +229,27 @@ struct Arguments<'a> {
     list: Vec<OsString>,
 }
 
-impl<'a> Arguments<'a> {
-    fn for_flags(flags: &'a Flags) -> Self {
-        Self { flags, list: Vec::new() }
-    }
-
-    fn needed(&mut self, flag: &'static str, value: impl AsRef<OsStr>) -> Result<(), LaunchFault> {
+impl Arguments<'_> {
+    fn option(&mut self, flag: &'static str, value: impl AsRef<OsStr>) -> Result<(), LaunchFault> {
         self.switch(flag)?;
         self.list.push(value.as_ref().to_owned());
         Ok(())
     }
 
     fn switch(&mut self, flag: &'static str) -> Result<(), LaunchFault> {
-        if !self.flags.knows(flag) {
+        if !self.flags.takes(flag) {
             return Err(LaunchFault::UnknownFlag(flag));
         }
         self.list.push(flag.into());
         Ok(())
     }
 
-    fn wanted(&mut self, flag: &str) {
-        if self.flags.knows(flag) && self.flags != &Flags::default() {
+    fn if_named(&mut self, flag: &str) {
+        if self.flags.names(flag) {
             self.list.push(flag.into());
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
