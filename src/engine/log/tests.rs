@@ -44,7 +44,6 @@ fn each_death_of_the_real_llama_server_is_told_from_its_log() {
         "socket_busy" => PortBusy,
         "context_too_large" => OutOfMemory,
         "kv_cache_too_large" => OutOfMemory,
-        "malloc_refused" => OutOfMemory,
         "bad_alloc_in_loader" => OutOfMemory,
         "bad_alloc_in_vocabulary" => OutOfMemory,
         "mmap_failed" => OutOfMemory,
