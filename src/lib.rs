@@ -12,9 +12,12 @@
 //! imports only from those below it, and `tests/layering.rs` holds that.
 
 pub mod process;
+pub mod probe;
 pub mod sensor;
+pub mod models;
 pub mod store;
 pub mod config;
 pub mod mailbox;
 pub mod supervisor;
+pub mod engine;
 pub mod spec;

@@ -1,6 +1,10 @@
 //! The whole daemon on real processes: the fake engine, for faults that cannot be ordered.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a broken set-up is a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a broken set-up is a failed test"
+)]
 
 mod common;
 
@@ -11,7 +15,11 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 fn spawns(log: &Path) -> usize {
-    fs::read_to_string(log).unwrap_or_default().lines().filter(|line| line.contains("spawn")).count()
+    fs::read_to_string(log)
+        .unwrap_or_default()
+        .lines()
+        .filter(|line| line.contains("spawn"))
+        .count()
 }
 
 async fn error_of(answer: reqwest::Response) -> Value {
@@ -38,8 +46,7 @@ async fn the_first_request_loads_the_slot_and_is_answered() {
 
 #[tokio::test]
 async fn listing_models_wakes_nothing() {
-    let daemon =
-        Daemon::start(scratch(&[("chat", &fake("", "aliases = [\"gpt-4o\"]"))])).await;
+    let daemon = Daemon::start(scratch(&[("chat", &fake("", "aliases = [\"gpt-4o\"]"))])).await;
     daemon.until_state("chat", "offline").await;
     let url = format!("{}/v1/models", daemon.url);
     let list: Value = daemon.client.get(url).send().await.unwrap().json().await.unwrap();
@@ -182,8 +189,7 @@ async fn a_client_that_leaves_cancels_its_request_at_the_engine() {
 
 #[tokio::test]
 async fn an_idle_slot_is_unloaded_and_comes_back_on_request() {
-    let daemon =
-        Daemon::start(scratch(&[("chat", &fake("", "idle_timeout = \"300ms\""))])).await;
+    let daemon = Daemon::start(scratch(&[("chat", &fake("", "idle_timeout = \"300ms\""))])).await;
     assert_eq!(daemon.chat("chat").await.status(), 200);
     let slot = daemon.until_state("chat", "offline").await;
     assert_eq!(slot["verdict"], "stopped-by-us");

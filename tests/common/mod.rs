@@ -1,6 +1,11 @@
 //! A real daemon for tests: the built binary, a scratch state directory, a free port.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a broken set-up is a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a broken set-up is a failed test"
+)]
 
 use std::{
     fs,
@@ -69,7 +74,8 @@ pub fn fake(script: &str, keys: &str) -> String {
 
 /// The real model; `make test` says where it is.
 pub fn model() -> PathBuf {
-    let path = std::env::var_os("SLOTD_TEST_MODEL").expect("set SLOTD_TEST_MODEL, `make test` does");
+    let path =
+        std::env::var_os("SLOTD_TEST_MODEL").expect("set SLOTD_TEST_MODEL, `make test` does");
     PathBuf::from(path)
 }
 

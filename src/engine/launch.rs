@@ -1,0 +1,255 @@
+//! Profile to argument vector.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+use super::{Endpoint, EngineKind, Flags, environment};
+use crate::spec::profile::{Capability, EngineChoice, Profile};
+
+/// How many requests llama-server works on at once when nothing is said.
+/// Source: `server.cpp` of llama.cpp b11434: `n_parallel` -1 becomes 4, with a unified KV cache.
+const LLAMA_PARALLEL: u32 = 4;
+/// The same for the candle worker.
+const CANDLE_PARALLEL: u32 = 1;
+/// The same for a command, of which nothing is known.
+const COMMAND_PARALLEL: u32 = 8;
+
+/// Everything that an argument vector is made from.
+#[derive(Clone, Debug)]
+pub struct LaunchInput<'a> {
+    /// What to serve.
+    pub profile: &'a Profile,
+    /// By which engine.
+    pub kind: EngineKind,
+    /// The engine's program.
+    pub program: &'a Path,
+    /// The model file, where the profile names one.
+    pub model: Option<&'a Path>,
+    /// The projector beside it.
+    pub mmproj: Option<&'a Path>,
+    /// Where the model itself says how token embeddings become one: `{arch}.pooling_type`.
+    pub pooling: Option<u32>,
+    /// The options that this version takes.
+    pub flags: &'a Flags,
+    /// Where it shall listen.
+    pub endpoint: &'a Endpoint,
+    /// The daemon's environment.
+    pub environment: &'a [(OsString, OsString)],
+}
+
+/// How to start an engine.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Launch {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments, without the program.
+    pub args: Vec<OsString>,
+    /// Its whole environment.
+    pub env: BTreeMap<OsString, OsString>,
+    /// How many requests it works on at once.
+    pub parallel: u32,
+}
+
+/// Says why there is no argument vector.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+pub enum LaunchFault {
+    /// The engine needs a model.
+    #[error("engine `{0}` needs a `model`")]
+    NoModel(EngineKind),
+    /// The context of all sequences together is beyond what can be asked for.
+    #[error(
+        "`context` {context} × `parallel` {parallel} is more than can be asked of llama-server, lower one of them"
+    )]
+    TooLarge {
+        /// Tokens of one sequence.
+        context: u32,
+        /// Sequences.
+        parallel: u32,
+    },
+    /// llama-server would take the path for something else.
+    #[error(
+        "llama-server cannot listen on `{0}`: a socket's path must end in `.sock` and have no comma, choose another runtime directory"
+    )]
+    SocketPath(PathBuf),
+    /// The version is too old for what the profile asks for.
+    #[error("this llama-server has no `{0}`, use a newer one: `make engine` builds it")]
+    UnknownFlag(&'static str),
+}
+
+/// Makes the argument vector.
+///
+/// # Errors
+/// [`LaunchFault`], each variant as it says.
+pub fn launch(input: &LaunchInput<'_>) -> Result<Launch, LaunchFault> {
+    let profile = input.profile;
+    let parallel = profile.parallel.unwrap_or(match input.kind {
+        EngineKind::LlamaServer => LLAMA_PARALLEL,
+        EngineKind::Candle => CANDLE_PARALLEL,
+        EngineKind::Command => COMMAND_PARALLEL,
+    });
+    let mut args = match input.kind {
+        EngineKind::LlamaServer => llama_server(input, parallel)?,
+        EngineKind::Candle => candle(input, parallel)?,
+        EngineKind::Command => command(input),
+    };
+    args.extend(profile.args.iter().map(OsString::from));
+    let env = environment::for_engine(input.environment, &profile.env);
+    Ok(Launch { program: input.program.to_owned(), args, env, parallel })
+}
+
+/// Source: `--help` and `server.cpp` of llama.cpp b11434.
+fn llama_server(input: &LaunchInput<'_>, parallel: u32) -> Result<Vec<OsString>, LaunchFault> {
+    let profile = input.profile;
+    let model = input.model.ok_or(LaunchFault::NoModel(input.kind))?;
+    let mut args = Arguments { flags: input.flags, list: Vec::new() };
+    args.option("--model", model)?;
+    args.option("--alias", profile.slot.as_str())?;
+    match input.endpoint {
+        Endpoint::Unix(path) => args.option("--host", llama_socket(path)?)?,
+        Endpoint::Tcp(address) => {
+            args.option("--host", address.ip().to_string())?;
+            args.option("--port", address.port().to_string())?;
+        }
+    }
+    args.option("--parallel", parallel.to_string())?;
+    match profile.context {
+        // `--ctx-size` is shared out among the sequences; a profile says what one of them gets.
+        Some(context) => {
+            let too_large = LaunchFault::TooLarge { context, parallel };
+            let total = context.checked_mul(parallel).filter(|total| i32::try_from(*total).is_ok());
+            args.option("--ctx-size", total.ok_or(too_large)?.to_string())?;
+        }
+        // The model's own context is one pool, and each sequence may use all of it. Without this,
+        // a `--parallel` that is given makes four quarters of it.
+        None => args.if_named("--kv-unified"),
+    }
+    if let Some(threads) = profile.threads {
+        args.option("--threads", threads.to_string())?;
+    }
+    if let Some(layers) = profile.gpu_layers {
+        args.option("--n-gpu-layers", layers.to_string())?;
+    }
+    if let Some(mmproj) = input.mmproj {
+        args.option("--mmproj", mmproj)?;
+    }
+    if profile.offers(Capability::Embed) {
+        args.switch("--embeddings")?;
+        // A chat model has no pooling of its own, and without one the endpoint refuses.
+        if input.pooling.is_none() {
+            args.option("--pooling", "mean")?;
+        }
+    }
+    // Nobody sees its pages behind slotd.
+    args.if_named(if input.flags.names("--no-ui") { "--no-ui" } else { "--no-webui" });
+    Ok(args.list)
+}
+
+/// `--host` takes addresses with commas between them, and a path only by its ending.
+fn llama_socket(path: &Path) -> Result<&Path, LaunchFault> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.ends_with(b".sock") && !bytes.contains(&b',') {
+        Ok(path)
+    } else {
+        Err(LaunchFault::SocketPath(path.to_owned()))
+    }
+}
+
+fn candle(input: &LaunchInput<'_>, parallel: u32) -> Result<Vec<OsString>, LaunchFault> {
+    let profile = input.profile;
+    let model = input.model.ok_or(LaunchFault::NoModel(input.kind))?;
+    let mut args: Vec<OsString> = vec!["worker".into()];
+    let mut push = |flag: &str, value: &OsStr| args.extend([flag.into(), value.to_owned()]);
+    push("--model", model.as_os_str());
+    push("--alias", profile.slot.as_str().as_ref());
+    match input.endpoint {
+        Endpoint::Unix(path) => push("--socket", path.as_os_str()),
+        Endpoint::Tcp(address) => push("--listen", address.to_string().as_ref()),
+    }
+    push("--parallel", parallel.to_string().as_ref());
+    let numbers = [
+        ("--context", profile.context),
+        ("--threads", profile.threads),
+        ("--gpu-layers", profile.gpu_layers),
+    ];
+    for (flag, value) in numbers {
+        if let Some(value) = value {
+            push(flag, value.to_string().as_ref());
+        }
+    }
+    Ok(args)
+}
+
+fn command(input: &LaunchInput<'_>) -> Vec<OsString> {
+    let EngineChoice::Command(words) = &input.profile.engine else { return Vec::new() };
+    let (port, socket) = match input.endpoint {
+        Endpoint::Unix(path) => (OsString::new(), path.as_os_str().to_owned()),
+        Endpoint::Tcp(address) => (address.port().to_string().into(), OsString::new()),
+    };
+    let model = input.model.map_or_else(OsString::new, |path| path.as_os_str().to_owned());
+    let values = [("{port}", port), ("{socket}", socket), ("{model}", model)];
+    words.iter().skip(1).map(|word| fill(word, &values)).collect()
+}
+
+/// Puts each value in the place of its name. A value is not searched for names.
+fn fill(word: &str, values: &[(&str, OsString)]) -> OsString {
+    let mut filled = OsString::new();
+    let mut done = 0;
+    for (start, _) in word.match_indices('{') {
+        let value = values.iter().find(|(name, _)| is_name_at(word, start, name));
+        if let Some((name, value)) = value {
+            filled.push(word.get(done..start).unwrap_or_default());
+            filled.push(value);
+            done = start + name.len();
+        }
+    }
+    filled.push(word.get(done..).unwrap_or_default());
+    filled
+}
+
+/// Tells whether `word` has a place for `name`, such as `{port}`.
+pub(super) fn names(word: &str, name: &str) -> bool {
+    word.match_indices('{').any(|(start, _)| is_name_at(word, start, name))
+}
+
+/// Doubled braces are a template's, and left alone.
+fn is_name_at(word: &str, start: usize, name: &str) -> bool {
+    let (before, rest) = word.split_at_checked(start).unwrap_or((word, ""));
+    !before.ends_with('{') && rest.strip_prefix(name).is_some_and(|after| !after.starts_with('}'))
+}
+
+/// Arguments for a program whose options are known.
+struct Arguments<'a> {
+    flags: &'a Flags,
+    list: Vec<OsString>,
+}
+
+impl Arguments<'_> {
+    fn option(&mut self, flag: &'static str, value: impl AsRef<OsStr>) -> Result<(), LaunchFault> {
+        self.switch(flag)?;
+        self.list.push(value.as_ref().to_owned());
+        Ok(())
+    }
+
+    fn switch(&mut self, flag: &'static str) -> Result<(), LaunchFault> {
+        if !self.flags.takes(flag) {
+            return Err(LaunchFault::UnknownFlag(flag));
+        }
+        self.list.push(flag.into());
+        Ok(())
+    }
+
+    fn if_named(&mut self, flag: &str) {
+        if self.flags.names(flag) {
+            self.list.push(flag.into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

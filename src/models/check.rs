@@ -1,0 +1,245 @@
+//! The checks before a spawn.
+
+use std::{
+    error::Error,
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    choose::Engine,
+    engines::Asked,
+    gguf::{self, Header, HeaderFault},
+    locate::{LocateFault, Located, locate, locate_any},
+    port,
+};
+use crate::{
+    engine::{Endpoint, EngineKind, Flags, Launch, LaunchFault, LaunchInput, launch},
+    spec::{
+        death::Verdict,
+        profile::{ModelSource, Profile},
+    },
+};
+
+/// The only architecture that the candle worker knows.
+const CANDLE_ARCHITECTURE: &str = "llama";
+
+/// Where programs and models are.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// `llama_server` of slotd.toml.
+    pub llama_server: Option<PathBuf>,
+    /// slotd's own program.
+    pub own_program: PathBuf,
+    /// slotd's cache, with `engines/`.
+    pub cache_dir: PathBuf,
+    /// The Hugging Face cache, where there can be one.
+    pub hub_cache: Option<PathBuf>,
+    /// The daemon's environment.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+/// Checks slots before they are started. One for the daemon: it remembers what programs can do.
+#[derive(Debug)]
+pub struct Checks {
+    pub(super) places: Places,
+    pub(super) asked: Asked,
+}
+
+/// What the checks found: all that a command line is made from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Checked {
+    /// The engine.
+    pub kind: EngineKind,
+    /// Its program.
+    pub program: PathBuf,
+    /// What it says of its version; of llama-server only.
+    pub version: Option<String>,
+    /// The options that it takes.
+    pub flags: Flags,
+    /// The model, where the profile names one.
+    pub model: Option<PathBuf>,
+    /// The projector beside it.
+    pub mmproj: Option<PathBuf>,
+    /// What the model's file says of itself; of GGUF files only.
+    pub header: Option<Header>,
+}
+
+/// Says why a slot is not started.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Refused {
+    /// The cause.
+    pub verdict: Verdict,
+    /// One sentence: what, where, what to do.
+    pub reason: String,
+    /// The engine and its program, where the choice had been made.
+    pub engine: Option<(EngineKind, PathBuf)>,
+}
+
+impl Checked {
+    /// Makes the command line.
+    ///
+    /// # Errors
+    /// [`LaunchFault`]; [`Refused::of_launch`] says it as a check does.
+    pub fn launch(
+        &self,
+        profile: &Profile,
+        endpoint: &Endpoint,
+        environment: &[(OsString, OsString)],
+    ) -> Result<Launch, LaunchFault> {
+        launch(&LaunchInput {
+            profile,
+            kind: self.kind,
+            program: &self.program,
+            model: self.model.as_deref(),
+            mmproj: self.mmproj.as_deref(),
+            pooling: self.header.as_ref().and_then(|header| header.pooling),
+            flags: &self.flags,
+            endpoint,
+            environment,
+        })
+    }
+}
+
+impl Refused {
+    pub(super) fn new(verdict: Verdict, reason: String) -> Self {
+        Self { verdict, reason, engine: None }
+    }
+
+    /// Says why a command line could not be made.
+    pub fn of_launch(fault: &LaunchFault, checked: &Checked) -> Self {
+        Self {
+            engine: Some((checked.kind, checked.program.clone())),
+            ..Self::new(Verdict::BadConfig, fault.to_string())
+        }
+    }
+}
+
+impl Checks {
+    /// Makes the checks of a daemon; nothing is looked at yet.
+    pub fn new(places: Places) -> Self {
+        Self { places, asked: Asked::default() }
+    }
+
+    /// Checks everything that can be checked before `profile` is started: an engine is there and
+    /// runs, the model is there and whole, the engine knows it, the port is free. Blocks on disks and
+    /// on a program's `--help` for up to ten seconds: call it off the async threads.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn run(&self, profile: &Profile, endpoint: &Endpoint) -> Result<Checked, Refused> {
+        let engine = self.engine(profile)?;
+        let chosen = (engine.kind, engine.program.clone());
+        let checked = self.model(profile, engine).and_then(|checked| {
+            check_port(endpoint)?;
+            Ok(checked)
+        });
+        checked.map_err(|refused| Refused { engine: Some(chosen), ..refused })
+    }
+
+    fn model(&self, profile: &Profile, engine: Engine) -> Result<Checked, Refused> {
+        let (located, header) = match &profile.model {
+            Some(source) => {
+                let located = self.locate(source, engine.kind)?;
+                let header = read_header(&located.path, engine.kind)?;
+                (Some(located), header)
+            }
+            None => (None, None),
+        };
+        let Engine { kind, program, version, flags } = engine;
+        let (model, mmproj) =
+            located.map_or((None, None), |Located { path, mmproj }| (Some(path), mmproj));
+        Ok(Checked { kind, program, version, flags, model, mmproj, header })
+    }
+
+    fn locate(&self, source: &ModelSource, kind: EngineKind) -> Result<Located, Refused> {
+        let hub = self.places.hub_cache.as_deref().unwrap_or(Path::new(""));
+        let located = match kind {
+            EngineKind::Command => locate_any(source, hub),
+            EngineKind::LlamaServer | EngineKind::Candle => locate(source, hub),
+        };
+        located.map_err(|fault| {
+            let verdict = match fault {
+                LocateFault::Empty(_) => Verdict::BadModel,
+                LocateFault::Directory { .. } | LocateFault::Special(_) => Verdict::BadConfig,
+                LocateFault::NotFound { .. }
+                | LocateFault::Dangling(_)
+                | LocateFault::Unreadable { .. }
+                | LocateFault::NotInCache { .. }
+                | LocateFault::NotInRepo { .. } => Verdict::MissingFile,
+            };
+            Refused::new(verdict, whole(&fault))
+        })
+    }
+}
+
+/// Reads the header of a GGUF file. A command may serve other kinds of files.
+fn read_header(path: &Path, kind: EngineKind) -> Result<Option<Header>, Refused> {
+    let is_gguf = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+    if kind == EngineKind::Command && !is_gguf {
+        return Ok(None);
+    }
+    let header = gguf::read(path).map_err(|fault| {
+        let reason = format!("model `{}` {}", path.display(), whole(&fault));
+        Refused::new(verdict_of(&fault), reason)
+    })?;
+    if kind == EngineKind::Candle && header.architecture != CANDLE_ARCHITECTURE {
+        let reason = format!(
+            "model `{}` has the architecture `{}`, and the candle worker knows only \
+             `{CANDLE_ARCHITECTURE}`; use llama-server (`make engine` builds it)",
+            path.display(),
+            header.architecture
+        );
+        return Err(Refused::new(Verdict::BadModel, reason));
+    }
+    Ok(Some(header))
+}
+
+fn verdict_of(fault: &HeaderFault) -> Verdict {
+    match fault {
+        HeaderFault::Io(error) if error.kind() == io::ErrorKind::NotFound => Verdict::MissingFile,
+        HeaderFault::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Verdict::MissingFile
+        }
+        HeaderFault::MissingPart { .. } | HeaderFault::LfsPointer => Verdict::MissingFile,
+        HeaderFault::NotFirstPart { .. } => Verdict::BadConfig,
+        HeaderFault::Io(_)
+        | HeaderFault::Empty
+        | HeaderFault::NotGguf { .. }
+        | HeaderFault::Version(_)
+        | HeaderFault::BigEndian
+        | HeaderFault::CutHeader { .. }
+        | HeaderFault::CutTensor { .. }
+        | HeaderFault::Damaged(_)
+        | HeaderFault::BadPart { .. } => Verdict::BadModel,
+    }
+}
+
+fn check_port(endpoint: &Endpoint) -> Result<(), Refused> {
+    let Endpoint::Tcp(address) = endpoint else { return Ok(()) };
+    if port::is_free(*address) {
+        return Ok(());
+    }
+    let by = port::holder(*address)
+        .map_or_else(|| "another program".to_owned(), |holder| holder.to_string());
+    let reason = format!(
+        "address {address} is taken by {by}; stop it, or load the slot again for another port"
+    );
+    Err(Refused::new(Verdict::PortBusy, reason))
+}
+
+/// Says a fault with its causes.
+fn whole(fault: &dyn Error) -> String {
+    let mut text = fault.to_string();
+    let mut cause = fault.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! The Hugging Face cache on this machine, offline: `models--org--repo/snapshots/COMMIT/…`.
+
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use hf_hub::Repo;
+
+use super::{
+    gguf::shard_of,
+    locate::{LocateFault, Located},
+};
+
+/// The quantisations that are taken when none is named, best first, before any other.
+/// Source: `find_best_model` in `common/download.cpp` of llama.cpp.
+const USUAL_QUANTS: [&str; 2] = ["Q4_K_M", "Q8_0"];
+/// Files that belong to a model and are none. Source: `gguf_filename_is_model`, the same file.
+const COMPANIONS: [&str; 6] = ["mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"];
+/// How deep files lie in a snapshot: large quantisations have folders of their own.
+const DEPTH: u32 = 2;
+/// More files than any repository of GGUF files has.
+const MAX_FILES: usize = 10_000;
+
+/// Returns the folder of the Hugging Face cache, by the variables that llama.cpp and
+/// `huggingface_hub` read, in their order; `None` where nothing says where it could be.
+/// Source: `common/hf-cache.cpp` of llama.cpp.
+pub fn hub_cache_dir(environment: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    const PLACES: [(&str, &str); 6] = [
+        ("LLAMA_CACHE", ""),
+        ("HF_HUB_CACHE", ""),
+        ("HUGGINGFACE_HUB_CACHE", ""),
+        ("HF_HOME", "hub"),
+        ("XDG_CACHE_HOME", "huggingface/hub"),
+        ("HOME", ".cache/huggingface/hub"),
+    ];
+    PLACES.iter().find_map(|(name, inside)| {
+        let folder = PathBuf::from(environment(name).filter(|value| !value.is_empty())?);
+        Some(if inside.is_empty() { folder } else { folder.join(inside) })
+    })
+}
+
+/// Finds the GGUF file of a repository with a quantisation, and the projector beside it.
+pub(super) fn find_file(
+    repo: &str,
+    quant: Option<&str>,
+    hub: &Path,
+) -> Result<Located, LocateFault> {
+    let snapshot = snapshot(repo, quant, hub)?;
+    let names = gguf_names(&snapshot);
+    let models: Vec<&str> =
+        names.iter().map(String::as_str).filter(|name| is_model(name)).collect();
+    let chosen = choose(&models, quant).ok_or_else(|| LocateFault::NotInRepo {
+        repo: repo.to_owned(),
+        quant: quant.map(str::to_owned),
+        found: listed(&models),
+        folder: snapshot.clone(),
+    })?;
+    let path = snapshot.join(chosen);
+    if !path.exists() {
+        // A link whose blob was never finished, or was cleaned away.
+        return Err(LocateFault::Dangling(path));
+    }
+    let mmproj = projector(&names, chosen).map(|name| snapshot.join(name));
+    Ok(Located { path, mmproj: mmproj.filter(|path| path.exists()) })
+}
+
+/// Finds the folder that holds a repository's files.
+pub(super) fn snapshot(
+    repo: &str,
+    quant: Option<&str>,
+    hub: &Path,
+) -> Result<PathBuf, LocateFault> {
+    let absent = || LocateFault::NotInCache {
+        repo: repo.to_owned(),
+        quant: quant.map(str::to_owned),
+        hub: hub.to_owned(),
+    };
+    let folder = hub.join(Repo::model(repo.to_owned()).folder_name());
+    // Some tools end the line, so the library's own look-up, which does not expect that, is not used.
+    let commit = fs::read_to_string(folder.join("refs/main")).map_err(|_| absent())?;
+    let snapshot = folder.join("snapshots").join(commit.trim());
+    if snapshot.is_dir() { Ok(snapshot) } else { Err(absent()) }
+}
+
+/// Lists the GGUF files of a snapshot by their paths inside, sorted.
+fn gguf_names(snapshot: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    collect(snapshot, "", DEPTH, &mut names);
+    names.sort();
+    names
+}
+
+fn collect(folder: &Path, inside: &str, depth: u32, names: &mut Vec<String>) {
+    // What cannot be listed is not there: the fault names what was found.
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let name = if inside.is_empty() { name } else { format!("{inside}/{name}") };
+        if has_gguf_ending(&name) && names.len() < MAX_FILES {
+            names.push(name);
+        } else if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect(&entry.path(), &name, depth - 1, names);
+        }
+    }
+}
+
+pub(super) fn has_gguf_ending(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))
+}
+
+/// Tells whether a file holds a model, and of a split one the first part.
+pub(super) fn is_model(name: &str) -> bool {
+    let file = file_name(name);
+    let lower = file.to_ascii_lowercase();
+    has_gguf_ending(&lower)
+        && !COMPANIONS.iter().any(|companion| lower.contains(companion))
+        && shard_of(file).is_none_or(|shard| shard.part == 1)
+}
+
+pub(super) fn is_projector(name: &str) -> bool {
+    let file = file_name(name).to_ascii_lowercase();
+    has_gguf_ending(&file) && file.contains("mmproj")
+}
+
+fn file_name(name: &str) -> &str {
+    name.rsplit_once('/').map_or(name, |(_, file)| file)
+}
+
+fn choose<'a>(models: &[&'a str], quant: Option<&str>) -> Option<&'a str> {
+    let with = |quant: &str| models.iter().copied().find(|name| has_quant(name, quant));
+    match quant {
+        Some(quant) => with(quant),
+        None => USUAL_QUANTS.into_iter().find_map(with).or_else(|| models.first().copied()),
+    }
+}
+
+/// Looks for a quantisation as a word of its own: `F16` is not in `model-BF16.gguf`, and `Q4_K` not
+/// in `model-Q4_K_M.gguf`.
+fn has_quant(name: &str, quant: &str) -> bool {
+    let (name, quant) = (name.to_ascii_uppercase(), quant.to_ascii_uppercase());
+    name.match_indices(&quant).any(|(start, _)| {
+        let (before, rest) = name.split_at(start);
+        let after = rest.get(quant.len()..).unwrap_or_default();
+        !before.ends_with(|c: char| c.is_ascii_alphanumeric()) && after.starts_with(['.', '-', '/'])
+    })
+}
+
+/// Chooses among projectors of a model's own folder, else of the snapshot: half precision first,
+/// which all backends have.
+fn projector<'a>(names: &'a [String], model: &str) -> Option<&'a str> {
+    let folder = |name: &str| name.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
+    let projectors = |of: &str| -> Vec<&'a str> {
+        let all = names.iter().map(String::as_str);
+        all.filter(|name| is_projector(name) && folder(name) == of).collect()
+    };
+    let beside = projectors(&folder(model));
+    let found = if beside.is_empty() { projectors("") } else { beside };
+    let half = found.iter().find(|name| has_quant(name, "F16"));
+    half.or(found.first()).copied()
+}
+
+fn listed(names: &[&str]) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<_> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    match names.len() {
+        0 => "no GGUF file".to_owned(),
+        count if count > SHOWN => format!("{} and {} more", shown.join(", "), count - SHOWN),
+        _ => shown.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests;

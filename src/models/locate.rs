@@ -1,0 +1,246 @@
+//! From what a profile names to a file.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+use super::hub;
+use crate::spec::profile::ModelSource;
+
+/// A model file and what belongs to it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Located {
+    /// The file, or the first of several parts.
+    pub path: PathBuf,
+    /// The projector that lets the model see or hear.
+    pub mmproj: Option<PathBuf>,
+}
+
+/// Says why there is no model file. Each text is a sentence with what to do about it.
+#[derive(Debug, Error)]
+pub enum LocateFault {
+    /// It is in none of the places.
+    #[error(
+        "model file `{typed}` was not found (looked at {looked}); correct `model`, or put the file there"
+    )]
+    NotFound {
+        /// What the profile says.
+        typed: String,
+        /// Where it was looked for, each in backticks.
+        looked: String,
+    },
+    /// It is a folder.
+    #[error("model `{}` is a directory; name the .gguf file in it{hint}", path.display())]
+    Directory {
+        /// The folder.
+        path: PathBuf,
+        /// The file in it, if there is only one.
+        hint: String,
+    },
+    /// It is neither a file nor a folder.
+    #[error("model `{}` is not a regular file; name a .gguf file", .0.display())]
+    Special(PathBuf),
+    /// It is empty.
+    #[error("model `{}` is empty; download it again", .0.display())]
+    Empty(PathBuf),
+    /// It is a link to nowhere.
+    #[error("model `{}` is a link to a file that is gone; download it again", .0.display())]
+    Dangling(PathBuf),
+    /// It may not be read.
+    #[error("model `{}` cannot be read; check the owner and mode of the file and its folders", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The repository was never downloaded.
+    #[error("model `{}` is not in the Hugging Face cache `{}`; fetch it with `{}`", name(repo, quant.as_deref()), hub.display(), download(repo, quant.as_deref()))]
+    NotInCache {
+        /// `org/repo`.
+        repo: String,
+        /// The quantisation that was asked for.
+        quant: Option<String>,
+        /// The cache.
+        hub: PathBuf,
+    },
+    /// The repository was downloaded without that file.
+    #[error("model `{}` is not in `{}`, which has {found}; correct `model`, or fetch it with `{}`", name(repo, quant.as_deref()), folder.display(), download(repo, quant.as_deref()))]
+    NotInRepo {
+        /// `org/repo`.
+        repo: String,
+        /// The quantisation that was asked for.
+        quant: Option<String>,
+        /// What there is.
+        found: String,
+        /// The folder of the repository's files.
+        folder: PathBuf,
+    },
+}
+
+/// Finds the GGUF file that `source` names. A repository is looked up in the cache at `hub`; nothing
+/// is downloaded.
+///
+/// # Errors
+/// [`LocateFault`], each variant as it says.
+pub fn locate(source: &ModelSource, hub: &Path) -> Result<Located, LocateFault> {
+    let located = match source {
+        ModelSource::File { typed, candidates } => {
+            let path = find(typed, candidates)?;
+            let mmproj = projector_beside(&path);
+            Located { path, mmproj }
+        }
+        ModelSource::Hub { repo, quant } => hub::find_file(repo, quant.as_deref(), hub)?,
+    };
+    check_file(&located.path)?;
+    Ok(located)
+}
+
+/// Finds what a command is given for `{model}`: the GGUF file of a source, or a folder of other files.
+///
+/// # Errors
+/// [`LocateFault`].
+pub(super) fn locate_any(source: &ModelSource, hub: &Path) -> Result<Located, LocateFault> {
+    let path = match source {
+        ModelSource::File { typed, candidates } => find(typed, candidates)?,
+        ModelSource::Hub { repo, quant } => match hub::find_file(repo, quant.as_deref(), hub) {
+            Err(LocateFault::NotInRepo { quant: None, .. }) => hub::snapshot(repo, None, hub)?,
+            other => return other,
+        },
+    };
+    Ok(Located { path, mmproj: None })
+}
+
+fn find(typed: &str, candidates: &[PathBuf]) -> Result<PathBuf, LocateFault> {
+    for path in candidates {
+        match fs::metadata(path) {
+            Ok(_) => return Ok(path.clone()),
+            Err(source) if is_absent(&source) => {
+                if fs::symlink_metadata(path).is_ok() {
+                    return Err(LocateFault::Dangling(path.clone()));
+                }
+            }
+            Err(source) => return Err(LocateFault::Unreadable { path: path.clone(), source }),
+        }
+    }
+    let looked: Vec<_> = candidates.iter().map(|path| format!("`{}`", path.display())).collect();
+    Err(LocateFault::NotFound { typed: typed.to_owned(), looked: looked.join(", ") })
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn check_file(path: &Path) -> Result<(), LocateFault> {
+    let unreadable = |source| LocateFault::Unreadable { path: path.to_owned(), source };
+    let found = fs::metadata(path).map_err(unreadable)?;
+    if found.is_dir() {
+        return Err(LocateFault::Directory { path: path.to_owned(), hint: only_model_in(path) });
+    }
+    if !found.is_file() {
+        return Err(LocateFault::Special(path.to_owned()));
+    }
+    if found.len() == 0 {
+        return Err(LocateFault::Empty(path.to_owned()));
+    }
+    fs::File::open(path).map(drop).map_err(unreadable)
+}
+
+fn only_model_in(folder: &Path) -> String {
+    match names_in(folder, hub::is_model).as_slice() {
+        [only] => format!(": `{}`", folder.join(only).display()),
+        _ => String::new(),
+    }
+}
+
+/// Finds `mmproj*.gguf` in a model's folder. In a folder with several models or projectors nothing
+/// says which belong together: none is taken.
+fn projector_beside(model: &Path) -> Option<PathBuf> {
+    let folder = model.parent()?;
+    let projectors = names_in(folder, hub::is_projector);
+    let [only] = projectors.as_slice() else { return None };
+    (names_in(folder, hub::is_model).len() == 1).then(|| folder.join(only))
+}
+
+fn names_in(folder: &Path, wanted: fn(&str) -> bool) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| wanted(name)).take(3).collect()
+}
+
+fn name(repo: &str, quant: Option<&str>) -> String {
+    quant.map_or_else(|| repo.to_owned(), |quant| format!("{repo}:{quant}"))
+}
+
+fn download(repo: &str, quant: Option<&str>) -> String {
+    match quant {
+        Some(quant) => format!("hf download {repo} --include '*{quant}*'"),
+        None => format!("hf download {repo}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn source(path: &Path) -> ModelSource {
+        ModelSource::File {
+            typed: "a.gguf".into(),
+            candidates: vec!["/nowhere/a.gguf".into(), path.to_owned()],
+        }
+    }
+
+    /// The fault's text, with the scratch directory as `DIR`.
+    fn fault(path: &Path) -> String {
+        let text = locate(&source(path), Path::new("/hub")).unwrap_err().to_string();
+        text.replace(&path.parent().unwrap().display().to_string(), "DIR")
+    }
+
+    #[test]
+    fn the_first_candidate_that_exists_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        fs::write(&path, "x").unwrap();
+        let located = locate(&source(&path), Path::new("/hub")).unwrap();
+        assert_eq!(located, Located { path, mmproj: None });
+    }
+
+    #[test]
+    fn each_way_not_to_be_a_file_is_said_in_its_own_sentence() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("empty.gguf"), "").unwrap();
+        fs::create_dir(at("folder")).unwrap();
+        symlink("gone", at("link.gguf")).unwrap();
+
+        insta::assert_snapshot!(fault(&at("a.gguf")), @"model file `a.gguf` was not found (looked at `/nowhere/a.gguf`, `DIR/a.gguf`); correct `model`, or put the file there");
+        insta::assert_snapshot!(fault(&at("empty.gguf")), @"model `DIR/empty.gguf` is empty; download it again");
+        insta::assert_snapshot!(fault(&at("link.gguf")), @"model `DIR/link.gguf` is a link to a file that is gone; download it again");
+        insta::assert_snapshot!(fault(&at("folder")), @"model `DIR/folder` is a directory; name the .gguf file in it");
+
+        fs::write(at("folder/b.gguf"), "x").unwrap();
+        insta::assert_snapshot!(fault(&at("folder")), @"model `DIR/folder` is a directory; name the .gguf file in it: `DIR/folder/b.gguf`");
+    }
+
+    #[test]
+    fn a_projector_is_taken_only_where_it_can_belong_to_no_other_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "mmproj-a.gguf"] {
+            fs::write(at(name), "x").unwrap();
+        }
+        let mmproj = || {
+            let model = at("a-00001-of-00002.gguf");
+            locate(&source(&model), Path::new("/hub")).unwrap().mmproj
+        };
+        assert_eq!(mmproj(), Some(at("mmproj-a.gguf")));
+        fs::write(at("b.gguf"), "x").unwrap();
+        assert_eq!(mmproj(), None);
+    }
+}

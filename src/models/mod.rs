@@ -1,0 +1,20 @@
+//! Model files and engine programs on this machine: found, whole, usable together.
+//!
+//! Owns the checks before a spawn. It reads disks and runs `--version` and `--help` of engines, so
+//! callers keep it off the threads that others wait for; it downloads nothing and writes nothing.
+
+mod check;
+mod choose;
+mod engines;
+pub mod gguf;
+mod hub;
+mod locate;
+mod port;
+
+pub use self::{
+    check::{Checked, Checks, Places, Refused},
+    engines::EngineBinary,
+    hub::hub_cache_dir,
+    locate::{LocateFault, Located, locate},
+    port::{Holder, holder},
+};
