@@ -13,4 +13,6 @@
 
 pub mod mailbox;
 pub mod supervisor;
+#[cfg(feature = "worker")]
+pub mod worker;
 pub mod spec;
