@@ -191,8 +191,10 @@ fn serve(
         let Work { job, events, home, permits } = work;
         if let Err(fault) = sequence.run(job, &events) {
             if fault.is_out_of_memory() {
-                let ending =
-                    Ending::out_of_memory(format!("out of memory while computing: {}", first_line(&fault)));
+                let ending = Ending::out_of_memory(format!(
+                    "out of memory while computing: {}",
+                    first_line(&fault)
+                ));
                 // One ending is enough: with the place taken another one is on its way.
                 drop(fatal.try_send(ending));
             }

@@ -70,9 +70,10 @@ impl Listener {
 
 async fn bind_tcp(address: SocketAddr) -> Result<Listener, Ending> {
     let fault = |error: io::Error| {
-        Ending::cannot_bind(match error.kind() {
-            io::ErrorKind::AddrInUse => format!("address {address} is in use"),
-            _ => format!("cannot bind {address}: {error}"),
+        Ending::cannot_bind(if error.kind() == io::ErrorKind::AddrInUse {
+            format!("address {address} is in use")
+        } else {
+            format!("cannot bind {address}: {error}")
         })
     };
     let listener = TcpListener::bind(address).await.map_err(fault)?;
@@ -84,7 +85,8 @@ async fn bind_tcp(address: SocketAddr) -> Result<Listener, Ending> {
 /// A socket file that nobody listens on is left from a worker that was killed; it is replaced.
 async fn bind_unix(path: &Path) -> Result<Listener, Ending> {
     let shown = path.display();
-    let fault = |error: io::Error| Ending::cannot_bind(format!("cannot bind socket `{shown}`: {error}"));
+    let fault =
+        |error: io::Error| Ending::cannot_bind(format!("cannot bind socket `{shown}`: {error}"));
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     if is_socket {
         if UnixStream::connect(path).await.is_ok() {

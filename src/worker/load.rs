@@ -61,7 +61,8 @@ pub(super) fn load(
     let shape = Shape::read(&header)?;
     let context = context(options.context, shape.trained_context)?;
     let model_bytes = header.tensor_bytes()?;
-    let cache = shape.cache_bytes(context).saturating_mul(options.parallel.try_into().unwrap_or(u64::MAX));
+    let cache =
+        shape.cache_bytes(context).saturating_mul(options.parallel.try_into().unwrap_or(u64::MAX));
     if gpu.is_none() {
         let weights = header.resident_bytes()?;
         fits(weights, cache, room().as_ref())?;

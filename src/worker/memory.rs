@@ -56,9 +56,7 @@ fn control_group(own: &Path, root: &Path) -> Option<Room> {
 }
 
 fn unified(root: &Path, path: &str) -> Option<u64> {
-    lowest(root, path, |group| {
-        left_of(group, "memory.max", "memory.current", "inactive_file ")
-    })
+    lowest(root, path, |group| left_of(group, "memory.max", "memory.current", "inactive_file "))
 }
 
 fn legacy(root: &Path, path: &str) -> Option<u64> {
@@ -91,8 +89,10 @@ fn address_space(statm: &Path) -> Option<Room> {
     let (limit, _) = getrlimit(Resource::RLIMIT_AS).ok()?;
     let pages: u64 = fs::read_to_string(statm).ok()?.split(' ').next()?.parse().ok()?;
     let used = pages.saturating_mul(4096);
-    (limit < u64::MAX)
-        .then(|| Room { left: Bytes(limit.saturating_sub(used)), set_by: "the address space limit" })
+    (limit < u64::MAX).then(|| Room {
+        left: Bytes(limit.saturating_sub(used)),
+        set_by: "the address space limit",
+    })
 }
 
 #[cfg(test)]

@@ -90,9 +90,6 @@ impl Sampler {
 
     fn penalise(&self, logits: &mut [f32]) {
         let Sampling { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
-        if repeat_penalty == 1.0 && presence_penalty == 0.0 && frequency_penalty == 0.0 {
-            return;
-        }
         let mut counts: BTreeMap<u32, f32> = BTreeMap::new();
         for id in &self.recent {
             *counts.entry(*id).or_default() += 1.0;
@@ -141,7 +138,8 @@ pub(super) fn score(logits: &[f32], id: u32, count: usize) -> Scored {
     let sum: f32 = logits.iter().map(|logit| (logit - most).exp()).sum();
     let norm = most + sum.ln();
     let of = usize::try_from(id).ok().and_then(|id| logits.get(id)).copied();
-    let top = most_likely(logits, count).into_iter().map(|(id, logit)| (id, logit - norm)).collect();
+    let top =
+        most_likely(logits, count).into_iter().map(|(id, logit)| (id, logit - norm)).collect();
     Scored { id, logprob: of.map_or(f32::NEG_INFINITY, |logit| logit - norm), top }
 }
 
@@ -214,7 +212,8 @@ mod tests {
     #[test]
     fn top_k_top_p_and_min_p_cut_the_tail() {
         let wild = Sampling { temperature: 5.0, top_p: 1.0, min_p: 0.0, ..Sampling::default() };
-        let drawn = |sampling| run(sampling, 200).into_iter().collect::<std::collections::BTreeSet<_>>();
+        let drawn =
+            |sampling| run(sampling, 200).into_iter().collect::<std::collections::BTreeSet<_>>();
         assert_eq!(drawn(Sampling { top_k: 2, ..wild.clone() }), [1, 4].into());
         assert_eq!(drawn(Sampling { top_k: 0, top_p: 0.5, ..wild.clone() }), [1, 4].into());
         assert_eq!(drawn(Sampling { top_k: 0, min_p: 0.8, ..wild.clone() }), [1, 4].into());
@@ -225,7 +224,7 @@ mod tests {
     fn bias_and_penalties_move_the_choice() {
         let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
         assert_eq!(run(Sampling { bias: vec![(3, 100.0)], ..greedy.clone() }, 1), [3]);
-        assert_eq!(run(Sampling { presence_penalty: 1.0, ..greedy.clone() }, 3), [1, 4, 2]);
+        assert_eq!(run(Sampling { presence_penalty: 1.5, ..greedy.clone() }, 3), [1, 4, 2]);
         assert_eq!(run(Sampling { repeat_penalty: 2.0, ..greedy }, 3), [1, 4, 2]);
     }
 

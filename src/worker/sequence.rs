@@ -89,11 +89,7 @@ impl Sequence {
         }
     }
 
-    fn generate(
-        &mut self,
-        generate: &Generate,
-        events: &Sender<Event>,
-    ) -> candle_core::Result<()> {
+    fn generate(&mut self, generate: &Generate, events: &Sender<Event>) -> candle_core::Result<()> {
         let start = now();
         let known = if generate.score_prompt { 0 } else { shared(&self.tokens, &generate.prompt) };
         // The last token is always computed: its logits are the first choice.
@@ -267,19 +263,19 @@ impl Outgoing {
 mod tests {
     use super::*;
 
-    fn scored(id: u32) -> Option<Scored> {
-        Some(Scored { id, logprob: 0.0, top: Vec::new() })
+    fn scored(id: u32) -> Scored {
+        Scored { id, logprob: 0.0, top: Vec::new() }
     }
 
     #[test]
     fn a_score_goes_out_with_the_text_of_its_token() {
         let mut outgoing = Outgoing::new(vec!["STOP".to_owned()]);
         let ids = |piece: &Piece| piece.scores.iter().map(|scored| scored.id).collect::<Vec<_>>();
-        let (first, _) = outgoing.push(b"a S", scored(1));
+        let (first, _) = outgoing.push(b"a S", Some(scored(1)));
         assert_eq!((first.text.as_str(), ids(&first)), ("a ", vec![]));
-        let (second, _) = outgoing.push(b"un", scored(2));
+        let (second, _) = outgoing.push(b"un", Some(scored(2)));
         assert_eq!((second.text.as_str(), ids(&second)), ("Sun", vec![1, 2]));
-        let (third, going) = outgoing.push(b"STOP", scored(3));
+        let (third, going) = outgoing.push(b"STOP", Some(scored(3)));
         assert_eq!((third.text.as_str(), ids(&third), going), ("", vec![], Going::Ended));
         assert_eq!(ids(&outgoing.finish()), Vec::<u32>::new());
     }

@@ -62,8 +62,10 @@ pub(super) async fn serve(options: Options, address: Address) -> Result<(), Endi
     if let Some(engine) = &engine {
         engine.close();
     }
-    // The server is gone if it was what ended.
-    drop(stop.send(()));
+    // A server that is gone already waits for nothing.
+    if stop.send(()).is_err() {
+        return ended;
+    }
     // Connections that are still open after the grace end with the process.
     drop(timeout(GRACE, &mut serving).await);
     if let Some(engine) = &engine {

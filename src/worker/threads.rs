@@ -6,11 +6,7 @@
 //! or file is open yet. Whoever starts the worker can set both and spare that step.
 
 use std::{
-    env,
-    ffi::OsString,
-    os::unix::process::CommandExt as _,
-    path::PathBuf,
-    process::Command,
+    env, ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command,
 };
 
 use super::exit::Ending;

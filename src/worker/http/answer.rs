@@ -80,7 +80,7 @@ impl Request {
                 }
                 Event::Done(done) => {
                     let logprobs = self.logprobs(job, &scores, 0);
-                    return Ok((self.envelope.choice(index, &text, logprobs, &done), done));
+                    return Ok((self.envelope.choice(index, &text, &logprobs, &done), done));
                 }
                 Event::Failed(fault) => return Err(fault.into()),
                 Event::Embedding(_) => break,
@@ -185,7 +185,7 @@ impl Streaming {
         self.events = Some(engine.submit(Job::Generate(job)).await?);
         self.offset = 0;
         if let Some(choice) = self.request.envelope.opening(self.index) {
-            self.send(choice, None);
+            self.send(&choice, None);
         }
         if !prompt.is_empty() && !scores_prompt {
             self.text(&prompt, &[]);
@@ -203,7 +203,7 @@ impl Streaming {
             Event::Text(piece) => self.text(&piece.text, &piece.scores),
             Event::Done(done) => {
                 let choice = self.request.envelope.closing(self.index, &done);
-                self.send(choice, Some(("timings", timings(&done))));
+                self.send(&choice, Some(timings(&done)));
                 let is_new_prompt = self.index.is_multiple_of(self.request.answers_each);
                 self.usage.add(&done, is_new_prompt);
                 self.index = self.index.saturating_add(1);
@@ -217,17 +217,17 @@ impl Streaming {
     fn text(&mut self, text: &str, scores: &[Scored]) {
         let Some(job) = self.request.jobs.get(self.index) else { return };
         let logprobs = self.request.logprobs(job, scores, self.offset);
-        let choice = self.request.envelope.delta(self.index, text, logprobs);
+        let choice = self.request.envelope.delta(self.index, text, &logprobs);
         self.offset = self.offset.saturating_add(text.chars().count());
-        self.send(choice, None);
+        self.send(&choice, None);
     }
 
-    fn send(&mut self, choice: Json, extra: Option<(&str, Json)>) {
+    fn send(&mut self, choice: &Json, timings: Option<Json>) {
         let mut chunk = self.request.envelope.chunk(json!([choice]));
         if self.request.delivery == Delivery::StreamWithUsage {
             chunk.insert("usage".to_owned(), Json::Null);
         }
-        chunk.extend(extra.map(|(key, value)| (key.to_owned(), value)));
+        chunk.extend(timings.map(|timings| ("timings".to_owned(), timings)));
         self.event(chunk);
     }
 

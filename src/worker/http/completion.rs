@@ -31,8 +31,13 @@ pub(super) async fn completion(
     let prompts = {
         let vocabulary = Arc::clone(&engine.vocabulary);
         let prompts = inputs("prompt", fields.needed("prompt")?, &vocabulary)?;
-        blocking(move || prompts.into_iter().map(|input: Input| input.tokens(&vocabulary)).collect::<Result<Vec<_>, _>>())
-            .await??
+        blocking(move || {
+            prompts
+                .into_iter()
+                .map(|input: Input| input.tokens(&vocabulary))
+                .collect::<Result<Vec<_>, _>>()
+        })
+        .await??
     };
     let mut jobs = Vec::new();
     for prompt in &prompts {

@@ -40,8 +40,13 @@ pub(super) async fn embedding(
     let inputs = {
         let vocabulary = Arc::clone(&engine.vocabulary);
         let inputs = inputs("input", fields.needed("input")?, &vocabulary)?;
-        blocking(move || inputs.into_iter().map(|input: Input| input.tokens(&vocabulary)).collect::<Result<Vec<_>, _>>())
-            .await??
+        blocking(move || {
+            inputs
+                .into_iter()
+                .map(|input: Input| input.tokens(&vocabulary))
+                .collect::<Result<Vec<_>, _>>()
+        })
+        .await??
     };
     for tokens in &inputs {
         check(tokens, engine.context)?;

@@ -41,7 +41,11 @@ impl Fields {
             let problem = format!("is {number}, expected {low} to {high}");
             return Err(Refusal::field(name, problem));
         }
-        #[expect(clippy::cast_possible_truncation, clippy::as_conversions, reason = "logits are f32")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::as_conversions,
+            reason = "logits are f32"
+        )]
         let number = number as f32;
         Ok(Some(number))
     }

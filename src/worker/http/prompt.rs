@@ -24,7 +24,9 @@ pub(super) fn inputs(
     let list = match value {
         Json::String(text) => return Ok(vec![Input::Text(text.clone())]),
         Json::Array(list) => list,
-        other => return Err(wrong(name, FORMS, other)),
+        Json::Null | Json::Bool(_) | Json::Number(_) | Json::Object(_) => {
+            return Err(wrong(name, FORMS, value));
+        }
     };
     let first = list.first().ok_or_else(|| Refusal::field(name, "is empty"))?;
     if first.is_number() {
@@ -38,7 +40,9 @@ pub(super) fn inputs(
         .map(|one| match one {
             Json::String(text) => Ok(Input::Text(text.clone())),
             Json::Array(list) => tokens(name, list, vocabulary).map(Input::Tokens),
-            other => Err(wrong(name, FORMS, other)),
+            Json::Null | Json::Bool(_) | Json::Number(_) | Json::Object(_) => {
+                Err(wrong(name, FORMS, one))
+            }
         })
         .collect()
 }
@@ -48,8 +52,7 @@ fn tokens(name: &str, list: &[Json], vocabulary: &Vocabulary) -> Result<Vec<u32>
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
         let known = id.filter(|id| usize::try_from(*id).is_ok_and(|id| id < vocabulary.len()));
         known.ok_or_else(|| {
-            let problem =
-                format!("has `{value}`, expected token ids below {}", vocabulary.len());
+            let problem = format!("has `{value}`, expected token ids below {}", vocabulary.len());
             Refusal::field(name, problem)
         })
     };

@@ -4,6 +4,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
+use serde::Serialize;
 use serde_json::{Value as Json, json};
 
 use crate::worker::{engine::QueueFull, job::ComputeFault};
@@ -15,9 +16,17 @@ pub(super) struct Refusal {
     kind: &'static str,
     message: String,
     param: Option<String>,
-    code: Json,
-    /// Further keys beside `error`.
-    extra: Option<(&'static str, Json)>,
+    code: Code,
+    /// The loaded share of the model, 0 to 1, told beside `error`.
+    progress: Option<f64>,
+}
+
+/// The `code` of an error: a word, but llama.cpp's server has a number for a model being loaded.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(untagged)]
+enum Code {
+    Word(&'static str),
+    Number(u16),
 }
 
 impl Refusal {
@@ -38,14 +47,14 @@ impl Refusal {
             kind: "invalid_request_error",
             message: message.into(),
             param: None,
-            code: json!("invalid_value"),
-            extra: None,
+            code: Code::Word("invalid_value"),
+            progress: None,
         }
     }
 
     /// The request asks for what this engine does not do.
     pub(super) fn unsupported(param: impl Into<String>, problem: impl AsRef<str>) -> Self {
-        Self { code: json!("unsupported"), ..Self::field(param, problem) }
+        Self { code: Code::Word("unsupported"), ..Self::field(param, problem) }
     }
 
     /// Prompt and context do not fit.
@@ -53,17 +62,17 @@ impl Refusal {
         let problem = format!(
             "has {tokens} tokens, the context holds {context} with at least one of the answer"
         );
-        Self { code: json!("context_length_exceeded"), ..Self::field(param, problem) }
+        Self { code: Code::Word("context_length_exceeded"), ..Self::field(param, problem) }
     }
 
     pub(super) fn not_found(message: impl Into<String>, code: &'static str) -> Self {
-        Self { status: StatusCode::NOT_FOUND, code: json!(code), ..Self::request(message) }
+        Self { status: StatusCode::NOT_FOUND, code: Code::Word(code), ..Self::request(message) }
     }
 
     pub(super) fn bad_method() -> Self {
         Self {
             status: StatusCode::METHOD_NOT_ALLOWED,
-            code: json!("method_not_allowed"),
+            code: Code::Word("method_not_allowed"),
             ..Self::request("this path does not serve this method")
         }
     }
@@ -73,8 +82,8 @@ impl Refusal {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             kind: "unavailable_error",
-            code: json!(503),
-            extra: Some(("progress", json!(progress))),
+            code: Code::Number(503),
+            progress: Some(progress),
             ..Self::request("Loading model")
         }
     }
@@ -84,7 +93,7 @@ impl Refusal {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             kind: "unavailable_error",
-            code: json!("stopping"),
+            code: Code::Word("stopping"),
             ..Self::request("the engine is stopping")
         }
     }
@@ -94,7 +103,7 @@ impl Refusal {
         Self {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             kind: "server_error",
-            code: json!("internal_error"),
+            code: Code::Word("internal_error"),
             ..Self::request(message)
         }
     }
@@ -107,8 +116,8 @@ impl Refusal {
             "param": self.param,
             "code": self.code,
         }});
-        if let (Some((key, value)), Some(body)) = (&self.extra, body.as_object_mut()) {
-            body.insert((*key).to_owned(), value.clone());
+        if let (Some(progress), Some(body)) = (self.progress, body.as_object_mut()) {
+            body.insert("progress".to_owned(), json!(progress));
         }
         body
     }
@@ -121,7 +130,7 @@ impl From<ComputeFault> for Refusal {
         Self {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             kind: "server_error",
-            code: json!(code),
+            code: Code::Word(code),
             ..Self::request(format!("Compute error. {fault}"))
         }
     }
@@ -132,7 +141,7 @@ impl From<QueueFull> for Refusal {
         Self {
             status: StatusCode::TOO_MANY_REQUESTS,
             kind: "rate_limit_error",
-            code: json!("queue_full"),
+            code: Code::Word("queue_full"),
             ..Self::request("the engine is overloaded: too many requests wait")
         }
     }
@@ -140,10 +149,8 @@ impl From<QueueFull> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let waits = matches!(
-            self.status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        );
+        let waits =
+            matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         let mut response = (self.status, axum::Json(self.body())).into_response();
         if waits {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));

@@ -5,12 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value as Json, json};
 
 use super::options::random;
-use crate::worker::{
-    clock::unix_seconds,
-    job::Done,
-    sampler::Scored,
-    text::Vocabulary,
-};
+use crate::worker::{clock::unix_seconds, job::Done, sampler::Scored, text::Vocabulary};
 
 /// Which of the two APIs an answer is for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -80,14 +75,14 @@ impl Envelope {
         match self.api {
             Api::Chat => {
                 let delta = json!({ "role": "assistant", "content": "" });
-                Some(choice(index, ("delta", delta), Json::Null, None))
+                Some(choice(index, ("delta", delta), &Json::Null, None))
             }
             Api::Completion => None,
         }
     }
 
     /// Gives the choice of a chunk of text.
-    pub(super) fn delta(&self, index: usize, text: &str, logprobs: Json) -> Json {
+    pub(super) fn delta(&self, index: usize, text: &str, logprobs: &Json) -> Json {
         match self.api {
             Api::Chat => choice(index, ("delta", json!({ "content": text })), logprobs, None),
             Api::Completion => choice(index, ("text", json!(text)), logprobs, None),
@@ -98,13 +93,13 @@ impl Envelope {
     pub(super) fn closing(&self, index: usize, done: &Done) -> Json {
         let reason = Some(done.reason.word());
         match self.api {
-            Api::Chat => choice(index, ("delta", json!({})), Json::Null, reason),
-            Api::Completion => choice(index, ("text", json!("")), Json::Null, reason),
+            Api::Chat => choice(index, ("delta", json!({})), &Json::Null, reason),
+            Api::Completion => choice(index, ("text", json!("")), &Json::Null, reason),
         }
     }
 
     /// Gives the choice of a whole answer.
-    pub(super) fn choice(&self, index: usize, text: &str, logprobs: Json, done: &Done) -> Json {
+    pub(super) fn choice(&self, index: usize, text: &str, logprobs: &Json, done: &Done) -> Json {
         let reason = Some(done.reason.word());
         match self.api {
             Api::Chat => {
@@ -116,7 +111,12 @@ impl Envelope {
     }
 
     /// Gives the probabilities in the API's shape; `offset` is where the first token's text begins.
-    pub(super) fn logprobs(&self, scores: &[Scored], offset: usize, vocabulary: &Vocabulary) -> Json {
+    pub(super) fn logprobs(
+        &self,
+        scores: &[Scored],
+        offset: usize,
+        vocabulary: &Vocabulary,
+    ) -> Json {
         match self.api {
             Api::Chat => {
                 let content: Vec<Json> =
@@ -175,7 +175,7 @@ fn rates(tokens: usize, time: Duration) -> (f64, f64, f64) {
     (seconds * 1e3, each, if seconds > 0.0 { tokens / seconds } else { 0.0 })
 }
 
-fn choice(index: usize, (key, value): (&str, Json), logprobs: Json, reason: Option<&str>) -> Json {
+fn choice(index: usize, (key, value): (&str, Json), logprobs: &Json, reason: Option<&str>) -> Json {
     json!({ "index": index, key: value, "logprobs": logprobs, "finish_reason": reason })
 }
 

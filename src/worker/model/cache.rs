@@ -57,7 +57,12 @@ impl Cache {
 
 impl LayerCache {
     /// Stores the keys and values of the positions from `at` on, and gives all up to their end.
-    pub(super) fn store(&self, at: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(super) fn store(
+        &self,
+        at: usize,
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
         let end = at.saturating_add(keys.dim(1)?);
         self.keys.slice_set(keys, 1, at)?;
         self.values.slice_set(values, 1, at)?;

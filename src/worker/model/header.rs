@@ -11,7 +11,10 @@ use std::{
 use candle_core::quantized::{GgmlDType, gguf_file};
 
 use super::linear::resident_bytes;
-use crate::{spec::Bytes, worker::exit::{Ending, first_line}};
+use crate::{
+    spec::Bytes,
+    worker::exit::{Ending, first_line},
+};
 
 /// A GGUF file whose every tensor lies inside the file.
 #[derive(Debug)]
@@ -59,9 +62,9 @@ impl Header {
 
     fn check_bounds(&self, path: &Path, size: u64) -> Result<(), Ending> {
         for name in self.content.tensor_infos.keys() {
-            let end = self.extent(name)?.and_then(|extent| {
-                extent.offset.checked_add(u64::try_from(extent.length).ok()?)
-            });
+            let end = self
+                .extent(name)?
+                .and_then(|extent| extent.offset.checked_add(u64::try_from(extent.length).ok()?));
             if end.is_none_or(|end| end > size) {
                 return Err(Ending::bad_model(format!(
                     "`{}` is truncated: tensor `{name}` reaches beyond the {} of the file",
@@ -80,14 +83,15 @@ impl Header {
         let block = info.ggml_dtype.block_size();
         let elements =
             dims.iter().try_fold(1_usize, |product, dimension| product.checked_mul(*dimension));
-        let fault = || Ending::bad_model(format!("tensor `{name}` has the impossible shape {dims:?}"));
+        let fault =
+            || Ending::bad_model(format!("tensor `{name}` has the impossible shape {dims:?}"));
         let elements = elements.filter(|n| *n > 0).ok_or_else(fault)?;
         if dims.last().is_none_or(|row| row % block != 0) {
             return Err(fault());
         }
-        let length = (elements / block).checked_mul(info.ggml_dtype.type_size()).ok_or_else(fault)?;
-        let offset =
-            self.content.tensor_data_offset.checked_add(info.offset).ok_or_else(fault)?;
+        let length =
+            (elements / block).checked_mul(info.ggml_dtype.type_size()).ok_or_else(fault)?;
+        let offset = self.content.tensor_data_offset.checked_add(info.offset).ok_or_else(fault)?;
         Ok(Some(Extent { dtype: info.ggml_dtype, dims, offset, length }))
     }
 

@@ -70,7 +70,9 @@ impl Layer {
         let hidden = (hidden + self.output.forward(&attended)?)?;
         let normed = ops::rms_norm(&hidden, &self.feed_forward_norm, shape.norm_epsilon)?;
         let parts = self.gate_up.forward(&normed)?;
-        let [gate, up] = parts.as_slice() else { candle_core::bail!("a layer has a gate and an input") };
+        let [gate, up] = parts.as_slice() else {
+            candle_core::bail!("a layer has a gate and an input")
+        };
         let inner = (gate.silu()? * up)?;
         hidden + self.down.forward(&inner)?
     }
@@ -132,9 +134,11 @@ fn attend_plainly(
 /// Zero where a row may look, minus infinity beyond its own position.
 fn causal_mask(at: usize, rows: usize, length: usize, device: &Device) -> Result<Tensor> {
     let hidden = (0..rows).flat_map(|row| {
-        (0..length).map(move |position| {
-            if position > at.saturating_add(row) { f32::NEG_INFINITY } else { 0.0 }
-        })
+        (0..length).map(
+            move |position| {
+                if position > at.saturating_add(row) { f32::NEG_INFINITY } else { 0.0 }
+            },
+        )
     });
     Tensor::from_iter(hidden, device)?.reshape((rows, length))?.to_dtype(DType::F32)
 }
@@ -162,7 +166,8 @@ mod tests {
             rope_factor: 1.0,
         };
         let (at, rows) = (3, 2);
-        let random = |length, heads| Tensor::randn(0_f32, 1.0, (1, length, heads, 8), &device).unwrap();
+        let random =
+            |length, heads| Tensor::randn(0_f32, 1.0, (1, length, heads, 8), &device).unwrap();
         let (queries, keys, values) = (random(rows, 4), random(at + rows, 2), random(at + rows, 2));
         let plain = attend_plainly(&queries, &keys, &values, at, &shape).unwrap();
         let mask = AttnMask::causal_with_offset(at);

@@ -3,11 +3,11 @@
 //! On the CPU, candle has vector code for some block formats and plain loops for others. A format
 //! of the second kind is rewritten, without loss, into one of the first:
 //!
-//! | in the file | weight        | kept as                     |
-//! | ----------- | ------------- | --------------------------- |
-//! | Q4_1        | `d·q + m`     | Q4_0 `d·(q−8)`, shift `m+8d` |
-//! | Q5_0        | `d·(q−16)`    | Q8_0                        |
-//! | Q5_1        | `d·q + m`     | Q8_0 `d·q`, shift `m`       |
+//! | in the file | weight        | kept as                         |
+//! | ----------- | ------------- | ------------------------------- |
+//! | `Q4_1`      | `d·q + m`     | `Q4_0`: `d·(q−8)`, shift `m+8d` |
+//! | `Q5_0`      | `d·(q−16)`    | `Q8_0`: `d·(q−16)`              |
+//! | `Q5_1`      | `d·q + m`     | `Q8_0`: `d·q`, shift `m`        |
 //!
 //! A shift is one number a block of 32 weights; it meets the sum of the 32 inputs of that block.
 //! Many rows at once (a prompt) are multiplied as plain floats, which the unpacking of the weights
@@ -114,13 +114,23 @@ impl Linear {
 pub(super) fn resident_bytes(dtype: GgmlDType, length: usize) -> u64 {
     let length = u64::try_from(length).unwrap_or(u64::MAX);
     // New size over old size; two sizes where candle keeps a second, packed copy.
+    let packed_twice = cfg!(target_arch = "x86_64");
     let (new, old) = match dtype {
         GgmlDType::Q4_1 => (22, 20),
         GgmlDType::Q5_0 => (34, 22),
         GgmlDType::Q5_1 => (38, 24),
         GgmlDType::F16 | GgmlDType::BF16 => (2, 1),
-        GgmlDType::Q4K | GgmlDType::Q6K if cfg!(target_arch = "x86_64") => (23, 10),
-        _ => (1, 1),
+        GgmlDType::Q4K | GgmlDType::Q6K if packed_twice => (23, 10),
+        GgmlDType::F32
+        | GgmlDType::Q4_0
+        | GgmlDType::Q8_0
+        | GgmlDType::Q8_1
+        | GgmlDType::Q2K
+        | GgmlDType::Q3K
+        | GgmlDType::Q4K
+        | GgmlDType::Q5K
+        | GgmlDType::Q6K
+        | GgmlDType::Q8K => (1, 1),
     };
     length.saturating_mul(new) / old
 }
@@ -183,7 +193,8 @@ mod tests {
         let noise = |count: usize, step: f32| -> Vec<f32> {
             (0_u16..).take(count).map(|i| (f32::from(i) * step).sin()).collect()
         };
-        let plain = Tensor::from_vec(noise(outputs * width, 0.37), (outputs, width), &device).unwrap();
+        let plain =
+            Tensor::from_vec(noise(outputs * width, 0.37), (outputs, width), &device).unwrap();
         let original = QTensor::quantize(&plain, dtype).unwrap();
         let inputs = Tensor::from_vec(noise(rows * width, 0.11), (rows, width), &device).unwrap();
         let wanted = inputs.matmul(&original.dequantize(&device).unwrap().t().unwrap()).unwrap();

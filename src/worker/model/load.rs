@@ -220,9 +220,9 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
     }
 
     fn extent(&self, name: &str) -> std::result::Result<Extent, Ending> {
-        self.header.extent(name)?.ok_or_else(|| {
-            Ending::bad_model(format!("the model lacks the tensor `{name}`"))
-        })
+        self.header
+            .extent(name)?
+            .ok_or_else(|| Ending::bad_model(format!("the model lacks the tensor `{name}`")))
     }
 
     fn bytes(
@@ -256,8 +256,9 @@ impl Shape {
     fn rotation(&self, context: usize, stretched: Option<&Tensor>) -> Result<Rotation> {
         let half = self.head_width / 2;
         let steps = Tensor::arange(0_u32, u32::try_from(half)?, &Device::Cpu)?;
-        let exponents =
-            steps.to_dtype(candle_core::DType::F32)?.affine(f64::from(self.rope_base.ln()) / -to_f64(half), 0.0)?;
+        let exponents = steps
+            .to_dtype(candle_core::DType::F32)?
+            .affine(f64::from(self.rope_base.ln()) / -to_f64(half), 0.0)?;
         let mut frequencies = exponents.exp()?.affine(1.0 / f64::from(self.rope_factor), 0.0)?;
         if let Some(stretched) = stretched {
             frequencies = (frequencies / stretched)?;

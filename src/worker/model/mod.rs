@@ -14,16 +14,14 @@ pub(crate) mod tiny;
 
 use std::sync::Arc;
 
-#[cfg(test)]
-use candle_core::D;
 use candle_core::{Device, Result, Tensor, quantized::QTensor};
 use candle_nn::ops;
 
+pub(crate) use self::{cache::Cache, header::Header, load::Loading, shape::Shape};
 use self::{
     layer::{Layer, Rotation},
     linear::Linear,
 };
-pub(crate) use self::{cache::Cache, header::Header, load::Loading, shape::Shape};
 
 /// The weights of a whole model.
 #[derive(Debug)]
@@ -110,10 +108,102 @@ impl Shape {
     }
 }
 
-/// Gives the place of the largest of the last dimension; used where tests compare models.
 #[cfg(test)]
-pub(crate) fn largest(logits: &[f32]) -> Option<usize> {
-    let tensor = Tensor::from_slice(logits, logits.len(), &Device::Cpu).ok()?;
-    let place: u32 = tensor.argmax(D::Minus1).ok()?.to_scalar().ok()?;
-    usize::try_from(place).ok()
+mod tests {
+    use std::{fs, path::Path};
+
+    use candle_core::quantized::GgmlDType;
+
+    use super::*;
+    use crate::worker::exit::{BAD_MODEL, Ending, MISSING_FILE};
+
+    fn load(path: &Path) -> std::result::Result<Model, Ending> {
+        let header = Header::open(path)?;
+        let shape = Shape::read(&header)?;
+        let gpu = None;
+        Loading { header: &header, shape, context: 64, gpu, progress: |_, _| () }.run()
+    }
+
+    fn tiny_model(dtype: GgmlDType) -> Model {
+        let folder = tempfile::tempdir().unwrap();
+        load(&tiny::write(folder.path(), dtype)).unwrap()
+    }
+
+    fn difference(a: &[f32], b: &[f32]) -> f32 {
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn a_prompt_in_parts_gives_what_it_gives_at_once() {
+        let model = tiny_model(GgmlDType::F32);
+        let tokens: Vec<u32> = (10..40).collect();
+        let mut cache = model.cache(64).unwrap();
+        let whole = model.logits(&tokens, &mut cache).unwrap();
+        let mut cache = model.cache(64).unwrap();
+        model.take_in(&tokens[..7], &mut cache).unwrap();
+        model.take_in(&tokens[7..8], &mut cache).unwrap();
+        let parts = model.logits(&tokens[8..], &mut cache).unwrap();
+        assert!(difference(&whole, &parts) < 1e-3);
+        cache.truncate(29);
+        let again = model.logits(&tokens[29..], &mut cache).unwrap();
+        assert!(difference(&whole, &again) < 1e-3);
+    }
+
+    #[test]
+    fn each_row_of_all_logits_is_that_of_its_token() {
+        let model = tiny_model(GgmlDType::F32);
+        let tokens: Vec<u32> = (10..20).collect();
+        let rows = model.all_logits(&tokens, &mut model.cache(64).unwrap()).unwrap();
+        let first = model.logits(&tokens[..3], &mut model.cache(64).unwrap()).unwrap();
+        assert!(difference(&rows[2], &first) < 1e-3);
+    }
+
+    #[test]
+    fn mixed_and_rewritten_formats_stay_close_to_floats() {
+        let tokens = [1, 2, 3];
+        let logits = |dtype| {
+            let model = tiny_model(dtype);
+            model.logits(&tokens, &mut model.cache(8).unwrap()).unwrap()
+        };
+        let floats = logits(GgmlDType::F32);
+        let scale = floats.iter().copied().fold(0.0, |most: f32, x| most.max(x.abs()));
+        assert!(difference(&floats, &logits(GgmlDType::Q8_0)) < 0.15 * scale);
+        assert!(difference(&floats, &logits(GgmlDType::Q5_1)) < 0.5 * scale);
+    }
+
+    #[test]
+    fn more_than_the_cache_holds_is_an_error() {
+        let model = tiny_model(GgmlDType::F32);
+        assert!(model.logits(&[1; 9], &mut model.cache(8).unwrap()).is_err());
+        assert!(model.logits(&[], &mut model.cache(8).unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_a_bad_model_and_never_a_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = tiny::write(folder.path(), GgmlDType::Q8_0);
+        let whole = fs::read(&path).unwrap();
+        let step = whole.len() / 97;
+        for length in (0..whole.len()).step_by(step).chain([whole.len() - 1]) {
+            fs::write(&path, &whole[..length]).unwrap();
+            let ending = load(&path).err().unwrap_or_else(|| panic!("{length} bytes loaded"));
+            assert_eq!(ending.code(), BAD_MODEL, "{length} bytes: {ending}");
+        }
+    }
+
+    #[test]
+    fn another_architecture_is_named_with_those_that_are_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let ending = load(&tiny::write_foreign(folder.path())).unwrap_err();
+        assert_eq!(
+            ending.to_string(),
+            "the model's architecture is `mamba`, this worker serves `llama`"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_no_bad_model() {
+        let ending = load(Path::new("/nonexistent/model.gguf")).unwrap_err();
+        assert_eq!(ending.code(), MISSING_FILE);
+    }
 }

@@ -68,10 +68,9 @@ impl Shape {
 
     fn number(header: &Header, architecture: &str, key: &str) -> Result<usize, Ending> {
         let key = format!("{architecture}.{key}");
-        header
-            .number(&key)
-            .and_then(|number| usize::try_from(number).ok())
-            .ok_or_else(|| Ending::bad_model(format!("the model's metadata lack the number `{key}`")))
+        header.number(&key).and_then(|number| usize::try_from(number).ok()).ok_or_else(|| {
+            Ending::bad_model(format!("the model's metadata lack the number `{key}`"))
+        })
     }
 
     fn rope_factor(header: &Header, architecture: &str) -> Result<f32, Ending> {
@@ -97,7 +96,9 @@ impl Shape {
             && self.heads.is_multiple_of(self.kv_heads)
             && self.head_width.is_multiple_of(2);
         if !possible {
-            return Err(Ending::bad_model(format!("the model's metadata contradict themselves: {self:?}")));
+            return Err(Ending::bad_model(format!(
+                "the model's metadata contradict themselves: {self:?}"
+            )));
         }
         if rotated != self.head_width || value_width != self.head_width {
             return Err(Ending::bad_model(format!(

@@ -11,8 +11,9 @@ use candle_core::{
     quantized::{GgmlDType, QTensor, gguf_file, gguf_file::Value},
 };
 
+use crate::worker::text::byte_alphabet;
+
 /// Writes a model of two layers and 256 + 3 byte tokens into `folder`.
-#[expect(clippy::unwrap_used, reason = "a test's helper")]
 pub(crate) fn write(folder: &Path, dtype: GgmlDType) -> PathBuf {
     let path = folder.join("tiny.gguf");
     let metadata = metadata("llama");
@@ -27,7 +28,6 @@ pub(crate) fn write(folder: &Path, dtype: GgmlDType) -> PathBuf {
 }
 
 /// Writes a file that is whole, but of another architecture.
-#[expect(clippy::unwrap_used, reason = "a test's helper")]
 pub(crate) fn write_foreign(folder: &Path) -> PathBuf {
     let path = folder.join("foreign.gguf");
     let metadata = metadata("mamba");
@@ -37,9 +37,8 @@ pub(crate) fn write_foreign(folder: &Path) -> PathBuf {
 }
 
 fn metadata(architecture: &str) -> Vec<(&'static str, Value)> {
-    let mut tokens: Vec<Value> = crate::worker::text::byte_alphabet()
-        .map(|letter| Value::String(letter.to_string()))
-        .collect();
+    let mut tokens: Vec<Value> =
+        byte_alphabet().map(|letter| Value::String(letter.to_string())).collect();
     let special = ["<|end|>", "<|im_start|>", "<|im_end|>"];
     tokens.extend(special.map(|token| Value::String(token.to_owned())));
     let kinds = (0..tokens.len()).map(|id| Value::I32(if id < 256 { 1 } else { 3 })).collect();
@@ -80,14 +79,16 @@ fn tensors(dtype: GgmlDType) -> Vec<(String, QTensor)> {
         ];
         for (seed, (part, dims)) in (3_u16..).zip(parts) {
             let dtype = if dims.len() == 1 { GgmlDType::F32 } else { dtype };
-            tensors.push((format!("blk.{layer}.{part}.weight"), noise(dims, layer * 16 + seed, dtype)));
+            tensors.push((
+                format!("blk.{layer}.{part}.weight"),
+                noise(dims, layer * 16 + seed, dtype),
+            ));
         }
     }
     tensors
 }
 
 /// Gives the same numbers on every machine.
-#[expect(clippy::unwrap_used, reason = "a test's helper")]
 fn noise(dims: &[usize], seed: u16, dtype: GgmlDType) -> QTensor {
     let count = dims.iter().product();
     let step = 1.7 + f32::from(seed) * 0.013;

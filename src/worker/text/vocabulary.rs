@@ -44,8 +44,7 @@ pub(crate) const SEAM: char = '\u{FDD0}';
 const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
 const BYTE: u32 = 6;
-const GPT2: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -89,7 +88,8 @@ impl Vocabulary {
             .filter(|(id, text)| matches!(kind(*id), CONTROL | USER_DEFINED) && !text.is_empty())
             .map(|(_, text)| (*text).to_owned())
             .collect();
-        let added = special.iter().map(|text| AddedToken::from(text.clone(), true).normalized(false));
+        let added =
+            special.iter().map(|text| AddedToken::from(text.clone(), true).normalized(false));
         tokenizer.add_special_tokens(added.collect::<Vec<_>>()).map_err(fault)?;
         let letters = letters();
         let bytes = (0..).zip(&tokens).map(|(id, text)| match kind(id) {
@@ -248,8 +248,6 @@ fn sentence_piece(header: &Header, tokens: &[&str]) -> tokenizers::Result<Tokeni
     tokenizer.with_normalizer(Some(Normalizers::new(steps)))?;
     Ok(tokenizer)
 }
-
-
 
 fn ids(tokens: &[&str]) -> Vocab {
     tokens.iter().map(|token| (*token).to_owned()).zip(0_u32..).collect()
