@@ -20,4 +20,6 @@ pub mod config;
 pub mod mailbox;
 pub mod supervisor;
 pub mod engine;
+#[cfg(feature = "worker")]
+pub mod worker;
 pub mod spec;

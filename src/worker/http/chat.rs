@@ -1,0 +1,130 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::{body::Bytes, extract::State, response::Response};
+use serde_json::{Map, Value as Json};
+
+use super::{
+    Served,
+    answer::{Echo, Request},
+    blocking,
+    fields::{Fields, wrong},
+    options::Choices,
+    refusal::Refusal,
+    shape::{Api, Envelope},
+};
+use crate::worker::{engine::Engine, text::Vocabulary};
+
+/// Answers a chat.
+pub(super) async fn chat(
+    State(served): State<Arc<Served>>,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    let engine = served.engine()?;
+    let fields = Fields::parse(&body)?;
+    let mut choices = Choices::read(&fields)?;
+    let alternatives = Choices::alternatives(&fields, "top_logprobs")?;
+    choices.sampling.logprobs = match (fields.flag("logprobs")?, alternatives) {
+        (true, alternatives) => Some(alternatives.unwrap_or(0)),
+        (false, None | Some(0)) => None,
+        (false, Some(_)) => return Err(Refusal::field("top_logprobs", "needs `logprobs`")),
+    };
+    let prompt = {
+        let engine = Arc::clone(&engine);
+        blocking(move || prompt(&fields, &engine)).await??
+    };
+    let jobs = choices.jobs("messages", &prompt, engine.context)?;
+    let request = Request {
+        envelope: Envelope::new(Api::Chat, &served.model_name),
+        answers_each: jobs.len(),
+        jobs,
+        echo: Echo::No,
+        delivery: choices.delivery,
+        engine,
+    };
+    request.answer().await
+}
+
+fn prompt(fields: &Fields, engine: &Engine) -> Result<Vec<u32>, Refusal> {
+    fields.needed("messages")?;
+    let messages = fields.list("messages")?.unwrap_or_default();
+    if messages.is_empty() {
+        return Err(Refusal::field("messages", "is empty"));
+    }
+    let mut messages = (0..)
+        .zip(messages)
+        .map(|(at, message)| read(at, message, &engine.vocabulary))
+        .collect::<Result<Vec<_>, _>>()?;
+    // An answer that has begun is continued where it stands, as llama.cpp's server does.
+    let begun = match messages.last().and_then(|last| last.get("role")?.as_str()) {
+        Some("assistant") => messages.pop(),
+        _ => None,
+    };
+    let mut text = engine
+        .template
+        .render(&messages, &variables(fields)?)
+        .map_err(|fault| Refusal::field("messages", format!("cannot be used: {fault}")))?;
+    if let Some(begun) = begun.as_ref().and_then(|begun| begun.get("content")?.as_str()) {
+        text.push_str(begun);
+    }
+    engine.vocabulary.encode(&text).map_err(Refusal::internal)
+}
+
+/// Checks a message and makes its content plain text.
+fn read(at: usize, message: &Json, vocabulary: &Vocabulary) -> Result<Json, Refusal> {
+    let place = format!("messages[{at}]");
+    let message = message.as_object().ok_or_else(|| wrong(&place, "an object", message))?;
+    let role = message.get("role").unwrap_or(&Json::Null);
+    if !role.is_string() {
+        return Err(wrong(&format!("{place}.role"), "a string", role));
+    }
+    let place = format!("{place}.content");
+    let content = match message.get("content") {
+        None | Some(Json::Null) => String::new(),
+        Some(Json::String(text)) => text.clone(),
+        Some(Json::Array(parts)) => {
+            let texts = parts.iter().map(|part| part_text(&place, part));
+            texts.collect::<Result<Vec<_>, _>>()?.join("\n")
+        }
+        Some(other) => return Err(wrong(&place, "a string or a list of parts", other)),
+    };
+    let mut message = message.clone();
+    message.insert("content".to_owned(), Json::String(vocabulary.disarm(&content)));
+    Ok(Json::Object(message))
+}
+
+fn part_text(place: &str, part: &Json) -> Result<String, Refusal> {
+    match part.get("type").and_then(Json::as_str) {
+        Some("text") => match part.get("text") {
+            Some(Json::String(text)) => Ok(text.clone()),
+            other => Err(wrong(&format!("{place}.text"), "a string", other.unwrap_or(&Json::Null))),
+        },
+        Some(kind) => Err(Refusal::unsupported(
+            place,
+            format!("has a part of type `{kind}`, this model reads `text` only"),
+        )),
+        None => Err(Refusal::field(place, "has a part without a type")),
+    }
+}
+
+/// The variables that a request adds to the template's own.
+fn variables(fields: &Fields) -> Result<Map<String, Json>, Refusal> {
+    let mut variables = fields.object("chat_template_kwargs")?.cloned().unwrap_or_default();
+    let choice = fields.any("tool_choice");
+    match choice {
+        None => {}
+        Some(Json::String(word)) if word == "auto" || word == "none" => {}
+        Some(_) => {
+            return Err(Refusal::unsupported(
+                "tool_choice",
+                "asks for a certain call of a tool, this engine knows `auto` and `none`",
+            ));
+        }
+    }
+    let tools = fields.list("tools")?.filter(|tools| !tools.is_empty());
+    if let Some(tools) = tools.filter(|_| choice.and_then(Json::as_str) != Some("none")) {
+        variables.insert("tools".to_owned(), Json::Array(tools.to_vec()));
+    }
+    Ok(variables)
+}

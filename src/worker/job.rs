@@ -1,0 +1,103 @@
+//! What a request asks of a sequence, and what the sequence tells.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::{
+    exit::is_out_of_memory,
+    sampler::{Sampling, Scored},
+};
+
+/// Work for a sequence.
+#[derive(Clone, Debug)]
+pub(super) enum Job {
+    Generate(Generate),
+    /// Gives one vector for these tokens.
+    Embed(Vec<u32>),
+}
+
+/// Text to be continued.
+#[derive(Clone, Debug)]
+pub(super) struct Generate {
+    /// Never empty, and shorter than the context.
+    pub(super) prompt: Vec<u32>,
+    pub(super) sampling: Sampling,
+    pub(super) most_tokens: usize,
+    pub(super) stops: Vec<String>,
+    /// Goes on after tokens that end the text.
+    pub(super) ignore_end: bool,
+    /// Tells how likely the tokens of the prompt were.
+    pub(super) score_prompt: bool,
+}
+
+/// What a sequence tells about its job, in this order: prompt scores, text, an end.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    PromptScores(Vec<Scored>),
+    Text(Piece),
+    Done(Done),
+    Embedding(Vec<f32>),
+    Failed(ComputeFault),
+}
+
+/// Text with the tokens it was made from.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Piece {
+    pub(super) text: String,
+    /// Empty unless probabilities were asked for.
+    pub(super) scores: Vec<Scored>,
+}
+
+/// The end of an answer and what it took.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Done {
+    pub(super) reason: Reason,
+    pub(super) prompt_tokens: usize,
+    /// Tokens of the prompt that were still known.
+    pub(super) cached_tokens: usize,
+    pub(super) completion_tokens: usize,
+    pub(super) prompt_time: Duration,
+    pub(super) completion_time: Duration,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Reason {
+    /// The model ended the text, or a stop string came.
+    Stop,
+    /// The number of tokens was reached, or the context is full.
+    Length,
+}
+
+/// Says why a computation failed.
+#[derive(Clone, Debug, Error)]
+#[error("{0}")]
+pub(super) struct ComputeFault(pub(super) String);
+
+impl Job {
+    /// Gives the tokens that will be taken in.
+    pub(super) fn tokens(&self) -> &[u32] {
+        match self {
+            Self::Generate(generate) => &generate.prompt,
+            // What an embedding leaves in the cache is computed anew each time.
+            Self::Embed(_) => &[],
+        }
+    }
+}
+
+impl ComputeFault {
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        is_out_of_memory(&self.0)
+    }
+}
+
+impl Reason {
+    /// Gives the word of the API.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}

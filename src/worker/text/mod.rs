@@ -1,0 +1,16 @@
+//! Between text and tokens: vocabulary, chat template, incremental text, stop strings.
+
+mod bytes;
+mod stop;
+mod stream;
+mod template;
+mod vocabulary;
+
+#[cfg(test)]
+pub(crate) use self::bytes::byte_alphabet;
+pub(crate) use self::{
+    stop::{StopMatcher, Stopped},
+    stream::TextStream,
+    template::Template,
+    vocabulary::Vocabulary,
+};
