@@ -1,0 +1,61 @@
+//! `GET /v1/models`: everything a client may ask for, loaded or not. It wakes nothing.
+
+use hyper::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::{
+    reply::{Body, Fault, json_response},
+    routes::{Route, RouteTable},
+};
+use crate::spec::profile::Capability;
+
+/// Lists every slot and alias.
+pub(super) fn all(table: &RouteTable) -> Response<Body> {
+    let data: Vec<Value> = table.listed().map(|(name, route)| entry(name, route)).collect();
+    json_response(StatusCode::OK, &json!({"object": "list", "data": data}))
+}
+
+/// Shows one model by any name that leads to it.
+pub(super) fn one(table: &RouteTable, name: &str) -> Response<Body> {
+    match table.find(name) {
+        Some(route) => json_response(StatusCode::OK, &entry(name, route)),
+        None => unknown(table, name).response(),
+    }
+}
+
+/// Says that no slot answers to `name`, and what there is.
+pub(super) fn unknown(table: &RouteTable, name: &str) -> Fault {
+    let listed: Vec<_> = table.listed().map(|(name, _)| format!("`{name}`")).collect();
+    let there_is = if listed.is_empty() {
+        "no slot is configured".to_owned()
+    } else {
+        format!("there is {}", listed.join(", "))
+    };
+    let nearest =
+        table.nearest(name).map(|name| format!(", did you mean `{name}`?")).unwrap_or_default();
+    // A name from outside is shown cut: it may be a megabyte.
+    let name: String = name.chars().take(100).collect();
+    Fault::unknown_model(format!("model `{name}` is not served here{nearest}; {there_is}"))
+}
+
+fn entry(name: &str, route: &Route) -> Value {
+    let profile = &route.profile;
+    let capabilities: Vec<_> = Capability::ALL
+        .into_iter()
+        .filter(|capability| profile.offers(*capability))
+        .map(Capability::as_str)
+        .collect();
+    json!({
+        "id": name,
+        "object": "model",
+        // When a model was made is not known; the key must be there.
+        "created": 0,
+        "owned_by": "slotd",
+        "slot": route.slot,
+        "state": route.state,
+        "engine": route.engine.as_deref().unwrap_or(profile.engine.as_str()),
+        "model": profile.model.as_ref().map(crate::spec::profile::ModelSource::typed),
+        "aliases": profile.aliases,
+        "capabilities": capabilities,
+    })
+}

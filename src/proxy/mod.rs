@@ -1,0 +1,73 @@
+//! The endpoint: OpenAI-compatible HTTP in, one engine's answer out.
+//!
+//! Owns the routing table's form, the gates of live engines with their connections, and everything a
+//! client sees: errors, signs of life, streams. It decides nothing about slots; what is not ready is
+//! asked of the core through the mailbox.
+//!
+//! ```text
+//! request ─▶ access ─▶ body (model, stream) ─▶ route ─▶ lease ─▶ exchange ─▶ relay ─▶ client
+//!                                                │ not ready       │ died before a byte: once more
+//!                                                └▶ slip: granted ─┘
+//! ```
+
+mod access;
+mod body;
+mod exchange;
+mod forward;
+mod gate;
+mod hold;
+mod listing;
+mod relay;
+mod reply;
+mod routes;
+mod serve;
+mod upstream;
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+
+pub use self::{
+    gate::Gate,
+    routes::RouteTable,
+    serve::{Phase, serve},
+};
+use crate::mailbox::Mailbox;
+
+/// What every connection works with.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// The present routes; replaced whole by the runtime.
+    pub routes: Arc<ArcSwap<RouteTable>>,
+    /// The way to the core.
+    pub mailbox: Mailbox,
+    /// The limits in force.
+    pub limits: Limits,
+}
+
+/// Limits of requests.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// The largest request body, in bytes.
+    pub max_body: usize,
+    /// The longest that a request waits for an engine, or for its turn at one.
+    pub hold: Duration,
+    /// How long a stream waits in silence for a real status before it is committed to 200.
+    pub quiet: Duration,
+    /// The time between two signs of life on a committed stream that still waits.
+    pub sign_of_life: Duration,
+}
+
+impl Limits {
+    /// Makes limits from what can be set; the rest follows from what clients were seen to do.
+    ///
+    /// Node's `fetch` gives up after 300 s without a response head, so nobody is held that long.
+    pub fn new(max_body: usize, queue_timeout: Duration) -> Self {
+        Self {
+            max_body,
+            hold: queue_timeout.min(Duration::from_secs(290)),
+            quiet: Duration::from_secs(15),
+            sign_of_life: Duration::from_secs(10),
+        }
+    }
+}

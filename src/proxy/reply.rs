@@ -1,0 +1,256 @@
+//! Answers of slotd's own: errors in the form that OpenAI's clients read.
+
+use std::{convert::Infallible, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use hyper::{
+    Response, StatusCode,
+    header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
+};
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use super::gate::GateRefusal;
+use crate::{spec::SlotName, supervisor::Refusal};
+
+/// Any body.
+pub(super) type Body = UnsyncBoxBody<Bytes, Aborted>;
+
+/// A body that must not end as if it were whole: the connection is aborted.
+#[derive(Debug, Error)]
+#[error("the answer broke off")]
+pub(super) struct Aborted;
+
+/// An answer that is an error.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Fault {
+    pub(super) status: StatusCode,
+    kind: &'static str,
+    code: &'static str,
+    param: Option<&'static str>,
+    message: String,
+    retry: Retry,
+}
+
+/// What a client is told about trying again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Retry {
+    /// Nothing.
+    Unsaid,
+    /// After this time.
+    After(Duration),
+    /// Not before a person has done something.
+    Never,
+}
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "server_error";
+
+impl Fault {
+    /// The request itself is wrong.
+    pub(super) fn bad_request(
+        param: Option<&'static str>,
+        code: &'static str,
+        message: String,
+    ) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, INVALID, code, message).about(param)
+    }
+
+    /// A request that is refused with another status of the 400s.
+    pub(super) fn refused(status: StatusCode, code: &'static str, message: String) -> Self {
+        Self::new(status, INVALID, code, message)
+    }
+
+    /// No slot answers to the name.
+    pub(super) fn unknown_model(message: String) -> Self {
+        Self::new(StatusCode::NOT_FOUND, INVALID, "model_not_found", message).about(Some("model"))
+    }
+
+    /// The engine died and there is nothing to try any more.
+    pub(super) fn engine_died(slot: &SlotName, what: &str) -> Self {
+        let message = format!("the engine of slot `{slot}` {what}; `slotd status {slot}` says why");
+        Self::new(StatusCode::BAD_GATEWAY, SERVER, "engine_died", message)
+            .retry_after(Duration::from_secs(1))
+    }
+
+    /// The wait was as long as it may be.
+    pub(super) fn still_loading(slot: &SlotName) -> Self {
+        let message = format!("slot `{slot}` is still loading, try again");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "slot_loading", message)
+            .retry_after(Duration::from_secs(5))
+    }
+
+    /// The gate gave no turn.
+    pub(super) fn of_gate(slot: &SlotName, refusal: GateRefusal) -> Self {
+        let message = match refusal {
+            GateRefusal::Full { waiting } => {
+                format!("slot `{slot}` is overloaded: {waiting} requests wait already")
+            }
+            GateRefusal::TimedOut | GateRefusal::Closed => {
+                format!("slot `{slot}` is overloaded: the request's turn did not come in time")
+            }
+        };
+        Self::queue_full(message)
+    }
+
+    /// The core refused.
+    pub(super) fn of_refusal(slot: &SlotName, refusal: Refusal) -> Self {
+        let unavailable =
+            |code, message| Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, code, message);
+        match refusal {
+            Refusal::SlotGone => {
+                Self::unknown_model(format!("slot `{slot}` was removed while the request waited"))
+            }
+            Refusal::ShuttingDown => unavailable("shutting_down", "slotd is stopping".to_owned())
+                .retry_after(Duration::from_secs(2)),
+            Refusal::Unloaded => {
+                unavailable("slot_unloaded", format!("slot `{slot}` was unloaded on request"))
+                    .retry_after(Duration::from_secs(2))
+            }
+            Refusal::QueueFull { waiting } => Self::queue_full(format!(
+                "slot `{slot}` is overloaded: {waiting} requests wait for it to load"
+            )),
+            Refusal::LoadFailed { verdict, reason, retry_in } => {
+                let message = format!("slot `{slot}` did not load ({verdict}): {reason}");
+                // Half the time: two tries of a client cover it.
+                unavailable("slot_load_failed", message).retry_after(retry_in / 2)
+            }
+            Refusal::Failed { verdict, reason } => {
+                let message = format!(
+                    "slot `{slot}` has failed ({verdict}) and needs a person: {reason}; \
+                     `slotd status {slot}` says more, `slotd load {slot}` tries again"
+                );
+                Self { retry: Retry::Never, ..unavailable("slot_failed", message) }
+            }
+        }
+    }
+
+    fn queue_full(message: String) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message)
+            .retry_after(Duration::from_secs(1))
+    }
+
+    fn new(status: StatusCode, kind: &'static str, code: &'static str, message: String) -> Self {
+        Self { status, kind, code, param: None, message, retry: Retry::Unsaid }
+    }
+
+    fn about(self, param: Option<&'static str>) -> Self {
+        Self { param, ..self }
+    }
+
+    fn retry_after(self, time: Duration) -> Self {
+        Self { retry: Retry::After(time), ..self }
+    }
+
+    /// Returns the error object: always all four keys.
+    pub(super) fn body(&self) -> Value {
+        json!({"error": {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }})
+    }
+
+    /// Returns the error as an event of a stream that was begun.
+    pub(super) fn event(&self) -> Bytes {
+        Bytes::from(format!("data: {}\n\n", self.body()))
+    }
+
+    /// Returns the error as a whole answer.
+    pub(super) fn response(&self) -> Response<Body> {
+        let mut response = json_response(self.status, &self.body());
+        let headers = response.headers_mut();
+        match self.retry {
+            Retry::Unsaid => {}
+            Retry::After(time) => {
+                // Clients cap what they honour at 60 s, and some try at once for more.
+                let seconds = time.as_secs_f64().ceil().clamp(1.0, 59.0);
+                let milliseconds = time.as_millis().clamp(100, 59_000);
+                insert(headers, RETRY_AFTER, &format!("{seconds:.0}"));
+                insert(
+                    headers,
+                    HeaderName::from_static("retry-after-ms"),
+                    &milliseconds.to_string(),
+                );
+            }
+            Retry::Never => insert(headers, HeaderName::from_static("x-should-retry"), "false"),
+        }
+        response
+    }
+}
+
+/// Sets a header whose value is known to be plain.
+pub(super) fn insert(headers: &mut hyper::HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+/// Makes a JSON answer.
+pub(super) fn json_response(status: StatusCode, body: &Value) -> Response<Body> {
+    let mut response = Response::new(full(Bytes::from(body.to_string())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Makes a plain text answer.
+pub(super) fn text(status: StatusCode, text: &'static str) -> Response<Body> {
+    let mut response = Response::new(full(Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+/// Makes a body that is here already.
+pub(super) fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::death::Verdict;
+
+    fn slot() -> SlotName {
+        "chat".parse().unwrap()
+    }
+
+    #[test]
+    fn a_failed_load_says_why_and_when_to_come_back() {
+        let fault = Fault::of_refusal(
+            &slot(),
+            Refusal::LoadFailed {
+                verdict: Verdict::OomHost,
+                reason: "SIGKILL ended it while starting".to_owned(),
+                retry_in: Duration::from_secs(20),
+            },
+        );
+        let response = fault.response();
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["retry-after"], "10");
+        assert_eq!(response.headers()["retry-after-ms"], "10000");
+        insta::assert_snapshot!(fault.body(), @r#"{"error":{"message":"slot `chat` did not load (oom-host): SIGKILL ended it while starting","type":"server_error","param":null,"code":"slot_load_failed"}}"#);
+    }
+
+    #[test]
+    fn a_failed_slot_tells_clients_not_to_try_again() {
+        let refusal =
+            Refusal::Failed { verdict: Verdict::BadModel, reason: "it is cut short".to_owned() };
+        let response = Fault::of_refusal(&slot(), refusal).response();
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["x-should-retry"], "false");
+        assert!(!response.headers().contains_key("retry-after"));
+    }
+
+    #[test]
+    fn a_full_queue_is_429_with_the_word_that_clients_look_for() {
+        let fault = Fault::of_gate(&slot(), GateRefusal::Full { waiting: 256 });
+        assert_eq!(fault.status, 429);
+        assert!(fault.body().to_string().contains("overloaded"));
+    }
+}

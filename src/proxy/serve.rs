@@ -1,0 +1,231 @@
+//! The listener: connections accepted, requests told apart, connections ended in order.
+
+use std::{
+    convert::Infallible,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{ALLOW, HeaderName, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tracing::{debug, warn};
+
+use super::{
+    Shared, access, forward, listing,
+    reply::{Body, Fault, insert, text},
+};
+
+/// How long a client may take for a request's head.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the listener rests when the system has no more files or memory for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long open connections are given when the listener ends.
+const END_DEADLINE: Duration = Duration::from_secs(2);
+const MAX_HEADERS: usize = 100;
+const MAX_HEAD_BYTES: usize = 64 << 10;
+
+const ENDPOINTS: &str = "POST /v1/chat/completions, /v1/completions, /v1/embeddings; \
+                         GET /v1/models, /v1/models/{id}, /healthz, /livez, /readyz";
+
+/// Whether the daemon takes requests: what `/readyz` answers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Phase {
+    /// The profiles have not been read yet.
+    Starting,
+    /// It serves.
+    Serving,
+    /// It is stopping: those who wait are answered, readiness says no.
+    Stopping,
+    /// It ends: the listener closes.
+    Ended,
+}
+
+/// Serves connections until `phase` says [`Phase::Ended`], then gives open ones a moment.
+pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Receiver<Phase>) {
+    let mut connections = JoinSet::new();
+    let watcher = phase.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = phase.wait_for(|phase| *phase == Phase::Ended) => break,
+        };
+        while connections.try_join_next().is_some() {}
+        match accepted {
+            Ok((stream, _)) => {
+                connections.spawn(connection(stream, shared.clone(), watcher.clone()));
+            }
+            Err(error) => {
+                warn!(%error, "connection not accepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    if timeout(END_DEADLINE, ended).await.is_err() {
+        connections.shutdown().await;
+    }
+}
+
+async fn connection(stream: TcpStream, shared: Shared, mut phase: watch::Receiver<Phase>) {
+    // Without it each streamed token may wait 40 ms for the client's acknowledgement.
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "connection without TCP_NODELAY");
+    }
+    let ready = phase.clone();
+    let service = service_fn(move |request| {
+        let (shared, phase) = (shared.clone(), *ready.borrow());
+        async move { Ok::<_, Infallible>(answer(&shared, phase, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_DEADLINE)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = async { drop(phase.wait_for(|phase| *phase == Phase::Ended).await) };
+    let served = tokio::select! {
+        served = connection.as_mut() => Some(served),
+        () = ended => None,
+    };
+    let served = match served {
+        Some(served) => served,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        debug!(%error, "connection ended");
+    }
+}
+
+async fn answer(shared: &Shared, phase: Phase, request: Request<Incoming>) -> Response<Body> {
+    let request_id = request_id(&request);
+    let mut request = request;
+    insert(request.headers_mut(), HeaderName::from_static("x-request-id"), &request_id);
+    let (slot, mut response) = match access::check(request.headers()) {
+        Ok(()) => Box::pin(route(shared, phase, request)).await,
+        Err(fault) => (None, fault.response()),
+    };
+    let headers = response.headers_mut();
+    insert(headers, HeaderName::from_static("x-request-id"), &request_id);
+    if let Some(slot) = slot {
+        insert(headers, HeaderName::from_static("x-slotd-slot"), slot.as_str());
+    }
+    response
+}
+
+async fn route(
+    shared: &Shared,
+    phase: Phase,
+    request: Request<Incoming>,
+) -> (Option<crate::spec::SlotName>, Response<Body>) {
+    let path = request.uri().path();
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    if let Some(capability) = forward::capability(path) {
+        return if request.method() == Method::POST {
+            forward::forward(shared, request, capability).await
+        } else {
+            (None, wrong_method(path, "POST"))
+        };
+    }
+    let response = match path {
+        "/" | "/healthz" | "/livez" | "/readyz" | "/v1/models" if !is_read => {
+            wrong_method(path, "GET, HEAD")
+        }
+        "/" => text(StatusCode::OK, "slotd is running\n"),
+        "/healthz" | "/livez" => text(StatusCode::OK, "ok\n"),
+        "/readyz" if phase == Phase::Serving => text(StatusCode::OK, "ok\n"),
+        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        "/v1/models" => listing::all(&shared.routes.load()),
+        _ => match path.strip_prefix("/v1/models/") {
+            Some(_) if !is_read => wrong_method(path, "GET, HEAD"),
+            Some(name) => listing::one(&shared.routes.load(), &decoded(name)),
+            None => unknown_path(path),
+        },
+    };
+    (None, response)
+}
+
+fn wrong_method(path: &str, allowed: &'static str) -> Response<Body> {
+    let message = format!("`{path}` takes {allowed}");
+    let fault = Fault::refused(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
+    let mut response = fault.response();
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+fn unknown_path(path: &str) -> Response<Body> {
+    let path: String = path.chars().take(100).collect();
+    let message = format!("there is no `{path}`; there is {ENDPOINTS}");
+    Fault::refused(StatusCode::NOT_FOUND, "not_found", message).response()
+}
+
+/// Takes the client's id if it is one that logs can bear, else makes one.
+fn request_id(request: &Request<Incoming>) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let theirs = request
+        .headers()
+        .get("x-request-id")
+        .and_then(|id| id.to_str().ok())
+        .filter(|id| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()));
+    theirs.map_or_else(
+        || {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            format!("req-{:x}-{count:x}", std::process::id())
+        },
+        str::to_owned,
+    )
+}
+
+/// Undoes percent-encoding; what is no encoding stays as it is.
+fn decoded(name: &str) -> String {
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let code = match (first, tail) {
+            (b'%', [high, low, ..]) => {
+                let digits = [*high, *low];
+                std::str::from_utf8(&digits).ok().and_then(|d| u8::from_str_radix(d, 16).ok())
+            }
+            _ => None,
+        };
+        match code {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = tail.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn model_names_are_decoded_and_odd_percent_signs_stay() {
+        assert_eq!(decoded("org%2Frepo%3AQ4"), "org/repo:Q4");
+        assert_eq!(decoded("100%"), "100%");
+        assert_eq!(decoded("%zz%4"), "%zz%4");
+    }
+}
