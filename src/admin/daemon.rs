@@ -1,0 +1,79 @@
+//! The daemon as scripts see it, with the faults of profiles that are not in force.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{State, slot::ms};
+use crate::config::Fault;
+
+/// The answer of `GET /v1/daemon`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct DaemonObject {
+    /// The version of slotd.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// How long it has run.
+    pub uptime_ms: u64,
+    /// Where the endpoint listens: `ADDR:PORT`.
+    pub listen: String,
+    /// The socket of the control API.
+    pub control: PathBuf,
+    /// Where state and logs are kept.
+    pub state_dir: PathBuf,
+    /// Where profiles are read.
+    pub profile_dirs: Vec<PathBuf>,
+    /// What is wrong with profiles: what worked before is in force in their place.
+    pub faults: Vec<FaultObject>,
+}
+
+/// One fault of a profile; see [`Fault`].
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct FaultObject {
+    /// The file or directory.
+    pub file: Option<PathBuf>,
+    /// The line, from 1.
+    pub line: Option<usize>,
+    /// The column, from 1.
+    pub column: Option<usize>,
+    /// The key's path.
+    pub key: Option<String>,
+    /// What is wrong and what is allowed.
+    pub message: String,
+    /// What to do next.
+    pub hint: Option<String>,
+    /// All of it for a person; the hint is on a line of its own.
+    pub text: String,
+}
+
+impl DaemonObject {
+    /// Shows the daemon as it is.
+    pub(super) fn of(state: &State) -> Self {
+        let daemon = &state.daemon;
+        Self {
+            version: daemon.version.to_owned(),
+            pid: daemon.pid,
+            uptime_ms: ms((state.now)().since(daemon.started)),
+            listen: daemon.listen.to_string(),
+            control: daemon.control.clone(),
+            state_dir: daemon.state_dir.clone(),
+            profile_dirs: daemon.profile_dirs.clone(),
+            faults: state.faults.load().iter().map(FaultObject::of).collect(),
+        }
+    }
+}
+
+impl FaultObject {
+    fn of(fault: &Fault) -> Self {
+        Self {
+            file: fault.file.clone(),
+            line: fault.line,
+            column: fault.column,
+            key: fault.key.clone(),
+            message: fault.message.clone(),
+            hint: fault.hint.clone(),
+            text: fault.to_string(),
+        }
+    }
+}

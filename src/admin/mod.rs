@@ -1,0 +1,118 @@
+//! The control API: what people and scripts ask of the daemon, over its Unix socket.
+//!
+//! Owns the connections of that socket. It decides nothing: it shows the core's snapshot and puts
+//! what is asked for into the mailbox. It reads no clock and no disk; `runtime` hands in the ways to
+//! both. Who may talk to it is who may open the socket.
+//!
+//! ```text
+//! GET  /v1/slots                     every slot, an array
+//! GET  /v1/slots/{slot}              one slot
+//! POST /v1/slots/{slot}/load         202 and the slot, once the wish is in the mailbox
+//! POST /v1/slots/{slot}/unload
+//! POST /v1/slots/{slot}/restart
+//! GET  /v1/slots/{slot}/watch        one slot a line: at once, and after each change
+//! GET  /v1/slots/{slot}/logs         text; ?lines=N (100), ?follow=true
+//! GET  /v1/daemon                    the daemon and the faults of profiles
+//! GET  /healthz                      ok
+//! ```
+//!
+//! What is refused is answered with OpenAI's error object.
+
+mod daemon;
+mod refusal;
+mod routes;
+mod serve;
+mod slot;
+mod streams;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use tokio::sync::watch;
+
+pub use self::{
+    daemon::{DaemonObject, FaultObject},
+    serve::serve,
+    slot::{DeathObject, SlotObject},
+};
+use crate::{
+    config::Fault,
+    mailbox::Mailbox,
+    spec::{Monotime, SlotName},
+    supervisor::Snapshot,
+};
+
+/// Opens a slot's log: the last lines, and with `follow` those that come, each with its line end.
+pub type LogReader = Arc<dyn Fn(&SlotName, LogRequest) -> BoxStream<'static, Bytes> + Send + Sync>;
+
+/// Tells the present moment by the daemon's clock.
+pub type Now = Arc<dyn Fn() -> Monotime + Send + Sync>;
+
+/// Tells how many requests a slot's engine works on; `None` without a live engine.
+pub type InFlight = Arc<dyn Fn(&SlotName) -> Option<u32> + Send + Sync>;
+
+/// What the control API works with; made by `runtime`.
+#[derive(Clone)]
+pub struct State {
+    /// The core's view of all slots.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The way into the core.
+    pub mailbox: Mailbox,
+    /// The daemon's clock.
+    pub now: Now,
+    /// The gates' counters.
+    pub in_flight: InFlight,
+    /// Opens logs.
+    pub logs: LogReader,
+    /// What is wrong with profiles at present.
+    pub faults: Arc<ArcSwap<Vec<Fault>>>,
+    /// The daemon itself.
+    pub daemon: Arc<Daemon>,
+}
+
+/// What does not change while a daemon lives.
+#[derive(Clone, Debug)]
+pub struct Daemon {
+    /// The version of slotd.
+    pub version: &'static str,
+    /// Its process id.
+    pub pid: u32,
+    /// When it started, by its own clock.
+    pub started: Monotime,
+    /// Where the endpoint listens.
+    pub listen: SocketAddr,
+    /// The socket of this API.
+    pub control: PathBuf,
+    /// Where state and logs are kept.
+    pub state_dir: PathBuf,
+    /// Where profiles are read.
+    pub profile_dirs: Vec<PathBuf>,
+}
+
+/// Which part of a slot's log is wanted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LogRequest {
+    /// How many of the last lines, 0..=100000.
+    pub lines: usize,
+    /// What comes after them.
+    pub follow: Follow,
+}
+
+/// Whether a log goes on after its last line.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Follow {
+    /// It ends there.
+    No,
+    /// It goes on until the reader leaves.
+    Yes,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("daemon", &self.daemon).finish_non_exhaustive()
+    }
+}

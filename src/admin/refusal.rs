@@ -1,0 +1,106 @@
+//! What is refused, as OpenAI's error object.
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+use crate::supervisor::Snapshot;
+
+/// Why a request to the control API is refused.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Refusal {
+    /// There is no such slot.
+    NoSuchSlot {
+        /// What was asked for.
+        typed: String,
+        /// The slot that may have been meant.
+        nearest: Option<String>,
+        /// Every slot.
+        slots: Vec<String>,
+    },
+    /// There is no such path.
+    NoSuchPath(String),
+    /// The path is there, the method is not.
+    WrongMethod,
+    /// The query cannot be read.
+    BadQuery(String),
+}
+
+impl Refusal {
+    /// Refuses a slot that is not in `snapshot`.
+    pub(super) fn no_such_slot(typed: &str, snapshot: &Snapshot) -> Self {
+        Self::NoSuchSlot {
+            typed: typed.to_owned(),
+            nearest: nearest(typed, snapshot),
+            slots: snapshot.slots.keys().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn parts(&self) -> (StatusCode, &'static str, Option<&'static str>) {
+        match self {
+            Self::NoSuchSlot { .. } => (StatusCode::NOT_FOUND, "slot_not_found", Some("slot")),
+            Self::NoSuchPath(_) => (StatusCode::NOT_FOUND, "path_not_found", None),
+            Self::WrongMethod => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
+            Self::BadQuery(_) => (StatusCode::BAD_REQUEST, "bad_query", None),
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::NoSuchSlot { typed, nearest, slots } => {
+                let meant = match nearest {
+                    Some(name) => format!(", did you mean `{name}`?"),
+                    None => String::new(),
+                };
+                let there = match slots.as_slice() {
+                    [] => "there are no slots yet: a profile makes one".to_owned(),
+                    [one] => format!("the only slot is `{one}`"),
+                    more => format!("the slots are `{}`", more.join("`, `")),
+                };
+                let end = if meant.is_empty() { ";" } else { "" };
+                format!("there is no slot `{typed}`{meant}{end} {there}")
+            }
+            Self::NoSuchPath(path) => format!("there is no path `{path}` in the control API"),
+            Self::WrongMethod => "this path takes another method".to_owned(),
+            Self::BadQuery(fault) => fault.clone(),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let (status, code, param) = self.parts();
+        let error = json!({
+            "message": self.message(),
+            "type": "invalid_request_error",
+            "param": param,
+            "code": code,
+        });
+        (status, Json(json!({ "error": error }))).into_response()
+    }
+}
+
+/// Finds the slot that was meant: the one whose alias was typed, else the one whose name is close
+/// enough, at most one edit for each three characters.
+fn nearest(typed: &str, snapshot: &Snapshot) -> Option<String> {
+    let by_alias = snapshot
+        .slots
+        .iter()
+        .find(|(_, view)| view.profile.aliases.iter().any(|alias| alias == typed))
+        .map(|(name, _)| name);
+    let by_name = || {
+        let typed = typed.to_lowercase();
+        let edits = |name: &str| strsim::damerau_levenshtein(&typed, &name.to_lowercase());
+        snapshot
+            .slots
+            .keys()
+            .map(|name| (edits(name.as_str()), name))
+            .filter(|(edits, name)| *edits <= name.as_str().len().div_ceil(3))
+            .min_by_key(|(edits, _)| *edits)
+            .map(|(_, name)| name)
+    };
+    by_alias.or_else(by_name).map(ToString::to_string)
+}

@@ -1,0 +1,149 @@
+//! Paths and what each answers.
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{DefaultBodyLimit, Path, Query, State as Extract, rejection::QueryRejection},
+    http::{StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::Deserialize;
+use tokio::sync::watch;
+
+use super::{
+    DaemonObject, Follow, LogRequest, SlotObject, State,
+    refusal::Refusal,
+    streams::{changes, log},
+};
+use crate::{
+    spec::SlotName,
+    supervisor::{SlotEvent, Snapshot},
+};
+
+/// No path takes a body; this much of one is read before it is refused.
+const MOST_BODY: usize = 64 << 10;
+const DEFAULT_LINES: usize = 100;
+const MOST_LINES: usize = 100_000;
+
+/// What the handlers work with.
+#[derive(Clone, Debug)]
+pub(super) struct App {
+    pub(super) state: State,
+    /// Becomes true when streams have to end.
+    pub(super) closing: watch::Receiver<bool>,
+}
+
+/// Puts the paths together.
+pub(super) fn router(app: App) -> Router {
+    Router::new()
+        .route("/v1/slots", get(slots))
+        .route("/v1/slots/{slot}", get(slot))
+        .route("/v1/slots/{slot}/load", post(load))
+        .route("/v1/slots/{slot}/unload", post(unload))
+        .route("/v1/slots/{slot}/restart", post(restart))
+        .route("/v1/slots/{slot}/watch", get(watch_slot))
+        .route("/v1/slots/{slot}/logs", get(logs))
+        .route("/v1/daemon", get(daemon))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .fallback(|uri: Uri| async move { Refusal::NoSuchPath(uri.path().to_owned()) })
+        .method_not_allowed_fallback(|| async { Refusal::WrongMethod })
+        .layer(DefaultBodyLimit::max(MOST_BODY))
+        .with_state(app)
+}
+
+async fn slots(Extract(app): Extract<App>) -> Json<Vec<SlotObject>> {
+    let snapshot = app.state.snapshots.borrow().clone();
+    let now = (app.state.now)();
+    let shown = snapshot
+        .slots
+        .iter()
+        .map(|(name, view)| SlotObject::of(name, view, now, (app.state.in_flight)(name)));
+    Json(shown.collect())
+}
+
+async fn slot(
+    Extract(app): Extract<App>,
+    Path(typed): Path<String>,
+) -> Result<Json<SlotObject>, Refusal> {
+    let name = find(&app, &typed)?;
+    show(&app, &name).map(Json)
+}
+
+async fn load(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
+    order(&app, &slot, SlotEvent::LoadRequested).await
+}
+
+async fn unload(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
+    order(&app, &slot, SlotEvent::UnloadRequested).await
+}
+
+async fn restart(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
+    order(&app, &slot, SlotEvent::RestartRequested).await
+}
+
+async fn order(app: &App, typed: &str, event: SlotEvent) -> Result<Response, Refusal> {
+    let name = find(app, typed)?;
+    app.state.mailbox.tell_slot(&name, event).await;
+    Ok((StatusCode::ACCEPTED, Json(show(app, &name)?)).into_response())
+}
+
+async fn watch_slot(
+    Extract(app): Extract<App>,
+    Path(typed): Path<String>,
+) -> Result<Response, Refusal> {
+    let name = find(&app, &typed)?;
+    let body = Body::from_stream(changes(app, name));
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+/// The query of `logs`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogQuery {
+    lines: Option<usize>,
+    #[serde(default)]
+    follow: bool,
+}
+
+async fn logs(
+    Extract(app): Extract<App>,
+    Path(typed): Path<String>,
+    query: Result<Query<LogQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let Query(query) = query.map_err(|fault| Refusal::BadQuery(fault.body_text()))?;
+    let name = find(&app, &typed)?;
+    let request = LogRequest {
+        lines: query.lines.unwrap_or(DEFAULT_LINES).min(MOST_LINES),
+        follow: if query.follow { Follow::Yes } else { Follow::No },
+    };
+    let body = Body::from_stream(log(&app, &name, request));
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
+}
+
+async fn daemon(Extract(app): Extract<App>) -> Json<DaemonObject> {
+    Json(DaemonObject::of(&app.state))
+}
+
+fn find(app: &App, typed: &str) -> Result<SlotName, Refusal> {
+    let snapshot = app.state.snapshots.borrow();
+    match snapshot.slots.get_key_value(typed) {
+        Some((name, _)) => Ok(name.clone()),
+        None => Err(Refusal::no_such_slot(typed, &snapshot)),
+    }
+}
+
+/// Shows a slot; its profile may be gone since it was found.
+fn show(app: &App, name: &SlotName) -> Result<SlotObject, Refusal> {
+    let snapshot = app.state.snapshots.borrow().clone();
+    app.show(&snapshot, name).ok_or_else(|| Refusal::no_such_slot(name.as_str(), &snapshot))
+}
+
+impl App {
+    /// Shows a slot of `snapshot`; nothing if it is not there.
+    pub(super) fn show(&self, snapshot: &Snapshot, name: &SlotName) -> Option<SlotObject> {
+        let view = snapshot.slots.get(name)?;
+        let in_flight = (self.state.in_flight)(name);
+        Some(SlotObject::of(name, view, (self.state.now)(), in_flight))
+    }
+}

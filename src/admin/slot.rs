@@ -1,0 +1,164 @@
+//! A slot as scripts see it. The keys are stable: new ones may come, none changes its meaning.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    spec::{
+        Bytes, Generation, Monotime, SlotName,
+        death::{Death, Evidence, Phase, Verdict},
+        profile::{Capability, ModelSource},
+    },
+    supervisor::{SlotView, StateView},
+};
+
+/// One slot at one moment: an element of `GET /v1/slots` and of `slotd ps --json`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct SlotObject {
+    /// Its name.
+    pub slot: SlotName,
+    /// `offline`, `starting`, `ready`, `unready`, `draining`, `stopping`, `reaping`, `backoff` or
+    /// `failed`.
+    pub state: String,
+    /// The engine in use or last used, else what the profile asks for.
+    pub engine: String,
+    /// The model as the profile names it.
+    pub model: Option<String>,
+    /// The engine's process id while there is one.
+    pub pid: Option<u32>,
+    /// Counts the slot's engines, from 1; 0 before the first.
+    pub generation: Generation,
+    /// Restarts after deaths that slotd made by itself since the daemon started.
+    pub restarts: u32,
+    /// The verdict of the last death.
+    pub verdict: Option<Verdict>,
+    /// The sentence of the last death.
+    pub reason: Option<String>,
+    /// Other names that clients may use.
+    pub aliases: Vec<String>,
+    /// What it is offered for.
+    pub capabilities: Vec<Capability>,
+    /// The engine's program, once one was chosen.
+    pub program: Option<String>,
+    /// How long it has been in this state.
+    pub since_ms: u64,
+    /// While starting: which attempt in a row this is, from 1.
+    pub attempt: Option<u32>,
+    /// While starting: how far the load has come, 0 to 100, where the engine tells.
+    pub percent: Option<u8>,
+    /// While starting: how long this load has taken.
+    pub elapsed_ms: Option<u64>,
+    /// How long a load is expected to take, from earlier ones.
+    pub expected_load_ms: Option<u64>,
+    /// While backing off: how long until the next attempt.
+    pub retry_in_ms: Option<u64>,
+    /// Requests that the engine works on; `null` without one.
+    pub in_flight: Option<u32>,
+    /// Requests that wait for the slot.
+    pub waiting: usize,
+    /// Deaths in a row without a healthy run in between.
+    pub tally: u32,
+    /// Resident memory of the engine, once it was measured.
+    pub rss_bytes: Option<Bytes>,
+    /// How many requests the engine works on at once, where that is known.
+    pub parallel: Option<u32>,
+    /// Loaded when the daemon starts.
+    pub autostart: bool,
+    /// Retried for ever.
+    pub essential: bool,
+    /// The profile's file.
+    pub source: PathBuf,
+    /// How long earlier loads took, oldest first.
+    pub loads_ms: Vec<u64>,
+    /// The last deaths with all their evidence, our own stops among them, oldest first.
+    pub deaths: Vec<DeathObject>,
+}
+
+/// One death with what the verdict rests on.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct DeathObject {
+    /// The generation that died.
+    pub generation: Generation,
+    /// Its process id, where it had come that far.
+    pub pid: Option<u32>,
+    /// The cause.
+    pub verdict: Verdict,
+    /// One sentence for a person.
+    pub reason: String,
+    /// How far it had come.
+    pub phase: Phase,
+    /// How long it had run.
+    pub ran_for_ms: u64,
+    /// Wall-clock time of the death in milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// The evidence; `null` for a child that never was.
+    pub evidence: Option<Evidence>,
+}
+
+impl SlotObject {
+    /// Shows one slot at `now`. `in_flight` is what its engine works on, if there is one.
+    pub fn of(name: &SlotName, view: &SlotView, now: Monotime, in_flight: Option<u32>) -> Self {
+        let profile = &view.profile;
+        let engine = view.engine.as_ref();
+        let last = view.deaths.last();
+        let since = now.since(view.since);
+        let (mut attempt, mut percent, mut elapsed_ms, mut retry_in_ms) = (None, None, None, None);
+        if let StateView::Starting { attempt: nth, percent: told, .. } = view.state {
+            (attempt, percent, elapsed_ms) = (Some(nth), told, Some(ms(since)));
+        }
+        if let StateView::Backoff { retry_at } = view.state {
+            retry_in_ms = Some(ms(retry_at.since(now)));
+        }
+        Self {
+            slot: name.clone(),
+            state: view.state.as_str().to_owned(),
+            engine: engine.map_or(profile.engine.as_str(), |engine| &engine.name).to_owned(),
+            model: profile.model.as_ref().map(ModelSource::typed),
+            pid: view.state.pid(),
+            generation: view.generation,
+            restarts: view.restarts,
+            verdict: last.map(|death| death.verdict),
+            reason: last.map(|death| death.reason.clone()),
+            aliases: profile.aliases.clone(),
+            capabilities: Capability::ALL.into_iter().filter(|one| profile.offers(*one)).collect(),
+            program: engine.map(|engine| engine.program.clone()),
+            since_ms: ms(since),
+            attempt,
+            percent,
+            elapsed_ms,
+            expected_load_ms: view.expected_load.map(ms),
+            retry_in_ms,
+            in_flight,
+            waiting: view.waiting,
+            tally: view.tally,
+            rss_bytes: view.rss,
+            parallel: engine.map(|engine| engine.parallel).or(profile.parallel),
+            autostart: profile.autostart,
+            essential: profile.essential,
+            source: profile.source.clone(),
+            loads_ms: view.loads.iter().copied().map(ms).collect(),
+            deaths: view.deaths.iter().map(|death| DeathObject::of(death)).collect(),
+        }
+    }
+}
+
+impl DeathObject {
+    fn of(death: &Death) -> Self {
+        Self {
+            generation: death.generation,
+            pid: death.pid,
+            verdict: death.verdict,
+            reason: death.reason.clone(),
+            phase: death.phase,
+            ran_for_ms: ms(death.ran_for),
+            at_unix_ms: death.at_unix_ms,
+            evidence: death.evidence.clone(),
+        }
+    }
+}
+
+/// Returns whole milliseconds.
+pub(super) fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,379 @@
+//! The control API over a real socket, with a snapshot made by hand.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Mutex, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use insta::{assert_json_snapshot, assert_snapshot};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{net::UnixListener, sync::oneshot, task::JoinHandle, time::timeout};
+
+use super::*;
+use crate::{
+    mailbox::{self, Inbox},
+    spec::{
+        Generation,
+        death::{Death, Evidence, ExitStatus, Phase, Verdict},
+        profile::{EngineChoice, ModelSource, Profile},
+    },
+    supervisor::{EngineInfo, Event, SlotEvent, SlotView, StateView},
+};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+struct Api {
+    client: reqwest::Client,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    inbox: Inbox,
+    asked: Arc<Mutex<Vec<(SlotName, LogRequest)>>>,
+    close: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+    _dir: TempDir,
+}
+
+impl Api {
+    fn start(slots: &[SlotView]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("control.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (sender, snapshots) = watch::channel(snapshot(slots));
+        let (mailbox, inbox) = mailbox::channel();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let asks = Arc::clone(&asked);
+        let state = State {
+            snapshots,
+            mailbox,
+            now: Arc::new(|| Monotime::from_start(Duration::from_secs(100))),
+            in_flight: Arc::new(|slot| (slot.as_str() == "chat").then_some(2)),
+            logs: Arc::new(move |slot, request| {
+                asks.lock().unwrap().push((slot.clone(), request));
+                let lines = stream::iter(["one\n", "two\n"].map(Bytes::from));
+                match request.follow {
+                    Follow::No => lines.boxed(),
+                    Follow::Yes => lines.chain(stream::pending()).boxed(),
+                }
+            }),
+            faults: Arc::new(ArcSwap::from_pointee(vec![fault()])),
+            daemon: Arc::new(Daemon {
+                version: "1.2.3",
+                pid: 7,
+                started: Monotime::from_start(Duration::from_secs(40)),
+                listen: "127.0.0.1:7568".parse().unwrap(),
+                control: PathBuf::from("/run/slotd/control.sock"),
+                state_dir: PathBuf::from("/var/lib/slotd"),
+                profile_dirs: vec![PathBuf::from("/etc/slotd/profiles")],
+            }),
+        };
+        let (close, closed) = oneshot::channel::<()>();
+        let runtime = tokio::runtime::Handle::current();
+        let serving = runtime.spawn(serve(listener, state, async { drop(closed.await) }));
+        let client = reqwest::Client::builder().unix_socket(socket).build().unwrap();
+        Self { client, snapshots: sender, inbox, asked, close, serving, _dir: dir }
+    }
+
+    async fn get(&self, path: &str) -> reqwest::Response {
+        self.client.get(format!("http://slotd{path}")).send().await.unwrap()
+    }
+
+    async fn post(&self, path: &str) -> reqwest::Response {
+        self.client.post(format!("http://slotd{path}")).send().await.unwrap()
+    }
+
+    async fn json(&self, path: &str) -> Value {
+        self.get(path).await.json().await.unwrap()
+    }
+
+    async fn close(self) {
+        self.close.send(()).unwrap();
+        timeout(DEADLINE, self.serving).await.unwrap().unwrap();
+    }
+}
+
+fn fault() -> Fault {
+    Fault {
+        file: Some(PathBuf::from("chat.toml")),
+        line: Some(2),
+        column: Some(1),
+        key: Some("contxt".to_owned()),
+        message: "unknown key".to_owned(),
+        hint: Some("did you mean `context`?".to_owned()),
+    }
+}
+
+fn snapshot(slots: &[SlotView]) -> Arc<Snapshot> {
+    let slots = slots.iter().map(|view| (view.profile.slot.clone(), view.clone())).collect();
+    Arc::new(Snapshot { generation: 1, slots })
+}
+
+fn view(slot: &str, state: StateView) -> SlotView {
+    let profile = Profile {
+        slot: slot.parse().unwrap(),
+        source: PathBuf::from(format!("/etc/slotd/profiles/{slot}.toml")),
+        model: Some(ModelSource::Hub { repo: "org/repo".to_owned(), quant: Some("Q4".to_owned()) }),
+        engine: EngineChoice::Auto,
+        args: Vec::new(),
+        env: BTreeMap::new(),
+        aliases: vec!["gpt-4o".to_owned()],
+        capabilities: Vec::new(),
+        context: None,
+        parallel: Some(4),
+        threads: None,
+        gpu_layers: None,
+        autostart: false,
+        essential: false,
+        max_restarts: 5,
+        start_timeout: Duration::from_mins(1),
+        stop_timeout: Duration::from_secs(10),
+        idle_timeout: None,
+    };
+    SlotView {
+        profile: Arc::new(profile),
+        state,
+        since: Monotime::from_start(Duration::from_secs(97)),
+        generation: Generation(3),
+        engine: None,
+        tally: 1,
+        restarts: 1,
+        waiting: 2,
+        expected_load: Some(Duration::from_millis(1300)),
+        rss: None,
+        deaths: Vec::new(),
+        loads: vec![Duration::from_millis(1300)],
+    }
+}
+
+fn death() -> Arc<Death> {
+    Arc::new(Death {
+        generation: Generation(2),
+        pid: Some(411),
+        verdict: Verdict::KilledByOther,
+        reason: "SIGKILL ended it".to_owned(),
+        phase: Phase::Serving,
+        ran_for: Duration::from_millis(65_300),
+        at_unix_ms: 1_790_000_000_000,
+        evidence: Some(Evidence {
+            status: ExitStatus::Signal(9),
+            code_cause: None,
+            log: None,
+            oom_kills: Some(0),
+            last_lines: vec!["all slots are idle".to_owned()],
+        }),
+    })
+}
+
+#[tokio::test]
+#[expect(clippy::too_many_lines, reason = "the snapshot is the contract, whole")]
+async fn a_slot_is_shown_with_every_key() {
+    let starting = StateView::Starting {
+        pid: Some(4242),
+        percent: Some(42),
+        attempt: 2,
+        give_up_at: Monotime::from_start(Duration::from_secs(160)),
+    };
+    let engine = EngineInfo {
+        name: "llama-server".to_owned(),
+        program: "/usr/libexec/slotd/llama-server".to_owned(),
+        parallel: 4,
+    };
+    let chat = SlotView { engine: Some(engine), deaths: vec![death()], ..view("chat", starting) };
+    let api = Api::start(&[chat, view("embed", StateView::Offline)]);
+    let slots = api.json("/v1/slots").await;
+    assert_json_snapshot!(slots[0], @r#"
+    {
+      "slot": "chat",
+      "state": "starting",
+      "engine": "llama-server",
+      "model": "org/repo:Q4",
+      "pid": 4242,
+      "generation": 3,
+      "restarts": 1,
+      "verdict": "killed-by-other",
+      "reason": "SIGKILL ended it",
+      "aliases": [
+        "gpt-4o"
+      ],
+      "capabilities": [
+        "chat",
+        "completion",
+        "embed"
+      ],
+      "program": "/usr/libexec/slotd/llama-server",
+      "since_ms": 3000,
+      "attempt": 2,
+      "percent": 42,
+      "elapsed_ms": 3000,
+      "expected_load_ms": 1300,
+      "retry_in_ms": null,
+      "in_flight": 2,
+      "waiting": 2,
+      "tally": 1,
+      "rss_bytes": null,
+      "parallel": 4,
+      "autostart": false,
+      "essential": false,
+      "source": "/etc/slotd/profiles/chat.toml",
+      "loads_ms": [
+        1300
+      ],
+      "deaths": [
+        {
+          "generation": 2,
+          "pid": 411,
+          "verdict": "killed-by-other",
+          "reason": "SIGKILL ended it",
+          "phase": "serving",
+          "ran_for_ms": 65300,
+          "at_unix_ms": 1790000000000,
+          "evidence": {
+            "status": {
+              "signal": 9
+            },
+            "code_cause": null,
+            "log": null,
+            "oom_kills": 0,
+            "last_lines": [
+              "all slots are idle"
+            ]
+          }
+        }
+      ]
+    }
+    "#);
+    assert_eq!(slots[1]["slot"], "embed");
+    assert_eq!(slots[1]["engine"], "auto", "no engine was chosen yet");
+    assert_eq!(slots[1]["in_flight"], Value::Null);
+    assert_eq!(slots[0], api.json("/v1/slots/chat").await);
+    api.close().await;
+}
+
+#[tokio::test]
+async fn the_daemon_tells_of_itself_and_of_bad_profiles() {
+    let api = Api::start(&[]);
+    assert_json_snapshot!(api.json("/v1/daemon").await, @r#"
+    {
+      "version": "1.2.3",
+      "pid": 7,
+      "uptime_ms": 60000,
+      "listen": "127.0.0.1:7568",
+      "control": "/run/slotd/control.sock",
+      "state_dir": "/var/lib/slotd",
+      "profile_dirs": [
+        "/etc/slotd/profiles"
+      ],
+      "faults": [
+        {
+          "file": "chat.toml",
+          "line": 2,
+          "column": 1,
+          "key": "contxt",
+          "message": "unknown key",
+          "hint": "did you mean `context`?",
+          "text": "chat.toml:2:1: contxt: unknown key\n  hint: did you mean `context`?"
+        }
+      ]
+    }
+    "#);
+    assert_eq!(api.get("/healthz").await.text().await.unwrap(), "ok\n");
+    assert_eq!(api.json("/v1/slots").await, json!([]));
+    api.close().await;
+}
+
+#[tokio::test]
+async fn an_order_is_in_the_mailbox_when_it_is_answered() {
+    let mut api = Api::start(&[view("chat", StateView::Offline)]);
+    for (verb, wanted) in [
+        ("load", SlotEvent::LoadRequested),
+        ("unload", SlotEvent::UnloadRequested),
+        ("restart", SlotEvent::RestartRequested),
+    ] {
+        let answer = api.post(&format!("/v1/slots/chat/{verb}")).await;
+        assert_eq!(answer.status(), 202);
+        assert_eq!(answer.json::<Value>().await.unwrap()["slot"], "chat");
+        let told = timeout(DEADLINE, api.inbox.next()).await.unwrap();
+        assert_eq!(told, Some(Event::Slot { slot: "chat".parse().unwrap(), event: wanted }));
+    }
+    api.close().await;
+}
+
+#[tokio::test]
+async fn an_unknown_slot_is_named_with_what_there_is() {
+    let api = Api::start(&[view("chat", StateView::Offline), view("embed", StateView::Offline)]);
+    let message = async |path: &str| -> String {
+        let answer = api.get(path).await;
+        assert_eq!(answer.status(), 404);
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!(body["error"].as_object().unwrap().len(), 4);
+        body["error"]["message"].as_str().unwrap().to_owned()
+    };
+    assert_snapshot!(message("/v1/slots/caht").await, @"there is no slot `caht`, did you mean `chat`? the slots are `chat`, `embed`");
+    assert_snapshot!(message("/v1/slots/gpt-4o/logs").await, @"there is no slot `gpt-4o`, did you mean `chat`? the slots are `chat`, `embed`");
+    assert_snapshot!(message("/v1/slots/..%2Fup/watch").await, @"there is no slot `../up`; the slots are `chat`, `embed`");
+    assert_snapshot!(message("/v1/models").await, @"there is no path `/v1/models` in the control API");
+    assert_eq!(api.post("/v1/slots/none/load").await.status(), 404);
+    assert_eq!(api.get("/v1/slots/chat/load").await.status(), 405);
+    assert_eq!(api.get("/v1/slots/chat/logs?lines=all").await.status(), 400);
+    api.close().await;
+}
+
+#[tokio::test]
+async fn a_watch_shows_each_change_and_ends_with_its_slot() {
+    let api = Api::start(&[view("chat", StateView::Offline)]);
+    let mut answer = api.get("/v1/slots/chat/watch").await;
+    for state in [StateView::Offline, StateView::Ready { pid: 1 }, StateView::Failed] {
+        let name = state.as_str();
+        api.snapshots.send_replace(snapshot(&[view("chat", state)]));
+        let line = timeout(DEADLINE, answer.chunk()).await.unwrap().unwrap().unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&line).unwrap()["state"], name);
+    }
+    api.snapshots.send_replace(snapshot(&[]));
+    let end = timeout(DEADLINE, answer.chunk()).await.unwrap().unwrap();
+    assert_eq!(end, None, "the profile is gone");
+    api.close().await;
+}
+
+#[tokio::test]
+async fn a_change_of_another_slot_is_not_shown() {
+    let chat = || view("chat", StateView::Offline);
+    let api = Api::start(&[chat(), view("embed", StateView::Offline)]);
+    let mut answer = api.get("/v1/slots/chat/watch").await;
+    answer.chunk().await.unwrap().unwrap();
+    api.snapshots.send_replace(snapshot(&[chat(), view("embed", StateView::Failed)]));
+    api.snapshots.send_replace(snapshot(&[view("chat", StateView::Ready { pid: 9 })]));
+    let line = timeout(DEADLINE, answer.chunk()).await.unwrap().unwrap().unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&line).unwrap()["pid"], 9);
+    api.close().await;
+}
+
+#[tokio::test]
+async fn logs_are_text_and_follow_until_the_api_closes() {
+    let api = Api::start(&[view("chat", StateView::Offline)]);
+    let text = api.get("/v1/slots/chat/logs?lines=7").await.text().await.unwrap();
+    assert_eq!(text, "one\ntwo\n");
+    let followed = api.get("/v1/slots/chat/logs?follow=true").await;
+    let asked: Vec<_> = api.asked.lock().unwrap().iter().map(|(_, request)| *request).collect();
+    let wanted = [
+        LogRequest { lines: 7, follow: Follow::No },
+        LogRequest { lines: 100, follow: Follow::Yes },
+    ];
+    assert_eq!(asked, wanted);
+    api.close().await;
+    assert_eq!(followed.text().await.unwrap(), "one\ntwo\n", "the stream ends whole");
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_ends_its_stream() {
+    let api = Api::start(&[view("chat", StateView::Offline)]);
+    api.get("/healthz").await.text().await.unwrap();
+    let before = api.snapshots.receiver_count();
+    let mut answer = api.get("/v1/slots/chat/watch").await;
+    answer.chunk().await.unwrap().unwrap();
+    assert!(api.snapshots.receiver_count() > before);
+    drop(answer);
+    let left = async {
+        while api.snapshots.receiver_count() > before {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, left).await.expect("the watcher is still there");
+    api.close().await;
+}
