@@ -141,13 +141,18 @@ fn llama_server(input: &LaunchInput<'_>, parallel: u32) -> Result<Vec<OsString>,
     if profile.offers(Capability::Embed) {
         args.switch("--embeddings")?;
         // A chat model has no pooling of its own, and without one the endpoint refuses.
-        if input.pooling.is_none() {
+        if input.pooling.is_none() && !is_given(profile, "--pooling") {
             args.option("--pooling", "mean")?;
         }
     }
     // Nobody sees its pages behind slotd.
     args.if_named(if input.flags.names("--no-ui") { "--no-ui" } else { "--no-webui" });
     Ok(args.list)
+}
+
+/// llama-server warns of options that it is given twice.
+fn is_given(profile: &Profile, flag: &str) -> bool {
+    profile.args.iter().any(|argument| argument == flag)
 }
 
 /// `--host` takes addresses with commas between them, and a path only by its ending.

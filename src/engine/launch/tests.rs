@@ -117,6 +117,13 @@ fn a_model_with_its_own_pooling_keeps_it() {
 }
 
 #[test]
+fn a_pooling_among_the_arguments_is_not_given_twice() {
+    let args = vec!["--pooling".into(), "last".into()];
+    let profile = Profile { args, ..profile(EngineChoice::Auto) };
+    assert!(llama(&profile).unwrap().ends_with("--embeddings --no-ui --pooling last"));
+}
+
+#[test]
 fn a_port_and_a_projector_are_passed_on() {
     let address: SocketAddr = "127.0.0.1:4000".parse().unwrap();
     let profile = Profile { capabilities: vec![Capability::Chat], ..profile(EngineChoice::Auto) };

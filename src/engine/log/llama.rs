@@ -36,16 +36,18 @@ pub(super) fn is_ready_line(line: &str) -> bool {
 /// Judges each line that is llama.cpp's own.
 pub(super) fn judge(lines: &[String]) -> Vec<Judged<'_>> {
     let read: Vec<_> = lines.iter().map(|line| Line::read(line)).collect();
-    let first_logged = read.iter().position(|line| matches!(line, Line::Logged { .. }));
+    let has_prefixes = read.iter().any(|line| matches!(line, Line::Logged { .. }));
+    // The arguments are read before the server says its first word; only warnings of the parser
+    // itself, from another thread, may come between.
+    let began = read.iter().position(|line| matches!(line, Line::Logged { level: 'I', .. }));
     let judged = read.into_iter().enumerate().filter_map(|(at, line)| match line {
         Line::Logged { level: 'E', words } => judge_logged(words),
         Line::Logged { .. } => None,
         // A version or a setting without prefixes: a known function's name must do.
-        Line::Raw(line) if first_logged.is_none() && is_of_known_function(line) => {
-            judge_printed(line).or_else(|| judge_logged(line))
+        Line::Raw(line) if !has_prefixes && is_of_known_function(line) => {
+            judge_printed(line).or_else(|| judge_logged(without_tag(line)))
         }
-        // The arguments are read before the log begins.
-        Line::Raw(line) if first_logged.is_none_or(|first| at < first) => {
+        Line::Raw(line) if began.is_none_or(|began| at < began) => {
             judge_printed(line).or_else(|| judge_arguments(line))
         }
         Line::Raw(line) => judge_printed(line),

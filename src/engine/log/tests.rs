@@ -140,12 +140,20 @@ fn the_same_words_in_an_echoed_prompt_are_nobodys_death() {
         assert_eq!(llama(echo), None, "{echo}");
     }
     // The lines of a prompt that was printed at the highest verbosity.
-    let text = "0.01.000.000 D slot update_slots: prompt:\n\
+    let text = "0.00.001.000 I srv  llama_server: initializing ...\n\
+                0.01.000.000 D slot update_slots: prompt:\n\
                 error: invalid argument: --bogus\n\
                 ggml_aligned_malloc: insufficient memory (attempted to allocate 9.00 MB)\n\
                 gguf_init_from_reader: failed to read magic\n\
                 why does std::bad_alloc appear?";
     assert_eq!(llama(text), None);
+}
+
+#[test]
+fn a_refused_argument_is_seen_past_a_warning_of_the_parser() {
+    let text = "0.00.000.887 W DEPRECATED: argument '--pooling' specified multiple times\n\
+                error while handling argument \"--pooling\": invalid value";
+    assert_eq!(llama(text), Some(BadConfig));
 }
 
 #[test]
