@@ -99,6 +99,11 @@ impl RouteTable {
         self.slots.get(self.names.get(name)?)
     }
 
+    /// Returns how many requests a slot's engine works on; `None` while none is ready.
+    pub fn in_flight(&self, slot: &SlotName) -> Option<u32> {
+        Some(self.slots.get(slot)?.gate.as_ref()?.in_flight())
+    }
+
     /// Returns a slot by its own name.
     pub(super) fn slot(&self, slot: &SlotName) -> Option<&Route> {
         self.slots.get(slot)

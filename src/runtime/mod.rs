@@ -6,6 +6,7 @@
 //! the last state is written.
 
 mod clock;
+mod daemon;
 mod driver;
 mod effects;
 mod engine_task;

@@ -23,19 +23,13 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// Makes a publisher whose readers see an empty snapshot first.
-    pub(super) fn new(
-        routes: Arc<ArcSwap<RouteTable>>,
-    ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
+    pub(super) fn new(routes: Arc<ArcSwap<RouteTable>>) -> (Self, watch::Receiver<Arc<Snapshot>>) {
         let (snapshots, receiver) = watch::channel(Arc::new(Snapshot::default()));
         (Self { routes, snapshots }, receiver)
     }
 
     /// Publishes `snapshot` if it is news.
-    pub(super) fn publish(
-        &self,
-        snapshot: &Arc<Snapshot>,
-        gates: &BTreeMap<SlotName, Arc<Gate>>,
-    ) {
+    pub(super) fn publish(&self, snapshot: &Arc<Snapshot>, gates: &BTreeMap<SlotName, Arc<Gate>>) {
         let before = Arc::clone(&self.snapshots.borrow());
         if before.generation == snapshot.generation {
             return;

@@ -20,6 +20,14 @@ pub(super) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
+/// Tells that the configuration is being read again; [`ready`] follows.
+pub(super) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => debug!(%error, "service manager not told"),
+    }
+}
+
 /// Tells that the daemon is on its way down.
 pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);

@@ -2,42 +2,28 @@
 
 use std::{
     env, fs, io,
-    os::unix::fs::PermissionsExt,
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::ExitCode,
+    process,
     sync::Arc,
-    time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use thiserror::Error;
-use tokio::{
-    net::{TcpListener, UnixListener},
-    sync::{mpsc, watch},
-    task::JoinSet,
-};
-use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tokio::net::{TcpListener, UnixListener};
+use tracing::warn;
 
 use super::{
     clock::{self, Clock},
-    driver::Driver,
-    effects::Effects,
+    daemon::Daemon,
     engine_task::Tools,
-    profiles::Profiles,
-    publish::Publisher,
-    remember, service_manager,
-    signals::{Asked, Signals},
+    signals::Signals,
 };
 use crate::{
-    admin,
-    config::{self, daemon::Settings},
-    mailbox::{self, Mailbox},
-    models,
-    process::{Spawner, SpawnerOptions, StartFault as SpawnerFault},
-    proxy::{self, RouteTable},
-    store::{OpenFault, Remembered, StateDir},
-    supervisor::{Event, Policy, Supervisor},
+    config::daemon::Settings,
+    models::{Checks, Places, hub_cache_dir},
+    process::{Cgroups, Spawner, SpawnerOptions, StartFault as SpawnerFault},
+    store::{OpenFault, StateDir},
 };
 
 /// Says why the daemon did not start.
@@ -47,10 +33,10 @@ pub enum StartFault {
     #[error(transparent)]
     State(#[from] OpenFault),
     /// The endpoint's address cannot be had.
-    #[error("listen on {address}; is another slotd or another server there? `--listen` takes another address, port 0 any free one")]
+    #[error("listen on {address} (`--listen` takes another address, port 0 any free one)")]
     Listen {
         /// The address.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// The cause.
         #[source]
         source: io::Error,
@@ -70,4 +56,79 @@ pub enum StartFault {
     /// The operating system refused something else.
     #[error("start the daemon")]
     System(#[from] io::Error),
+}
+
+/// Runs the daemon until it is told to stop. `listening` is called once, when the endpoint is bound
+/// and before anything is read that could take long.
+///
+/// # Errors
+/// [`StartFault`], each variant as it says. A daemon that has started ends without one.
+pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Result<(), StartFault> {
+    let clock = Clock::start();
+    let signals = Signals::listen()?;
+    let state = StateDir::open(&settings.state_dir, process::id())?;
+    let loaded = state.load(clock::unix_ms())?;
+    if let Some(aside) = &loaded.set_aside {
+        warn!(%aside, "state file set aside");
+    }
+    make_dir(&settings.runtime_dir)?;
+    make_dir(&settings.runtime_dir.join("engines"))?;
+    let listener = bind(settings.listen).await?;
+    let address = listener.local_addr()?;
+    let control = bind_control(&settings.control)?;
+    let tools = tools(settings)?;
+    listening(address);
+    let daemon = Daemon {
+        clock,
+        signals,
+        state: Arc::new(state),
+        remembered: loaded.remembered,
+        tools: Arc::new(tools),
+        address,
+    };
+    daemon.run(listener, control).await;
+    Ok(())
+}
+
+fn tools(settings: Settings) -> Result<Tools, StartFault> {
+    let program = env::current_exe()?;
+    let environment: Vec<_> = env::vars_os().collect();
+    let spawner =
+        Spawner::start(SpawnerOptions { guard: Some(program.clone()), cgroups: Cgroups::Detect })?;
+    let checks = Checks::new(Places {
+        llama_server: settings.llama_server.clone(),
+        own_program: program,
+        cache_dir: settings.cache_dir.clone(),
+        hub_cache: hub_cache_dir(&|name| env::var_os(name)),
+        environment: environment.clone(),
+    });
+    Ok(Tools { settings, spawner, checks: Arc::new(checks), environment })
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, StartFault> {
+    TcpListener::bind(address).await.map_err(|source| StartFault::Listen { address, source })
+}
+
+/// Binds the control socket for this user alone. The state directory's lock is held: a file that is
+/// there is a dead daemon's.
+fn bind_control(path: &Path) -> Result<UnixListener, StartFault> {
+    let fault = |source| StartFault::Make { path: path.to_path_buf(), source };
+    if let Some(folder) = path.parent() {
+        make_dir(folder)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).map_err(fault)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(fault)?;
+    Ok(listener)
+}
+
+fn make_dir(path: &Path) -> Result<(), StartFault> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| StartFault::Make { path: path.to_path_buf(), source })
 }

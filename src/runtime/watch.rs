@@ -115,7 +115,9 @@ impl Watch<'_> {
                 self.standing = Standing::Ready { bad_looks: 0 };
             }
             // Unknown is not down: a busy engine may be slow to answer.
-            (_, Health::Unknown) => debug!(slot = %self.child.alias, "engine did not answer a look"),
+            (_, Health::Unknown) => {
+                debug!(slot = %self.child.alias, "engine did not answer a look")
+            }
             (Standing::Ready { bad_looks }, _) if bad_looks + 1 < UNREADY_AFTER => {
                 self.standing = Standing::Ready { bad_looks: bad_looks + 1 };
             }

@@ -1,0 +1,202 @@
+//! The running daemon: its parts put together, and taken apart in order.
+
+use std::{fs, net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream::BoxStream};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+};
+use tracing::{error, info};
+
+use super::{
+    clock::{self, Clock},
+    driver::Driver,
+    effects::Effects,
+    engine_task::Tools,
+    memory,
+    profiles::Profiles,
+    publish::Publisher,
+    remember, service_manager,
+    signals::{Asked, Signals},
+};
+use crate::{
+    admin::{self, Follow, LogRequest},
+    config::watch::Watch,
+    mailbox::{self, Mailbox},
+    process,
+    proxy::{self, Limits, Phase, RouteTable, Shared},
+    spec::SlotName,
+    store::{Remembered, StateDir},
+    supervisor::{Event, Policy, Snapshot, Supervisor},
+};
+
+/// Everything that start-up has made.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    pub(super) clock: Clock,
+    pub(super) signals: Signals,
+    pub(super) state: Arc<StateDir>,
+    pub(super) remembered: Remembered,
+    pub(super) tools: Arc<Tools>,
+    pub(super) address: SocketAddr,
+}
+
+impl Daemon {
+    /// Runs until it is told to stop and everything is stopped.
+    pub(super) async fn run(self, listener: TcpListener, control: UnixListener) {
+        let settings = &self.tools.settings;
+        let (mailbox, inbox) = mailbox::channel();
+        let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
+        let (publisher, snapshots) = Publisher::new(Arc::clone(&routes));
+        let (phase, phases) = watch::channel(Phase::Starting);
+        let mut profiles = Profiles::new(settings.profile_dirs.clone(), settings.context());
+        let mut servers = JoinSet::new();
+
+        let limits = Limits::new(
+            usize::try_from(settings.max_body.0).unwrap_or(usize::MAX),
+            settings.queue_timeout,
+        );
+        let shared = Shared { routes: Arc::clone(&routes), mailbox: mailbox.clone(), limits };
+        servers.spawn(proxy::serve(listener, shared, phases.clone()));
+        let (end_admin, admin_ends) = oneshot::channel::<()>();
+        let state = self.admin_state(&mailbox, &snapshots, (&profiles, &routes));
+        servers.spawn(admin::serve(control, state, async move { drop(admin_ends.await) }));
+
+        let mut helpers = JoinSet::new();
+        helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
+        helpers.spawn(remember::keep(
+            Arc::clone(&self.state),
+            snapshots.clone(),
+            self.remembered.clone(),
+        ));
+
+        let driver = Driver {
+            core: Supervisor::new(
+                Policy::default(),
+                clock::seed(),
+                remember::recall(&self.remembered),
+            ),
+            inbox,
+            effects: Effects::new(Arc::clone(&self.tools)),
+            publisher,
+            watchdog: service_manager::Watchdog::from_environment(),
+            clock: self.clock,
+        };
+        let mut driving = JoinSet::new();
+        driving.spawn(driver.run());
+
+        // The watch is set before the first look, so that no edit falls between the two.
+        let (look_again, looks) = mpsc::channel(1);
+        let watch = Watch::start(settings.profile_dirs.clone(), look_again);
+        if let Err(fault) = &watch {
+            error!(%fault, "profiles are not watched, `SIGHUP` reads them again");
+        }
+        profiles.reload(&mailbox).await;
+        phase.send_replace(Phase::Serving);
+        service_manager::ready();
+        info!(address = %self.address, "daemon started");
+
+        let mut signals = self.signals;
+        attend(&mut signals, &mut profiles, looks, &mailbox).await;
+        info!("daemon stopping");
+        service_manager::stopping();
+        phase.send_replace(Phase::Stopping);
+        mailbox.tell(Event::ShutdownRequested).await;
+        while let Some(driven) = driving.join_next().await {
+            match driven {
+                Ok(effects) => effects.finish().await,
+                Err(fault) => error!(%fault, "driver broke off"),
+            }
+        }
+        drop(watch);
+        phase.send_replace(Phase::Ended);
+        drop(end_admin);
+        while servers.join_next().await.is_some() {}
+        helpers.shutdown().await;
+        let last: Arc<Snapshot> = Arc::clone(&snapshots.borrow());
+        remember::keep_last(Arc::clone(&self.state), &self.remembered, &last).await;
+        // A socket that nobody serves only confuses; a next daemon would remove it too.
+        drop(fs::remove_file(&self.tools.settings.control));
+        info!("daemon stopped");
+    }
+
+    fn admin_state(
+        &self,
+        mailbox: &Mailbox,
+        snapshots: &watch::Receiver<Arc<Snapshot>>,
+        (profiles, routes): (&Profiles, &Arc<ArcSwap<RouteTable>>),
+    ) -> admin::State {
+        let settings = &self.tools.settings;
+        let clock = self.clock;
+        let logs = settings.state_dir.join("logs");
+        let routes = Arc::clone(routes);
+        admin::State {
+            snapshots: snapshots.clone(),
+            mailbox: mailbox.clone(),
+            now: Arc::new(move || clock.now()),
+            in_flight: Arc::new(move |slot| routes.load().in_flight(slot)),
+            logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
+            faults: profiles.faults(),
+            daemon: Arc::new(admin::Daemon {
+                version: env!("CARGO_PKG_VERSION"),
+                pid: std::process::id(),
+                started: clock.now(),
+                listen: self.address,
+                control: settings.control.clone(),
+                state_dir: settings.state_dir.clone(),
+                profile_dirs: settings.profile_dirs.clone(),
+            }),
+        }
+    }
+}
+
+/// Reads profiles again when they change or a signal says so; returns when a signal says stop.
+async fn attend(
+    signals: &mut Signals,
+    profiles: &mut Profiles,
+    mut looks: mpsc::Receiver<()>,
+    mailbox: &Mailbox,
+) {
+    loop {
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::Stop => return,
+                Asked::Reload => {
+                    service_manager::reloading();
+                    profiles.reload(mailbox).await;
+                    service_manager::ready();
+                }
+            },
+            Some(()) = looks.recv() => profiles.reload(mailbox).await,
+        }
+    }
+}
+
+/// Opens a slot's log for the control API.
+fn read_log(
+    logs: &std::path::Path,
+    slot: &SlotName,
+    request: LogRequest,
+) -> BoxStream<'static, Bytes> {
+    let folder = logs.join(slot.as_str());
+    let lines = |lines: Vec<process::LogLine>| {
+        let text: String = lines.into_iter().map(|line| line.text + "\n").collect();
+        Bytes::from(text)
+    };
+    match request.follow {
+        Follow::Yes => process::follow(folder, request.lines)
+            .take_while(|read| std::future::ready(read.is_ok()))
+            .filter_map(move |read| std::future::ready(read.ok().map(lines)))
+            .boxed(),
+        Follow::No => futures_util::stream::once(async move {
+            let reading =
+                tokio::task::spawn_blocking(move || process::read_tail(&folder, request.lines));
+            reading.await.ok().and_then(Result::ok).map(lines).unwrap_or_default()
+        })
+        .boxed(),
+    }
+}
