@@ -11,6 +11,7 @@
 //! The core decides, the shell acts, the data plane flies. Modules stand in layer order: each
 //! imports only from those below it, and `tests/layering.rs` holds that.
 
+pub mod cli;
 pub mod runtime;
 pub mod proxy;
 pub mod admin;

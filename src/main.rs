@@ -1,1 +1,7 @@
-fn main() {}
+//! argv in, exit code out.
+
+use std::{env, process::ExitCode};
+
+fn main() -> ExitCode {
+    slotd::cli::main(env::args_os())
+}

@@ -1,0 +1,61 @@
+//! What a person can do about a slot's state.
+
+use crate::{admin::SlotObject, spec::death::Verdict};
+
+use super::text::brief;
+
+/// Says in one sentence what comes next, with the command to run where one helps.
+pub(super) fn next_step(slot: &SlotObject) -> String {
+    let name = &slot.slot;
+    match slot.state.as_str() {
+        "ready" => "nothing to do".to_owned(),
+        "starting" => format!("it loads; `slotd logs -f {name}` shows what it writes"),
+        "unready" => format!(
+            "it runs and says that it is not ready: no requests go to it until it is; \
+             `slotd restart {name}` replaces it"
+        ),
+        "offline" => {
+            format!("the next request loads it; `slotd load {name}` loads it at once")
+        }
+        "backoff" => {
+            let retry_in = brief(slot.retry_in_ms.unwrap_or(0));
+            format!("the next try comes in {retry_in}; `slotd load {name}` tries at once")
+        }
+        "failed" => after_failure(slot),
+        _ => "wait: it is on its way down".to_owned(),
+    }
+}
+
+fn after_failure(slot: &SlotObject) -> String {
+    let name = &slot.slot;
+    let source = slot.source.display();
+    match slot.verdict {
+        Some(Verdict::BadConfig) => {
+            format!("correct {source}, then `slotd load {name}`")
+        }
+        Some(Verdict::MissingFile | Verdict::SpawnFailed) => {
+            format!("mend what is missing, or name another in {source}, then `slotd load {name}`")
+        }
+        Some(Verdict::BadModel) => {
+            format!("fetch the model again, or name another in {source}, then `slotd load {name}`")
+        }
+        Some(Verdict::PortBusy) => {
+            format!("end the program that holds the address, then `slotd load {name}`")
+        }
+        Some(Verdict::OomHost | Verdict::OomDevice) => format!(
+            "lower `context` or `parallel` in {source}, or name a smaller model, then `slotd load {name}`"
+        ),
+        Some(Verdict::StartTimeout) => format!(
+            "raise `start_timeout` in {source} if the load only needs longer, then `slotd load {name}`"
+        ),
+        Some(
+            Verdict::Crash
+            | Verdict::KilledByOther
+            | Verdict::UnexpectedExit
+            | Verdict::StoppedByUs,
+        )
+        | None => {
+            format!("`slotd logs {name}` shows what it wrote; `slotd load {name}` tries again")
+        }
+    }
+}

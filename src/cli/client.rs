@@ -1,0 +1,215 @@
+//! The client of the control socket.
+
+use std::{
+    env, error,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use reqwest::{Method, Response};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::failure::Failure;
+use crate::{
+    admin::{DaemonObject, SlotObject},
+    config::daemon::{Flags, Settings},
+    spec::SlotName,
+};
+
+/// Where the daemon of the system listens, for people whose own directories name no daemon.
+/// Source: `RuntimeDirectory=slotd` in `units/slotd.service`.
+const OF_SYSTEM: &str = "/run/slotd/control.sock";
+/// How long an answer that is there at once may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest line that a watch may send.
+const LONGEST_LINE: usize = 4 << 20;
+
+/// A daemon to talk to.
+#[derive(Debug)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    socket: PathBuf,
+}
+
+/// What a slot is told to do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Order {
+    Load,
+    Unload,
+    Restart,
+}
+
+impl Order {
+    /// Returns the word that people and the API use.
+    pub(super) fn verb(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Unload => "unload",
+            Self::Restart => "restart",
+        }
+    }
+}
+
+impl Client {
+    /// Finds the socket; nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`Failure::Settings`] when no socket was named and the settings that would name it have
+    /// faults.
+    pub(super) fn new(control: Option<&Path>) -> Result<Self, Failure> {
+        let socket = find_socket(control)?;
+        let http = reqwest::Client::builder()
+            .unix_socket(socket.clone())
+            .no_proxy()
+            .build()
+            .map_err(|error| Failure::Talk { path: socket.clone(), source: error.into() })?;
+        Ok(Self { http, socket })
+    }
+
+    /// Returns every slot, as the daemon wrote it.
+    pub(super) async fn raw_slots(&self) -> Result<Value, Failure> {
+        self.ask(Method::GET, "/v1/slots").await
+    }
+
+    /// Returns every slot.
+    pub(super) async fn slots(&self) -> Result<Vec<SlotObject>, Failure> {
+        self.ask(Method::GET, "/v1/slots").await
+    }
+
+    /// Returns one slot.
+    pub(super) async fn slot(&self, slot: &SlotName) -> Result<SlotObject, Failure> {
+        self.ask(Method::GET, &format!("/v1/slots/{slot}")).await
+    }
+
+    /// Returns the daemon.
+    pub(super) async fn daemon(&self) -> Result<DaemonObject, Failure> {
+        self.ask(Method::GET, "/v1/daemon").await
+    }
+
+    /// Gives an order and returns the slot as it was when the order was taken.
+    pub(super) async fn order(&self, slot: &SlotName, order: Order) -> Result<SlotObject, Failure> {
+        self.ask(Method::POST, &format!("/v1/slots/{slot}/{}", order.verb())).await
+    }
+
+    /// Returns the slot's changes, the present state first.
+    pub(super) async fn watch(&self, slot: &SlotName) -> Result<Changes<'_>, Failure> {
+        let response = self.send(Method::GET, &format!("/v1/slots/{slot}/watch"), None).await?;
+        Ok(Changes { client: self, slot: slot.clone(), response, buffer: Vec::new() })
+    }
+
+    /// Opens a slot's log.
+    pub(super) async fn logs(
+        &self,
+        slot: &SlotName,
+        lines: usize,
+        follow: bool,
+    ) -> Result<Response, Failure> {
+        let path = format!("/v1/slots/{slot}/logs?lines={lines}&follow={follow}");
+        self.send(Method::GET, &path, None).await
+    }
+
+    /// Returns the last lines of a slot's log.
+    pub(super) async fn last_lines(
+        &self,
+        slot: &SlotName,
+        lines: usize,
+    ) -> Result<Vec<String>, Failure> {
+        let response = self.logs(slot, lines, false).await?;
+        let text = response.text().await.map_err(|error| self.failure(error))?;
+        Ok(text.lines().map(ToOwned::to_owned).collect())
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, Failure> {
+        let response = self.send(method, path, Some(PATIENCE)).await?;
+        let body = response.bytes().await.map_err(|error| self.failure(error))?;
+        serde_json::from_slice(&body).map_err(Failure::Answer)
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        patience: Option<Duration>,
+    ) -> Result<Response, Failure> {
+        let mut request = self.http.request(method, format!("http://slotd{path}"));
+        if let Some(patience) = patience {
+            request = request.timeout(patience);
+        }
+        let response = request.send().await.map_err(|error| self.failure(error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = response.bytes().await.map_err(|error| self.failure(error))?;
+        let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let message = match answer.pointer("/error/message").and_then(Value::as_str) {
+            Some(message) => message.to_owned(),
+            None => format!("the daemon answered {status}"),
+        };
+        Err(Failure::Refused { message })
+    }
+
+    /// Tells a daemon that is not there from one that may not be talked to, and from the rest.
+    pub(super) fn failure(&self, error: reqwest::Error) -> Failure {
+        let path = self.socket.clone();
+        match kind_of(&error) {
+            Some(ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Failure::NoDaemon { path },
+            Some(ErrorKind::PermissionDenied) => Failure::Denied { path },
+            Some(_) | None => Failure::Talk { path, source: error.without_url().into() },
+        }
+    }
+}
+
+/// A slot's changes.
+#[derive(Debug)]
+pub(super) struct Changes<'a> {
+    client: &'a Client,
+    slot: SlotName,
+    response: Response,
+    buffer: Vec<u8>,
+}
+
+impl Changes<'_> {
+    /// Waits for the next change. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Result<SlotObject, Failure> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return serde_json::from_slice(&line).map_err(Failure::Answer);
+            }
+            let chunk = self.response.chunk().await.map_err(|error| self.client.failure(error))?;
+            let gone = || Failure::Gone { slot: self.slot.clone() };
+            let chunk = chunk.filter(|_| self.buffer.len() < LONGEST_LINE).ok_or_else(gone)?;
+            self.buffer.extend_from_slice(&chunk);
+        }
+    }
+}
+
+/// The socket that was named, else that of the settings, else that of the system if only it is there.
+fn find_socket(control: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(control) = control {
+        return Ok(control.to_owned());
+    }
+    let settings = Settings::resolve(&Flags::default(), &|name: &str| env::var_os(name))
+        .map_err(Failure::Settings)?;
+    let is_named = env::var_os("SLOTD_CONTROL").is_some_and(|path| !path.is_empty());
+    let of_system = PathBuf::from(OF_SYSTEM);
+    if !is_named && !settings.control.exists() && of_system.exists() {
+        return Ok(of_system);
+    }
+    Ok(settings.control)
+}
+
+/// Finds the operating system's error below an error of the client.
+fn kind_of(error: &reqwest::Error) -> Option<ErrorKind> {
+    let mut next: Option<&(dyn error::Error + 'static)> = error::Error::source(error);
+    while let Some(cause) = next {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            return Some(io.kind());
+        }
+        next = cause.source();
+    }
+    None
+}

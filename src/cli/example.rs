@@ -1,0 +1,208 @@
+//! Slots made by hand for snapshots of what people read.
+
+use std::path::PathBuf;
+
+use crate::{
+    admin::{DaemonObject, DeathObject, FaultObject, SlotObject},
+    spec::{
+        Bytes, Generation,
+        death::{Evidence, ExitStatus, LogCause, LogFinding, Phase, Verdict},
+        profile::Capability,
+    },
+};
+
+/// One slot in each state that a person meets often.
+pub(super) fn slots() -> Vec<SlotObject> {
+    vec![ready(), starting(), backoff(), failed(), offline()]
+}
+
+pub(super) fn ready() -> SlotObject {
+    SlotObject {
+        slot: "chat".parse().unwrap(),
+        state: "ready".to_owned(),
+        engine: "llama-server".to_owned(),
+        model: Some("models/SmolLM2-135M-Instruct.Q4_1.gguf".to_owned()),
+        pid: Some(4242),
+        generation: Generation(3),
+        restarts: 0,
+        verdict: None,
+        reason: None,
+        aliases: vec!["gpt-4o".to_owned(), "default".to_owned()],
+        capabilities: Capability::ALL.to_vec(),
+        program: Some("/usr/libexec/slotd/llama-server".to_owned()),
+        since_ms: 754_000,
+        attempt: None,
+        percent: None,
+        elapsed_ms: None,
+        expected_load_ms: Some(1300),
+        retry_in_ms: None,
+        in_flight: Some(1),
+        waiting: 0,
+        tally: 0,
+        rss_bytes: Some(Bytes(276 << 20)),
+        parallel: Some(4),
+        autostart: false,
+        essential: false,
+        source: PathBuf::from("/etc/slotd/profiles/chat.toml"),
+        loads_ms: vec![1300],
+        deaths: Vec::new(),
+    }
+}
+
+pub(super) fn starting() -> SlotObject {
+    SlotObject {
+        slot: "coder-large".parse().unwrap(),
+        state: "starting".to_owned(),
+        model: Some("bartowski/Qwen2.5-Coder-32B-Instruct-GGUF:Q4_K_M".to_owned()),
+        pid: Some(4250),
+        since_ms: 3_100,
+        attempt: Some(2),
+        percent: Some(42),
+        elapsed_ms: Some(3_100),
+        expected_load_ms: Some(7_000),
+        in_flight: Some(0),
+        waiting: 5,
+        aliases: Vec::new(),
+        source: PathBuf::from("/etc/slotd/profiles/coder-large.toml"),
+        ..ready()
+    }
+}
+
+pub(super) fn backoff() -> SlotObject {
+    let killed = DeathObject {
+        generation: Generation(7),
+        pid: Some(4111),
+        verdict: Verdict::Crash,
+        reason: "SIGSEGV ended it after it had been ready".to_owned(),
+        phase: Phase::Serving,
+        ran_for_ms: 65_300,
+        at_unix_ms: 1_795_251_612_345,
+        evidence: Some(Evidence {
+            status: ExitStatus::Signal(11),
+            code_cause: None,
+            log: None,
+            oom_kills: Some(0),
+            last_lines: vec![
+                "slot launch_slot_: id  0 | task 12 | processing task".to_owned(),
+                "ggml.c:3456: GGML_ASSERT(ne[0] > 0) failed".to_owned(),
+            ],
+        }),
+    };
+    SlotObject {
+        slot: "embed".parse().unwrap(),
+        state: "backoff".to_owned(),
+        engine: "candle".to_owned(),
+        program: Some("/usr/bin/slotd".to_owned()),
+        pid: None,
+        generation: Generation(7),
+        restarts: 2,
+        verdict: Some(killed.verdict),
+        reason: Some(killed.reason.clone()),
+        since_ms: 900,
+        retry_in_ms: Some(9_400),
+        in_flight: None,
+        rss_bytes: None,
+        aliases: Vec::new(),
+        tally: 2,
+        source: PathBuf::from("/etc/slotd/profiles/embed.toml"),
+        deaths: vec![killed],
+        ..ready()
+    }
+}
+
+pub(super) fn failed() -> SlotObject {
+    let reason = "it exited with code 1 while starting; its log says \
+                  `gguf_init_from_file: tensor data is not within file bounds`";
+    let death = DeathObject {
+        generation: Generation(1),
+        pid: Some(4099),
+        verdict: Verdict::BadModel,
+        reason: reason.to_owned(),
+        phase: Phase::Starting,
+        ran_for_ms: 210,
+        at_unix_ms: 1_795_251_612_345,
+        evidence: Some(Evidence {
+            status: ExitStatus::Code(1),
+            code_cause: None,
+            log: Some(LogFinding {
+                cause: LogCause::BadModel,
+                line: "gguf_init_from_file: tensor data is not within file bounds".to_owned(),
+            }),
+            oom_kills: None,
+            last_lines: Vec::new(),
+        }),
+    };
+    SlotObject {
+        slot: "vision".parse().unwrap(),
+        state: "failed".to_owned(),
+        generation: Generation(1),
+        restarts: 0,
+        verdict: Some(death.verdict),
+        reason: Some(death.reason.clone()),
+        since_ms: 7_512_000,
+        expected_load_ms: None,
+        source: PathBuf::from("/etc/slotd/profiles/vision.toml"),
+        deaths: vec![death],
+        engine: "llama-server".to_owned(),
+        ..offline()
+    }
+}
+
+pub(super) fn offline() -> SlotObject {
+    SlotObject {
+        slot: "small".parse().unwrap(),
+        state: "offline".to_owned(),
+        engine: "auto".to_owned(),
+        model: Some("small.gguf".to_owned()),
+        program: None,
+        pid: None,
+        generation: Generation(0),
+        since_ms: 273_600_000,
+        expected_load_ms: None,
+        in_flight: None,
+        rss_bytes: None,
+        parallel: None,
+        aliases: Vec::new(),
+        loads_ms: Vec::new(),
+        source: PathBuf::from("/etc/slotd/profiles/small.toml"),
+        ..ready()
+    }
+}
+
+pub(super) fn unready() -> SlotObject {
+    SlotObject {
+        slot: "voice".parse().unwrap(),
+        state: "unready".to_owned(),
+        engine: "command".to_owned(),
+        model: None,
+        program: Some("/opt/whisper/server".to_owned()),
+        parallel: Some(1),
+        expected_load_ms: None,
+        aliases: Vec::new(),
+        source: PathBuf::from("/etc/slotd/profiles/voice.toml"),
+        ..ready()
+    }
+}
+
+pub(super) fn daemon() -> DaemonObject {
+    DaemonObject {
+        version: "1.2.3".to_owned(),
+        pid: 4001,
+        uptime_ms: 273_600_000,
+        listen: "127.0.0.1:7568".to_owned(),
+        control: PathBuf::from("/run/slotd/control.sock"),
+        state_dir: PathBuf::from("/var/lib/slotd"),
+        profile_dirs: vec![PathBuf::from("/etc/slotd/profiles")],
+        faults: vec![FaultObject {
+            file: Some(PathBuf::from("/etc/slotd/profiles/chat.toml")),
+            line: Some(2),
+            column: Some(1),
+            key: Some("contxt".to_owned()),
+            message: "unknown key".to_owned(),
+            hint: Some("did you mean `context`?".to_owned()),
+            text: "/etc/slotd/profiles/chat.toml:2:1: contxt: unknown key\n  hint: did you mean \
+                   `context`?"
+                .to_owned(),
+        }],
+    }
+}

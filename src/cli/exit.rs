@@ -1,0 +1,71 @@
+//! Exit codes: the only place that names them.
+
+use std::process::ExitCode;
+
+/// How a subcommand ends. Source: `sysexits.h`; 1 is what checkers use for "found something", 130
+/// is 128 + `SIGINT`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Exit {
+    /// It did what was asked.
+    Success,
+    /// `validate` found faults.
+    Faults,
+    /// The command line cannot be understood.
+    Usage,
+    /// A file is damaged. Used by `worker` for its model.
+    BadData,
+    /// A file is missing or cannot be read. Used by `worker` for its model.
+    NoInput,
+    /// No daemon answers, there is no such slot, or a load failed.
+    Unavailable,
+    /// Something broke inside slotd, or its output cannot be written.
+    Software,
+    /// Another daemon holds the state directory; later it may work.
+    TryAgain,
+    /// A file, a directory or a socket may not be used.
+    NoPermission,
+    /// The settings have faults, or the state directory is of a newer slotd.
+    BadConfig,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+/// The table for `--help`.
+pub(super) const TABLE: &str = "\
+Exit codes:
+    0  done
+    1  `validate` found faults
+   64  the command line cannot be understood
+   65  a model file is damaged (`worker`)
+   66  a model file is missing (`worker`)
+   69  no daemon answers, no such slot, or a load failed
+   70  something broke inside slotd
+   75  another daemon holds the state directory
+   77  a file, directory or socket may not be used
+   78  the settings have faults
+  130  interrupted";
+
+impl Exit {
+    /// Returns the number.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::Faults => 1,
+            Self::Usage => 64,
+            Self::BadData => 65,
+            Self::NoInput => 66,
+            Self::Unavailable => 69,
+            Self::Software => 70,
+            Self::TryAgain => 75,
+            Self::NoPermission => 77,
+            Self::BadConfig => 78,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}

@@ -1,0 +1,148 @@
+//! Why a subcommand did not do what was asked, and how that is told.
+
+use std::{error::Error, io, path::PathBuf};
+
+use thiserror::Error;
+
+use super::exit::Exit;
+use crate::{config::Fault, spec::SlotName};
+
+/// Why a subcommand failed.
+#[derive(Debug, Error)]
+pub(super) enum Failure {
+    /// Nobody listens on the control socket.
+    #[error("no daemon answers at {}; start one with `slotd serve`", path.display())]
+    NoDaemon {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket may not be opened.
+    #[error("you may not talk to the daemon at {}; ask as its user or as root", path.display())]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The connection failed in another way.
+    #[error("talk to the daemon at {}", path.display())]
+    Talk {
+        /// The socket.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The daemon refused: its own sentence.
+    #[error("{message}")]
+    Refused {
+        /// The sentence.
+        message: String,
+    },
+    /// The daemon answered something else than expected.
+    #[error(
+        "understand the daemon's answer; `slotd status` shows whether it is of another version"
+    )]
+    Answer(#[source] serde_json::Error),
+    /// A change was waited for and can no longer come.
+    #[error("`{slot}` is gone: its profile was removed, or the daemon ended")]
+    Gone {
+        /// The slot.
+        slot: SlotName,
+    },
+    /// The slot did not come to what was asked.
+    #[error("{message}")]
+    Outcome {
+        /// What happened in one sentence.
+        message: String,
+    },
+    /// The settings have faults.
+    #[error("{}", listed(.0))]
+    Settings(Vec<Fault>),
+    /// The reader of the output has left.
+    #[error("the reader of the output has left")]
+    ReaderGone,
+    /// The output cannot be written.
+    #[error("write to standard output")]
+    Write(#[source] io::Error),
+    /// Files cannot be written.
+    #[error("write to `{}`", path.display())]
+    WriteFile {
+        /// The file or directory.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A value cannot be written as JSON.
+    #[error("write JSON")]
+    Encode(#[source] serde_json::Error),
+    /// The operating system refused what every program needs.
+    #[error("start")]
+    System(#[source] io::Error),
+    /// Ctrl-C while waiting.
+    #[error("{message}")]
+    Interrupted {
+        /// What goes on without us.
+        message: String,
+    },
+}
+
+impl Failure {
+    /// Returns the exit code.
+    pub(super) fn exit(&self) -> Exit {
+        match self {
+            Self::NoDaemon { .. }
+            | Self::Talk { .. }
+            | Self::Refused { .. }
+            | Self::Gone { .. }
+            | Self::Outcome { .. } => Exit::Unavailable,
+            Self::Denied { .. } => Exit::NoPermission,
+            Self::Settings(_) => Exit::BadConfig,
+            Self::ReaderGone => Exit::Success,
+            Self::WriteFile { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Exit::NoPermission
+            }
+            Self::Answer(_)
+            | Self::Write(_)
+            | Self::WriteFile { .. }
+            | Self::Encode(_)
+            | Self::System(_) => Exit::Software,
+            Self::Interrupted { .. } => Exit::Interrupted,
+        }
+    }
+
+    /// Returns what is told on standard error, with line ends; empty where nothing is to be said.
+    pub(super) fn report(&self) -> String {
+        match self {
+            Self::ReaderGone => String::new(),
+            Self::Settings(_) => format!("{self}\n"),
+            Self::NoDaemon { .. }
+            | Self::Denied { .. }
+            | Self::Refused { .. }
+            | Self::Gone { .. }
+            | Self::Outcome { .. }
+            | Self::Interrupted { .. } => format!("slotd: {self}\n"),
+            Self::Talk { .. }
+            | Self::Answer(_)
+            | Self::Write(_)
+            | Self::WriteFile { .. }
+            | Self::Encode(_)
+            | Self::System(_) => format!("slotd: failed to {}\n", chain(self)),
+        }
+    }
+}
+
+/// Joins an error with its causes: `write to standard output: no space left on device`.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+fn listed(faults: &[Fault]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,159 @@
+//! The command line: argv in, exit code out.
+//!
+//! A file a subcommand. The clients (`ps`, `status`, `logs`, `load`, `unload`, `restart`) talk to a
+//! daemon over its control socket; `validate`, `schema`, `completions` and `man` need none. Only
+//! `out` writes, only `exit` knows exit codes, only [`main`] reports failures.
+
+mod advice;
+mod client;
+mod completions;
+#[cfg(test)]
+mod example;
+mod exit;
+mod failure;
+mod guard;
+mod load;
+mod logs;
+mod man;
+mod out;
+mod outcome;
+mod progress;
+mod ps;
+mod restart;
+mod schema;
+mod serve;
+mod status;
+mod table;
+mod text;
+mod unload;
+mod validate;
+mod worker;
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use tokio::runtime::Builder;
+
+pub use self::exit::Exit;
+use self::{client::Client, failure::Failure};
+
+/// Keeps inference servers alive: one supervised engine a slot, one OpenAI-compatible endpoint
+#[derive(Debug, Parser)]
+#[command(
+    name = "slotd",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    max_term_width = 100,
+    after_help = exit::TABLE
+)]
+struct Cli {
+    /// The daemon's control socket; `SLOTD_CONTROL` if absent, else `control.sock` in its runtime
+    /// directory
+    #[arg(long, global = true, value_name = "PATH")]
+    control: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon in the foreground
+    Serve(serve::Options),
+    /// Check profiles and tell every fault with its place
+    Validate(validate::Options),
+    /// Print the JSON Schema of a profile
+    Schema,
+    /// List the slots
+    Ps(ps::Options),
+    /// Tell how a slot is, why, and what can be done; or how the daemon is
+    Status(status::Options),
+    /// Show what a slot's engines wrote
+    Logs(logs::Options),
+    /// Load a slot and wait until it is ready
+    Load(load::Options),
+    /// Unload a slot; the next request loads it again
+    Unload(unload::Options),
+    /// Replace a slot's engine by a new one and wait until it is ready
+    Restart(restart::Options),
+    /// Serve one model with the candle engine; the daemon starts it for slots
+    Worker(worker::Options),
+    /// End what a killed daemon leaves behind; started by the daemon alone
+    #[command(hide = true)]
+    Guard,
+    /// Print the completion script of a shell
+    Completions(completions::Options),
+    /// Write the manual pages
+    Man(man::Options),
+}
+
+/// Runs slotd with these arguments, the program's name first.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(answer) => {
+            // Help and version are answers; a reader that left needs none.
+            drop(answer.print());
+            return if answer.use_stderr() { Exit::Usage } else { Exit::Success }.into();
+        }
+    };
+    dispatch(cli)
+}
+
+fn dispatch(cli: Cli) -> ExitCode {
+    let control = cli.control;
+    match cli.command {
+        Command::Serve(options) => end(serve::run(options, control)),
+        Command::Worker(options) => worker::run(options),
+        Command::Guard => guard::run(),
+        Command::Validate(options) => end(validate::run(options)),
+        Command::Schema => end(schema::run()),
+        Command::Completions(options) => end(completions::run(&options)),
+        Command::Man(options) => end(man::run(options)),
+        Command::Ps(options) => {
+            talk(control.as_deref(), async |client| ps::run(&options, client).await)
+        }
+        Command::Status(options) => {
+            talk(control.as_deref(), async |client| status::run(&options, client).await)
+        }
+        Command::Logs(options) => {
+            talk(control.as_deref(), async |client| logs::run(&options, client).await)
+        }
+        Command::Load(options) => {
+            talk(control.as_deref(), async |client| load::run(&options, client).await)
+        }
+        Command::Unload(options) => {
+            talk(control.as_deref(), async |client| unload::run(&options, client).await)
+        }
+        Command::Restart(options) => {
+            talk(control.as_deref(), async |client| restart::run(&options, client).await)
+        }
+    }
+}
+
+/// Talks to the daemon.
+fn talk(
+    control: Option<&Path>,
+    conversation: impl AsyncFnOnce(&Client) -> Result<Exit, Failure>,
+) -> ExitCode {
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(Failure::System);
+    end(runtime.and_then(|runtime| {
+        runtime.block_on(async {
+            let client = Client::new(control)?;
+            conversation(&client).await
+        })
+    }))
+}
+
+/// Reports a failure and gives the exit code.
+fn end(result: Result<Exit, Failure>) -> ExitCode {
+    let exit = result.unwrap_or_else(|failure| {
+        out::note(&failure.report());
+        failure.exit()
+    });
+    exit.into()
+}

@@ -1,0 +1,231 @@
+//! Gives an order and waits for what comes of it.
+
+use std::{future::pending, time::Duration};
+
+use tokio::{
+    signal::ctrl_c,
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use super::{
+    advice::next_step,
+    client::{Changes, Client, Order},
+    exit::Exit,
+    failure::Failure,
+    out,
+    progress::Progress,
+    text::brief,
+};
+use crate::{admin::SlotObject, spec::SlotName};
+
+/// How often the moving line moves.
+const FRAME: Duration = Duration::from_millis(100);
+
+/// What came of an order.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Outcome {
+    /// What was asked for.
+    Done,
+    /// The slot failed.
+    Failed,
+    /// Somebody unloaded it meanwhile.
+    Unloaded,
+    /// Somebody loaded it meanwhile.
+    Loaded,
+}
+
+/// How an order is waited for and told.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    pub(super) wait: bool,
+    pub(super) json: bool,
+}
+
+/// Gives `order` to `slot`, shows how it comes along, and tells what came of it.
+pub(super) async fn run(
+    client: &Client,
+    slot: &SlotName,
+    order: Order,
+    manner: Manner,
+) -> Result<Exit, Failure> {
+    if !manner.wait {
+        let accepted = client.order(slot, order).await?;
+        return tell(&accepted, manner, || {
+            format!("{slot}: the {} is asked for; `slotd status {slot}` follows it\n", order.verb())
+        });
+    }
+    // Watched before it is ordered: no step between the two can be missed.
+    let mut changes = client.watch(slot).await?;
+    let before = changes.next().await?;
+    client.order(slot, order).await?;
+    let mut progress = Progress::new(&before);
+    let end = follow(&mut changes, order, &before, &mut progress).await;
+    progress.clear();
+    let (outcome, now) = end?;
+    match outcome {
+        Outcome::Done => tell(&now, manner, || done(order, &before, &now)),
+        Outcome::Failed | Outcome::Unloaded | Outcome::Loaded => {
+            if manner.json {
+                out::json(&now)?;
+            }
+            Err(Failure::Outcome { message: undone(outcome, &now) })
+        }
+    }
+}
+
+fn tell(
+    slot: &SlotObject,
+    manner: Manner,
+    sentence: impl FnOnce() -> String,
+) -> Result<Exit, Failure> {
+    if manner.json {
+        out::json(slot)?;
+    } else {
+        out::print(sentence())?;
+    }
+    Ok(Exit::Success)
+}
+
+async fn follow(
+    changes: &mut Changes<'_>,
+    order: Order,
+    before: &SlotObject,
+    progress: &mut Progress,
+) -> Result<(Outcome, SlotObject), Failure> {
+    let mut frames = interval(FRAME);
+    frames.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut now = before.clone();
+    let mut seen = Instant::now();
+    loop {
+        if let Some(outcome) = judge(order, before, &now) {
+            return Ok((outcome, now));
+        }
+        tokio::select! {
+            change = changes.next() => {
+                now = change?;
+                seen = Instant::now();
+            }
+            _ = frames.tick() => progress.show(&now, seen.elapsed()),
+            () = interrupted() => return Err(Failure::Interrupted { message: left(order, before) }),
+        }
+    }
+}
+
+async fn interrupted() {
+    if ctrl_c().await.is_err() {
+        // No handler: the signal ends the program by itself.
+        pending::<()>().await;
+    }
+}
+
+/// Tells whether the order has come to its end: what stood before the order was taken is no outcome
+/// of it.
+fn judge(order: Order, before: &SlotObject, now: &SlotObject) -> Option<Outcome> {
+    let is_new_engine = now.generation > before.generation;
+    let was_coming = matches!(before.state.as_str(), "starting" | "ready" | "unready" | "backoff");
+    match (order, now.state.as_str()) {
+        (Order::Load, "ready") => Some(Outcome::Done),
+        (Order::Restart, "ready") if is_new_engine => Some(Outcome::Done),
+        (Order::Unload, "offline") => Some(Outcome::Done),
+        (Order::Unload, "starting" | "ready") if is_new_engine => Some(Outcome::Loaded),
+        (Order::Load | Order::Restart, "failed") if is_new_engine || before.state != "failed" => {
+            Some(Outcome::Failed)
+        }
+        (Order::Load | Order::Restart, "offline") if is_new_engine || was_coming => {
+            Some(Outcome::Unloaded)
+        }
+        _ => None,
+    }
+}
+
+fn done(order: Order, before: &SlotObject, now: &SlotObject) -> String {
+    let slot = &now.slot;
+    if order == Order::Unload {
+        return format!("{slot}: unloaded\n");
+    }
+    let pid = now.pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
+    if before.generation == now.generation && before.state == "ready" {
+        return format!("{slot}: ready already, {}{pid}\n", now.engine);
+    }
+    let took = now.loads_ms.last().map(|ms| format!(" after {}", brief(*ms))).unwrap_or_default();
+    format!("{slot}: ready{took}, {}{pid}\n", now.engine)
+}
+
+fn undone(outcome: Outcome, now: &SlotObject) -> String {
+    let slot = &now.slot;
+    match outcome {
+        Outcome::Done => String::new(),
+        Outcome::Failed => {
+            let verdict = now.verdict.map(|verdict| format!(" ({verdict})")).unwrap_or_default();
+            let reason = now.reason.as_deref().unwrap_or("no reason is known");
+            format!("{slot} failed{verdict}: {reason}\n  next: {}", next_step(now))
+        }
+        Outcome::Unloaded => format!("{slot} was unloaded by somebody else meanwhile"),
+        Outcome::Loaded => {
+            format!("{slot} was loaded again meanwhile, by a request or by somebody")
+        }
+    }
+}
+
+fn left(order: Order, before: &SlotObject) -> String {
+    let slot = &before.slot;
+    let verb = order.verb();
+    format!("the {verb} of `{slot}` goes on without you; `slotd status {slot}` follows it")
+}
+
+#[cfg(test)]
+mod tests {
+    use insta::assert_snapshot;
+
+    use super::*;
+    use crate::{cli::example, spec::Generation};
+
+    fn at(state: &str, generation: u64) -> SlotObject {
+        let generation = Generation(generation);
+        SlotObject { state: state.to_owned(), generation, ..example::failed() }
+    }
+
+    #[test]
+    fn a_load_ends_when_it_is_ready_or_fails_anew() {
+        let before = at("failed", 3);
+        assert_eq!(judge(Order::Load, &before, &before), None, "that failure is an old one");
+        assert_eq!(judge(Order::Load, &before, &at("starting", 4)), None);
+        assert_eq!(judge(Order::Load, &before, &at("backoff", 4)), None, "it is tried again");
+        assert_eq!(judge(Order::Load, &before, &at("failed", 4)), Some(Outcome::Failed));
+        assert_eq!(judge(Order::Load, &before, &at("ready", 4)), Some(Outcome::Done));
+        assert_eq!(judge(Order::Load, &before, &at("offline", 4)), Some(Outcome::Unloaded));
+        assert_eq!(judge(Order::Load, &at("offline", 3), &at("offline", 3)), None);
+        assert_eq!(judge(Order::Load, &at("ready", 3), &at("ready", 3)), Some(Outcome::Done));
+    }
+
+    #[test]
+    fn a_restart_ends_with_another_engine() {
+        let before = at("ready", 3);
+        assert_eq!(judge(Order::Restart, &before, &before), None);
+        assert_eq!(judge(Order::Restart, &before, &at("draining", 3)), None);
+        assert_eq!(judge(Order::Restart, &before, &at("ready", 4)), Some(Outcome::Done));
+        assert_eq!(judge(Order::Restart, &before, &at("failed", 4)), Some(Outcome::Failed));
+    }
+
+    #[test]
+    fn an_unload_ends_at_rest() {
+        let before = at("ready", 3);
+        assert_eq!(judge(Order::Unload, &before, &at("stopping", 3)), None);
+        assert_eq!(judge(Order::Unload, &before, &at("offline", 3)), Some(Outcome::Done));
+        assert_eq!(judge(Order::Unload, &before, &at("starting", 4)), Some(Outcome::Loaded));
+    }
+
+    #[test]
+    fn outcomes_are_told_in_one_sentence() {
+        let ready = example::ready();
+        assert_snapshot!(done(Order::Load, &example::offline(), &ready), @"chat: ready after 1.3s, llama-server, pid 4242");
+        assert_snapshot!(done(Order::Load, &ready, &ready), @"chat: ready already, llama-server, pid 4242");
+        assert_snapshot!(done(Order::Unload, &ready, &example::offline()), @"small: unloaded");
+        assert_snapshot!(undone(Outcome::Failed, &example::failed()), @r"
+        vision failed (bad-model): it exited with code 1 while starting; its log says `gguf_init_from_file: tensor data is not within file bounds`
+          next: fetch the model again, or name another in /etc/slotd/profiles/vision.toml, then `slotd load vision`
+        ");
+        assert_snapshot!(undone(Outcome::Unloaded, &example::offline()), @"small was unloaded by somebody else meanwhile");
+        assert_snapshot!(left(Order::Load, &ready), @"the load of `chat` goes on without you; `slotd status chat` follows it");
+    }
+}

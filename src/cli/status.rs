@@ -1,0 +1,370 @@
+//! `slotd status`: how one slot is and why, or how the daemon is.
+
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    advice::next_step,
+    client::Client,
+    exit::Exit,
+    failure::Failure,
+    out, ps,
+    text::{Paint, Tone, brief, counted, utc},
+};
+use crate::{
+    admin::{DaemonObject, DeathObject, SlotObject},
+    spec::{
+        SlotName,
+        death::{Evidence, ExitStatus},
+    },
+};
+
+/// How many lines of the log are shown.
+const LOG_LINES: usize = 10;
+
+/// Options of `slotd status`.
+#[derive(Args, Debug)]
+pub(super) struct Options {
+    /// The slot; the daemon itself without one
+    slot: Option<SlotName>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
+    match &options.slot {
+        Some(slot) => of_slot(slot, options, client).await?,
+        None => of_daemon(options, client).await?,
+    }
+    Ok(Exit::Success)
+}
+
+async fn of_slot(slot: &SlotName, options: &Options, client: &Client) -> Result<(), Failure> {
+    let shown = client.slot(slot).await?;
+    if options.json {
+        return out::json(&shown);
+    }
+    let log = client.last_lines(slot, LOG_LINES).await?;
+    out::print(slot_text(&shown, &log, Paint::for_stdout()))
+}
+
+async fn of_daemon(options: &Options, client: &Client) -> Result<(), Failure> {
+    let daemon = client.daemon().await?;
+    if options.json {
+        let slots = client.raw_slots().await?;
+        return out::json(&json!({ "daemon": daemon, "slots": slots }));
+    }
+    let slots = client.slots().await?;
+    out::print(daemon_text(&daemon, &slots, Paint::for_stdout()))
+}
+
+fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
+    let mut text = Text::default();
+    let state = paint.apply(Tone::of_state(&slot.state), &ps::state(slot));
+    text.line(&format!("{}: {state} for {}", slot.slot, brief(slot.since_ms)));
+    text.field("model", slot.model.clone());
+    text.field("engine", Some(engine(slot)));
+    text.field("process", slot.pid.map(|pid| process(slot, pid)));
+    text.field("loading", loading(slot));
+    text.field("requests", requests(slot));
+    text.field("names", Some(slot.aliases.join(", ")).filter(|names| !names.is_empty()));
+    text.field("profile", Some(slot.source.display().to_string()));
+    text.field("loads in", slot.expected_load_ms.map(|ms| format!("about {}", brief(ms))));
+    text.field("restarts", (slot.restarts > 0).then(|| slot.restarts.to_string()));
+    if let Some(death) = slot.deaths.last() {
+        text.line("");
+        text.death(death);
+    }
+    if !log.is_empty() {
+        text.line("");
+        text.line(&format!("log, last {}:", counted(log.len(), "line")));
+        text.quote(log);
+    }
+    text.line("");
+    text.line(&format!("next: {}", next_step(slot)));
+    text.0
+}
+
+fn engine(slot: &SlotObject) -> String {
+    match &slot.program {
+        Some(program) => format!("{} ({program})", slot.engine),
+        None => slot.engine.clone(),
+    }
+}
+
+fn process(slot: &SlotObject, pid: u32) -> String {
+    let memory = slot.rss_bytes.map(|rss| format!(", {rss}")).unwrap_or_default();
+    format!("pid {pid}, generation {}{memory}", slot.generation)
+}
+
+fn loading(slot: &SlotObject) -> Option<String> {
+    let attempt = slot.attempt?;
+    let percent = slot.percent.map(|percent| format!(", {percent} %")).unwrap_or_default();
+    let expected =
+        slot.expected_load_ms.map(|ms| format!(" of about {}", brief(ms))).unwrap_or_default();
+    let elapsed = brief(slot.elapsed_ms.unwrap_or(0));
+    Some(format!("attempt {attempt}{percent}, {elapsed}{expected}"))
+}
+
+fn requests(slot: &SlotObject) -> Option<String> {
+    let at_most = slot.parallel.map(|parallel| format!(" of {parallel}")).unwrap_or_default();
+    match (slot.in_flight, slot.waiting) {
+        (None, 0) => None,
+        (None, waiting) => Some(format!("{waiting} waiting")),
+        (Some(running), waiting) => Some(format!("{running}{at_most} running, {waiting} waiting")),
+    }
+}
+
+fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> String {
+    let mut text = Text::default();
+    let DaemonObject { version, pid, uptime_ms, .. } = daemon;
+    text.line(&format!("slotd {version}, pid {pid}, up {}", brief(*uptime_ms)));
+    text.field("endpoint", Some(format!("http://{}", daemon.listen)));
+    text.field("control", Some(daemon.control.display().to_string()));
+    text.field("state", Some(daemon.state_dir.display().to_string()));
+    for directory in &daemon.profile_dirs {
+        text.field("profiles", Some(directory.display().to_string()));
+    }
+    let ready = slots.iter().filter(|slot| slot.state == "ready").count();
+    text.field("slots", Some(format!("{}, {ready} ready", counted(slots.len(), "slot"))));
+    text.line("");
+    let ailing: Vec<_> = slots.iter().filter_map(|slot| ailment(slot, paint)).collect();
+    if ailing.is_empty() && daemon.faults.is_empty() {
+        text.line(&format!("health: {}", paint.apply(Tone::Good, "all is well")));
+        return text.0;
+    }
+    text.line("health:");
+    for line in &ailing {
+        text.line(&format!("  - {line}"));
+    }
+    for fault in &daemon.faults {
+        let shown = fault.text.replace('\n', "\n  ");
+        text.line(&format!("  - {}: {shown}", paint.apply(Tone::Bad, "profile not applied")));
+    }
+    text.0
+}
+
+/// What is wrong with a slot; nothing for one that is well, on its way, or at rest.
+fn ailment(slot: &SlotObject, paint: Paint) -> Option<String> {
+    let what = match slot.state.as_str() {
+        "failed" => "has failed",
+        "backoff" => "waits to start again",
+        "unready" => "runs and is not ready",
+        _ => return None,
+    };
+    let verdict = slot.verdict.map(|verdict| format!(" ({verdict})")).unwrap_or_default();
+    let what = paint.apply(Tone::of_state(&slot.state), what);
+    Some(format!("{} {what}{verdict}; `slotd status {}` says why", slot.slot, slot.slot))
+}
+
+/// Lines that are being put together.
+#[derive(Debug, Default)]
+struct Text(String);
+
+impl Text {
+    fn line(&mut self, line: &str) {
+        self.0.push_str(line);
+        self.0.push('\n');
+    }
+
+    fn field(&mut self, name: &str, value: Option<String>) {
+        if let Some(value) = value {
+            self.line(&format!("  {name:<10}{value}"));
+        }
+    }
+
+    fn quote(&mut self, lines: &[String]) {
+        for line in lines {
+            self.line(format!("  | {line}").trim_end());
+        }
+    }
+
+    fn death(&mut self, death: &DeathObject) {
+        let pid = death.pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
+        self.line(&format!(
+            "last death: {}, {} (generation {}{pid}, after {})",
+            death.verdict,
+            utc(death.at_unix_ms),
+            death.generation,
+            brief(death.ran_for_ms),
+        ));
+        self.field("reason", Some(death.reason.clone()));
+        if let Some(evidence) = &death.evidence {
+            self.field("evidence", Some(summary(evidence)));
+            self.quote(&evidence.last_lines);
+        }
+    }
+}
+
+fn summary(evidence: &Evidence) -> String {
+    let status = match evidence.status {
+        ExitStatus::Code(code) => format!("exit code {code}"),
+        ExitStatus::Signal(signal) => format!("signal {signal}"),
+        ExitStatus::Unknown => "wait status unknown".to_owned(),
+    };
+    let oom = match evidence.oom_kills {
+        None => "no OOM counter".to_owned(),
+        Some(0) => "no OOM kill".to_owned(),
+        Some(kills) => counted(usize::try_from(kills).unwrap_or(usize::MAX), "OOM kill"),
+    };
+    let log = match &evidence.log {
+        Some(finding) => format!("its log says `{}`", finding.line),
+        None => "nothing known in its log".to_owned(),
+    };
+    format!("{status}; {oom}; {log}")
+}
+
+#[cfg(test)]
+mod tests {
+    use insta::assert_snapshot;
+
+    use super::*;
+    use crate::cli::example;
+
+    fn text(slot: &SlotObject) -> String {
+        slot_text(slot, &["srv  update_slots: all slots are idle".to_owned()], Paint::Never)
+    }
+
+    #[test]
+    fn a_ready_slot_is_told() {
+        assert_snapshot!(text(&example::ready()), @r"
+        chat: ready for 12m
+          model     models/SmolLM2-135M-Instruct.Q4_1.gguf
+          engine    llama-server (/usr/libexec/slotd/llama-server)
+          process   pid 4242, generation 3, 276 MiB
+          requests  1 of 4 running, 0 waiting
+          names     gpt-4o, default
+          profile   /etc/slotd/profiles/chat.toml
+          loads in  about 1.3s
+
+        log, last 1 line:
+          | srv  update_slots: all slots are idle
+
+        next: nothing to do
+        ");
+    }
+
+    #[test]
+    fn a_starting_slot_is_told_with_its_progress() {
+        assert_snapshot!(text(&example::starting()), @r"
+        coder-large: starting 42% for 3.1s
+          model     bartowski/Qwen2.5-Coder-32B-Instruct-GGUF:Q4_K_M
+          engine    llama-server (/usr/libexec/slotd/llama-server)
+          process   pid 4250, generation 3, 276 MiB
+          loading   attempt 2, 42 %, 3.1s of about 7.0s
+          requests  0 of 4 running, 5 waiting
+          profile   /etc/slotd/profiles/coder-large.toml
+          loads in  about 7.0s
+
+        log, last 1 line:
+          | srv  update_slots: all slots are idle
+
+        next: it loads; `slotd logs -f coder-large` shows what it writes
+        ");
+    }
+
+    #[test]
+    fn a_slot_that_backs_off_is_told_with_its_evidence() {
+        assert_snapshot!(text(&example::backoff()), @r"
+        embed: backoff 9.4s for 900ms
+          model     models/SmolLM2-135M-Instruct.Q4_1.gguf
+          engine    candle (/usr/bin/slotd)
+          profile   /etc/slotd/profiles/embed.toml
+          loads in  about 1.3s
+          restarts  2
+
+        last death: crash, 2026-11-21 09:00:12 UTC (generation 7, pid 4111, after 1m)
+          reason    SIGSEGV ended it after it had been ready
+          evidence  signal 11; no OOM kill; nothing known in its log
+          | slot launch_slot_: id  0 | task 12 | processing task
+          | ggml.c:3456: GGML_ASSERT(ne[0] > 0) failed
+
+        log, last 1 line:
+          | srv  update_slots: all slots are idle
+
+        next: the next try comes in 9.4s; `slotd load embed` tries at once
+        ");
+    }
+
+    #[test]
+    fn a_failed_slot_is_told_with_what_to_do() {
+        assert_snapshot!(slot_text(&example::failed(), &[], Paint::Never), @r"
+        vision: failed for 2h 5m
+          model     small.gguf
+          engine    llama-server
+          profile   /etc/slotd/profiles/vision.toml
+
+        last death: bad-model, 2026-11-21 09:00:12 UTC (generation 1, pid 4099, after 210ms)
+          reason    it exited with code 1 while starting; its log says `gguf_init_from_file: tensor data is not within file bounds`
+          evidence  exit code 1; no OOM counter; its log says `gguf_init_from_file: tensor data is not within file bounds`
+
+        next: fetch the model again, or name another in /etc/slotd/profiles/vision.toml, then `slotd load vision`
+        ");
+    }
+
+    #[test]
+    fn a_slot_at_rest_is_told() {
+        assert_snapshot!(slot_text(&example::offline(), &[], Paint::Never), @r"
+        small: offline for 3d 4h
+          model     small.gguf
+          engine    auto
+          profile   /etc/slotd/profiles/small.toml
+
+        next: the next request loads it; `slotd load small` loads it at once
+        ");
+    }
+
+    #[test]
+    fn an_unready_slot_is_told() {
+        assert_snapshot!(slot_text(&example::unready(), &[], Paint::Never), @r"
+        voice: unready for 12m
+          engine    command (/opt/whisper/server)
+          process   pid 4242, generation 3, 276 MiB
+          requests  1 of 1 running, 0 waiting
+          profile   /etc/slotd/profiles/voice.toml
+
+        next: it runs and says that it is not ready: no requests go to it until it is; `slotd restart voice` replaces it
+        ");
+    }
+
+    #[test]
+    fn slots_on_their_way_down_are_told() {
+        for state in ["draining", "stopping", "reaping"] {
+            let slot = SlotObject { state: state.to_owned(), ..example::unready() };
+            let text = slot_text(&slot, &[], Paint::Never);
+            assert!(text.starts_with(&format!("voice: {state} for 12m\n")), "{text}");
+            assert!(text.ends_with("next: wait: it is on its way down\n"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_daemon_is_told_with_what_is_wrong() {
+        let daemon = example::daemon();
+        assert_snapshot!(daemon_text(&daemon, &example::slots(), Paint::Never), @r"
+        slotd 1.2.3, pid 4001, up 3d 4h
+          endpoint  http://127.0.0.1:7568
+          control   /run/slotd/control.sock
+          state     /var/lib/slotd
+          profiles  /etc/slotd/profiles
+          slots     5 slots, 1 ready
+
+        health:
+          - embed waits to start again (crash); `slotd status embed` says why
+          - vision has failed (bad-model); `slotd status vision` says why
+          - profile not applied: /etc/slotd/profiles/chat.toml:2:1: contxt: unknown key
+            hint: did you mean `context`?
+        ");
+        let well = DaemonObject { faults: Vec::new(), ..daemon };
+        assert_snapshot!(daemon_text(&well, &[example::ready()], Paint::Never), @r"
+        slotd 1.2.3, pid 4001, up 3d 4h
+          endpoint  http://127.0.0.1:7568
+          control   /run/slotd/control.sock
+          state     /var/lib/slotd
+          profiles  /etc/slotd/profiles
+          slots     1 slot, 1 ready
+
+        health: all is well
+        ");
+    }
+}
