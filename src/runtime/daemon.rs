@@ -47,11 +47,16 @@ pub(super) struct Daemon {
 
 impl Daemon {
     /// Runs until it is told to stop and everything is stopped.
-    pub(super) async fn run(self, listener: TcpListener, control: UnixListener) {
+    pub(super) async fn run(
+        self,
+        listener: TcpListener,
+        control: UnixListener,
+        listening: impl FnOnce(SocketAddr),
+    ) {
         let settings = &self.tools.settings;
         let (mailbox, inbox) = mailbox::channel();
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
-        let (publisher, snapshots) = Publisher::new(Arc::clone(&routes));
+        let (publisher, mut snapshots) = Publisher::new(Arc::clone(&routes));
         let (phase, phases) = watch::channel(Phase::Starting);
         let mut profiles = Profiles::new(settings.profile_dirs.clone(), settings.context());
         let mut servers = JoinSet::new();
@@ -95,7 +100,10 @@ impl Daemon {
         if let Err(fault) = &watch {
             error!(%fault, "profiles are not watched, `SIGHUP` reads them again");
         }
-        profiles.reload(&mailbox).await;
+        let slots = profiles.reload(&mailbox).await;
+        // The driver lives: the sender is not gone. A client that saw the line finds its slots.
+        drop(snapshots.wait_for(|snapshot| snapshot.slots.len() >= slots).await);
+        listening(self.address);
         phase.send_replace(Phase::Serving);
         service_manager::ready();
         info!(address = %self.address, "daemon started");
@@ -167,11 +175,14 @@ async fn attend(
                 Asked::Stop => return,
                 Asked::Reload => {
                     service_manager::reloading();
-                    profiles.reload(mailbox).await;
+                    let slots = profiles.reload(mailbox).await;
+                    info!(slots, "profiles read again");
                     service_manager::ready();
                 }
             },
-            Some(()) = looks.recv() => profiles.reload(mailbox).await,
+            Some(()) = looks.recv() => {
+                profiles.reload(mailbox).await;
+            }
         }
     }
 }

@@ -35,12 +35,12 @@ impl Profiles {
         Arc::clone(&self.faults)
     }
 
-    /// Reads the directories and tells the core what is in force.
-    pub(super) async fn reload(&mut self, mailbox: &Mailbox) {
+    /// Reads the directories and tells the core what is in force; returns how many slots that is.
+    pub(super) async fn reload(&mut self, mailbox: &Mailbox) -> usize {
         let (directories, context) = (self.directories.clone(), self.context.clone());
         // Reading may hang on a dead mount: not on the driver's threads.
         let reading = spawn_blocking(move || config::load(&directories, &context));
-        let Ok(loaded) = reading.await else { return };
+        let Ok(loaded) = reading.await else { return self.keeper.profiles().len() };
         let before = self.keeper.profiles().clone();
         let had_faults = !self.keeper.faults().is_empty();
         for fault in self.keeper.apply(loaded) {
@@ -55,5 +55,6 @@ impl Profiles {
             info!(slots = profiles.len(), "profiles applied");
             mailbox.tell(Event::ProfilesChanged { profiles: profiles.clone() }).await;
         }
+        profiles.len()
     }
 }

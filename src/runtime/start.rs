@@ -58,8 +58,8 @@ pub enum StartFault {
     System(#[from] io::Error),
 }
 
-/// Runs the daemon until it is told to stop. `listening` is called once, when the endpoint is bound
-/// and before anything is read that could take long.
+/// Runs the daemon until it is told to stop. `listening` is called once: the endpoint is bound, and
+/// every slot that the profiles describe can be asked for.
 ///
 /// # Errors
 /// [`StartFault`], each variant as it says. A daemon that has started ends without one.
@@ -77,7 +77,6 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
     let address = listener.local_addr()?;
     let control = bind_control(&settings.control)?;
     let tools = tools(settings)?;
-    listening(address);
     let daemon = Daemon {
         clock,
         signals,
@@ -86,7 +85,7 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
         tools: Arc::new(tools),
         address,
     };
-    daemon.run(listener, control).await;
+    daemon.run(listener, control, listening).await;
     Ok(())
 }
 

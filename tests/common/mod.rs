@@ -27,20 +27,20 @@ use tokio::{
 };
 
 /// Longer than anything here takes on a slow machine; only a failure waits this long.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running daemon. Killed, with all that it started, when dropped.
-pub struct Daemon {
-    pub child: Child,
-    pub url: String,
-    pub dir: TempDir,
-    pub client: reqwest::Client,
+pub(crate) struct Daemon {
+    pub(crate) child: Child,
+    pub(crate) url: String,
+    pub(crate) dir: TempDir,
+    pub(crate) client: reqwest::Client,
     control: reqwest::Client,
     stdout: BufReader<ChildStdout>,
 }
 
 /// A scratch directory with profiles in it, for a daemon to be started on.
-pub fn scratch(profiles: &[(&str, &str)]) -> TempDir {
+pub(crate) fn scratch(profiles: &[(&str, &str)]) -> TempDir {
     let dir = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
     fs::create_dir(dir.path().join("profiles")).unwrap();
     for (slot, text) in profiles {
@@ -50,7 +50,7 @@ pub fn scratch(profiles: &[(&str, &str)]) -> TempDir {
 }
 
 /// Writes one profile as an editor would: whole, by rename.
-pub fn write_profile(dir: &Path, slot: &str, text: &str) {
+pub(crate) fn write_profile(dir: &Path, slot: &str, text: &str) {
     let path = dir.join("profiles").join(format!("{slot}.toml"));
     let temporary = path.with_extension("tmp");
     fs::write(&temporary, text).unwrap();
@@ -58,7 +58,7 @@ pub fn write_profile(dir: &Path, slot: &str, text: &str) {
 }
 
 /// The program of the fake engine, beside the test binaries.
-pub fn fake_engine() -> PathBuf {
+pub(crate) fn fake_engine() -> PathBuf {
     let slotd = PathBuf::from(env!("CARGO_BIN_EXE_slotd"));
     let path = slotd.parent().unwrap().join("examples/fake_engine");
     assert!(path.is_file(), "{} is not built", path.display());
@@ -66,21 +66,21 @@ pub fn fake_engine() -> PathBuf {
 }
 
 /// A profile of the fake engine with the given script.
-pub fn fake(script: &str, keys: &str) -> String {
+pub(crate) fn fake(script: &str, keys: &str) -> String {
     let engine = fake_engine();
     let words: String = script.split_whitespace().map(|word| format!(", {word:?}")).collect();
     format!("engine = \"command\"\ncommand = [{engine:?}, \"socket={{socket}}\"{words}]\n{keys}\n")
 }
 
 /// The real model; `make test` says where it is.
-pub fn model() -> PathBuf {
+pub(crate) fn model() -> PathBuf {
     let path =
         std::env::var_os("SLOTD_TEST_MODEL").expect("set SLOTD_TEST_MODEL, `make test` does");
     PathBuf::from(path)
 }
 
 /// The real llama-server; `make test` says where it is.
-pub fn llama_server() -> PathBuf {
+pub(crate) fn llama_server() -> PathBuf {
     let path = std::env::var_os("SLOTD_TEST_LLAMA_SERVER")
         .expect("set SLOTD_TEST_LLAMA_SERVER, `make test` does");
     PathBuf::from(path)
@@ -88,12 +88,12 @@ pub fn llama_server() -> PathBuf {
 
 impl Daemon {
     /// Starts a daemon on `dir` and waits until it listens.
-    pub async fn start(dir: TempDir) -> Self {
+    pub(crate) async fn start(dir: TempDir) -> Self {
         Self::start_with(dir, &[]).await
     }
 
     /// Starts a daemon with environment variables of its own.
-    pub async fn start_with(dir: TempDir, env: &[(&str, &Path)]) -> Self {
+    pub(crate) async fn start_with(dir: TempDir, env: &[(&str, &Path)]) -> Self {
         let log = fs::File::create(dir.path().join("daemon.log")).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_slotd"))
             .args(["serve", "--listen", "127.0.0.1:0", "--state-dir"])
@@ -124,35 +124,35 @@ impl Daemon {
     }
 
     /// The daemon's process id.
-    pub fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id().expect("it runs")).unwrap())
     }
 
     /// What the daemon logged so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("daemon.log")).unwrap()
     }
 
     /// Writes one profile.
-    pub fn write_profile(&self, slot: &str, text: &str) {
+    pub(crate) fn write_profile(&self, slot: &str, text: &str) {
         write_profile(self.dir.path(), slot, text);
     }
 
     /// One slot as the control API shows it.
-    pub async fn slot(&self, slot: &str) -> Value {
+    pub(crate) async fn slot(&self, slot: &str) -> Value {
         let url = format!("http://slotd/v1/slots/{slot}");
         self.control.get(url).send().await.unwrap().json().await.unwrap()
     }
 
     /// Orders something of a slot: `load`, `unload` or `restart`.
-    pub async fn order(&self, slot: &str, verb: &str) {
+    pub(crate) async fn order(&self, slot: &str, verb: &str) {
         let url = format!("http://slotd/v1/slots/{slot}/{verb}");
         let answer = self.control.post(url).send().await.unwrap();
         assert!(answer.status().is_success(), "{verb} {slot}: {}", answer.status());
     }
 
     /// Waits until a slot is as wanted, by the control API's stream of changes.
-    pub async fn until(&self, slot: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn until(&self, slot: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let mut last = Value::Null;
         let found = timeout(DEADLINE, self.watch(slot, &wanted, &mut last)).await;
         found.unwrap_or_else(|_| panic!("{slot} never was {what}; last {last:#}\n{}", self.log()))
@@ -183,30 +183,30 @@ impl Daemon {
     }
 
     /// Waits until a slot is in a state.
-    pub async fn until_state(&self, slot: &str, state: &str) -> Value {
+    pub(crate) async fn until_state(&self, slot: &str, state: &str) -> Value {
         self.until(slot, state, |view| view["state"] == state).await
     }
 
     /// Sends one request to the endpoint.
-    pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
         let url = format!("{}{path}", self.url);
         timeout(DEADLINE, self.client.post(url).json(body).send()).await.unwrap().unwrap()
     }
 
     /// Asks for one short chat answer.
-    pub async fn chat(&self, model: &str) -> reqwest::Response {
+    pub(crate) async fn chat(&self, model: &str) -> reqwest::Response {
         let messages = serde_json::json!([{"role": "user", "content": "Say hello."}]);
         let body = serde_json::json!({"model": model, "messages": messages, "max_tokens": 8});
         self.post("/v1/chat/completions", &body).await
     }
 
     /// Signals the daemon.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
     }
 
     /// Waits for the daemon's end.
-    pub async fn ended(&mut self) -> std::process::ExitStatus {
+    pub(crate) async fn ended(&mut self) -> std::process::ExitStatus {
         let status = timeout(DEADLINE, self.child.wait()).await.expect("the daemon never ended");
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest).await.unwrap();
@@ -215,13 +215,13 @@ impl Daemon {
 }
 
 /// Tells whether a process exists and is no zombie.
-pub fn is_alive(pid: u64) -> bool {
+pub(crate) fn is_alive(pid: u64) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
 }
 
 /// Waits until a process is gone.
-pub async fn gone(pid: u64) {
+pub(crate) async fn gone(pid: u64) {
     let end = tokio::time::Instant::now() + DEADLINE;
     while is_alive(pid) {
         assert!(tokio::time::Instant::now() < end, "process {pid} is still there");
