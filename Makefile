@@ -1,0 +1,49 @@
+# `make` alone lists the targets. What takes more than a line is a script in scripts/.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+# Extra arguments of `slotd serve`, such as `--listen 127.0.0.1:0`.
+ARGS ?=
+SEED ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run model engine build check test sim bench install uninstall clean
+
+help: ## List the targets
+	@awk -F ': .*## |: ## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+run: build ## Serve profiles/ on loopback with a small real model (ARGS='…' for slotd serve)
+	@scripts/model >/dev/null
+	@scripts/run $(ARGS)
+
+model: ## Fetch the small model into the cache once; print its path
+	@scripts/model
+
+engine: ## Build the pinned llama-server into the cache once; print its path
+	@scripts/engine
+
+build: ## Build target/release/slotd
+	@cargo build --release --locked
+
+check: ## The fast checks: formatting, lints, tests without real engines
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo nextest run --locked
+
+test: ## Everything, with real engines and a real model; installs what it needs by name
+	@scripts/test
+
+sim: ## A simulated day of a box; SEED=… repeats one
+	SLOTD_SIM_SEED='$(SEED)' cargo test --locked --no-default-features --test simulation -- --nocapture
+
+bench: build ## What slotd costs, as ratios measured side by side
+	@scripts/bench
+
+install: ## Install what was built below PREFIX (/usr/local) and DESTDIR
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install
+
+uninstall: ## Remove exactly what `make install` put there
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install --uninstall
+
+clean: ## Remove what cargo built; the cache with models and engines stays
+	@cargo clean
