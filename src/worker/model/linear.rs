@@ -25,7 +25,7 @@ use half::f16;
 #[derive(Debug)]
 pub(crate) enum Linear {
     /// Weights in blocks, multiplied as they are.
-    Blocks { weights: Arc<QTensor>, shift: Option<Tensor>, dense: DenseFrom },
+    Blocks { weights: Arc<QTensor>, shift: Option<QTensor>, dense: DenseFrom },
     /// Plain floats, already transposed for the product.
     Floats(Tensor),
 }
@@ -73,7 +73,8 @@ impl Linear {
         let shift = if shift.is_empty() {
             None
         } else {
-            Some(Tensor::from_vec(shift, (rows, width / BLOCK), device)?.t()?)
+            let shift = Tensor::from_vec(shift, (rows, width / BLOCK), device)?;
+            Some(QTensor::quantize(&shift, GgmlDType::F32)?)
         };
         let storage = QStorage::from_data(Cow::Owned(bytes), device, dtype)?;
         let weights = Arc::new(QTensor::new(storage, dims)?);
@@ -94,19 +95,23 @@ impl Linear {
             Self::Floats(weights) => inputs.matmul(weights),
             Self::Blocks { weights, shift, dense } => {
                 let (rows, width) = inputs.dims2()?;
-                let outputs = match dense {
-                    DenseFrom::Rows(from) if rows >= *from => {
-                        inputs.matmul(&weights.dequantize(inputs.device())?.t()?)?
-                    }
-                    DenseFrom::Rows(_) | DenseFrom::Never => {
-                        inputs.contiguous()?.apply_op1_no_bwd(weights.as_ref())?
-                    }
-                };
+                let is_dense = matches!(dense, DenseFrom::Rows(from) if rows >= *from);
+                let inputs = inputs.contiguous()?;
+                let outputs = multiply(weights, &inputs, is_dense)?;
                 let Some(shift) = shift else { return Ok(outputs) };
                 let sums = inputs.reshape((rows, width / BLOCK, BLOCK))?.sum(D::Minus1)?;
-                outputs + sums.matmul(shift)?
+                outputs + multiply(shift, &sums, is_dense)?
             }
         }
+    }
+}
+
+/// A product of floats pays for many rows only: for few, its set-up costs more than the product.
+fn multiply(weights: &QTensor, inputs: &Tensor, is_dense: bool) -> Result<Tensor> {
+    if is_dense {
+        inputs.matmul(&weights.dequantize(inputs.device())?.t()?)
+    } else {
+        inputs.apply_op1_no_bwd(weights)
     }
 }
 
