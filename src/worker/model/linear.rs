@@ -25,7 +25,7 @@ use half::f16;
 #[derive(Debug)]
 pub(crate) enum Linear {
     /// Weights in blocks, multiplied as they are.
-    Blocks { weights: Arc<QTensor>, shift: Option<QTensor>, dense: DenseFrom },
+    Blocks { weights: Arc<QTensor>, shift: Option<Tensor>, dense: DenseFrom },
     /// Plain floats, already transposed for the product.
     Floats(Tensor),
 }
@@ -74,7 +74,8 @@ impl Linear {
             None
         } else {
             let shift = Tensor::from_vec(shift, (rows, width / BLOCK), device)?;
-            Some(QTensor::quantize(&shift, GgmlDType::F32)?)
+            // Outputs lie side by side: a row of inputs meets whole vectors of them.
+            Some(shift.t()?.contiguous()?)
         };
         let storage = QStorage::from_data(Cow::Owned(bytes), device, dtype)?;
         let weights = Arc::new(QTensor::new(storage, dims)?);
@@ -97,21 +98,16 @@ impl Linear {
                 let (rows, width) = inputs.dims2()?;
                 let is_dense = matches!(dense, DenseFrom::Rows(from) if rows >= *from);
                 let inputs = inputs.contiguous()?;
-                let outputs = multiply(weights, &inputs, is_dense)?;
+                let outputs = if is_dense {
+                    inputs.matmul(&weights.dequantize(inputs.device())?.t()?)?
+                } else {
+                    inputs.apply_op1_no_bwd(weights.as_ref())?
+                };
                 let Some(shift) = shift else { return Ok(outputs) };
                 let sums = inputs.reshape((rows, width / BLOCK, BLOCK))?.sum(D::Minus1)?;
-                outputs + multiply(shift, &sums, is_dense)?
+                outputs + sums.matmul(shift)?
             }
         }
-    }
-}
-
-/// A product of floats pays for many rows only: for few, its set-up costs more than the product.
-fn multiply(weights: &QTensor, inputs: &Tensor, is_dense: bool) -> Result<Tensor> {
-    if is_dense {
-        inputs.matmul(&weights.dequantize(inputs.device())?.t()?)
-    } else {
-        inputs.apply_op1_no_bwd(weights)
     }
 }
 
