@@ -250,7 +250,7 @@ async fn embeddings_take_all_forms_and_are_of_length_one() {
     assert!((dot(&vector(&single, 0), &vector(&tokens, 0)) - 1.0).abs() < 1e-3);
     let packed = json!({ "input": "a small cat", "encoding_format": "base64" });
     let (_, packed) = worker.post("/v1/embeddings", &packed).await;
-    assert_eq!(packed["data"][0]["embedding"].as_str().unwrap().len(), 576 * 4 / 3);
+    assert_eq!(packed["data"][0]["embedding"].as_str().unwrap().len(), 576 * 4 * 4 / 3);
 }
 
 #[tokio::test]

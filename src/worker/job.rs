@@ -27,6 +27,8 @@ pub(super) struct Generate {
     pub(super) stops: Vec<String>,
     /// Goes on after tokens that end the text.
     pub(super) ignore_end: bool,
+    /// The same request must give the same text, whatever was asked before it.
+    pub(super) is_repeatable: bool,
     /// Tells how likely the tokens of the prompt were.
     pub(super) score_prompt: bool,
 }

@@ -27,6 +27,8 @@ pub(super) struct Sequence {
     vocabulary: Arc<Vocabulary>,
     cache: Cache,
     tokens: Vec<u32>,
+    /// How many of them were computed as a prompt that met an empty cache would be.
+    exact: usize,
     closing: Arc<AtomicBool>,
 }
 
@@ -59,7 +61,7 @@ impl Sequence {
         cache: Cache,
         closing: Arc<AtomicBool>,
     ) -> Self {
-        Self { model, vocabulary, cache, tokens: Vec::new(), closing }
+        Self { model, vocabulary, cache, tokens: Vec::new(), exact: 0, closing }
     }
 
     pub(super) fn tokens(&self) -> &[u32] {
@@ -91,9 +93,7 @@ impl Sequence {
 
     fn generate(&mut self, generate: &Generate, events: &Sender<Event>) -> candle_core::Result<()> {
         let start = now();
-        let known = if generate.score_prompt { 0 } else { shared(&self.tokens, &generate.prompt) };
-        // The last token is always computed: its logits are the first choice.
-        let cached_tokens = known.min(generate.prompt.len().saturating_sub(1));
+        let cached_tokens = self.reusable(generate);
         self.keep(cached_tokens);
         let mut sampler = Sampler::new(generate.sampling.clone(), &generate.prompt);
         let Some(mut logits) = self.take_in_prompt(generate, cached_tokens, events)? else {
@@ -144,6 +144,24 @@ impl Sequence {
         Ok(())
     }
 
+    /// Gives how many tokens of the cache serve for the prompt.
+    ///
+    /// The last token is always computed: its logits are the first choice. Numbers round
+    /// differently when a prompt is taken in in other parts, and then a near tie may fall the other
+    /// way; a request that must repeat itself therefore only takes what was computed in its parts.
+    fn reusable(&self, generate: &Generate) -> usize {
+        let wanted = generate.prompt.len().saturating_sub(1);
+        let known = shared(&self.tokens, &generate.prompt).min(wanted);
+        if generate.score_prompt {
+            0
+        } else if !generate.is_repeatable || (known == wanted && self.exact == wanted) {
+            known
+        } else {
+            let exact = known.min(self.exact);
+            exact - exact % PROMPT_PART
+        }
+    }
+
     /// Gives the logits after the prompt, `None` if the client left.
     fn take_in_prompt(
         &mut self,
@@ -151,31 +169,49 @@ impl Sequence {
         from: usize,
         events: &Sender<Event>,
     ) -> candle_core::Result<Option<Vec<f32>>> {
-        let rest = generate.prompt.get(from..).unwrap_or_default();
-        let parts = rest.len().div_ceil(PROMPT_PART);
-        let mut scores: Vec<Scored> = Vec::new();
-        let mut after = Vec::new();
-        for (part, number) in rest.chunks(PROMPT_PART).zip(1..) {
+        if generate.score_prompt {
+            return self.score_prompt(generate, events);
+        }
+        let prompt = generate.prompt.as_slice();
+        let Some((last, all_but_last)) = prompt.split_last() else { return Ok(None) };
+        let is_exact = self.exact == from && from.is_multiple_of(PROMPT_PART);
+        for part in all_but_last.get(from..).unwrap_or_default().chunks(PROMPT_PART) {
             if self.is_cancelled(events) {
                 return Ok(None);
             }
-            if generate.score_prompt {
-                let rows = self.model.all_logits(part, &mut self.cache)?;
-                let next = generate.prompt.iter().skip(scores.len().saturating_add(1));
-                let count = generate.sampling.logprobs.unwrap_or(0);
-                scores.extend(rows.iter().zip(next).map(|(row, id)| score(row, *id, count)));
-                after = rows.into_iter().next_back().unwrap_or_default();
-            } else if number == parts {
-                after = self.model.logits(part, &mut self.cache)?;
-            } else {
-                self.model.take_in(part, &mut self.cache)?;
-            }
+            self.model.take_in(part, &mut self.cache)?;
             self.tokens.extend_from_slice(part);
         }
-        if generate.score_prompt && events.blocking_send(Event::PromptScores(scores)).is_err() {
-            return Ok(None);
+        if is_exact {
+            self.exact = all_but_last.len();
         }
-        Ok(Some(after))
+        // By itself, so that it is computed alike whether or not the others were known.
+        let logits = self.model.logits(&[*last], &mut self.cache)?;
+        self.tokens.push(*last);
+        Ok(Some(logits))
+    }
+
+    /// Takes in the whole prompt and tells how likely each of its tokens was.
+    fn score_prompt(
+        &mut self,
+        generate: &Generate,
+        events: &Sender<Event>,
+    ) -> candle_core::Result<Option<Vec<f32>>> {
+        let count = generate.sampling.logprobs.unwrap_or(0);
+        let mut scores: Vec<Scored> = Vec::new();
+        let mut after = Vec::new();
+        for part in generate.prompt.chunks(PROMPT_PART) {
+            if self.is_cancelled(events) {
+                return Ok(None);
+            }
+            let rows = self.model.all_logits(part, &mut self.cache)?;
+            let next = generate.prompt.iter().skip(scores.len().saturating_add(1));
+            scores.extend(rows.iter().zip(next).map(|(row, id)| score(row, *id, count)));
+            after = rows.into_iter().next_back().unwrap_or_default();
+            self.tokens.extend_from_slice(part);
+        }
+        let is_told = events.blocking_send(Event::PromptScores(scores)).is_ok();
+        Ok(is_told.then_some(after))
     }
 
     /// The mean of the hidden states, scaled to length 1.
@@ -207,6 +243,7 @@ impl Sequence {
     fn keep(&mut self, count: usize) {
         self.cache.truncate(count);
         self.tokens.truncate(count);
+        self.exact = self.exact.min(count);
     }
 
     fn is_cancelled(&self, events: &Sender<Event>) -> bool {

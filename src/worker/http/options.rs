@@ -18,6 +18,8 @@ pub(super) struct Choices {
     pub(super) most_tokens: Option<usize>,
     pub(super) stops: Vec<String>,
     pub(super) ignore_end: bool,
+    /// A seed was given, or nothing is drawn.
+    is_repeatable: bool,
     /// Answers for each prompt.
     pub(super) count: u64,
     pub(super) delivery: Delivery,
@@ -45,8 +47,10 @@ impl Choices {
             None => fields.whole("max_tokens", -1..=i64::MAX)?,
         };
         let count = fields.whole("n", 1..=MOST_COUNT)?.unwrap_or(1);
+        let sampling = sampling(fields)?;
         Ok(Self {
-            sampling: sampling(fields)?,
+            is_repeatable: fields.any("seed").is_some() || sampling.temperature <= 0.0,
+            sampling,
             // -1 is llama.cpp's word for no limit.
             most_tokens: most_tokens.and_then(|most| usize::try_from(most).ok()),
             stops: stops(fields)?,
@@ -84,6 +88,7 @@ impl Choices {
             most_tokens: self.most_tokens.unwrap_or(room).min(room),
             stops: self.stops.clone(),
             ignore_end: self.ignore_end,
+            is_repeatable: self.is_repeatable,
             score_prompt: false,
         };
         Ok((0..self.count).map(job).collect())

@@ -73,7 +73,9 @@ impl Linear {
         let shift = if shift.is_empty() {
             None
         } else {
-            Some(Tensor::from_vec(shift, (rows, width / BLOCK), device)?.t()?)
+            let shift = Tensor::from_vec(shift, (rows, width / BLOCK), device)?;
+            // Outputs lie side by side: a row of inputs meets whole vectors of them.
+            Some(shift.t()?.contiguous()?)
         };
         let storage = QStorage::from_data(Cow::Owned(bytes), device, dtype)?;
         let weights = Arc::new(QTensor::new(storage, dims)?);
@@ -94,13 +96,12 @@ impl Linear {
             Self::Floats(weights) => inputs.matmul(weights),
             Self::Blocks { weights, shift, dense } => {
                 let (rows, width) = inputs.dims2()?;
-                let outputs = match dense {
-                    DenseFrom::Rows(from) if rows >= *from => {
-                        inputs.matmul(&weights.dequantize(inputs.device())?.t()?)?
-                    }
-                    DenseFrom::Rows(_) | DenseFrom::Never => {
-                        inputs.contiguous()?.apply_op1_no_bwd(weights.as_ref())?
-                    }
+                let is_dense = matches!(dense, DenseFrom::Rows(from) if rows >= *from);
+                let inputs = inputs.contiguous()?;
+                let outputs = if is_dense {
+                    inputs.matmul(&weights.dequantize(inputs.device())?.t()?)?
+                } else {
+                    inputs.apply_op1_no_bwd(weights.as_ref())?
                 };
                 let Some(shift) = shift else { return Ok(outputs) };
                 let sums = inputs.reshape((rows, width / BLOCK, BLOCK))?.sum(D::Minus1)?;
