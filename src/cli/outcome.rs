@@ -1,9 +1,9 @@
 //! Gives an order and waits for what comes of it.
 
-use std::{future::pending, time::Duration};
+use std::time::Duration;
 
 use tokio::{
-    signal::ctrl_c,
+    signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval},
 };
 
@@ -54,14 +54,20 @@ pub(super) async fn run(
             format!("{slot}: the {} is asked for; `slotd status {slot}` follows it\n", order.verb())
         });
     }
+    // Before anything is asked for: from here on Ctrl-C is told what it leaves behind.
+    let mut interrupts = signal(SignalKind::interrupt()).map_err(Failure::System)?;
     // Watched before it is ordered: no step between the two can be missed.
     let mut changes = client.watch(slot).await?;
     let before = changes.next().await?;
     client.order(slot, order).await?;
     let mut progress = Progress::new(&before);
-    let end = follow(&mut changes, order, &before, &mut progress).await;
+    let end = tokio::select! {
+        end = follow(&mut changes, order, &before, &mut progress) => Some(end),
+        _ = interrupts.recv() => None,
+    };
     progress.clear();
-    let (outcome, now) = end?;
+    let (outcome, now) =
+        end.ok_or_else(|| Failure::Interrupted { message: left(order, &before) })??;
     match outcome {
         Outcome::Done => tell(&now, manner, || done(order, &before, &now)),
         Outcome::Failed | Outcome::Unloaded | Outcome::Loaded => {
@@ -106,15 +112,7 @@ async fn follow(
                 seen = Instant::now();
             }
             _ = frames.tick() => progress.show(&now, seen.elapsed()),
-            () = interrupted() => return Err(Failure::Interrupted { message: left(order, before) }),
         }
-    }
-}
-
-async fn interrupted() {
-    if ctrl_c().await.is_err() {
-        // No handler: the signal ends the program by itself.
-        pending::<()>().await;
     }
 }
 
@@ -124,9 +122,8 @@ fn judge(order: Order, before: &SlotObject, now: &SlotObject) -> Option<Outcome>
     let is_new_engine = now.generation > before.generation;
     let was_coming = matches!(before.state.as_str(), "starting" | "ready" | "unready" | "backoff");
     match (order, now.state.as_str()) {
-        (Order::Load, "ready") => Some(Outcome::Done),
+        (Order::Load, "ready") | (Order::Unload, "offline") => Some(Outcome::Done),
         (Order::Restart, "ready") if is_new_engine => Some(Outcome::Done),
-        (Order::Unload, "offline") => Some(Outcome::Done),
         (Order::Unload, "starting" | "ready") if is_new_engine => Some(Outcome::Loaded),
         (Order::Load | Order::Restart, "failed") if is_new_engine || before.state != "failed" => {
             Some(Outcome::Failed)

@@ -8,7 +8,7 @@ use super::{
     client::Client,
     exit::Exit,
     failure::Failure,
-    out, ps,
+    out,
     text::{Paint, Tone, brief, counted, utc},
 };
 use crate::{
@@ -61,7 +61,7 @@ async fn of_daemon(options: &Options, client: &Client) -> Result<(), Failure> {
 
 fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     let mut text = Text::default();
-    let state = paint.apply(Tone::of_state(&slot.state), &ps::state(slot));
+    let state = paint.apply(Tone::of_state(&slot.state), &slot.state);
     text.line(&format!("{}: {state} for {}", slot.slot, brief(slot.since_ms)));
     text.field("model", slot.model.clone());
     text.field("engine", Some(engine(slot)));
@@ -127,7 +127,7 @@ fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> Str
         text.field("profiles", Some(directory.display().to_string()));
     }
     let ready = slots.iter().filter(|slot| slot.state == "ready").count();
-    text.field("slots", Some(format!("{}, {ready} ready", counted(slots.len(), "slot"))));
+    text.field("slots", Some(format!("{}, {ready} of them ready", slots.len())));
     text.line("");
     let ailing: Vec<_> = slots.iter().filter_map(|slot| ailment(slot, paint)).collect();
     if ailing.is_empty() && daemon.faults.is_empty() {
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn a_starting_slot_is_told_with_its_progress() {
         assert_snapshot!(text(&example::starting()), @r"
-        coder-large: starting 42% for 3.1s
+        coder-large: starting for 3.1s
           model     bartowski/Qwen2.5-Coder-32B-Instruct-GGUF:Q4_K_M
           engine    llama-server (/usr/libexec/slotd/llama-server)
           process   pid 4250, generation 3, 276 MiB
@@ -267,14 +267,14 @@ mod tests {
     #[test]
     fn a_slot_that_backs_off_is_told_with_its_evidence() {
         assert_snapshot!(text(&example::backoff()), @r"
-        embed: backoff 9.4s for 900ms
+        embed: backoff for 900ms
           model     models/SmolLM2-135M-Instruct.Q4_1.gguf
           engine    candle (/usr/bin/slotd)
           profile   /etc/slotd/profiles/embed.toml
           loads in  about 1.3s
           restarts  2
 
-        last death: crash, 2026-11-21 09:00:12 UTC (generation 7, pid 4111, after 1m)
+        last death: crash, 2026-11-21 09:00:12 UTC (generation 7, pid 4111, after 1m 5s)
           reason    SIGSEGV ended it after it had been ready
           evidence  signal 11; no OOM kill; nothing known in its log
           | slot launch_slot_: id  0 | task 12 | processing task
@@ -347,7 +347,7 @@ mod tests {
           control   /run/slotd/control.sock
           state     /var/lib/slotd
           profiles  /etc/slotd/profiles
-          slots     5 slots, 1 ready
+          slots     5, 1 of them ready
 
         health:
           - embed waits to start again (crash); `slotd status embed` says why
@@ -362,7 +362,7 @@ mod tests {
           control   /run/slotd/control.sock
           state     /var/lib/slotd
           profiles  /etc/slotd/profiles
-          slots     1 slot, 1 ready
+          slots     1, 1 of them ready
 
         health: all is well
         ");
