@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 
 use super::{
@@ -93,12 +93,13 @@ fn tell(
 }
 
 async fn follow(
-    changes: &mut Changes<'_>,
+    changes: &mut Changes,
     order: Order,
     before: &SlotObject,
     progress: &mut Progress,
 ) -> Result<(Outcome, SlotObject), Failure> {
-    let mut frames = interval(FRAME);
+    // What is over within one frame needs no progress.
+    let mut frames = interval_at(Instant::now() + FRAME, FRAME);
     frames.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut now = before.clone();
     let mut seen = Instant::now();
@@ -157,7 +158,9 @@ fn undone(outcome: Outcome, now: &SlotObject) -> String {
             let reason = now.reason.as_deref().unwrap_or("no reason is known");
             format!("{slot} failed{verdict}: {reason}\n  next: {}", next_step(now))
         }
-        Outcome::Unloaded => format!("{slot} was unloaded by somebody else meanwhile"),
+        Outcome::Unloaded => {
+            format!("{slot} was unloaded meanwhile, by somebody else or because the daemon stops")
+        }
         Outcome::Loaded => {
             format!("{slot} was loaded again meanwhile, by a request or by somebody")
         }
@@ -222,7 +225,7 @@ mod tests {
         vision failed (bad-model): it exited with code 1 while starting; its log says `gguf_init_from_file: tensor data is not within file bounds`
           next: fetch the model again, or name another in /etc/slotd/profiles/vision.toml, then `slotd load vision`
         ");
-        assert_snapshot!(undone(Outcome::Unloaded, &example::offline()), @"small was unloaded by somebody else meanwhile");
+        assert_snapshot!(undone(Outcome::Unloaded, &example::offline()), @"small was unloaded meanwhile, by somebody else or because the daemon stops");
         assert_snapshot!(left(Order::Load, &ready), @"the load of `chat` goes on without you; `slotd status chat` follows it");
     }
 }

@@ -7,7 +7,10 @@ use super::{
     out,
     text::{brief, cut},
 };
-use crate::{admin::SlotObject, spec::Generation};
+use crate::{
+    admin::{DeathObject, SlotObject},
+    spec::{Generation, death::Verdict},
+};
 
 /// The narrowest and the widest bar.
 const BAR: (usize, usize) = (10, 30);
@@ -40,13 +43,14 @@ impl Progress {
         } else {
             Manner::Lines { last: String::new() }
         };
-        Self { manner, told: last_death(before) }
+        Self { manner, told: generation_of(last_death(before)) }
     }
 
     /// Shows the slot; `age` is how long ago it stood so.
     pub(super) fn show(&mut self, slot: &SlotObject, age: Duration) {
-        if last_death(slot) != self.told {
-            self.told = last_death(slot);
+        let last = generation_of(last_death(slot));
+        if last != self.told {
+            self.told = last;
             self.clear();
             out::note(&death_line(slot));
         }
@@ -73,12 +77,17 @@ impl Progress {
     }
 }
 
-fn last_death(slot: &SlotObject) -> Option<Generation> {
-    slot.deaths.last().map(|death| death.generation)
+/// An engine that slotd stopped is no news to whoever asked for it.
+fn last_death(slot: &SlotObject) -> Option<&DeathObject> {
+    slot.deaths.iter().rfind(|death| death.verdict != Verdict::StoppedByUs)
+}
+
+fn generation_of(death: Option<&DeathObject>) -> Option<Generation> {
+    death.map(|death| death.generation)
 }
 
 fn death_line(slot: &SlotObject) -> String {
-    match slot.deaths.last() {
+    match last_death(slot) {
         Some(death) => format!("{}: {}: {}\n", slot.slot, death.verdict, death.reason),
         None => String::new(),
     }

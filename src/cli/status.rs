@@ -15,12 +15,14 @@ use crate::{
     admin::{DaemonObject, DeathObject, SlotObject},
     spec::{
         SlotName,
-        death::{Evidence, ExitStatus},
+        death::{Evidence, ExitStatus, Verdict},
     },
 };
 
 /// How many lines of the log are shown.
 const LOG_LINES: usize = 10;
+/// How many of the dead engine's last lines are shown; JSON has all that were kept.
+const LAST_WORDS: usize = 5;
 
 /// Options of `slotd status`.
 #[derive(Args, Debug)]
@@ -174,7 +176,7 @@ impl Text {
         }
     }
 
-    fn quote(&mut self, lines: &[String]) {
+    fn quote<'a>(&mut self, lines: impl IntoIterator<Item = &'a String>) {
         for line in lines {
             self.line(format!("  | {line}").trim_end());
         }
@@ -190,9 +192,13 @@ impl Text {
             brief(death.ran_for_ms),
         ));
         self.field("reason", Some(death.reason.clone()));
-        if let Some(evidence) = &death.evidence {
+        // What was asked for needs no proof.
+        if let Some(evidence) = &death.evidence
+            && death.verdict != Verdict::StoppedByUs
+        {
             self.field("evidence", Some(summary(evidence)));
-            self.quote(&evidence.last_lines);
+            let skipped = evidence.last_lines.len().saturating_sub(LAST_WORDS);
+            self.quote(evidence.last_lines.iter().skip(skipped));
         }
     }
 }
