@@ -59,7 +59,7 @@ pub struct SlotObject {
     pub waiting: usize,
     /// Deaths in a row without a healthy run in between.
     pub tally: u32,
-    /// Resident memory of the engine, once it was measured.
+    /// Resident memory of the engine while there is one, once it was measured.
     pub rss_bytes: Option<Bytes>,
     /// How many requests the engine works on at once, where that is known.
     pub parallel: Option<u32>,
@@ -132,7 +132,7 @@ impl SlotObject {
             in_flight,
             waiting: view.waiting,
             tally: view.tally,
-            rss_bytes: view.rss,
+            rss_bytes: view.state.pid().and(view.rss),
             parallel: engine.map(|engine| engine.parallel).or(profile.parallel),
             autostart: profile.autostart,
             essential: profile.essential,

@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     mailbox::{self, Inbox},
     spec::{
-        Generation,
+        Bytes as MemoryBytes, Generation,
         death::{Death, Evidence, ExitStatus, Phase, Verdict},
         profile::{EngineChoice, ModelSource, Profile},
     },
@@ -136,7 +136,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         restarts: 1,
         waiting: 2,
         expected_load: Some(Duration::from_millis(1300)),
-        rss: None,
+        rss: Some(MemoryBytes(98_362_432)),
         deaths: Vec::new(),
         loads: vec![Duration::from_millis(1300)],
     }
@@ -207,7 +207,7 @@ async fn a_slot_is_shown_with_every_key() {
       "in_flight": 2,
       "waiting": 2,
       "tally": 1,
-      "rss_bytes": null,
+      "rss_bytes": 98362432,
       "parallel": 4,
       "autostart": false,
       "essential": false,
@@ -242,6 +242,7 @@ async fn a_slot_is_shown_with_every_key() {
     assert_eq!(slots[1]["slot"], "embed");
     assert_eq!(slots[1]["engine"], "auto", "no engine was chosen yet");
     assert_eq!(slots[1]["in_flight"], Value::Null);
+    assert_eq!(slots[1]["rss_bytes"], Value::Null, "what an engine used is free once it is gone");
     assert_eq!(slots[0], api.json("/v1/slots/chat").await);
     api.close().await;
 }

@@ -94,9 +94,9 @@ impl Client {
     }
 
     /// Returns the slot's changes, the present state first.
-    pub(super) async fn watch(&self, slot: &SlotName) -> Result<Changes<'_>, Failure> {
+    pub(super) async fn watch(&self, slot: &SlotName) -> Result<Changes, Failure> {
         let response = self.send(Method::GET, &format!("/v1/slots/{slot}/watch"), None).await?;
-        Ok(Changes { client: self, slot: slot.clone(), response, buffer: Vec::new() })
+        Ok(Changes { slot: slot.clone(), response, buffer: Vec::new() })
     }
 
     /// Opens a slot's log.
@@ -164,14 +164,13 @@ impl Client {
 
 /// A slot's changes.
 #[derive(Debug)]
-pub(super) struct Changes<'a> {
-    client: &'a Client,
+pub(super) struct Changes {
     slot: SlotName,
     response: Response,
     buffer: Vec<u8>,
 }
 
-impl Changes<'_> {
+impl Changes {
     /// Waits for the next change. Cancel-safe.
     pub(super) async fn next(&mut self) -> Result<SlotObject, Failure> {
         loop {
@@ -179,10 +178,13 @@ impl Changes<'_> {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 return serde_json::from_slice(&line).map_err(Failure::Answer);
             }
-            let chunk = self.response.chunk().await.map_err(|error| self.client.failure(error))?;
-            let gone = || Failure::Gone { slot: self.slot.clone() };
-            let chunk = chunk.filter(|_| self.buffer.len() < LONGEST_LINE).ok_or_else(gone)?;
-            self.buffer.extend_from_slice(&chunk);
+            // However the stream ends, nothing more will be heard of the slot.
+            match self.response.chunk().await {
+                Ok(Some(chunk)) if self.buffer.len() < LONGEST_LINE => {
+                    self.buffer.extend_from_slice(&chunk);
+                }
+                Ok(_) | Err(_) => return Err(Failure::Gone { slot: self.slot.clone() }),
+            }
         }
     }
 }

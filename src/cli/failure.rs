@@ -143,6 +143,7 @@ pub(super) fn chain(error: &dyn Error) -> String {
     text
 }
 
-fn listed(faults: &[Fault]) -> String {
+/// Lists faults, one after the other.
+pub(super) fn listed(faults: &[Fault]) -> String {
     faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }

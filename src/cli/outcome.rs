@@ -1,10 +1,10 @@
 //! Gives an order and waits for what comes of it.
 
-use std::{future::pending, time::Duration};
+use std::time::Duration;
 
 use tokio::{
-    signal::ctrl_c,
-    time::{Instant, MissedTickBehavior, interval},
+    signal::unix::{SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 
 use super::{
@@ -54,14 +54,20 @@ pub(super) async fn run(
             format!("{slot}: the {} is asked for; `slotd status {slot}` follows it\n", order.verb())
         });
     }
+    // Before anything is asked for: from here on Ctrl-C is told what it leaves behind.
+    let mut interrupts = signal(SignalKind::interrupt()).map_err(Failure::System)?;
     // Watched before it is ordered: no step between the two can be missed.
     let mut changes = client.watch(slot).await?;
     let before = changes.next().await?;
     client.order(slot, order).await?;
     let mut progress = Progress::new(&before);
-    let end = follow(&mut changes, order, &before, &mut progress).await;
+    let end = tokio::select! {
+        end = follow(&mut changes, order, &before, &mut progress) => Some(end),
+        _ = interrupts.recv() => None,
+    };
     progress.clear();
-    let (outcome, now) = end?;
+    let (outcome, now) =
+        end.ok_or_else(|| Failure::Interrupted { message: left(order, &before) })??;
     match outcome {
         Outcome::Done => tell(&now, manner, || done(order, &before, &now)),
         Outcome::Failed | Outcome::Unloaded | Outcome::Loaded => {
@@ -87,12 +93,13 @@ fn tell(
 }
 
 async fn follow(
-    changes: &mut Changes<'_>,
+    changes: &mut Changes,
     order: Order,
     before: &SlotObject,
     progress: &mut Progress,
 ) -> Result<(Outcome, SlotObject), Failure> {
-    let mut frames = interval(FRAME);
+    // What is over within one frame needs no progress.
+    let mut frames = interval_at(Instant::now() + FRAME, FRAME);
     frames.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut now = before.clone();
     let mut seen = Instant::now();
@@ -106,15 +113,7 @@ async fn follow(
                 seen = Instant::now();
             }
             _ = frames.tick() => progress.show(&now, seen.elapsed()),
-            () = interrupted() => return Err(Failure::Interrupted { message: left(order, before) }),
         }
-    }
-}
-
-async fn interrupted() {
-    if ctrl_c().await.is_err() {
-        // No handler: the signal ends the program by itself.
-        pending::<()>().await;
     }
 }
 
@@ -124,9 +123,8 @@ fn judge(order: Order, before: &SlotObject, now: &SlotObject) -> Option<Outcome>
     let is_new_engine = now.generation > before.generation;
     let was_coming = matches!(before.state.as_str(), "starting" | "ready" | "unready" | "backoff");
     match (order, now.state.as_str()) {
-        (Order::Load, "ready") => Some(Outcome::Done),
+        (Order::Load, "ready") | (Order::Unload, "offline") => Some(Outcome::Done),
         (Order::Restart, "ready") if is_new_engine => Some(Outcome::Done),
-        (Order::Unload, "offline") => Some(Outcome::Done),
         (Order::Unload, "starting" | "ready") if is_new_engine => Some(Outcome::Loaded),
         (Order::Load | Order::Restart, "failed") if is_new_engine || before.state != "failed" => {
             Some(Outcome::Failed)
@@ -160,7 +158,9 @@ fn undone(outcome: Outcome, now: &SlotObject) -> String {
             let reason = now.reason.as_deref().unwrap_or("no reason is known");
             format!("{slot} failed{verdict}: {reason}\n  next: {}", next_step(now))
         }
-        Outcome::Unloaded => format!("{slot} was unloaded by somebody else meanwhile"),
+        Outcome::Unloaded => {
+            format!("{slot} was unloaded meanwhile, by somebody else or because the daemon stops")
+        }
         Outcome::Loaded => {
             format!("{slot} was loaded again meanwhile, by a request or by somebody")
         }
@@ -225,7 +225,7 @@ mod tests {
         vision failed (bad-model): it exited with code 1 while starting; its log says `gguf_init_from_file: tensor data is not within file bounds`
           next: fetch the model again, or name another in /etc/slotd/profiles/vision.toml, then `slotd load vision`
         ");
-        assert_snapshot!(undone(Outcome::Unloaded, &example::offline()), @"small was unloaded by somebody else meanwhile");
+        assert_snapshot!(undone(Outcome::Unloaded, &example::offline()), @"small was unloaded meanwhile, by somebody else or because the daemon stops");
         assert_snapshot!(left(Order::Load, &ready), @"the load of `chat` goes on without you; `slotd status chat` follows it");
     }
 }

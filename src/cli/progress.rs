@@ -7,7 +7,10 @@ use super::{
     out,
     text::{brief, cut},
 };
-use crate::{admin::SlotObject, spec::Generation};
+use crate::{
+    admin::{DeathObject, SlotObject},
+    spec::{Generation, death::Verdict},
+};
 
 /// The narrowest and the widest bar.
 const BAR: (usize, usize) = (10, 30);
@@ -40,13 +43,14 @@ impl Progress {
         } else {
             Manner::Lines { last: String::new() }
         };
-        Self { manner, told: last_death(before) }
+        Self { manner, told: generation_of(last_death(before)) }
     }
 
     /// Shows the slot; `age` is how long ago it stood so.
     pub(super) fn show(&mut self, slot: &SlotObject, age: Duration) {
-        if last_death(slot) != self.told {
-            self.told = last_death(slot);
+        let last = generation_of(last_death(slot));
+        if last != self.told {
+            self.told = last;
             self.clear();
             out::note(&death_line(slot));
         }
@@ -73,12 +77,17 @@ impl Progress {
     }
 }
 
-fn last_death(slot: &SlotObject) -> Option<Generation> {
-    slot.deaths.last().map(|death| death.generation)
+/// An engine that slotd stopped is no news to whoever asked for it.
+fn last_death(slot: &SlotObject) -> Option<&DeathObject> {
+    slot.deaths.iter().rfind(|death| death.verdict != Verdict::StoppedByUs)
+}
+
+fn generation_of(death: Option<&DeathObject>) -> Option<Generation> {
+    death.map(|death| death.generation)
 }
 
 fn death_line(slot: &SlotObject) -> String {
-    match slot.deaths.last() {
+    match last_death(slot) {
         Some(death) => format!("{}: {}: {}\n", slot.slot, death.verdict, death.reason),
         None => String::new(),
     }
@@ -86,15 +95,10 @@ fn death_line(slot: &SlotObject) -> String {
 
 /// `chat: starting, attempt 2, 40 %`; in steps of ten per cent.
 fn step_line(slot: &SlotObject) -> String {
-    let mut line = format!("{}: {}", slot.slot, slot.state);
-    if let Some(attempt) = slot.attempt {
-        line.push_str(&format!(", attempt {attempt}"));
-    }
-    if let Some(percent) = slot.percent {
-        line.push_str(&format!(", {} %", percent / 10 * 10));
-    }
-    line.push('\n');
-    line
+    let attempt = slot.attempt.map(|attempt| format!(", attempt {attempt}")).unwrap_or_default();
+    let percent =
+        slot.percent.map(|percent| format!(", {} %", percent / 10 * 10)).unwrap_or_default();
+    format!("{}: {}{attempt}{percent}\n", slot.slot, slot.state)
 }
 
 /// `chat  starting  [#####-----]  42 %  3.1s of about 7.0s, attempt 2`.
@@ -130,11 +134,11 @@ fn moving_line(slot: &SlotObject, age: Duration, width: usize) -> String {
 fn fraction(slot: &SlotObject, elapsed: u64) -> Option<(u8, String)> {
     if let Some(percent) = slot.percent {
         let percent = percent.min(100);
-        return Some((percent, format!("{percent:>3} %")));
+        return Some((percent, format!("{percent:>2} %")));
     }
     let expected = slot.expected_load_ms.filter(|ms| *ms > 0)?;
     let guess = u8::try_from(elapsed.saturating_mul(100) / expected).unwrap_or(99).min(99);
-    Some((guess, format!("~{guess:>2} %")))
+    Some((guess, format!("~{guess} %")))
 }
 
 #[cfg(test)]
@@ -152,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_load_shows_what_the_engine_tells() {
-        assert_snapshot!(line(&example::starting(), 80), @"coder-large  starting  [#######----------]   42 %  3.5s of about 7.0s, attempt 2");
+        assert_snapshot!(line(&example::starting(), 80), @"coder-large  starting  [#######-----------]  42 %  3.5s of about 7.0s, attempt 2");
     }
 
     #[test]
@@ -160,9 +164,9 @@ mod tests {
         let quiet = SlotObject { percent: None, attempt: Some(1), ..example::starting() };
         assert_snapshot!(line(&quiet, 100), @"coder-large  starting  [###############---------------]  ~50 %  3.5s of about 7.0s");
         let late = SlotObject { elapsed_ms: Some(60_000), ..quiet };
-        assert_snapshot!(line(&late, 100), @"coder-large  starting  [#############################-]  ~99 %  1m of about 7.0s");
+        assert_snapshot!(line(&late, 100), @"coder-large  starting  [#############################-]  ~99 %  1m 0s of about 7.0s");
         let first = SlotObject { expected_load_ms: None, ..late };
-        assert_snapshot!(line(&first, 100), @"coder-large  starting  1m");
+        assert_snapshot!(line(&first, 100), @"coder-large  starting  1m 0s");
     }
 
     #[test]

@@ -72,7 +72,7 @@ fn row(slot: &SlotObject) -> [Cell; COLUMNS.len()] {
 }
 
 /// The state with the one figure that tells how it goes on.
-pub(super) fn state(slot: &SlotObject) -> String {
+fn state(slot: &SlotObject) -> String {
     match (slot.percent, slot.retry_in_ms) {
         (Some(percent), _) => format!("{} {percent}%", slot.state),
         (None, Some(retry_in)) => format!("{} {}", slot.state, brief(retry_in)),

@@ -8,19 +8,21 @@ use super::{
     client::Client,
     exit::Exit,
     failure::Failure,
-    out, ps,
+    out,
     text::{Paint, Tone, brief, counted, utc},
 };
 use crate::{
     admin::{DaemonObject, DeathObject, SlotObject},
     spec::{
         SlotName,
-        death::{Evidence, ExitStatus},
+        death::{Evidence, ExitStatus, Verdict},
     },
 };
 
 /// How many lines of the log are shown.
 const LOG_LINES: usize = 10;
+/// How many of the dead engine's last lines are shown; JSON has all that were kept.
+const LAST_WORDS: usize = 5;
 
 /// Options of `slotd status`.
 #[derive(Args, Debug)]
@@ -61,7 +63,7 @@ async fn of_daemon(options: &Options, client: &Client) -> Result<(), Failure> {
 
 fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     let mut text = Text::default();
-    let state = paint.apply(Tone::of_state(&slot.state), &ps::state(slot));
+    let state = paint.apply(Tone::of_state(&slot.state), &slot.state);
     text.line(&format!("{}: {state} for {}", slot.slot, brief(slot.since_ms)));
     text.field("model", slot.model.clone());
     text.field("engine", Some(engine(slot)));
@@ -127,7 +129,7 @@ fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> Str
         text.field("profiles", Some(directory.display().to_string()));
     }
     let ready = slots.iter().filter(|slot| slot.state == "ready").count();
-    text.field("slots", Some(format!("{}, {ready} ready", counted(slots.len(), "slot"))));
+    text.field("slots", Some(format!("{}, {ready} of them ready", slots.len())));
     text.line("");
     let ailing: Vec<_> = slots.iter().filter_map(|slot| ailment(slot, paint)).collect();
     if ailing.is_empty() && daemon.faults.is_empty() {
@@ -174,7 +176,7 @@ impl Text {
         }
     }
 
-    fn quote(&mut self, lines: &[String]) {
+    fn quote<'a>(&mut self, lines: impl IntoIterator<Item = &'a String>) {
         for line in lines {
             self.line(format!("  | {line}").trim_end());
         }
@@ -190,9 +192,13 @@ impl Text {
             brief(death.ran_for_ms),
         ));
         self.field("reason", Some(death.reason.clone()));
-        if let Some(evidence) = &death.evidence {
+        // What was asked for needs no proof.
+        if let Some(evidence) = &death.evidence
+            && death.verdict != Verdict::StoppedByUs
+        {
             self.field("evidence", Some(summary(evidence)));
-            self.quote(&evidence.last_lines);
+            let skipped = evidence.last_lines.len().saturating_sub(LAST_WORDS);
+            self.quote(evidence.last_lines.iter().skip(skipped));
         }
     }
 }
@@ -248,7 +254,7 @@ mod tests {
     #[test]
     fn a_starting_slot_is_told_with_its_progress() {
         assert_snapshot!(text(&example::starting()), @r"
-        coder-large: starting 42% for 3.1s
+        coder-large: starting for 3.1s
           model     bartowski/Qwen2.5-Coder-32B-Instruct-GGUF:Q4_K_M
           engine    llama-server (/usr/libexec/slotd/llama-server)
           process   pid 4250, generation 3, 276 MiB
@@ -267,14 +273,14 @@ mod tests {
     #[test]
     fn a_slot_that_backs_off_is_told_with_its_evidence() {
         assert_snapshot!(text(&example::backoff()), @r"
-        embed: backoff 9.4s for 900ms
+        embed: backoff for 900ms
           model     models/SmolLM2-135M-Instruct.Q4_1.gguf
           engine    candle (/usr/bin/slotd)
           profile   /etc/slotd/profiles/embed.toml
           loads in  about 1.3s
           restarts  2
 
-        last death: crash, 2026-11-21 09:00:12 UTC (generation 7, pid 4111, after 1m)
+        last death: crash, 2026-11-21 09:00:12 UTC (generation 7, pid 4111, after 1m 5s)
           reason    SIGSEGV ended it after it had been ready
           evidence  signal 11; no OOM kill; nothing known in its log
           | slot launch_slot_: id  0 | task 12 | processing task
@@ -347,7 +353,7 @@ mod tests {
           control   /run/slotd/control.sock
           state     /var/lib/slotd
           profiles  /etc/slotd/profiles
-          slots     5 slots, 1 ready
+          slots     5, 1 of them ready
 
         health:
           - embed waits to start again (crash); `slotd status embed` says why
@@ -362,7 +368,7 @@ mod tests {
           control   /run/slotd/control.sock
           state     /var/lib/slotd
           profiles  /etc/slotd/profiles
-          slots     1 slot, 1 ready
+          slots     1, 1 of them ready
 
         health: all is well
         ");

@@ -4,14 +4,15 @@ use std::env;
 
 use super::out;
 
-/// Shows milliseconds with one or two units: `420ms`, `3.1s`, `42s`, `12m`, `2h 5m`, `3d 4h`.
+/// Shows milliseconds with one or two units: `420ms`, `3.1s`, `42s`, `1m 5s`, `12m`, `2h 5m`, `3d 4h`.
 pub(super) fn brief(ms: u64) -> String {
     let seconds = ms / 1000;
     match seconds {
         0 => format!("{ms}ms"),
         1..=9 => format!("{seconds}.{}s", ms % 1000 / 100),
         10..=59 => format!("{seconds}s"),
-        60..=3599 => format!("{}m", seconds / 60),
+        60..=599 => format!("{}m {}s", seconds / 60, seconds % 60),
+        600..=3599 => format!("{}m", seconds / 60),
         3600..=86_399 => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
         _ => format!("{}d {}h", seconds / 86_400, seconds % 86_400 / 3600),
     }
@@ -117,8 +118,8 @@ mod tests {
 
     #[test]
     fn durations_have_the_units_that_matter() {
-        let shown = [420, 3_150, 42_000, 754_000, 7_512_000, 273_600_000].map(brief);
-        assert_eq!(shown, ["420ms", "3.1s", "42s", "12m", "2h 5m", "3d 4h"]);
+        let shown = [420, 3_150, 42_000, 65_300, 754_000, 7_512_000, 273_600_000].map(brief);
+        assert_eq!(shown, ["420ms", "3.1s", "42s", "1m 5s", "12m", "2h 5m", "3d 4h"]);
     }
 
     #[test]

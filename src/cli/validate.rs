@@ -9,9 +9,14 @@ use std::{
 use clap::Args;
 use serde_json::json;
 
-use super::{exit::Exit, failure::Failure, out, text::counted};
+use super::{
+    exit::Exit,
+    failure::{Failure, listed},
+    out,
+    text::counted,
+};
 use crate::config::{
-    Fault, Loaded,
+    Context, Fault, Loaded,
     daemon::{Flags, Settings},
     validate,
 };
@@ -52,9 +57,9 @@ fn look(paths: &[PathBuf], config: Option<PathBuf>, profiles: Vec<PathBuf>) -> L
         (Ok(settings), []) => validate(&settings.profile_dirs, &settings.context()),
         (Ok(settings), paths) => validate(paths, &settings.context()),
         // Paths were named, the settings were not: their faults are not what is asked for.
-        (Err(_), [_, ..]) if !is_named => validate(paths, &Default::default()),
+        (Err(_), [_, ..]) if !is_named => validate(paths, &Context::default()),
         (Err(faults), paths) => {
-            let mut loaded = validate(paths, &Default::default());
+            let mut loaded = validate(paths, &Context::default());
             loaded.faults.extend(faults);
             loaded.faults.sort();
             loaded
@@ -71,9 +76,7 @@ fn told(loaded: &Loaded) -> String {
             (count, _) => format!("{} valid\n", are(count, "profile")),
         };
     }
-    let mut text: String = faults.iter().map(|fault| format!("{fault}\n")).collect();
-    text.push_str(&summary(faults));
-    text
+    format!("{}\n{}", listed(faults), summary(faults))
 }
 
 fn summary(faults: &[Fault]) -> String {
