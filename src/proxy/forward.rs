@@ -84,18 +84,14 @@ async fn serve(
     if !asked.is_stream {
         return finish(pending.await, slot).await;
     }
-    match timeout(shared.limits.quiet, &mut pending).await {
-        Ok(answer) => finish(answer, slot).await,
-        Err(_) => {
-            let frames = hold::frames(shared.clone(), slot.clone(), pending);
-            let mut response = Response::new(boxed(frames));
-            response
-                .headers_mut()
-                .insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-            mark_stream(response.headers_mut());
-            response
-        }
+    if let Ok(answer) = timeout(shared.limits.quiet, &mut pending).await {
+        return finish(answer, slot).await;
     }
+    let frames = hold::frames(shared.clone(), slot.clone(), pending);
+    let mut response = Response::new(boxed(frames));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    mark_stream(response.headers_mut());
+    response
 }
 
 fn boxed<S>(frames: S) -> Body

@@ -7,7 +7,7 @@ use super::{
     reply::{Body, Fault, json_response},
     routes::{Route, RouteTable},
 };
-use crate::spec::profile::Capability;
+use crate::spec::profile::{Capability, ModelSource};
 
 /// Lists every slot and alias.
 pub(super) fn all(table: &RouteTable) -> Response<Body> {
@@ -54,7 +54,7 @@ fn entry(name: &str, route: &Route) -> Value {
         "slot": route.slot,
         "state": route.state,
         "engine": route.engine.as_deref().unwrap_or(profile.engine.as_str()),
-        "model": profile.model.as_ref().map(crate::spec::profile::ModelSource::typed),
+        "model": profile.model.as_ref().map(ModelSource::typed),
         "aliases": profile.aliases,
         "capabilities": capabilities,
     })

@@ -46,7 +46,14 @@ impl RouteTable {
                 .map(Arc::clone);
             let percent = match view.state {
                 StateView::Starting { percent, .. } => percent,
-                _ => None,
+                StateView::Offline
+                | StateView::Ready { .. }
+                | StateView::Unready { .. }
+                | StateView::Draining { .. }
+                | StateView::Stopping { .. }
+                | StateView::Reaping { .. }
+                | StateView::Backoff { .. }
+                | StateView::Failed => None,
             };
             let route = Route {
                 slot: name.clone(),

@@ -101,12 +101,11 @@ async fn connection(stream: TcpStream, shared: Shared, mut phase: watch::Receive
         served = connection.as_mut() => Some(served),
         () = ended => None,
     };
-    let served = match served {
-        Some(served) => served,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+    let served = if let Some(served) = served {
+        served
+    } else {
+        connection.as_mut().graceful_shutdown();
+        connection.await
     };
     if let Err(error) = served {
         debug!(%error, "connection ended");
@@ -204,16 +203,8 @@ fn decoded(name: &str) -> String {
             }
             _ => None,
         };
-        match code {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = tail.get(2..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { tail.get(2..).unwrap_or_default() } else { tail };
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }

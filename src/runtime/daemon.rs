@@ -1,6 +1,6 @@
 //! The running daemon: its parts put together, and taken apart in order.
 
-use std::{fs, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, fs, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -45,46 +45,70 @@ pub(super) struct Daemon {
     pub(super) address: SocketAddr,
 }
 
+/// What runs while the daemon does.
+struct Parts {
+    mailbox: Mailbox,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    phase: watch::Sender<Phase>,
+    /// Dropping it ends the control API.
+    end_admin: oneshot::Sender<()>,
+    servers: JoinSet<()>,
+    helpers: JoinSet<Infallible>,
+    driving: JoinSet<Effects>,
+}
+
 impl Daemon {
-    /// Runs until it is told to stop and everything is stopped.
+    /// Runs until it is told to stop and everything is stopped. `listening` is called once every
+    /// slot can be asked for.
     pub(super) async fn run(
-        self,
+        mut self,
         listener: TcpListener,
         control: UnixListener,
         listening: impl FnOnce(SocketAddr),
     ) {
         let settings = &self.tools.settings;
+        let mut profiles = Profiles::new(settings.profile_dirs.clone(), settings.context());
+        // The watch is set before the first look, so that no edit falls between the two.
+        let (look_again, looks) = mpsc::channel(1);
+        let watch = Watch::start(settings.profile_dirs.clone(), look_again);
+        if let Err(fault) = &watch {
+            error!(%fault, "profiles are not watched, `SIGHUP` reads them again");
+        }
+        let mut parts = self.start(listener, control, &profiles);
+        let slots = profiles.reload(&parts.mailbox).await;
+        // The driver lives: the sender is not gone. A client that saw the line finds its slots.
+        drop(parts.snapshots.wait_for(|snapshot| snapshot.slots.len() >= slots).await);
+        listening(self.address);
+        parts.phase.send_replace(Phase::Serving);
+        service_manager::ready();
+        info!(address = %self.address, "daemon started");
+        attend(&mut self.signals, &mut profiles, looks, &parts.mailbox).await;
+        drop(watch);
+        self.stop(parts).await;
+    }
+
+    /// Starts the driver and everything around it.
+    fn start(&self, listener: TcpListener, control: UnixListener, profiles: &Profiles) -> Parts {
+        let settings = &self.tools.settings;
         let (mailbox, inbox) = mailbox::channel();
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
-        let (publisher, mut snapshots) = Publisher::new(Arc::clone(&routes));
+        let (publisher, snapshots) = Publisher::new(Arc::clone(&routes));
         let (phase, phases) = watch::channel(Phase::Starting);
-        let mut profiles = Profiles::new(settings.profile_dirs.clone(), settings.context());
-        let mut servers = JoinSet::new();
-
-        let limits = Limits::new(
-            usize::try_from(settings.max_body.0).unwrap_or(usize::MAX),
-            settings.queue_timeout,
-        );
+        let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
+        let limits = Limits::new(max_body, settings.queue_timeout);
         let shared = Shared { routes: Arc::clone(&routes), mailbox: mailbox.clone(), limits };
-        servers.spawn(proxy::serve(listener, shared, phases.clone()));
-        let (end_admin, admin_ends) = oneshot::channel::<()>();
-        let state = self.admin_state(&mailbox, &snapshots, (&profiles, &routes));
+        let (end_admin, admin_ends) = oneshot::channel();
+        let state = self.admin_state(&mailbox, &snapshots, (profiles, &routes));
+        let mut servers = JoinSet::new();
+        servers.spawn(proxy::serve(listener, shared, phases));
         servers.spawn(admin::serve(control, state, async move { drop(admin_ends.await) }));
-
         let mut helpers = JoinSet::new();
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
-        helpers.spawn(remember::keep(
-            Arc::clone(&self.state),
-            snapshots.clone(),
-            self.remembered.clone(),
-        ));
-
+        let (state, known) = (Arc::clone(&self.state), self.remembered.clone());
+        helpers.spawn(remember::keep(state, snapshots.clone(), known));
+        let memory = remember::recall(&self.remembered);
         let driver = Driver {
-            core: Supervisor::new(
-                Policy::default(),
-                clock::seed(),
-                remember::recall(&self.remembered),
-            ),
+            core: Supervisor::new(Policy::default(), clock::seed(), memory),
             inbox,
             effects: Effects::new(Arc::clone(&self.tools)),
             publisher,
@@ -93,39 +117,26 @@ impl Daemon {
         };
         let mut driving = JoinSet::new();
         driving.spawn(driver.run());
+        Parts { mailbox, snapshots, phase, end_admin, servers, helpers, driving }
+    }
 
-        // The watch is set before the first look, so that no edit falls between the two.
-        let (look_again, looks) = mpsc::channel(1);
-        let watch = Watch::start(settings.profile_dirs.clone(), look_again);
-        if let Err(fault) = &watch {
-            error!(%fault, "profiles are not watched, `SIGHUP` reads them again");
-        }
-        let slots = profiles.reload(&mailbox).await;
-        // The driver lives: the sender is not gone. A client that saw the line finds its slots.
-        drop(snapshots.wait_for(|snapshot| snapshot.slots.len() >= slots).await);
-        listening(self.address);
-        phase.send_replace(Phase::Serving);
-        service_manager::ready();
-        info!(address = %self.address, "daemon started");
-
-        let mut signals = self.signals;
-        attend(&mut signals, &mut profiles, looks, &mailbox).await;
+    /// Stops every slot, then what is around them, then writes the last state.
+    async fn stop(self, mut parts: Parts) {
         info!("daemon stopping");
         service_manager::stopping();
-        phase.send_replace(Phase::Stopping);
-        mailbox.tell(Event::ShutdownRequested).await;
-        while let Some(driven) = driving.join_next().await {
+        parts.phase.send_replace(Phase::Stopping);
+        parts.mailbox.tell(Event::ShutdownRequested).await;
+        while let Some(driven) = parts.driving.join_next().await {
             match driven {
                 Ok(effects) => effects.finish().await,
                 Err(fault) => error!(%fault, "driver broke off"),
             }
         }
-        drop(watch);
-        phase.send_replace(Phase::Ended);
-        drop(end_admin);
-        while servers.join_next().await.is_some() {}
-        helpers.shutdown().await;
-        let last: Arc<Snapshot> = Arc::clone(&snapshots.borrow());
+        parts.phase.send_replace(Phase::Ended);
+        drop(parts.end_admin);
+        while parts.servers.join_next().await.is_some() {}
+        parts.helpers.shutdown().await;
+        let last: Arc<Snapshot> = Arc::clone(&parts.snapshots.borrow());
         remember::keep_last(Arc::clone(&self.state), &self.remembered, &last).await;
         // A socket that nobody serves only confuses; a next daemon would remove it too.
         drop(fs::remove_file(&self.tools.settings.control));

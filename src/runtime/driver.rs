@@ -52,7 +52,11 @@ impl Driver {
                 Command::Grant { waiter } => self.inbox.answer(waiter, Ok(())),
                 Command::Refuse { waiter, refusal } => self.inbox.answer(waiter, Err(refusal)),
                 Command::Finish => return ControlFlow::Break(()),
-                other => self.effects.perform(other),
+                Command::Spawn { .. }
+                | Command::Signal { .. }
+                | Command::Drain { .. }
+                | Command::CutRequests { .. }
+                | Command::MeasureActivity { .. } => self.effects.perform(command),
             }
         }
         ControlFlow::Continue(())

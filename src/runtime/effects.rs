@@ -109,7 +109,14 @@ impl Effects {
                     self.live.remove(&slot);
                     self.gates.remove(&slot);
                 }
-                _ => {}
+                ChildEvent::Spawned { .. }
+                | ChildEvent::SpawnFailed { .. }
+                | ChildEvent::Progressed { .. }
+                | ChildEvent::BecameReady
+                | ChildEvent::BecameUnready
+                | ChildEvent::Drained
+                | ChildEvent::ActivityMeasured { .. }
+                | ChildEvent::MemoryMeasured { .. } => {}
             }
         }
         child_event(slot, generation, event)

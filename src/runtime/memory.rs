@@ -17,6 +17,7 @@ const PERIOD: Duration = Duration::from_secs(5);
 const STEP: u64 = 4 << 20;
 
 /// Looks until it is dropped. Nothing is read while no engine runs.
+#[expect(clippy::infinite_loop, reason = "it ends by being dropped")]
 pub(super) async fn measure(
     mailbox: Mailbox,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,

@@ -20,6 +20,7 @@ const WRITE_PERIOD: Duration = Duration::from_secs(1);
 const RETRY_PERIOD: Duration = Duration::from_secs(30);
 
 /// Writes until it is dropped.
+#[expect(clippy::infinite_loop, reason = "it ends by being dropped")]
 pub(super) async fn keep(
     state: Arc<StateDir>,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,

@@ -42,24 +42,22 @@ pub(super) fn status(snapshot: &Snapshot) {
 fn status_line(snapshot: &Snapshot) -> String {
     let slots = &snapshot.slots;
     let ready = slots.values().filter(|slot| matches!(slot.state, StateView::Ready { .. })).count();
-    let mut line = format!("{ready}/{} ready", slots.len());
-    for (name, slot) in slots {
-        match slot.state {
-            StateView::Starting { percent: Some(percent), .. } => {
-                line.push_str(&format!(", loading {name} {percent} %"));
-            }
-            StateView::Starting { .. } => line.push_str(&format!(", loading {name}")),
-            StateView::Backoff { .. } => line.push_str(&format!(", {name} waits to restart")),
-            StateView::Failed => line.push_str(&format!(", {name} failed")),
-            StateView::Offline
-            | StateView::Ready { .. }
-            | StateView::Unready { .. }
-            | StateView::Draining { .. }
-            | StateView::Stopping { .. }
-            | StateView::Reaping { .. } => {}
+    let mut parts = vec![format!("{ready}/{} ready", slots.len())];
+    parts.extend(slots.iter().filter_map(|(name, slot)| match slot.state {
+        StateView::Starting { percent: Some(percent), .. } => {
+            Some(format!("loading {name} {percent} %"))
         }
-    }
-    line
+        StateView::Starting { .. } => Some(format!("loading {name}")),
+        StateView::Backoff { .. } => Some(format!("{name} waits to restart")),
+        StateView::Failed => Some(format!("{name} failed")),
+        StateView::Offline
+        | StateView::Ready { .. }
+        | StateView::Unready { .. }
+        | StateView::Draining { .. }
+        | StateView::Stopping { .. }
+        | StateView::Reaping { .. } => None,
+    }));
+    parts.join(", ")
 }
 
 /// The service manager's watchdog, patted by the driver itself so that a stuck driver is seen.

@@ -51,6 +51,7 @@ enum Standing {
 }
 
 /// Watches until it is dropped: the child's end ends it.
+#[expect(clippy::infinite_loop, reason = "it ends by being dropped")]
 pub(super) async fn watch(child: Watched<'_>, reporter: &Reporter) -> Infallible {
     let probe = Probe::new(child.endpoint, child.kind, child.alias.as_str());
     let follower = LogFollower::new(child.log.to_path_buf());
@@ -73,7 +74,7 @@ impl Watch<'_> {
             Standing::Loading { .. } if elapsed < Duration::from_secs(10) => {
                 Duration::from_millis(8)
             }
-            Standing::Loading { .. } if elapsed < Duration::from_secs(120) => {
+            Standing::Loading { .. } if elapsed < Duration::from_mins(2) => {
                 Duration::from_millis(25)
             }
             Standing::Loading { .. } => Duration::from_millis(100),
@@ -116,7 +117,7 @@ impl Watch<'_> {
             }
             // Unknown is not down: a busy engine may be slow to answer.
             (_, Health::Unknown) => {
-                debug!(slot = %self.child.alias, "engine did not answer a look")
+                debug!(slot = %self.child.alias, "engine did not answer a look");
             }
             (Standing::Ready { bad_looks }, _) if bad_looks + 1 < UNREADY_AFTER => {
                 self.standing = Standing::Ready { bad_looks: bad_looks + 1 };

@@ -1,18 +1,15 @@
 //! The whole daemon on real processes: the fake engine, for faults that cannot be ordered.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a broken set-up is a failed test"
-)]
+use std::{fs, path::Path, time::Duration};
 
-mod common;
-
-use std::{fs, path::Path};
-
-use common::{Daemon, fake, gone, is_alive, scratch, write_profile};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::common::{DEADLINE, Daemon, fake, gone, is_alive, scratch, write_profile};
 
 fn spawns(log: &Path) -> usize {
     fs::read_to_string(log)
@@ -81,8 +78,7 @@ async fn a_killed_engine_ends_its_streams_with_an_error_and_is_back_for_the_next
         streams.push((stream, first.to_vec()));
     }
     let pid = before["pid"].as_u64().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL)
-        .unwrap();
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
     let short = json!({"model": "chat", "messages": [], "max_tokens": 3});
     let next = daemon.post("/v1/chat/completions", &short).await;
     assert_eq!(next.status(), 200, "a request right after the death is held and answered");
@@ -95,7 +91,7 @@ async fn a_killed_engine_ends_its_streams_with_an_error_and_is_back_for_the_next
             }
         };
         let text = String::from_utf8(text).unwrap();
-        assert!(cut, "a stream ended cleanly: …{}", &text[text.len().saturating_sub(200)..]);
+        assert!(cut, "a stream ended cleanly: {text}");
         let last = text.trim_end().lines().last().unwrap();
         let event: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
         assert_eq!(event["error"]["code"], "engine_died", "{last}");
@@ -180,10 +176,10 @@ async fn a_client_that_leaves_cancels_its_request_at_the_engine() {
     let mut stream = daemon.post("/v1/chat/completions", &body).await;
     stream.chunk().await.unwrap().unwrap();
     drop(stream);
-    let end = tokio::time::Instant::now() + common::DEADLINE;
+    let end = Instant::now() + DEADLINE;
     while !fs::read_to_string(&requests).unwrap_or_default().contains("cancelled") {
-        assert!(tokio::time::Instant::now() < end, "the engine was never told");
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        assert!(Instant::now() < end, "the engine was never told");
+        sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -227,10 +223,10 @@ async fn a_killed_daemon_leaves_nothing_behind() {
     daemon.signal(Signal::SIGKILL);
     daemon.ended().await;
     gone(pid).await;
-    let end = tokio::time::Instant::now() + common::DEADLINE;
+    let end = Instant::now() + DEADLINE;
     while !leftovers(daemon.dir.path()).is_empty() {
-        assert!(tokio::time::Instant::now() < end, "{:?}", leftovers(daemon.dir.path()));
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        assert!(Instant::now() < end, "{:?}", leftovers(daemon.dir.path()));
+        sleep(Duration::from_millis(5)).await;
     }
 }
 

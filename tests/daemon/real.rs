@@ -1,20 +1,19 @@
 //! The whole daemon with real engines and a real model: llama-server and the candle worker.
 
-#![cfg(feature = "worker")]
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a broken set-up is a failed test")]
-
-mod common;
-
 use std::{env, path::Path, process::Stdio};
 
-use common::{DEADLINE, Daemon, is_alive, llama_server, model, scratch};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 use tokio::{process::Command, time::timeout};
 
+use super::common::{DEADLINE, Daemon, is_alive, llama_server, model, scratch};
+
 /// A profile of the real model on one engine.
 fn profile(engine: &str, keys: &str) -> String {
-    let model = model();
+    let model = model().display().to_string();
     format!("model = {model:?}\nengine = {engine:?}\ncontext = 2048\nthreads = 1\n{keys}\n")
 }
 
@@ -23,7 +22,11 @@ async fn daemon(profiles: &[(&str, &str)]) -> Daemon {
     let dir = scratch(profiles);
     let settings = dir.path().join("slotd/slotd.toml");
     std::fs::create_dir_all(settings.parent().unwrap()).unwrap();
-    std::fs::write(&settings, format!("llama_server = {:?}\n", llama_server())).unwrap();
+    std::fs::write(
+        &settings,
+        format!("llama_server = {:?}\n", llama_server().display().to_string()),
+    )
+    .unwrap();
     Daemon::start(dir).await
 }
 
@@ -85,8 +88,7 @@ async fn a_killed_llama_server_is_replaced_while_twenty_streams_run() {
         streams.push((stream, first));
     }
     let pid = before["pid"].as_u64().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL)
-        .unwrap();
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
     let answer = daemon.chat("chat").await;
     assert_eq!(answer.status(), 200, "a request right after the death is held and answered");
     for (mut stream, mut text) in streams {
@@ -147,7 +149,10 @@ async fn a_missing_and_a_truncated_model_are_said_in_one_sentence_and_not_retrie
         ("engine", "spawn-failed", "/nonexistent/engine"),
     ] {
         let answer = daemon.chat(slot).await;
-        assert_eq!((answer.status().as_u16(), &answer.headers()["x-should-retry"]), (503, &"false".parse().unwrap()));
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["x-should-retry"]),
+            (503, &"false".parse().unwrap())
+        );
         let body: Value = answer.json().await.unwrap();
         let message = body["error"]["message"].as_str().unwrap();
         assert!(message.contains(said) && message.contains(verdict), "{message}");

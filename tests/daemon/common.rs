@@ -1,12 +1,5 @@
 //! A real daemon for tests: the built binary, a scratch state directory, a free port.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a broken set-up is a failed test"
-)]
-
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -23,11 +16,11 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     process::{Child, ChildStdout, Command},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 /// Longer than anything here takes on a slow machine; only a failure waits this long.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
 
 /// A running daemon. Killed, with all that it started, when dropped.
 pub(crate) struct Daemon {
@@ -68,8 +61,11 @@ pub(crate) fn fake_engine() -> PathBuf {
 /// A profile of the fake engine with the given script.
 pub(crate) fn fake(script: &str, keys: &str) -> String {
     let engine = fake_engine();
-    let words: String = script.split_whitespace().map(|word| format!(", {word:?}")).collect();
-    format!("engine = \"command\"\ncommand = [{engine:?}, \"socket={{socket}}\"{words}]\n{keys}\n")
+    let words = [engine.display().to_string(), "socket={socket}".to_owned()];
+    let words: Vec<_> =
+        words.into_iter().chain(script.split_whitespace().map(str::to_owned)).collect();
+    // A list of texts is written alike in JSON and TOML.
+    format!("engine = \"command\"\ncommand = {}\n{keys}\n", serde_json::json!(words))
 }
 
 /// The real model; `make test` says where it is.
@@ -152,7 +148,12 @@ impl Daemon {
     }
 
     /// Waits until a slot is as wanted, by the control API's stream of changes.
-    pub(crate) async fn until(&self, slot: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn until(
+        &self,
+        slot: &str,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
         let mut last = Value::Null;
         let found = timeout(DEADLINE, self.watch(slot, &wanted, &mut last)).await;
         found.unwrap_or_else(|_| panic!("{slot} never was {what}; last {last:#}\n{}", self.log()))
@@ -166,7 +167,7 @@ impl Daemon {
                 break answer;
             }
             // The profile may not have been read yet.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(20)).await;
         };
         let mut buffer = Vec::new();
         loop {
@@ -222,9 +223,9 @@ pub(crate) fn is_alive(pid: u64) -> bool {
 
 /// Waits until a process is gone.
 pub(crate) async fn gone(pid: u64) {
-    let end = tokio::time::Instant::now() + DEADLINE;
+    let end = Instant::now() + DEADLINE;
     while is_alive(pid) {
-        assert!(tokio::time::Instant::now() < end, "process {pid} is still there");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(Instant::now() < end, "process {pid} is still there");
+        sleep(Duration::from_millis(5)).await;
     }
 }

@@ -1,0 +1,16 @@
+//! The whole daemon on real processes: `faults` with the fake engine, for what cannot be ordered of
+//! a real one; `real` with llama-server, the candle worker and a real model.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::tests_outside_test_module,
+    reason = "this is a test: a broken set-up is a failed one"
+)]
+
+mod common;
+mod faults;
+#[cfg(feature = "worker")]
+mod real;
