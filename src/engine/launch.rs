@@ -15,7 +15,9 @@ use crate::spec::profile::{Capability, EngineChoice, Profile};
 /// How many requests llama-server works on at once when nothing is said.
 /// Source: `server.cpp` of llama.cpp b11434: `n_parallel` -1 becomes 4, with a unified KV cache.
 const LLAMA_PARALLEL: u32 = 4;
-/// The same for the candle worker.
+/// Its own `--ubatch-size`, in tokens.
+const USUAL_BATCH: u32 = 512;
+/// How many requests the candle worker works on at once when nothing is said.
 const CANDLE_PARALLEL: u32 = 1;
 /// The same for a command, of which nothing is known.
 const COMMAND_PARALLEL: u32 = 8;
@@ -143,6 +145,12 @@ fn llama_server(input: &LaunchInput<'_>, parallel: u32) -> Result<Vec<OsString>,
         // A chat model has no pooling of its own, and without one the endpoint refuses.
         if input.pooling.is_none() && !is_given(profile, "--pooling") {
             args.option("--pooling", "mean")?;
+        }
+        // Pooling aborts while it loads where the sequences do not share a batch evenly.
+        // Seen with llama.cpp b11434: `GGML_ASSERT(ggml_can_mul_mat(a, b))` at `--parallel 20`.
+        if !USUAL_BATCH.is_multiple_of(parallel) && !is_given(profile, "--ubatch-size") {
+            let batch = USUAL_BATCH.next_multiple_of(parallel);
+            args.option("--ubatch-size", batch.to_string())?;
         }
     }
     // Nobody sees its pages behind slotd.

@@ -15,7 +15,7 @@ fn spawns(log: &Path) -> usize {
     fs::read_to_string(log)
         .unwrap_or_default()
         .lines()
-        .filter(|line| line.contains("spawn"))
+        .filter(|line| line.starts_with("started "))
         .count()
 }
 
