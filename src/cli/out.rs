@@ -25,7 +25,7 @@ pub(super) fn print(text: impl AsRef<[u8]>) -> Result<(), Failure> {
 /// Writes a value as indented JSON and a line end.
 ///
 /// # Errors
-/// Those of [`print`].
+/// Those of [`print()`].
 pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
     let mut text = serde_json::to_string_pretty(value).map_err(Failure::Encode)?;
     text.push('\n');
