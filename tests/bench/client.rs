@@ -4,7 +4,11 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{Request, StatusCode, client::conn::http1::SendRequest, header};
+use hyper::{
+    Request, StatusCode,
+    client::conn::http1::{SendRequest, handshake},
+    header,
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -34,8 +38,7 @@ impl Connection {
     }
 
     async fn over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Self {
-        let (sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
         let mut driver = JoinSet::new();
         driver.spawn(async move {
             drop(connection.await);
@@ -55,7 +58,12 @@ impl Connection {
         times
     }
 
-    pub(crate) async fn send(&mut self, method: &str, path: &str, body: &'static str) -> StatusCode {
+    pub(crate) async fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: &'static str,
+    ) -> StatusCode {
         self.sender.ready().await.unwrap();
         let request = Request::builder()
             .method(method)

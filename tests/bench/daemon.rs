@@ -51,7 +51,8 @@ impl Daemon {
         // The daemon's own file names the engine, as an admin would.
         let config = dir.path().join("slotd.toml");
         let named = env.iter().find(|(key, _)| *key == "SLOTD_LLAMA_SERVER");
-        let text = named.map_or(String::new(), |(_, path)| format!("llama_server = {path:?}\n"));
+        let text = named
+            .map_or(String::new(), |(_, path)| format!("llama_server = \"{}\"\n", path.display()));
         fs::write(&config, text).unwrap();
         let mut child = Command::new(slotd)
             .args(["serve", "--listen", "127.0.0.1:0", "--config"])

@@ -47,7 +47,8 @@ async fn starts(programs: &Programs) {
     let mut times = Vec::new();
     for _ in 0..10 {
         let began = Instant::now();
-        let daemon = Daemon::start(&programs.slotd, &[("chat", "model = \"x.gguf\"\n".to_owned())]).await;
+        let daemon =
+            Daemon::start(&programs.slotd, &[("chat", "model = \"x.gguf\"\n".to_owned())]).await;
         times.push(began.elapsed());
         daemon.end().await;
     }
@@ -57,7 +58,8 @@ async fn starts(programs: &Programs) {
 
 /// Memory and CPU of a daemon that has nothing to do.
 async fn idle(programs: &Programs) {
-    let daemon = Daemon::start(&programs.slotd, &[("chat", "model = \"x.gguf\"\n".to_owned())]).await;
+    let daemon =
+        Daemon::start(&programs.slotd, &[("chat", "model = \"x.gguf\"\n".to_owned())]).await;
     let window = Duration::from_secs(10);
     // The start itself is not idle.
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -77,16 +79,16 @@ async fn cold_starts(programs: &Programs) {
         let dir = tempfile::tempdir().unwrap();
         let notes = dir.path().join("spawns");
         let profile = format!(
-            "engine = \"command\"\ncommand = [{:?}, \"socket={{socket}}\", \"tokens=1\", \"ready_after={after}\", \"spawn_log={}\"]\n",
-            programs.fake,
+            "engine = \"command\"\ncommand = [\"{}\", \"socket={{socket}}\", \"tokens=1\", \"ready_after={after}\", \"spawn_log={}\"]\n",
+            programs.fake.display(),
             notes.display()
         );
         let daemon = Daemon::start(&programs.slotd, &[("chat", profile)]).await;
         for _ in 0..COLD_STARTS_EACH {
             daemon.chat().await;
             let answered = daemon::monotonic();
-            let noted = fs::read_to_string(&notes).unwrap();
-            let ready = noted.lines().rev().find_map(|line| line.strip_prefix("ready ")).unwrap();
+            let lines = fs::read_to_string(&notes).unwrap();
+            let ready = lines.lines().rev().find_map(|line| line.strip_prefix("ready ")).unwrap();
             let ready = Duration::from_nanos(ready.trim().parse().unwrap());
             times.push(answered.saturating_sub(ready));
             daemon.unload("chat").await;
@@ -95,7 +97,10 @@ async fn cold_starts(programs: &Programs) {
         row(&format!("fake engine, ready after {after}, to the answer"), &times);
     }
     let Some((llama, model)) = &programs.llama else { return };
-    let profile = format!("model = {model:?}\nengine = \"llama-server\"\ncontext = 2048\nparallel = 1\n");
+    let profile = format!(
+        "model = \"{}\"\nengine = \"llama-server\"\ncontext = 2048\nparallel = 1\n",
+        model.display()
+    );
     let env = [("SLOTD_LLAMA_SERVER", llama.as_path())];
     let daemon = Daemon::start_with(&programs.slotd, &[("chat", profile)], &env).await;
     let mut times = Vec::new();
@@ -112,8 +117,8 @@ async fn cold_starts(programs: &Programs) {
 /// One client, one request after the other: the engine directly and through slotd, in turns.
 async fn added_latency(programs: &Programs) {
     let profile = format!(
-        "engine = \"command\"\ncommand = [{:?}, \"socket={{socket}}\", \"tokens=1\"]\n",
-        programs.fake
+        "engine = \"command\"\ncommand = [\"{}\", \"socket={{socket}}\", \"tokens=1\"]\n",
+        programs.fake.display()
     );
     let daemon = Daemon::start(&programs.slotd, &[("chat", profile)]).await;
     daemon.chat().await;
@@ -136,8 +141,14 @@ async fn added_latency(programs: &Programs) {
     }
     rounds.sort_by(f64::total_cmp);
     println!("\n| one client | p50 | p99 |\n|---|---|---|");
-    for (name, times) in [("engine directly (Unix socket)", &directs), ("through slotd (TCP)", &throughs)] {
-        println!("| {name} | {} µs | {} µs |", median(times).as_micros(), percentile(times, 99).as_micros());
+    for (name, times) in
+        [("engine directly (Unix socket)", &directs), ("through slotd (TCP)", &throughs)]
+    {
+        println!(
+            "| {name} | {} µs | {} µs |",
+            median(times).as_micros(),
+            percentile(times, 99).as_micros()
+        );
     }
     println!(
         "| ratio of p50, median of {ROUNDS} rounds | {:.2} ({:.2}–{:.2}) | |",
