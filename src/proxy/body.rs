@@ -1,15 +1,26 @@
 //! The request body: collected within its limit, looked into for `model` and `stream`, and otherwise
 //! left as it came.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::{HeaderMap, StatusCode, body::Incoming, header::CONTENT_ENCODING};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::{
+    HeaderMap, StatusCode,
+    body::{Body as _, Incoming},
+    header::{CONTENT_ENCODING, EXPECT},
+};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 
 use super::reply::Fault;
+
+/// How long a client may pause within a body.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How much of a body over the limit is read and thrown away, as a multiple of the limit: a client
+/// that is still sending reads no answer.
+const THROWN_AWAY: u64 = 4;
 
 /// A body and what slotd needs of it.
 #[derive(Debug)]
@@ -23,7 +34,9 @@ pub(super) struct Asked {
 struct Peek<'a> {
     #[serde(borrow)]
     model: Option<Cow<'a, str>>,
-    stream: Option<bool>,
+    /// As it stands: what is odd about it is the engine's to say.
+    #[serde(borrow)]
+    stream: Option<&'a RawValue>,
 }
 
 /// Collects a body and reads what is needed of it.
@@ -37,40 +50,79 @@ pub(super) async fn read(
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return Err(Fault::refused(status, "unsupported_encoding", message));
     }
-    let bytes = Limited::new(body, limit).collect().await.map_err(|error| {
-        if error.downcast_ref::<LengthLimitError>().is_some() {
-            let message = format!(
-                "the request body is larger than {limit} bytes; `max_body` in slotd.toml is the limit"
-            );
-            Fault::refused(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
-        } else {
+    peek(collect(headers, body, limit).await?)
+}
+
+/// Collects a body. One that came in one piece is not copied.
+async fn collect(headers: &HeaderMap, mut body: Incoming, limit: usize) -> Result<Bytes, Fault> {
+    let announced = body.size_hint().lower();
+    if usize::try_from(announced).is_ok_and(|announced| announced <= limit) {
+        let Some(first) = next(&mut body).await? else { return Ok(Bytes::new()) };
+        if body.is_end_stream() && first.len() <= limit {
+            return Ok(first);
+        }
+        let mut bytes = BytesMut::with_capacity(usize::try_from(announced).unwrap_or(0));
+        bytes.extend_from_slice(&first);
+        while bytes.len() <= limit {
+            let Some(data) = next(&mut body).await? else { return Ok(bytes.freeze()) };
+            bytes.extend_from_slice(&data);
+        }
+    }
+    // Who asks first whether to send has not begun to.
+    if !headers.contains_key(EXPECT) {
+        throw_away(body, limit).await;
+    }
+    let message = format!(
+        "the request body is larger than {limit} bytes; `max_body` in slotd.toml is the limit"
+    );
+    Err(Fault::refused(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message))
+}
+
+async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Fault> {
+    loop {
+        let frame = timeout(LONGEST_PAUSE, body.frame()).await.map_err(|_| {
+            let message = format!("the request body paused for {} s", LONGEST_PAUSE.as_secs());
+            Fault::refused(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
+        })?;
+        let Some(frame) = frame else { return Ok(None) };
+        let frame = frame.map_err(|_| {
             let message = "the request body broke off".to_owned();
             Fault::bad_request(None, "incomplete_body", message)
+        })?;
+        if let Ok(data) = frame.into_data() {
+            return Ok(Some(data));
         }
-    })?;
-    peek(bytes.to_bytes())
+    }
+}
+
+async fn throw_away(mut body: Incoming, limit: usize) {
+    let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_mul(THROWN_AWAY);
+    let mut thrown = 0_u64;
+    while thrown < most {
+        let Ok(Some(data)) = next(&mut body).await else { return };
+        thrown = thrown.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
+    }
 }
 
 fn peek(bytes: Bytes) -> Result<Asked, Fault> {
-    // A list would be read as the fields in their order.
-    if bytes.trim_ascii_start().first().is_some_and(|first| *first == b'[') {
-        let message = "the request body is a list, an object is needed".to_owned();
-        return Err(Fault::bad_request(None, "invalid_json", message));
+    let invalid = |param, message| Fault::bad_request(param, "invalid_json", message);
+    let peek: Result<Peek<'_>, _> = serde_json::from_slice(&bytes);
+    // Asked first: a list would be read as the fields in their order.
+    let is_object = bytes.trim_ascii_start().first() == Some(&b'{');
+    let is_json = || serde_json::from_slice::<IgnoredAny>(&bytes).is_ok();
+    if !is_object && is_json() {
+        return Err(invalid(None, "the request body is no JSON object".to_owned()));
     }
-    let peek: Peek<'_> = serde_json::from_slice(&bytes).map_err(|error| {
-        let param = serde_json::from_slice::<IgnoredAny>(&bytes).is_ok().then_some("model");
-        Fault::bad_request(
-            param,
-            "invalid_json",
-            format!("the request body cannot be read: {error}"),
-        )
+    let peek = peek.map_err(|error| {
+        let param = is_json().then_some("model");
+        invalid(param, format!("the request body cannot be read: {error}"))
     })?;
     let Some(model) = peek.model.map(Cow::into_owned) else {
         let message =
             "the request names no `model`; `GET /v1/models` lists what there is".to_owned();
         return Err(Fault::bad_request(Some("model"), "missing_model", message));
     };
-    let is_stream = peek.stream.unwrap_or(false);
+    let is_stream = peek.stream.is_some_and(|stream| stream.get() == "true");
     Ok(Asked { bytes, model, is_stream })
 }
 

@@ -6,18 +6,19 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    HeaderMap, Method, Request, Response, Uri,
-    body::Incoming,
-    header::{self, HeaderName},
+    HeaderMap, Method, Request, Uri,
+    header::{self, HeaderName, HeaderValue},
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    Shared,
+    Client, Shared,
+    answer::Answer,
     body::rename_model,
-    gate::{Gate, GateRefusal, Lease, Standing},
+    gate::{Ending, Gate, GateRefusal, Lease},
+    normalise,
     reply::Fault,
-    upstream::Connection,
+    upstream::SendFault,
 };
 use crate::spec::{SlotName, profile::EngineChoice};
 
@@ -25,6 +26,9 @@ use crate::spec::{SlotName, profile::EngineChoice};
 const NEWS_OF_DEATH: Duration = Duration::from_secs(2);
 /// How often a request may find its slot gone again before it is turned away.
 const ROUNDS: usize = 8;
+/// The most of an engine's refusal that is read, and how long that may take.
+const REFUSAL_BYTES: usize = 64 << 10;
+const REFUSAL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A request as it will be sent, as often as it has to be.
 #[derive(Clone, Debug)]
@@ -33,50 +37,43 @@ pub(super) struct Order {
     pub(super) path: Uri,
     pub(super) headers: HeaderMap,
     pub(super) bytes: Bytes,
+    /// Until when the request may wait for an engine. The engine's own work has no deadline.
     pub(super) deadline: Instant,
 }
 
-/// An engine's answer, its head read, its body to come.
-#[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) response: Response<Incoming>,
-    pub(super) connection: Connection,
-    pub(super) lease: Lease,
-}
-
-/// Brings a request to its slot's engine, waiting for the engine where it must.
+/// Brings a request to its slot's engine, waiting for the engine where it must, and returns the
+/// engine's answer if that is no refusal.
 ///
 /// 1. A ready engine: wait for a turn. A gate that closes meanwhile sends back to (2).
 /// 2. No ready engine: ask the core, wait for its answer, look again.
 /// 3. The engine dies before it has said anything: once more from the start.
-pub(super) async fn reach(shared: Shared, order: Order) -> Result<Answer, Fault> {
-    let waited = timeout_at(order.deadline, reach_in_time(&shared, &order)).await;
-    waited.unwrap_or_else(|_| Err(Fault::still_loading(&order.slot)))
-}
-
-async fn reach_in_time(shared: &Shared, order: &Order) -> Result<Answer, Fault> {
+pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, Fault> {
     let mut may_try_again = true;
-    for _ in 0..ROUNDS {
-        let lease = turn(shared, order).await?;
-        match send(&lease, order, shared).await {
-            Ok((response, connection)) => return Ok(Answer { response, connection, lease }),
-            Err(what) => {
-                let has_died = has_died(lease.gate()).await;
-                if !(has_died && may_try_again) {
-                    return Err(Fault::engine_died(&order.slot, what));
-                }
-                may_try_again = false; // (3)
+    loop {
+        let lease = turn(&client.shared, &order).await?;
+        let fault = match send(&lease, &order, &client.shared).await {
+            Ok(answer) => return accepted(Answer::new(answer, lease), &order.slot).await,
+            Err(fault) => fault,
+        };
+        let what = match fault {
+            SendFault::Garbled(_) => {
+                return Err(Fault::engine_misbehaved(&order.slot, "answered what is no HTTP"));
             }
+            SendFault::Cut => "was stopped before it answered",
+            SendFault::Gone => "died before it answered",
+        };
+        let has_died = matches!(fault, SendFault::Gone) && has_died(lease.gate()).await;
+        if !(has_died && may_try_again && Instant::now() < order.deadline) {
+            return Err(Fault::engine_died(&order.slot, what));
         }
+        may_try_again = false; // (3)
     }
-    Err(Fault::still_loading(&order.slot))
 }
 
 /// Waits for a turn at the slot's engine, and for the engine itself.
 async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
     for _ in 0..ROUNDS {
-        let gate = open_gate(shared, &order.slot);
-        if let Some(gate) = gate {
+        if let Some(gate) = open_gate(shared, &order.slot) {
             let patience = order.deadline.saturating_duration_since(Instant::now());
             match gate.lease(patience).await {
                 Ok(lease) => return Ok(lease), // (1)
@@ -84,8 +81,12 @@ async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
                 Err(refusal) => return Err(Fault::of_gate(&order.slot, refusal)),
             }
         }
-        let slip = shared.mailbox.ask(&order.slot).await; // (2)
-        slip.await.map_err(|refusal| Fault::of_refusal(&order.slot, refusal))?;
+        let granted = async { shared.mailbox.ask(&order.slot).await.await };
+        match timeout_at(order.deadline, granted).await {
+            Ok(Ok(())) => {} // (2)
+            Ok(Err(refusal)) => return Err(Fault::of_refusal(&order.slot, refusal)),
+            Err(_) => break,
+        }
     }
     Err(Fault::still_loading(&order.slot))
 }
@@ -98,36 +99,42 @@ async fn send(
     lease: &Lease,
     order: &Order,
     shared: &Shared,
-) -> Result<(Response<Incoming>, Connection), &'static str> {
-    let request = rebuild(order, shared).ok_or("was sent a request that cannot be built")?;
-    let mut standing = lease.gate().standing();
-    tokio::select! {
-        sent = lease.gate().pool().send(request) => sent.map_err(|_| "died before it answered"),
-        _ = standing.wait_for(|standing| *standing != Standing::Alive) => {
-            Err("was stopped before it answered")
-        }
-    }
-}
-
-/// Makes the request anew: nothing that belonged to the client's connection goes along, and no key
-/// of the client's.
-fn rebuild(order: &Order, shared: &Shared) -> Option<Request<Full<Bytes>>> {
+) -> Result<(hyper::Response<hyper::body::Incoming>, super::upstream::Line), SendFault> {
     let bytes = engines_own_name(order, shared)
         .map_or_else(|| order.bytes.clone(), |name| rename_model(&order.bytes, &name));
+    lease.gate().send(|| rebuild(order, bytes.clone())).await
+}
+
+/// Makes the request anew: nothing that belonged to the client's connection goes along, no key of
+/// the client's, and nothing that says where it came from. The answer must come uncompressed: its end
+/// is read.
+fn rebuild(order: &Order, bytes: Bytes) -> Request<Full<Bytes>> {
+    const KEPT_BACK: [HeaderName; 9] = [
+        header::ACCEPT_ENCODING,
+        header::AUTHORIZATION,
+        header::CONTENT_LENGTH,
+        header::COOKIE,
+        header::FORWARDED,
+        header::HOST,
+        header::ORIGIN,
+        header::PROXY_AUTHORIZATION,
+        header::REFERER,
+    ];
     let mut request = Request::new(Full::new(bytes));
     *request.method_mut() = Method::POST;
-    *request.uri_mut() = order.path.path_and_query()?.as_str().parse().ok()?;
+    *request.uri_mut() = order.path.clone();
     let headers = request.headers_mut();
+    headers.reserve(order.headers.len());
     for (name, value) in &order.headers {
-        if !is_hop_by_hop(name, &order.headers)
-            && ![header::HOST, header::CONTENT_LENGTH, header::AUTHORIZATION, header::COOKIE]
-                .contains(name)
-        {
+        let is_kept_back = KEPT_BACK.contains(name)
+            || name.as_str().starts_with("x-forwarded-")
+            || is_hop_by_hop(name, &order.headers);
+        if !is_kept_back {
             headers.append(name, value.clone());
         }
     }
-    headers.insert(header::HOST, header::HeaderValue::from_static("engine"));
-    Some(request)
+    headers.insert(header::HOST, HeaderValue::from_static("localhost"));
+    request
 }
 
 /// A command may serve its model under a name that it insists on: the profile's `model`.
@@ -140,13 +147,45 @@ fn engines_own_name(order: &Order, shared: &Shared) -> Option<String> {
     }
 }
 
+/// Lets an answer through; reads a refusal and gives it the form that clients know.
+async fn accepted(answer: Answer, slot: &SlotName) -> Result<Answer, Fault> {
+    if answer.status.is_success() {
+        return Ok(answer);
+    }
+    let (status, mut headers) = (answer.status, HeaderMap::new());
+    copy_headers(&answer.headers, &mut headers);
+    match timeout(REFUSAL_DEADLINE, answer.read(REFUSAL_BYTES)).await {
+        Ok(Some(body)) => {
+            Err(Fault::of_engine(status, headers, normalise::error_object(status, &body)))
+        }
+        Ok(None) | Err(_) => {
+            Err(Fault::engine_died(slot, "broke off while it refused the request"))
+        }
+    }
+}
+
+/// Passes an engine's headers on, but for those about its connection, its name, its cookies and what
+/// it would allow web pages.
+pub(super) fn copy_headers(from: &HeaderMap, to: &mut HeaderMap) {
+    to.reserve(from.len());
+    for (name, value) in from {
+        let is_ours = matches!(name.as_str(), "server" | "set-cookie" | "x-request-id")
+            || name.as_str().starts_with("access-control-")
+            || is_hop_by_hop(name, from);
+        if !is_ours {
+            to.append(name, value.clone());
+        }
+    }
+}
+
 /// Tells whether a header is about one connection only.
 /// Source: RFC 9110 section 7.6.1.
-pub(super) fn is_hop_by_hop(name: &HeaderName, headers: &HeaderMap) -> bool {
-    const NAMES: [&str; 8] = [
+fn is_hop_by_hop(name: &HeaderName, headers: &HeaderMap) -> bool {
+    const NAMES: [&str; 9] = [
         "connection",
         "expect",
         "keep-alive",
+        "proxy-authenticate",
         "proxy-connection",
         "te",
         "trailer",
@@ -162,10 +201,9 @@ pub(super) fn is_hop_by_hop(name: &HeaderName, headers: &HeaderMap) -> bool {
             .any(|named| named.trim().eq_ignore_ascii_case(name.as_str()))
 }
 
-/// Waits for the news that the engine has died; says whether it came.
+/// Waits for the news that the engine has died; says whether it came. One that is being stopped
+/// counts as well: the core knows what comes next.
 async fn has_died(gate: &Gate) -> bool {
-    let mut standing = gate.standing();
-    let end = Instant::now() + NEWS_OF_DEATH;
-    let died = standing.wait_for(|standing| *standing != Standing::Alive);
-    matches!(timeout_at(end, died).await, Ok(Ok(standing)) if *standing == Standing::Dead)
+    drop(timeout(NEWS_OF_DEATH, gate.ended().cancelled()).await);
+    gate.ending() != Some(Ending::Cut) && gate.is_closed()
 }

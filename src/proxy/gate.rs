@@ -1,74 +1,77 @@
-//! The gate of one live engine: how many requests it works on, who waits, when it was last used.
+//! The way into one live engine: who may enter, who is inside, who is thrown out.
+//!
+//! One gate a generation. It owns the idle connections to its engine and ends with it.
 
 use std::{
+    fmt,
+    num::NonZeroU32,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use thiserror::Error;
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+    sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError},
     time::{Instant, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
-use super::upstream::Pool;
+use super::upstream::Upstream;
 use crate::{
     engine::Endpoint,
     spec::{Generation, SlotName},
 };
 
-/// One engine generation's gate. Made when the engine runs, gone when the last exchange has ended.
-#[derive(Debug)]
+/// Lets requests into one engine, in the order they came.
+///
+/// Open until [`Gate::close`], [`Gate::cut`] or [`Gate::mark_dead`]; it never opens again.
 pub struct Gate {
     slot: SlotName,
     generation: Generation,
+    upstream: Upstream,
     parallel: usize,
-    queue_limit: usize,
-    turns: Arc<Semaphore>,
+    seats: Arc<Semaphore>,
     waiting: AtomicUsize,
-    last_used: Mutex<Instant>,
-    freed: Notify,
-    standing: watch::Sender<Standing>,
-    pool: Pool,
+    queue_limit: usize,
+    born: Instant,
+    last_access_ms: AtomicU64,
+    released: Notify,
+    ending: OnceLock<Ending>,
+    ended: CancellationToken,
 }
 
-/// What exchanges with the engine may expect.
+/// Why exchanges in flight were ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Standing {
-    /// It works.
-    Alive,
-    /// Its time is up: exchanges end now.
+pub(super) enum Ending {
+    /// The slot goes down and did not wait for them.
     Cut,
-    /// It has died.
-    Dead,
+    /// The engine is dead.
+    Died,
 }
 
-/// Says why there is no lease.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Why a request was not let in.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 pub(super) enum GateRefusal {
-    /// As many as may are waiting already.
+    /// As many requests as are allowed wait already.
+    #[error("{waiting} requests wait already")]
     Full {
         /// How many.
         waiting: usize,
     },
-    /// Its turn did not come in time.
+    /// No seat became free in time.
+    #[error("no seat became free in time")]
     TimedOut,
-    /// The engine takes no more requests.
+    /// The engine takes no new requests; the core knows what comes next.
+    #[error("the engine takes no new requests")]
     Closed,
 }
 
-/// One request's turn at the engine, held until its answer has ended.
-#[derive(Debug)]
-pub(super) struct Lease {
-    gate: Arc<Gate>,
-    turn: Option<OwnedSemaphorePermit>,
-}
-
 impl Gate {
-    /// Makes the gate of an engine that works on `parallel` requests at once and lets `queue_limit`
-    /// more wait.
+    /// Makes an open gate for an engine that works on `parallel` requests at once (at least one)
+    /// and in front of which `queue_limit` more may wait.
     pub fn new(
         slot: SlotName,
         generation: Generation,
@@ -76,115 +79,162 @@ impl Gate {
         parallel: u32,
         queue_limit: u32,
     ) -> Arc<Self> {
-        let parallel = usize::try_from(parallel.max(1)).unwrap_or(1);
-        let (standing, _) = watch::channel(Standing::Alive);
+        let parallel = NonZeroU32::new(parallel).unwrap_or(NonZeroU32::MIN).get();
+        let parallel = usize::try_from(parallel).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
             slot,
             generation,
+            upstream: Upstream::new(endpoint),
             parallel,
-            queue_limit: usize::try_from(queue_limit).unwrap_or(usize::MAX),
-            turns: Arc::new(Semaphore::new(parallel)),
+            seats: Arc::new(Semaphore::new(parallel)),
             waiting: AtomicUsize::new(0),
-            last_used: Mutex::new(Instant::now()),
-            freed: Notify::new(),
-            standing,
-            pool: Pool::new(endpoint),
+            queue_limit: usize::try_from(queue_limit).unwrap_or(usize::MAX),
+            born: Instant::now(),
+            last_access_ms: AtomicU64::new(0),
+            released: Notify::new(),
+            ending: OnceLock::new(),
+            ended: CancellationToken::new(),
         })
     }
 
-    /// Returns how many requests the engine works on.
-    pub fn in_flight(&self) -> u32 {
-        let busy = self.parallel.saturating_sub(self.turns.available_permits());
-        u32::try_from(busy).unwrap_or(u32::MAX)
+    /// Waits for a seat, at most `patience`. Cancel-safe: a dropped call leaves the queue.
+    ///
+    /// # Errors
+    /// [`GateRefusal`], each variant as it says.
+    pub(super) async fn lease(self: &Arc<Self>, patience: Duration) -> Result<Lease, GateRefusal> {
+        // Tokio hands a released seat to those who wait first, so this never jumps the queue.
+        let permit = match Arc::clone(&self.seats).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(TryAcquireError::Closed) => return Err(GateRefusal::Closed),
+            Err(TryAcquireError::NoPermits) => self.wait_for_seat(patience).await?,
+        };
+        self.touch();
+        Ok(Lease { gate: Arc::clone(self), permit: Some(permit) })
     }
 
-    /// Returns how long ago the last request ended, or the gate was made.
-    pub fn idle_for(&self) -> Duration {
-        self.last_used.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
-    }
-
-    /// Lets nobody in any more; those who wait are sent back to the core.
-    pub fn close(&self) {
-        self.turns.close();
-    }
-
-    /// Resolves once the gate is empty. Close it first.
-    pub async fn drained(&self) {
-        loop {
-            let freed = self.freed.notified();
-            if self.in_flight() == 0 {
-                return;
-            }
-            freed.await;
+    async fn wait_for_seat(&self, patience: Duration) -> Result<OwnedSemaphorePermit, GateRefusal> {
+        let _place = Place::take(self)?;
+        let seat = Arc::clone(&self.seats).acquire_owned();
+        match timeout(patience, seat).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(AcquireError { .. })) => Err(GateRefusal::Closed),
+            Err(_) => Err(GateRefusal::TimedOut),
         }
     }
 
-    /// Ends every exchange now, each with an error.
-    pub fn cut(&self) {
-        self.close();
-        self.standing.send_replace(Standing::Cut);
-    }
-
-    /// Says that the engine has died.
-    pub fn mark_dead(&self) {
-        self.close();
-        self.standing.send_replace(Standing::Dead);
-    }
-
+    /// Returns the slot whose engine this is.
     pub(super) fn slot(&self) -> &SlotName {
         &self.slot
     }
 
+    /// Returns the engine's generation.
     pub(super) fn generation(&self) -> Generation {
         self.generation
     }
 
-    pub(super) fn pool(&self) -> &Pool {
-        &self.pool
+    /// Returns how many requests are being served.
+    pub fn in_flight(&self) -> u32 {
+        // Seats, not a counter beside them: a seat is taken and given back in one step.
+        let taken = self.parallel.saturating_sub(self.seats.available_permits());
+        u32::try_from(taken).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn standing(&self) -> watch::Receiver<Standing> {
-        self.standing.subscribe()
+    /// Returns how many requests wait for a seat.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Waits for a turn: in order, at most `patience`, and only if not too many wait.
-    pub(super) async fn lease(self: &Arc<Self>, patience: Duration) -> Result<Lease, GateRefusal> {
-        let turns = Arc::clone(&self.turns);
-        if let Ok(turn) = Arc::clone(&turns).try_acquire_owned() {
-            return Ok(Lease { gate: Arc::clone(self), turn: Some(turn) });
+    /// Returns how long ago the last request ended, or the gate was made; zero while one is being
+    /// served.
+    pub fn idle_for(&self) -> Duration {
+        if self.in_flight() > 0 {
+            return Duration::ZERO;
         }
-        let place = Place::take(self)?;
-        let turn = timeout(patience, turns.acquire_owned()).await;
-        drop(place);
-        match turn {
-            Ok(Ok(turn)) => Ok(Lease { gate: Arc::clone(self), turn: Some(turn) }),
-            Ok(Err(_)) => Err(GateRefusal::Closed),
-            Err(_) => Err(GateRefusal::TimedOut),
+        let last = Duration::from_millis(self.last_access_ms.load(Ordering::Relaxed));
+        self.born.elapsed().saturating_sub(last)
+    }
+
+    /// Lets nobody in any more; those who wait are sent back to the core. Idle connections end.
+    pub fn close(&self) {
+        self.seats.close();
+        self.upstream.drop_idle();
+        self.released.notify_waiters();
+    }
+
+    /// Waits until the gate is closed and the last request has ended. Cancel-safe.
+    pub async fn drained(&self) {
+        loop {
+            let mut released = std::pin::pin!(self.released.notified());
+            released.as_mut().enable();
+            if self.is_closed() && self.in_flight() == 0 {
+                return;
+            }
+            released.await;
         }
+    }
+
+    /// Closes the gate and ends every exchange in flight at once, with an error.
+    pub fn cut(&self) {
+        self.end(Ending::Cut);
+    }
+
+    /// Closes the gate of a dead engine: every exchange in flight ends with an error.
+    pub fn mark_dead(&self) {
+        self.end(Ending::Died);
+    }
+
+    fn end(&self, ending: Ending) {
+        // The first reason stays: a cut engine that dies afterwards was cut.
+        self.ending.get_or_init(|| ending);
+        self.close();
+        self.ended.cancel();
+    }
+
+    pub(super) fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.seats.is_closed()
+    }
+
+    /// Tells why exchanges are ended; `None` while they are not.
+    pub(super) fn ending(&self) -> Option<Ending> {
+        self.ending.get().copied()
+    }
+
+    /// Resolves when exchanges are ended.
+    pub(super) fn ended(&self) -> &CancellationToken {
+        &self.ended
+    }
+
+    fn touch(&self) {
+        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_access_ms.store(now, Ordering::Relaxed);
     }
 }
 
-/// A place in the queue; given back when its client leaves, too.
-struct Place<'a>(&'a AtomicUsize);
-
-impl<'a> Place<'a> {
-    fn take(gate: &'a Gate) -> Result<Self, GateRefusal> {
-        if gate.turns.is_closed() {
-            return Err(GateRefusal::Closed);
-        }
-        let waiting = gate.waiting.fetch_add(1, Ordering::Relaxed);
-        let place = Self(&gate.waiting);
-        if waiting >= gate.queue_limit { Err(GateRefusal::Full { waiting }) } else { Ok(place) }
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("slot", &self.slot)
+            .field("generation", &self.generation)
+            .field("in_flight", &self.in_flight())
+            .field("waiting", &self.waiting())
+            .field("ending", &self.ending())
+            .finish_non_exhaustive()
     }
 }
 
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+/// One request's seat at an engine. Held until its answer has ended or was dropped.
+#[derive(Debug)]
+pub(super) struct Lease {
+    gate: Arc<Gate>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Lease {
+    /// Returns the gate that the seat belongs to.
     pub(super) fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }
@@ -192,10 +242,31 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        *self.gate.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        // The turn first: whoever is woken must find the gate empty.
-        drop(self.turn.take());
-        self.gate.freed.notify_waiters();
+        self.gate.touch();
+        // The seat goes back before the waiters of `drained` count.
+        drop(self.permit.take());
+        self.gate.released.notify_waiters();
+    }
+}
+
+/// One request's place in the queue.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(gate: &'a Gate) -> Result<Self, GateRefusal> {
+        let limit = gate.queue_limit;
+        gate.waiting
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
+                (waiting < limit).then(|| waiting.saturating_add(1))
+            })
+            .map(|_| Self(&gate.waiting))
+            .map_err(|waiting| GateRefusal::Full { waiting })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,19 +1,19 @@
-//! A stream that waits for its engine: silence first, then a committed 200 with signs of life.
+//! A stream that waits for its engine: committed to 200, with signs of life until the answer comes.
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
-use futures_util::{
-    Stream, StreamExt,
-    stream::{self, BoxStream},
-};
-use hyper::body::Frame;
-use tokio::{task::yield_now, time::timeout};
+use hyper::body::{Body, Frame};
+use tokio::time::{Sleep, sleep};
 
 use super::{
-    Shared,
-    exchange::Answer,
-    relay::{self, Events},
+    Client,
+    answer::Answer,
+    relay::{LastWords, Relay},
     reply::{Aborted, Fault},
 };
 use crate::spec::SlotName;
@@ -21,85 +21,117 @@ use crate::spec::SlotName;
 /// An answer that is on its way.
 pub(super) type Pending = Pin<Box<dyn Future<Output = Result<Answer, Fault>> + Send>>;
 
-type Item = Result<Frame<Bytes>, Aborted>;
-
-enum State {
-    Waiting(Pending),
-    Flowing(BoxStream<'static, Item>),
-    Aborting,
-    Ended,
-}
-
-struct Held {
-    shared: Shared,
+/// The body of a stream that was committed before its engine was there: comments while it waits,
+/// then what the engine says; an error event and an aborted connection if it never comes.
+pub(super) struct Held {
+    client: Arc<Client>,
     slot: SlotName,
     state: State,
 }
 
-/// Makes the frames of a stream that was committed before its engine was there: comments while it
-/// waits, then what the engine says; an error event and an aborted connection if it never comes.
-pub(super) fn frames(
-    shared: Shared,
-    slot: SlotName,
-    pending: Pending,
-) -> impl Stream<Item = Item> + Send {
-    let first = Bytes::from(sign_of_life(&shared, &slot));
-    let held = Held { shared, slot, state: State::Waiting(pending) };
-    stream::iter([Ok(Frame::data(first))]).chain(stream::unfold(held, step))
+enum State {
+    /// Nothing was sent yet.
+    Committed(Pending),
+    Waiting {
+        pending: Pending,
+        sign_of_life: Pin<Box<Sleep>>,
+    },
+    Flowing(Relay),
+    LastWords(LastWords),
+    Ended,
 }
 
-async fn step(mut held: Held) -> Option<(Item, Held)> {
-    loop {
-        match held.state {
-            State::Waiting(mut pending) => {
-                let pause: Duration = held.shared.limits.sign_of_life;
-                match timeout(pause, &mut pending).await {
-                    Err(_) => {
-                        let comment = sign_of_life(&held.shared, &held.slot);
-                        held.state = State::Waiting(pending);
-                        return Some((Ok(Frame::data(Bytes::from(comment))), held));
-                    }
-                    Ok(Ok(answer)) if answer.response.status().is_success() => {
-                        let (_, frames) = relay::frames(answer, Events::UntilDone);
-                        held.state = State::Flowing(frames.boxed());
-                    }
-                    Ok(Ok(answer)) => {
-                        let status = answer.response.status();
-                        let what = format!("refused the request with status {}", status.as_u16());
-                        let fault = Fault::engine_died(&held.slot, &what);
-                        held.state = State::Aborting;
-                        return Some((Ok(Frame::data(fault.event())), held));
-                    }
-                    Ok(Err(fault)) => {
-                        held.state = State::Aborting;
-                        return Some((Ok(Frame::data(fault.event())), held));
-                    }
+type Item = Option<Result<Frame<Bytes>, Aborted>>;
+
+impl Held {
+    /// Goes on with waiting for `pending`; the first sign of life is sent at once.
+    pub(super) fn new(client: Arc<Client>, slot: SlotName, pending: Pending) -> Self {
+        Self { client, slot, state: State::Committed(pending) }
+    }
+
+    fn poll_waiting(
+        &mut self,
+        mut pending: Pending,
+        mut sign_of_life: Pin<Box<Sleep>>,
+        context: &mut Context<'_>,
+    ) -> Poll<Item> {
+        match pending.as_mut().poll(context) {
+            Poll::Ready(Ok(answer)) if answer.is_events() => {
+                let relay = Relay::new(answer, Arc::clone(&self.client.flushes));
+                self.poll_flowing(relay, context)
+            }
+            Poll::Ready(Ok(_)) => {
+                self.break_off(&Fault::engine_misbehaved(&self.slot, "answered without a stream"))
+            }
+            Poll::Ready(Err(fault)) => self.break_off(&fault),
+            Poll::Pending if sign_of_life.as_mut().poll(context).is_ready() => {
+                self.give_sign_of_life(pending)
+            }
+            Poll::Pending => {
+                self.state = State::Waiting { pending, sign_of_life };
+                Poll::Pending
+            }
+        }
+    }
+
+    fn give_sign_of_life(&mut self, pending: Pending) -> Poll<Item> {
+        let sign_of_life = Box::pin(sleep(self.client.shared.limits.sign_of_life));
+        self.state = State::Waiting { pending, sign_of_life };
+        let comment = sign_of_life_of(&self.client, &self.slot);
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from(comment)))))
+    }
+
+    fn poll_flowing(&mut self, mut relay: Relay, context: &mut Context<'_>) -> Poll<Item> {
+        let item = Pin::new(&mut relay).poll_frame(context);
+        self.state = State::Flowing(relay);
+        item
+    }
+
+    fn break_off(&mut self, fault: &Fault) -> Poll<Item> {
+        self.state = State::LastWords(LastWords::new(Arc::clone(&self.client.flushes)));
+        Poll::Ready(Some(Ok(Frame::data(fault.event()))))
+    }
+}
+
+impl Body for Held {
+    type Data = Bytes;
+    type Error = Aborted;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Item> {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Committed(pending) => self.give_sign_of_life(pending),
+            State::Waiting { pending, sign_of_life } => {
+                self.poll_waiting(pending, sign_of_life, context)
+            }
+            State::Flowing(relay) => self.poll_flowing(relay, context),
+            State::LastWords(mut words) => {
+                let over = words.poll_over(context);
+                if over.is_pending() {
+                    self.state = State::LastWords(words);
                 }
+                over.map(|()| Some(Err(Aborted)))
             }
-            State::Flowing(mut frames) => {
-                let item = frames.next().await?;
-                held.state = State::Flowing(frames);
-                return Some((item, held));
-            }
-            State::Aborting => {
-                for _ in 0..4 {
-                    yield_now().await;
-                }
-                held.state = State::Ended;
-                return Some((Err(Aborted), held));
-            }
-            State::Ended => return None,
+            State::Ended => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.state {
+            State::Flowing(relay) => relay.is_end_stream(),
+            State::Committed(_) | State::Waiting { .. } | State::LastWords(_) => false,
+            State::Ended => true,
         }
     }
 }
 
 /// A comment line: every client's parser passes it by.
-fn sign_of_life(shared: &Shared, slot: &SlotName) -> String {
-    let table = shared.routes.load();
+fn sign_of_life_of(client: &Client, slot: &SlotName) -> String {
+    let table = client.shared.routes.load();
     let Some(route) = table.slot(slot) else { return format!(": waiting for {slot}\n\n") };
     match (route.state, route.percent) {
-        (_, Some(percent)) => format!(": loading {slot} {percent} %\n\n"),
-        ("ready", None) => format!(": waiting for a turn at {slot}\n\n"),
-        (state, None) => format!(": {slot} is {state}\n\n"),
+        ("starting", Some(percent)) => format!(": loading {slot} {percent} %\n\n"),
+        ("starting", None) => format!(": loading {slot}\n\n"),
+        ("ready", _) => format!(": {slot} is busy\n\n"),
+        (state, _) => format!(": {slot} is {state}\n\n"),
     }
 }

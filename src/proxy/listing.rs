@@ -9,6 +9,9 @@ use super::{
 };
 use crate::spec::profile::{Capability, ModelSource};
 
+/// How many names an error lists at most.
+const SHOWN: usize = 20;
+
 /// Lists every slot and alias.
 pub(super) fn all(table: &RouteTable) -> Response<Body> {
     let data: Vec<Value> = table.listed().map(|(name, route)| entry(name, route)).collect();
@@ -26,16 +29,19 @@ pub(super) fn one(table: &RouteTable, name: &str) -> Response<Body> {
 /// Says that no slot answers to `name`, and what there is.
 pub(super) fn unknown(table: &RouteTable, name: &str) -> Fault {
     let listed: Vec<_> = table.listed().map(|(name, _)| format!("`{name}`")).collect();
-    let there_is = if listed.is_empty() {
-        "no slot is configured".to_owned()
-    } else {
-        format!("there is {}", listed.join(", "))
+    let there_is = match listed.len().checked_sub(SHOWN) {
+        None | Some(0) if listed.is_empty() => "no slot is configured".to_owned(),
+        None | Some(0) => format!("there is {}", listed.join(", ")),
+        Some(more) => {
+            let shown: Vec<_> = listed.into_iter().take(SHOWN).collect();
+            format!("there is {} and {more} more, see `GET /v1/models`", shown.join(", "))
+        }
     };
     let nearest =
-        table.nearest(name).map(|name| format!(", did you mean `{name}`?")).unwrap_or_default();
+        table.nearest(name).map(|name| format!("did you mean `{name}`? ")).unwrap_or_default();
     // A name from outside is shown cut: it may be a megabyte.
     let name: String = name.chars().take(100).collect();
-    Fault::unknown_model(format!("model `{name}` is not served here{nearest}; {there_is}"))
+    Fault::unknown_model(format!("model `{name}` is not served here; {nearest}{there_is}"))
 }
 
 fn entry(name: &str, route: &Route) -> Value {

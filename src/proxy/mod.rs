@@ -11,12 +11,15 @@
 //! ```
 
 mod access;
+mod answer;
 mod body;
 mod exchange;
+mod flush;
 mod forward;
 mod gate;
 mod hold;
 mod listing;
+mod normalise;
 mod relay;
 mod reply;
 mod routes;
@@ -45,13 +48,23 @@ pub struct Shared {
     pub limits: Limits,
 }
 
+/// One connection of a client.
+#[derive(Debug)]
+struct Client {
+    shared: Shared,
+    flushes: Arc<flush::Flushes>,
+}
+
 /// Limits of requests.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// The largest request body, in bytes.
     pub max_body: usize,
-    /// The longest that a request waits for an engine, or for its turn at one.
+    /// The longest that a request waits for an engine, or for its turn at one. How long the engine
+    /// then takes is between it and the client.
     pub hold: Duration,
+    /// The longest that a client hears nothing while its request waits.
+    pub silence: Duration,
     /// How long a stream waits in silence for a real status before it is committed to 200.
     pub quiet: Duration,
     /// The time between two signs of life on a committed stream that still waits.
@@ -61,11 +74,13 @@ pub struct Limits {
 impl Limits {
     /// Makes limits from what can be set; the rest follows from what clients were seen to do.
     ///
-    /// Node's `fetch` gives up after 300 s without a response head, so nobody is held that long.
+    /// Node's `fetch` gives up after 300 s without a response head, so nobody waits in silence that
+    /// long.
     pub fn new(max_body: usize, queue_timeout: Duration) -> Self {
         Self {
             max_body,
-            hold: queue_timeout.min(Duration::from_secs(290)),
+            hold: queue_timeout,
+            silence: Duration::from_secs(290),
             quiet: Duration::from_secs(15),
             sign_of_life: Duration::from_secs(10),
         }

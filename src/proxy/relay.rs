@@ -2,140 +2,197 @@
 //!
 //! A stream of events is whole when its engine said so (`[DONE]`). One that ends without gets an
 //! error event, and the connection is aborted: to most clients a clean end means success.
+//!
+//! ```text
+//! Flowing ─▶ Ended
+//!    └─▶ LastWords ─▶ aborted
+//! ```
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use futures_util::stream::{self, Stream};
-use http_body_util::{BodyExt, StreamBody};
-use hyper::{
-    Response,
-    body::{Frame, Incoming},
-};
-use tokio::{sync::watch, task::yield_now};
+use hyper::body::{Body, Frame};
+use tokio::time::{Sleep, sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{
-    exchange::Answer,
-    gate::{Lease, Standing},
-    reply::{Aborted, Body, Fault},
-    upstream::Connection,
+    answer::{Answer, IsLast, Piece},
+    flush::Flushes,
+    gate::Ending,
+    reply::{Aborted, Fault},
 };
 
 /// How much of a stream's end is remembered: enough for `data: [DONE]` and its line ends.
 const TAIL: usize = 32;
+/// How long a client may take to read the error that ends its stream.
+const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Makes the body of an answer that is passed on. `events` says that it is a stream of them.
-pub(super) fn body(answer: Answer, events: Events) -> (Response<()>, Body) {
-    let (response, frames) = frames(answer, events);
-    (response, StreamBody::new(frames).boxed_unsync())
+/// The body of an answer that is passed on.
+#[derive(Debug)]
+pub(super) struct Relay {
+    state: State,
+    kind: Kind,
+    flushes: Arc<Flushes>,
 }
 
-/// What an answer's body is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Events {
-    /// A stream that must end with `[DONE]`.
-    UntilDone,
-    /// Anything else.
-    None,
-}
-
-/// Splits an answer into its head and the frames of its body.
-pub(super) fn frames(
-    answer: Answer,
-    events: Events,
-) -> (Response<()>, impl Stream<Item = Result<Frame<Bytes>, Aborted>> + Send) {
-    let Answer { response, connection, lease } = answer;
-    let (head, incoming) = response.into_parts();
-    let standing = lease.gate().standing();
-    let relay = Relay { incoming, connection, lease, standing, events, tail: Vec::new() };
-    let frames = stream::unfold(State::Flowing(Box::new(relay)), step);
-    (Response::from_parts(head, ()), frames)
-}
-
-struct Relay {
-    incoming: Incoming,
-    connection: Connection,
-    lease: Lease,
-    standing: watch::Receiver<Standing>,
-    events: Events,
-    tail: Vec<u8>,
-}
-
+#[derive(Debug)]
 enum State {
-    Flowing(Box<Relay>),
-    /// The client has been told; the connection goes next.
-    Aborting,
+    Flowing { answer: Box<Answer>, ended: Pin<Box<WaitForCancellationFutureOwned>> },
+    LastWords(LastWords),
     Ended,
 }
 
-type Item = Result<Frame<Bytes>, Aborted>;
-
-async fn step(state: State) -> Option<(Item, State)> {
-    match state {
-        State::Flowing(relay) => relay.next().await,
-        State::Aborting => {
-            // What was written before leaves when nothing more is ready; an error would drop it.
-            for _ in 0..4 {
-                yield_now().await;
-            }
-            Some((Err(Aborted), State::Ended))
-        }
-        State::Ended => None,
-    }
+/// What is followed of a body.
+#[derive(Debug)]
+enum Kind {
+    /// A stream of events, which must end with `[DONE]`, and the last bytes of it.
+    Events(Vec<u8>),
+    /// Anything else: its framing says when it is whole.
+    Whole,
 }
 
+type Item = Option<Result<Frame<Bytes>, Aborted>>;
+
 impl Relay {
-    async fn next(mut self: Box<Self>) -> Option<(Item, State)> {
-        let frame = tokio::select! {
-            frame = self.incoming.frame() => frame,
-            what = ended(&mut self.standing) => return Some(self.break_off(what)),
-        };
-        match frame {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    self.remember(data);
-                }
-                Some((Ok(frame), State::Flowing(self)))
-            }
-            Some(Err(_)) => Some(self.break_off("died in mid-answer")),
-            None if self.is_whole() => {
-                self.lease.gate().pool().keep(self.connection);
-                None
-            }
-            None => Some(self.break_off("ended its stream before it was whole")),
-        }
+    /// Passes an answer on. What it is, its own head says.
+    pub(super) fn new(answer: Answer, flushes: Arc<Flushes>) -> Self {
+        let kind = if answer.is_events() { Kind::Events(Vec::new()) } else { Kind::Whole };
+        let ended = Box::pin(answer.gate().ended().clone().cancelled_owned());
+        Self { state: State::Flowing { answer: Box::new(answer), ended }, kind, flushes }
     }
 
+    /// Breaks off: an error event if there can be one, then the abort, once all is written that came
+    /// before.
+    fn break_off(&mut self, answer: &Answer, what: &str, context: &mut Context<'_>) -> Poll<Item> {
+        let mut words = LastWords::new(Arc::clone(&self.flushes));
+        let Kind::Events(tail) = &self.kind else {
+            let over = words.poll_over(context);
+            self.state = State::LastWords(words);
+            return over.map(|()| Some(Err(Aborted)));
+        };
+        let event = Fault::engine_died(answer.gate().slot(), what).event();
+        // An event cut in half is ended first, so that the next one is read as one.
+        let is_between = tail.is_empty() || tail.ends_with(b"\n\n") || tail.ends_with(b"\r\n\r\n");
+        let event = if is_between { event } else { Bytes::from([&b"\n\n"[..], &event].concat()) };
+        self.state = State::LastWords(words);
+        Poll::Ready(Some(Ok(Frame::data(event))))
+    }
+
+    /// Tells whether the body may end here.
     fn is_whole(&self) -> bool {
-        match self.events {
-            Events::UntilDone => self.tail.trim_ascii_end().ends_with(b"data: [DONE]"),
-            Events::None => true,
-        }
+        matches!(self.kind, Kind::Whole) || self.is_done()
+    }
+
+    /// Tells whether a stream has said that it is whole.
+    fn is_done(&self) -> bool {
+        let Kind::Events(tail) = &self.kind else { return false };
+        let end = tail.trim_ascii_end();
+        end.ends_with(b"data: [DONE]") || end.ends_with(b"data:[DONE]")
     }
 
     fn remember(&mut self, data: &Bytes) {
-        self.tail.extend_from_slice(data.get(data.len().saturating_sub(TAIL)..).unwrap_or(data));
-        let excess = self.tail.len().saturating_sub(TAIL);
-        self.tail.drain(..excess);
+        if let Kind::Events(tail) = &mut self.kind {
+            tail.extend_from_slice(data.get(data.len().saturating_sub(TAIL)..).unwrap_or(data));
+            let excess = tail.len().saturating_sub(TAIL);
+            tail.drain(..excess);
+        }
     }
 
-    fn break_off(self, what: &str) -> (Item, State) {
-        if self.events == Events::None {
-            return (Err(Aborted), State::Ended);
+    /// What the engine sends goes first, also what it sent before it died. Only a cut does not wait.
+    fn poll_flowing(
+        &mut self,
+        mut answer: Box<Answer>,
+        mut ended: Pin<Box<WaitForCancellationFutureOwned>>,
+        context: &mut Context<'_>,
+    ) -> Poll<Item> {
+        const CUT: &str = "was stopped in mid-answer";
+        const DIED: &str = "died in mid-answer";
+        if answer.gate().ending() == Some(Ending::Cut) {
+            return self.break_off(&answer, CUT, context);
         }
-        let event = Fault::engine_died(self.lease.gate().slot(), what).event();
-        // An event cut in half is ended first, so that the next one is read as one.
-        let is_between = self.tail.is_empty() || self.tail.ends_with(b"\n\n");
-        let event = if is_between { event } else { Bytes::from([&b"\n\n"[..], &event].concat()) };
-        (Ok(Frame::data(event)), State::Aborting)
+        match answer.poll_piece(context) {
+            Poll::Ready(Piece::Data(data, is_last)) => {
+                self.remember(&data);
+                if is_last == IsLast::Yes && self.is_whole() {
+                    answer.finish(context);
+                } else {
+                    self.state = State::Flowing { answer, ended };
+                }
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Poll::Ready(Piece::End) if self.is_whole() => {
+                answer.finish(context);
+                Poll::Ready(None)
+            }
+            Poll::Ready(Piece::End) => {
+                self.break_off(&answer, "ended its stream before it was whole", context)
+            }
+            // All that the client waits for has come: how the connection ended is no matter.
+            Poll::Ready(Piece::Break) if self.is_done() => Poll::Ready(None),
+            Poll::Ready(Piece::Break) => self.break_off(&answer, DIED, context),
+            Poll::Pending if ended.as_mut().poll(context).is_ready() => {
+                let was_cut = answer.gate().ending() == Some(Ending::Cut);
+                self.break_off(&answer, if was_cut { CUT } else { DIED }, context)
+            }
+            Poll::Pending => {
+                self.state = State::Flowing { answer, ended };
+                Poll::Pending
+            }
+        }
     }
 }
 
-/// Resolves once the engine's time is up, with what to say of it.
-async fn ended(standing: &mut watch::Receiver<Standing>) -> &'static str {
-    let now = standing.wait_for(|standing| *standing != Standing::Alive).await.map(|now| *now);
-    match now {
-        Ok(Standing::Cut) => "was stopped in mid-answer",
-        Ok(Standing::Alive | Standing::Dead) => "died in mid-answer",
-        // The gate lives as long as the lease: this cannot be.
-        Err(_) => std::future::pending().await,
+impl Body for Relay {
+    type Data = Bytes;
+    type Error = Aborted;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Item> {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Flowing { answer, ended } => self.poll_flowing(answer, ended, context),
+            State::LastWords(mut words) => {
+                let over = words.poll_over(context);
+                if over.is_pending() {
+                    self.state = State::LastWords(words);
+                }
+                over.map(|()| Some(Err(Aborted)))
+            }
+            State::Ended => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+}
+
+/// The time between an error event and the abort: until the client's socket has taken the event, or
+/// the client does not read.
+#[derive(Debug)]
+pub(super) struct LastWords {
+    flushes: Arc<Flushes>,
+    /// `None` until the event has been handed over.
+    before: Option<u64>,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl LastWords {
+    /// To be made when the event is handed over.
+    pub(super) fn new(flushes: Arc<Flushes>) -> Self {
+        Self { flushes, before: None, deadline: Box::pin(sleep(LAST_WORDS_DEADLINE)) }
+    }
+
+    /// Waits until the event is out.
+    pub(super) fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        // Counted from the first call on: the event is in hyper's buffer by then.
+        let before = *self.before.get_or_insert_with(|| self.flushes.count());
+        if self.deadline.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        self.flushes.poll_after(before, context)
     }
 }

@@ -1,13 +1,16 @@
 //! Answers of slotd's own: errors in the form that OpenAI's clients read.
 
-use std::{convert::Infallible, time::Duration};
+use std::{borrow::Cow, convert::Infallible, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{
-    Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
+    HeaderMap, Response, StatusCode,
+    header::{
+        CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+    },
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -23,14 +26,26 @@ pub(super) type Body = UnsyncBoxBody<Bytes, Aborted>;
 pub(super) struct Aborted;
 
 /// An answer that is an error.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) struct Fault {
     pub(super) status: StatusCode,
-    kind: &'static str,
-    code: &'static str,
-    param: Option<&'static str>,
-    message: String,
+    error: Box<ErrorObject>,
     retry: Retry,
+    /// What an engine's refusal said beside its body.
+    headers: Option<Box<HeaderMap>>,
+}
+
+/// The error object of OpenAI's API: always these four keys, and what an engine said where that
+/// differs.
+#[derive(Debug, Serialize)]
+pub(super) struct ErrorObject {
+    pub(super) message: String,
+    #[serde(rename = "type")]
+    pub(super) kind: Cow<'static, str>,
+    pub(super) param: Option<Cow<'static, str>>,
+    pub(super) code: Option<Cow<'static, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) upstream: Option<Value>,
 }
 
 /// What a client is told about trying again.
@@ -44,10 +59,23 @@ enum Retry {
     Never,
 }
 
-const INVALID: &str = "invalid_request_error";
-const SERVER: &str = "server_error";
+pub(super) const INVALID: &str = "invalid_request_error";
+pub(super) const SERVER: &str = "server_error";
 
 impl Fault {
+    /// The engine refused. `headers` go along, but for those that describe its body.
+    pub(super) fn of_engine(
+        status: StatusCode,
+        mut headers: HeaderMap,
+        error: ErrorObject,
+    ) -> Self {
+        for about_the_body in [CONTENT_LENGTH, CONTENT_TYPE, CONTENT_ENCODING] {
+            headers.remove(about_the_body);
+        }
+        let headers = Some(Box::new(headers));
+        Self { status, error: Box::new(error), retry: Retry::Unsaid, headers }
+    }
+
     /// The request itself is wrong.
     pub(super) fn bad_request(
         param: Option<&'static str>,
@@ -74,6 +102,13 @@ impl Fault {
             .retry_after(Duration::from_secs(1))
     }
 
+    /// The engine lives and said something that cannot be passed on.
+    pub(super) fn engine_misbehaved(slot: &SlotName, what: &str) -> Self {
+        let message =
+            format!("the engine of slot `{slot}` {what}; `slotd logs {slot}` may say why");
+        Self::new(StatusCode::BAD_GATEWAY, SERVER, "bad_engine_answer", message)
+    }
+
     /// The wait was as long as it may be.
     pub(super) fn still_loading(slot: &SlotName) -> Self {
         let message = format!("slot `{slot}` is still loading, try again");
@@ -85,7 +120,7 @@ impl Fault {
     pub(super) fn of_gate(slot: &SlotName, refusal: GateRefusal) -> Self {
         let message = match refusal {
             GateRefusal::Full { waiting } => {
-                format!("slot `{slot}` is overloaded: {waiting} requests wait already")
+                format!("slot `{slot}` is overloaded: its queue is full ({waiting} waiting)")
             }
             GateRefusal::TimedOut | GateRefusal::Closed => {
                 format!("slot `{slot}` is overloaded: the request's turn did not come in time")
@@ -109,7 +144,7 @@ impl Fault {
                     .retry_after(Duration::from_secs(2))
             }
             Refusal::QueueFull { waiting } => Self::queue_full(format!(
-                "slot `{slot}` is overloaded: {waiting} requests wait for it to load"
+                "slot `{slot}` is overloaded: its queue is full ({waiting} waiting for it to load)"
             )),
             Refusal::LoadFailed { verdict, reason, retry_in } => {
                 let message = format!("slot `{slot}` did not load ({verdict}): {reason}");
@@ -132,25 +167,23 @@ impl Fault {
     }
 
     fn new(status: StatusCode, kind: &'static str, code: &'static str, message: String) -> Self {
-        Self { status, kind, code, param: None, message, retry: Retry::Unsaid }
+        let (kind, code) = (kind.into(), Some(code.into()));
+        let error = ErrorObject { message, kind, param: None, code, upstream: None };
+        Self { status, error: Box::new(error), retry: Retry::Unsaid, headers: None }
     }
 
-    fn about(self, param: Option<&'static str>) -> Self {
-        Self { param, ..self }
+    fn about(mut self, param: Option<&'static str>) -> Self {
+        self.error.param = param.map(Cow::Borrowed);
+        self
     }
 
     fn retry_after(self, time: Duration) -> Self {
         Self { retry: Retry::After(time), ..self }
     }
 
-    /// Returns the error object: always all four keys.
+    /// Returns the error in its envelope.
     pub(super) fn body(&self) -> Value {
-        json!({"error": {
-            "message": self.message,
-            "type": self.kind,
-            "param": self.param,
-            "code": self.code,
-        }})
+        json!({"error": &self.error})
     }
 
     /// Returns the error as an event of a stream that was begun.
@@ -162,6 +195,9 @@ impl Fault {
     pub(super) fn response(&self) -> Response<Body> {
         let mut response = json_response(self.status, &self.body());
         let headers = response.headers_mut();
+        if let Some(engines) = &self.headers {
+            headers.extend(engines.iter().map(|(name, value)| (name.clone(), value.clone())));
+        }
         match self.retry {
             Retry::Unsaid => {}
             Retry::After(time) => {
@@ -182,7 +218,7 @@ impl Fault {
 }
 
 /// Sets a header whose value is known to be plain.
-pub(super) fn insert(headers: &mut hyper::HeaderMap, name: HeaderName, value: &str) {
+pub(super) fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }

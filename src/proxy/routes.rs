@@ -82,19 +82,31 @@ impl RouteTable {
                 }
             }
         }
-        for (name, route) in &self.slots {
-            if let Some(model) = &route.profile.model {
-                self.names.insert_if_free(&model.typed(), name);
+        self.name_models();
+        self.name_capabilities();
+    }
+
+    /// Slots that serve the same model are one route: a ready one first.
+    fn name_models(&mut self) {
+        for must_be_ready in [true, false] {
+            for (name, route) in &self.slots {
+                if let Some(model) = &route.profile.model
+                    && (route.gate.is_some() || !must_be_ready)
+                {
+                    self.names.insert_if_free(&model.typed(), name);
+                }
             }
         }
+    }
+
+    /// A slot whose profile names the capability stands before one that is offered for anything, a
+    /// ready one before one that is not.
+    fn name_capabilities(&mut self) {
         for capability in Capability::ALL {
-            let offers = |route: &&Route| route.profile.offers(capability);
-            let best = self
-                .slots
-                .values()
-                .filter(offers)
-                .find(|route| route.gate.is_some())
-                .or_else(|| self.slots.values().find(offers));
+            let best =
+                self.slots.values().filter(|route| route.profile.offers(capability)).min_by_key(
+                    |route| (route.profile.capabilities.is_empty(), route.gate.is_none()),
+                );
             if let Some(slot) = best.map(|route| route.slot.clone()) {
                 self.names.insert_if_free(capability.as_str(), &slot);
             }

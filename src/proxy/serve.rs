@@ -2,7 +2,12 @@
 
 use std::{
     convert::Infallible,
-    sync::atomic::{AtomicU64, Ordering},
+    hash::{BuildHasher, RandomState},
+    net::SocketAddr,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,17 +28,21 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    Shared, access, forward, listing,
+    Client, Shared,
+    access::Access,
+    flush::Counted,
+    forward, listing,
     reply::{Body, Fault, insert, text},
 };
+use crate::spec::SlotName;
 
-/// How long a client may take for a request's head.
+/// How long a client may take for a request's head, and a connection may idle.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the listener rests when the system has no more files or memory for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long open connections are given when the listener ends.
 const END_DEADLINE: Duration = Duration::from_secs(2);
-const MAX_HEADERS: usize = 100;
+/// The most of a request's head. hyper takes 100 headers at most by itself.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
 const ENDPOINTS: &str = "POST /v1/chat/completions, /v1/completions, /v1/embeddings; \
@@ -54,6 +63,9 @@ pub enum Phase {
 
 /// Serves connections until `phase` says [`Phase::Ended`], then gives open ones a moment.
 pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Receiver<Phase>) {
+    // A listener has an address; were it not so, the strict rule holds.
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    let access = Access::of(listener.local_addr().unwrap_or(loopback));
     let mut connections = JoinSet::new();
     let watcher = phase.clone();
     loop {
@@ -64,7 +76,9 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, _)) => {
-                connections.spawn(connection(stream, shared.clone(), watcher.clone()));
+                let flushes = Arc::default();
+                let client = Arc::new(Client { shared: shared.clone(), flushes });
+                connections.spawn(connection(stream, client, access, watcher.clone()));
             }
             Err(error) => {
                 warn!(%error, "connection not accepted");
@@ -79,22 +93,27 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
     }
 }
 
-async fn connection(stream: TcpStream, shared: Shared, mut phase: watch::Receiver<Phase>) {
+async fn connection(
+    stream: TcpStream,
+    client: Arc<Client>,
+    access: Access,
+    mut phase: watch::Receiver<Phase>,
+) {
     // Without it each streamed token may wait 40 ms for the client's acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "connection without TCP_NODELAY");
     }
+    let stream = Counted::new(TokioIo::new(stream), Arc::clone(&client.flushes));
     let ready = phase.clone();
     let service = service_fn(move |request| {
-        let (shared, phase) = (shared.clone(), *ready.borrow());
-        async move { Ok::<_, Infallible>(answer(&shared, phase, request).await) }
+        let (client, phase) = (Arc::clone(&client), *ready.borrow());
+        async move { Ok::<_, Infallible>(answer(&client, access, phase, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_DEADLINE)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+        .max_header_size(MAX_HEAD_BYTES)
+        .serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection);
     let ended = async { drop(phase.wait_for(|phase| *phase == Phase::Ended).await) };
     let served = tokio::select! {
@@ -112,16 +131,23 @@ async fn connection(stream: TcpStream, shared: Shared, mut phase: watch::Receive
     }
 }
 
-async fn answer(shared: &Shared, phase: Phase, request: Request<Incoming>) -> Response<Body> {
+async fn answer(
+    client: &Arc<Client>,
+    access: Access,
+    phase: Phase,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let request_id = request_id(&request);
     let mut request = request;
-    insert(request.headers_mut(), HeaderName::from_static("x-request-id"), &request_id);
-    let (slot, mut response) = match access::check(request.headers()) {
-        Ok(()) => Box::pin(route(shared, phase, request)).await,
+    request.headers_mut().insert(REQUEST_ID, request_id.clone());
+    let (slot, mut response) = match access.check(request.headers()) {
+        Ok(()) => Box::pin(route(client, phase, request)).await,
         Err(fault) => (None, fault.response()),
     };
+    let status = response.status().as_u16();
+    debug!(?request_id, ?slot, status, "request answered");
     let headers = response.headers_mut();
-    insert(headers, HeaderName::from_static("x-request-id"), &request_id);
+    headers.insert(REQUEST_ID, request_id);
     if let Some(slot) = slot {
         insert(headers, HeaderName::from_static("x-slotd-slot"), slot.as_str());
     }
@@ -129,15 +155,15 @@ async fn answer(shared: &Shared, phase: Phase, request: Request<Incoming>) -> Re
 }
 
 async fn route(
-    shared: &Shared,
+    client: &Arc<Client>,
     phase: Phase,
     request: Request<Incoming>,
-) -> (Option<crate::spec::SlotName>, Response<Body>) {
+) -> (Option<SlotName>, Response<Body>) {
     let path = request.uri().path();
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     if let Some(capability) = forward::capability(path) {
         return if request.method() == Method::POST {
-            forward::forward(shared, request, capability).await
+            forward::forward(client, request, capability).await
         } else {
             (None, wrong_method(path, "POST"))
         };
@@ -150,10 +176,10 @@ async fn route(
         "/healthz" | "/livez" => text(StatusCode::OK, "ok\n"),
         "/readyz" if phase == Phase::Serving => text(StatusCode::OK, "ok\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-        "/v1/models" => listing::all(&shared.routes.load()),
+        "/v1/models" => listing::all(&client.shared.routes.load()),
         _ => match path.strip_prefix("/v1/models/") {
             Some(_) if !is_read => wrong_method(path, "GET, HEAD"),
-            Some(name) => listing::one(&shared.routes.load(), &decoded(name)),
+            Some(name) => listing::one(&client.shared.routes.load(), &decoded(name)),
             None => unknown_path(path),
         },
     };
@@ -174,21 +200,21 @@ fn unknown_path(path: &str) -> Response<Body> {
     Fault::refused(StatusCode::NOT_FOUND, "not_found", message).response()
 }
 
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// Takes the client's id if it is one that logs can bear, else makes one.
-fn request_id(request: &Request<Incoming>) -> String {
+fn request_id(request: &Request<Incoming>) -> HeaderValue {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let theirs = request
-        .headers()
-        .get("x-request-id")
-        .and_then(|id| id.to_str().ok())
-        .filter(|id| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()));
-    theirs.map_or_else(
-        || {
-            let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            format!("req-{:x}-{count:x}", std::process::id())
-        },
-        str::to_owned,
-    )
+    /// Tells the ids of one life of the daemon from those of another.
+    static LIFE: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one("life") >> 32);
+    let theirs = request.headers().get(REQUEST_ID).filter(|id| {
+        (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    });
+    theirs.cloned().unwrap_or_else(|| {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        HeaderValue::try_from(format!("req-{:08x}-{count:x}", *LIFE))
+            .unwrap_or(HeaderValue::from_static("req"))
+    })
 }
 
 /// Undoes percent-encoding; what is no encoding stays as it is.

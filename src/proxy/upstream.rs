@@ -1,111 +1,227 @@
-//! Connections to one engine: kept, reused, replaced.
+//! Connections to one engine.
+//!
+//! A connection has no task of its own: whoever uses it drives it, so that dropping an exchange
+//! drops its connection at once, and an answer costs no wake-up of another task. Idle ones are kept
+//! and reused last in, first out; one that the engine closed meanwhile is noticed at its reuse.
 
 use std::{
-    io,
-    sync::{Mutex, PoisonError},
+    fmt, future, io,
+    pin::{Pin, pin},
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
     Request, Response,
-    body::Incoming,
-    client::conn::http1::{self, SendRequest},
+    body::{Body as _, Frame, Incoming},
+    client::conn::http1::{Connection, SendRequest, handshake},
 };
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
-    task::JoinSet,
+    time::{Instant, timeout},
 };
+use tokio_util::either::Either;
 
+use super::gate::{Ending, Gate};
 use crate::engine::Endpoint;
 
-/// The connections to one engine. Dropping it ends them.
-#[derive(Debug)]
-pub(super) struct Pool {
-    endpoint: Endpoint,
-    /// The one used last is taken first: it is the least likely to have been closed.
-    idle: Mutex<Vec<Connection>>,
-    drivers: Mutex<JoinSet<()>>,
-}
+/// How long a connection is kept for its next use.
+const LONGEST_IDLE: Duration = Duration::from_secs(60);
+/// How long the engine may take to accept. It is on this machine: only a full backlog takes time.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// One connection; whoever holds it has the only use of it.
-pub(super) type Connection = SendRequest<Full<Bytes>>;
+type Io = TokioIo<Either<UnixStream, TcpStream>>;
 
-/// Says why there was no answer.
+/// Why there is no answer, not even its head.
 #[derive(Debug, Error)]
-pub(super) enum UpstreamFault {
-    /// The engine cannot be reached.
-    #[error("connect to the engine")]
-    Connect(#[from] io::Error),
-    /// The connection broke before a response head.
-    #[error("hear from the engine")]
-    Broken(#[from] hyper::Error),
+pub(super) enum SendFault {
+    /// The engine cannot be reached, or hung up before it said anything.
+    #[error("the engine hung up without an answer")]
+    Gone,
+    /// The exchange was ended because the slot goes down.
+    #[error("the slot was stopped")]
+    Cut,
+    /// What came is no HTTP.
+    #[error("the engine's answer is no HTTP")]
+    Garbled(#[source] hyper::Error),
 }
 
-impl Pool {
+/// The engine's address and the idle connections to it.
+pub(super) struct Upstream {
+    endpoint: Endpoint,
+    idle: Mutex<Vec<Idle>>,
+}
+
+struct Idle {
+    line: Line,
+    since: Instant,
+}
+
+impl Upstream {
     pub(super) fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, idle: Mutex::default(), drivers: Mutex::default() }
+        Self { endpoint, idle: Mutex::new(Vec::new()) }
     }
 
-    /// Sends a request and returns the head of the answer with the connection that its body comes
-    /// on. A kept connection that turns out to be closed is replaced, once.
-    pub(super) async fn send(
-        &self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(Response<Incoming>, Connection), UpstreamFault> {
-        while let Some(mut connection) = self.take() {
-            if connection.ready().await.is_err() {
-                continue;
-            }
-            match connection.send_request(request.clone()).await {
-                Ok(answer) => return Ok((answer, connection)),
-                // It was closed just as it was used: the engine has seen nothing, or said nothing.
-                Err(error) if error.is_canceled() || error.is_incomplete_message() => break,
-                Err(error) => return Err(error.into()),
+    /// Closes the connections that nobody uses.
+    pub(super) fn drop_idle(&self) {
+        self.idle().clear();
+    }
+
+    fn take_idle(&self) -> Option<Line> {
+        loop {
+            let Idle { mut line, since } = self.idle().pop()?;
+            if since.elapsed() < LONGEST_IDLE && line.is_open() {
+                return Some(line);
             }
         }
-        let mut connection = self.connect().await?;
-        let answer = connection.send_request(request).await?;
-        Ok((answer, connection))
     }
 
-    /// Takes a connection back once its answer has ended.
-    pub(super) fn keep(&self, connection: Connection) {
-        if !connection.is_closed() {
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-        }
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        // A panic elsewhere cannot leave the list half changed: each use is one call.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self) -> Option<Connection> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
-    }
-
-    async fn connect(&self) -> Result<Connection, UpstreamFault> {
-        match &self.endpoint {
-            Endpoint::Unix(path) => self.drive(UnixStream::connect(path).await?).await,
+    async fn connect(&self) -> io::Result<Line> {
+        let stream = match &self.endpoint {
+            Endpoint::Unix(path) => Either::Left(UnixStream::connect(path).await?),
             Endpoint::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
-                // Without it small writes wait 40 ms for the other side's acknowledgement.
+                // Without it each small write may wait 40 ms for an acknowledgement.
                 stream.set_nodelay(true)?;
-                self.drive(stream).await
+                Either::Right(stream)
             }
+        };
+        let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        Ok(Line { sender, driver: Some(driver) })
+    }
+}
+
+impl Gate {
+    /// Sends a request and waits for the head of its answer. `request` is called once for each
+    /// attempt: a kept connection that turns out closed is replaced by a fresh one.
+    pub(super) async fn send(
+        &self,
+        request: impl Fn() -> Request<Full<Bytes>>,
+    ) -> Result<(Response<Incoming>, Line), SendFault> {
+        tokio::select! {
+            // An answer that has come counts, also from an engine that died right after.
+            biased;
+            answer = self.send_on_some_line(request) => answer,
+            () = self.ended().cancelled() => Err(match self.ending() {
+                Some(Ending::Cut) => SendFault::Cut,
+                Some(Ending::Died) | None => SendFault::Gone,
+            }),
         }
     }
 
-    async fn drive<S>(&self, stream: S) -> Result<Connection, UpstreamFault>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let mut drivers = self.drivers.lock().unwrap_or_else(PoisonError::into_inner);
-        while drivers.try_join_next().is_some() {}
-        drivers.spawn(async move {
-            // Its fault reaches the one who waits for the answer.
-            drop(connection.await);
+    async fn send_on_some_line(
+        &self,
+        request: impl Fn() -> Request<Full<Bytes>>,
+    ) -> Result<(Response<Incoming>, Line), SendFault> {
+        if let Some(line) = self.upstream().take_idle() {
+            match line.exchange(request()).await {
+                Err(SendFault::Gone) => {}
+                answer => return answer,
+            }
+        }
+        let line = match timeout(CONNECT_DEADLINE, self.upstream().connect()).await {
+            Ok(Ok(line)) => line,
+            Ok(Err(_)) | Err(_) => return Err(SendFault::Gone),
+        };
+        line.exchange(request()).await
+    }
+
+    /// Keeps a connection for its next use, if it can have one.
+    pub(super) fn keep(&self, line: Line) {
+        if !line.is_reusable() {
+            return;
+        }
+        let since = Instant::now();
+        let mut idle = self.upstream().idle();
+        // Asked under the lock: `close` closes first and empties the list afterwards.
+        if self.is_closed() {
+            return;
+        }
+        idle.retain(|kept| since.duration_since(kept.since) < LONGEST_IDLE);
+        idle.push(Idle { line, since });
+    }
+}
+
+/// One connection to the engine.
+pub(super) struct Line {
+    sender: SendRequest<Full<Bytes>>,
+    /// `None` once it has ended.
+    driver: Option<Connection<Io, Full<Bytes>>>,
+}
+
+impl Line {
+    async fn exchange(
+        mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(Response<Incoming>, Self), SendFault> {
+        let mut answer = pin!(self.sender.send_request(request));
+        let driver = &mut self.driver;
+        let answer = future::poll_fn(|context| {
+            // Before: hands the request over. After: takes what the connection read.
+            if let Poll::Ready(answer) = answer.as_mut().poll(context) {
+                return Poll::Ready(answer);
+            }
+            drive(driver, context);
+            answer.as_mut().poll(context)
         });
-        Ok(sender)
+        match answer.await {
+            Ok(answer) => Ok((answer, self)),
+            Err(error) if error.is_parse() => Err(SendFault::Garbled(error)),
+            Err(_) => Err(SendFault::Gone),
+        }
+    }
+
+    /// Returns the next frame of an answer that came on this connection.
+    pub(super) fn poll_body(
+        &mut self,
+        body: &mut Incoming,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        // Before: says that a frame is wanted. After: takes what the connection read.
+        if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(context) {
+            return Poll::Ready(frame);
+        }
+        drive(&mut self.driver, context);
+        Pin::new(body).poll_frame(context)
+    }
+
+    /// Lets the connection notice that its answer has ended.
+    pub(super) fn settle(&mut self, context: &mut Context<'_>) {
+        drive(&mut self.driver, context);
+    }
+
+    fn is_reusable(&self) -> bool {
+        self.driver.is_some() && self.sender.is_ready()
+    }
+
+    /// Tells whether the engine has kept its side open, as far as this side has been told.
+    fn is_open(&mut self) -> bool {
+        drive(&mut self.driver, &mut Context::from_waker(Waker::noop()));
+        self.is_reusable()
+    }
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line").field("is_open", &self.driver.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// Lets a connection read and write. Its own result is not needed: a fault reaches the exchange.
+fn drive(driver: &mut Option<Connection<Io, Full<Bytes>>>, context: &mut Context<'_>) {
+    if let Some(connection) = driver
+        && Pin::new(connection).poll(context).is_ready()
+    {
+        *driver = None;
     }
 }

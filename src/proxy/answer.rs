@@ -1,0 +1,114 @@
+//! One engine's answer: its head, and its body as it comes.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    task::{Context, Poll},
+};
+
+use bytes::{Bytes, BytesMut};
+use hyper::{
+    HeaderMap, Response, StatusCode,
+    body::{Body as _, Incoming},
+    header::CONTENT_TYPE,
+};
+
+use super::{
+    gate::{Gate, Lease},
+    upstream::Line,
+};
+
+/// An answer whose head has been read and whose body is to come. Dropping it hangs up.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    incoming: Incoming,
+    line: Line,
+    lease: Lease,
+}
+
+/// What an engine sent next.
+pub(super) enum Piece {
+    /// Bytes of the body, and whether they are known to be the last.
+    Data(Bytes, IsLast),
+    /// The body has ended as its framing says it should.
+    End,
+    /// The connection broke before the body had ended.
+    Break,
+}
+
+/// Whether a piece is known to be the last.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum IsLast {
+    Yes,
+    NotKnown,
+}
+
+impl Answer {
+    pub(super) fn new((response, line): (Response<Incoming>, Line), lease: Lease) -> Self {
+        let (head, incoming) = response.into_parts();
+        Self { status: head.status, headers: head.headers, incoming, line, lease }
+    }
+
+    pub(super) fn gate(&self) -> &Gate {
+        self.lease.gate()
+    }
+
+    /// Tells whether the body is a stream of events.
+    pub(super) fn is_events(&self) -> bool {
+        self.headers
+            .get(CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+    }
+
+    pub(super) fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Piece> {
+        loop {
+            let frame = match self.line.poll_body(&mut self.incoming, context) {
+                Poll::Ready(Some(Ok(frame))) => frame,
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Piece::Break),
+                Poll::Ready(None) => return Poll::Ready(Piece::End),
+                Poll::Pending => return Poll::Pending,
+            };
+            // Trailers are of no use to these clients.
+            if let Ok(data) = frame.into_data() {
+                let is_last =
+                    if self.incoming.is_end_stream() { IsLast::Yes } else { IsLast::NotKnown };
+                return Poll::Ready(Piece::Data(data, is_last));
+            }
+        }
+    }
+
+    /// Gives the connection and the seat back: the body has been read whole.
+    pub(super) fn finish(mut self, context: &mut Context<'_>) {
+        self.line.settle(context);
+        self.lease.gate().keep(self.line);
+    }
+
+    /// Reads the body as far as `most` bytes. `None` if it broke before.
+    pub(super) async fn read(mut self, most: usize) -> Option<Bytes> {
+        let mut read = BytesMut::new();
+        while read.len() < most {
+            match poll_fn(|context| self.poll_piece(context)).await {
+                Piece::Data(data, _) => read.extend_from_slice(&data),
+                Piece::End => {
+                    poll_fn(|context| {
+                        self.line.settle(context);
+                        Poll::Ready(())
+                    })
+                    .await;
+                    self.lease.gate().keep(self.line);
+                    return Some(read.freeze());
+                }
+                Piece::Break => return None,
+            }
+        }
+        read.truncate(most);
+        Some(read.freeze())
+    }
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer").field("status", &self.status).finish_non_exhaustive()
+    }
+}

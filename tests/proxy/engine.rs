@@ -1,0 +1,135 @@
+//! An engine that the test plays: it takes connections and requests one by one, and says what it
+//! likes.
+
+use std::path::PathBuf;
+
+use slotd::engine::Endpoint;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+};
+
+use crate::world::soon;
+
+pub(crate) struct Engine {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+/// One connection of the endpoint's.
+pub(crate) struct Line {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+}
+
+/// One request as it arrived.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Engine {
+    pub(crate) fn start(path: PathBuf) -> Self {
+        let listener = UnixListener::bind(&path).unwrap();
+        Self { path, listener }
+    }
+
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        Endpoint::Unix(self.path.clone())
+    }
+
+    /// Takes the next connection.
+    pub(crate) async fn accept(&self) -> Line {
+        let (stream, _) = soon("a connection", self.listener.accept()).await.unwrap();
+        Line { stream, buffer: Vec::new() }
+    }
+
+    /// Takes the next connection and the request on it.
+    pub(crate) async fn request(&self) -> (Line, Request) {
+        let mut line = self.accept().await;
+        let request = line.request().await;
+        (line, request)
+    }
+}
+
+impl Request {
+    /// The value of a header, if it was sent.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+}
+
+impl Line {
+    /// Reads the next request, whole.
+    pub(crate) async fn request(&mut self) -> Request {
+        soon("a request", self.read_request()).await
+    }
+
+    async fn read_request(&mut self) -> Request {
+        let end = loop {
+            if let Some(at) = self.buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                break at + 4;
+            }
+            self.read().await;
+        };
+        let head = String::from_utf8(self.buffer.drain(..end).collect()).unwrap();
+        let mut request = Request { head, body: Vec::new() };
+        let length: usize = request.header("content-length").unwrap_or("0").parse().unwrap();
+        while self.buffer.len() < length {
+            self.read().await;
+        }
+        request.body = self.buffer.drain(..length).collect();
+        request
+    }
+
+    async fn read(&mut self) {
+        let count = self.stream.read_buf(&mut self.buffer).await.unwrap();
+        assert_ne!(count, 0, "the endpoint hung up in mid-request");
+    }
+
+    /// Waits until the endpoint has hung up.
+    pub(crate) async fn hung_up(&mut self) {
+        let mut rest = [0; 1];
+        let count = soon("the endpoint to hang up", self.stream.read(&mut rest)).await;
+        assert!(matches!(count, Ok(0) | Err(_)), "the endpoint sent more");
+    }
+
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// Begins a stream of events.
+    pub(crate) async fn begin_stream(&mut self) {
+        self.send(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\
+             server: llama.cpp\r\naccess-control-allow-origin: *\r\nset-cookie: a=b\r\n\r\n",
+        )
+        .await;
+    }
+
+    /// Sends one chunk of a chunked body.
+    pub(crate) async fn chunk(&mut self, bytes: impl AsRef<[u8]>) {
+        let bytes = bytes.as_ref();
+        let framed = [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
+        self.send(framed).await;
+    }
+
+    /// Ends a chunked body.
+    pub(crate) async fn end_stream(&mut self) {
+        self.send("0\r\n\r\n").await;
+    }
+
+    /// Sends a whole JSON answer.
+    pub(crate) async fn answer(&mut self, status: &str, body: &str) {
+        let length = body.len();
+        self.send(format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n{body}"
+        ))
+        .await;
+    }
+}

@@ -1,0 +1,172 @@
+//! A served endpoint whose slots, gates and core are the test's.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use slotd::{
+    mailbox::{self, Inbox},
+    proxy::{Gate, Limits, Phase, RouteTable, Shared, serve},
+    spec::{
+        Generation, Monotime, SlotName, WaiterId,
+        profile::{EngineChoice, ModelSource, Profile},
+    },
+    supervisor::{Event, Refusal, SlotEvent, SlotView, Snapshot, StateView},
+};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
+
+use crate::{client::Client, engine::Engine};
+
+/// Longer than anything here takes on a slow machine; only a failure waits this long.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits for something that must come.
+pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
+    timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("never came: {what}"))
+}
+
+/// One endpoint. Its server is a task of its own and ends with it.
+pub(crate) struct World {
+    pub(crate) address: SocketAddr,
+    pub(crate) phase: watch::Sender<Phase>,
+    dir: TempDir,
+    routes: Arc<ArcSwap<RouteTable>>,
+    snapshot: Snapshot,
+    gates: BTreeMap<SlotName, Arc<Gate>>,
+    inbox: Inbox,
+    server: JoinSet<()>,
+}
+
+pub(crate) fn limits() -> Limits {
+    Limits::new(1 << 20, DEADLINE)
+}
+
+impl World {
+    /// Serves an endpoint without slots.
+    pub(crate) async fn start(limits: Limits) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
+        let (mailbox, inbox) = mailbox::channel();
+        let (phase, phases) = watch::channel(Phase::Serving);
+        let shared = Shared { routes: Arc::clone(&routes), mailbox, limits };
+        let mut server = JoinSet::new();
+        server.spawn(serve(listener, shared, phases));
+        let dir = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
+        let (snapshot, gates) = (Snapshot::default(), BTreeMap::new());
+        Self { address, phase, dir, routes, snapshot, gates, inbox, server }
+    }
+
+    /// Serves an endpoint with one ready slot, `chat`.
+    pub(crate) async fn ready() -> (Self, Engine, Arc<Gate>) {
+        let mut world = Self::start(limits()).await;
+        let (engine, gate) = world.make_ready("chat", 1, (4, 16));
+        (world, engine, gate)
+    }
+
+    /// Makes a slot, offline.
+    pub(crate) fn make_slot(&mut self, slot: &str, change: impl FnOnce(&mut Profile)) {
+        let mut profile = profile(slot);
+        change(&mut profile);
+        let view = SlotView {
+            profile: Arc::new(profile),
+            state: StateView::Offline,
+            since: Monotime::default(),
+            generation: Generation(0),
+            engine: None,
+            tally: 0,
+            restarts: 0,
+            waiting: 0,
+            expected_load: None,
+            rss: None,
+            deaths: Vec::new(),
+            loads: Vec::new(),
+        };
+        self.snapshot.slots.insert(slot.parse().unwrap(), view);
+        self.publish();
+    }
+
+    /// Moves a slot to a state; it is made if it is not there.
+    pub(crate) fn set_state(&mut self, slot: &str, state: StateView) {
+        if !self.snapshot.slots.contains_key(slot) {
+            self.make_slot(slot, |_| {});
+        }
+        self.snapshot.slots.get_mut(slot).unwrap().state = state;
+        self.publish();
+    }
+
+    /// Starts an engine for a slot and opens its gate. `seats` are `parallel` and the queue's limit.
+    pub(crate) fn make_ready(
+        &mut self,
+        slot: &str,
+        generation: u64,
+        (parallel, queue_limit): (u32, u32),
+    ) -> (Engine, Arc<Gate>) {
+        let engine = Engine::start(self.dir.path().join(format!("{slot}.{generation}.sock")));
+        let name: SlotName = slot.parse().unwrap();
+        let generation = Generation(generation);
+        let gate = Gate::new(name.clone(), generation, engine.endpoint(), parallel, queue_limit);
+        self.gates.insert(name, Arc::clone(&gate));
+        self.set_state(slot, StateView::Ready { pid: 1 });
+        self.snapshot.slots.get_mut(slot).unwrap().generation = generation;
+        self.publish();
+        (engine, gate)
+    }
+
+    fn publish(&mut self) {
+        self.snapshot.generation += 1;
+        self.routes.store(Arc::new(RouteTable::build(&self.snapshot, &self.gates)));
+    }
+
+    /// Waits until a request asks the core for a slot.
+    pub(crate) async fn demanded(&mut self) -> WaiterId {
+        match soon("a demand", self.inbox.next()).await.unwrap() {
+            Event::Slot { event: SlotEvent::Demanded { waiter }, .. } => waiter,
+            other => panic!("a demand was expected, not {other:?}"),
+        }
+    }
+
+    /// Waits until a request that asked the core has left.
+    pub(crate) async fn left(&mut self) -> WaiterId {
+        match soon("a leaving", self.inbox.next()).await.unwrap() {
+            Event::Slot { event: SlotEvent::WaiterLeft { waiter }, .. } => waiter,
+            other => panic!("a leaving was expected, not {other:?}"),
+        }
+    }
+
+    pub(crate) fn answer(&self, waiter: WaiterId, answer: Result<(), Refusal>) {
+        self.inbox.answer(waiter, answer);
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    /// Waits for the server's end.
+    pub(crate) async fn ended(mut self) {
+        soon("the server's end", self.server.join_next()).await.unwrap().unwrap();
+    }
+}
+
+fn profile(slot: &str) -> Profile {
+    Profile {
+        slot: slot.parse().unwrap(),
+        source: PathBuf::from("profile.toml"),
+        model: Some(ModelSource::Hub { repo: "org/small".to_owned(), quant: None }),
+        engine: EngineChoice::Auto,
+        args: Vec::new(),
+        env: BTreeMap::new(),
+        aliases: Vec::new(),
+        capabilities: Vec::new(),
+        context: None,
+        parallel: None,
+        threads: None,
+        gpu_layers: None,
+        autostart: false,
+        essential: false,
+        max_restarts: 5,
+        start_timeout: Duration::from_secs(60),
+        stop_timeout: Duration::from_secs(5),
+        idle_timeout: None,
+    }
+}
