@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_clients_own_deadline_shortens_its_wait() {
-        let limits = Limits::new(1, Duration::from_secs(600));
+        let limits = Limits::new(1, Duration::from_mins(10));
         let after = |text: &'static str| {
             let value = HeaderValue::from_static(text);
             let headers = [(HeaderName::from_static("x-stainless-read-timeout"), value)];

@@ -279,16 +279,43 @@ mod tests {
         Gate::new("chat".parse().unwrap(), Generation(1), endpoint, parallel, queue_limit)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_full_gate_queues_then_refuses_then_times_out() {
         let gate = gate(1, 1);
-        let first = gate.lease(Duration::from_secs(1)).await.unwrap();
-        let (second, third) =
-            tokio::join!(gate.lease(Duration::from_secs(1)), gate.lease(Duration::from_secs(1)));
+        let patience = Duration::from_millis(20);
+        let first = gate.lease(patience).await.unwrap();
+        let (second, third) = tokio::join!(gate.lease(patience), gate.lease(patience));
         assert_eq!(second.unwrap_err(), GateRefusal::TimedOut);
         assert_eq!(third.unwrap_err(), GateRefusal::Full { waiting: 1 });
+        assert_eq!(gate.waiting(), 0);
         drop(first);
-        assert!(gate.lease(Duration::from_secs(1)).await.is_ok(), "the turn came back");
+        assert!(gate.lease(patience).await.is_ok(), "the turn came back");
+    }
+
+    #[tokio::test]
+    async fn seats_are_given_in_the_order_of_asking() {
+        let gate = gate(1, 8);
+        let first = gate.lease(Duration::from_secs(1)).await.unwrap();
+        let order = std::sync::Mutex::new(Vec::new());
+        let ask = async |number: u32| {
+            let lease = gate.lease(Duration::from_mins(1)).await.unwrap();
+            order.lock().unwrap().push(number);
+            drop(lease);
+        };
+        tokio::join!(ask(1), ask(2), ask(3), async { drop(first) });
+        assert_eq!(order.into_inner().unwrap(), [1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_at_a_dead_engine_are_sent_away() {
+        let gate = gate(1, 8);
+        let _busy = gate.lease(Duration::from_secs(1)).await.unwrap();
+        let (waited, ()) = tokio::join!(gate.lease(Duration::from_mins(1)), async {
+            gate.cut();
+            gate.mark_dead();
+        });
+        assert_eq!(waited.unwrap_err(), GateRefusal::Closed);
+        assert_eq!(gate.ending(), Some(Ending::Cut), "the first reason stays");
     }
 
     #[tokio::test]

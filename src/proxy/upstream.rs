@@ -31,7 +31,7 @@ use super::gate::{Ending, Gate};
 use crate::engine::Endpoint;
 
 /// How long a connection is kept for its next use.
-const LONGEST_IDLE: Duration = Duration::from_secs(60);
+const LONGEST_IDLE: Duration = Duration::from_mins(1);
 /// How long the engine may take to accept. It is on this machine: only a full backlog takes time.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -129,10 +129,8 @@ impl Gate {
                 answer => return answer,
             }
         }
-        let line = match timeout(CONNECT_DEADLINE, self.upstream().connect()).await {
-            Ok(Ok(line)) => line,
-            Ok(Err(_)) | Err(_) => return Err(SendFault::Gone),
-        };
+        let connected = timeout(CONNECT_DEADLINE, self.upstream().connect()).await;
+        let Ok(Ok(line)) = connected else { return Err(SendFault::Gone) };
         line.exchange(request()).await
     }
 
