@@ -128,16 +128,15 @@ impl Client {
     /// Waits for the body that belongs to a head.
     pub(crate) async fn rest(&mut self, head: Head) -> Answer {
         let mut body = Vec::new();
-        let is_whole = match head.header("content-length") {
-            Some(length) => self.take(length.parse().unwrap(), &mut body).await.is_some(),
-            None => {
-                assert_eq!(head.header("transfer-encoding"), Some("chunked"), "{head:?}");
-                loop {
-                    match self.chunk(&mut body).await {
-                        Some(0) => break true,
-                        Some(_) => {}
-                        None => break false,
-                    }
+        let is_whole = if let Some(length) = head.header("content-length") {
+            self.take(length.parse().unwrap(), &mut body).await.is_some()
+        } else {
+            assert_eq!(head.header("transfer-encoding"), Some("chunked"), "{head:?}");
+            loop {
+                match self.chunk(&mut body).await {
+                    Some(0) => break true,
+                    Some(_) => {}
+                    None => break false,
                 }
             }
         };

@@ -51,7 +51,7 @@ async fn a_failed_load_far_from_its_next_try_stays_below_what_clients_honour() {
     let refusal = Refusal::LoadFailed {
         verdict: Verdict::UnexpectedExit,
         reason: "exit code 1".to_owned(),
-        retry_in: Duration::from_secs(300),
+        retry_in: Duration::from_mins(5),
     };
     let answer = refused(refusal).await;
     assert_eq!(answer.head.header("retry-after"), Some("59"));

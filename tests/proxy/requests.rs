@@ -46,7 +46,8 @@ async fn a_body_may_come_byte_by_byte() {
     }
     assert_eq!(through(&mut client, &engine).await.body, body.as_bytes());
 
-    let chunks: String = body.chars().map(|c| format!("1\r\n{c}\r\n")).collect();
+    let chunks: Vec<String> = body.chars().map(|c| format!("1\r\n{c}\r\n")).collect();
+    let chunks = chunks.concat();
     client.send(format!("{head}transfer-encoding: chunked\r\n\r\n{chunks}0\r\n\r\n")).await;
     let request = through(&mut client, &engine).await;
     assert_eq!(request.body, body.as_bytes());

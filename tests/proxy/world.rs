@@ -120,18 +120,20 @@ impl World {
 
     /// Waits until a request asks the core for a slot.
     pub(crate) async fn demanded(&mut self) -> WaiterId {
-        match soon("a demand", self.inbox.next()).await.unwrap() {
-            Event::Slot { event: SlotEvent::Demanded { waiter }, .. } => waiter,
-            other => panic!("a demand was expected, not {other:?}"),
-        }
+        let event = soon("a demand", self.inbox.next()).await.unwrap();
+        let Event::Slot { event: SlotEvent::Demanded { waiter }, .. } = event else {
+            panic!("a demand was expected, not {event:?}");
+        };
+        waiter
     }
 
     /// Waits until a request that asked the core has left.
     pub(crate) async fn left(&mut self) -> WaiterId {
-        match soon("a leaving", self.inbox.next()).await.unwrap() {
-            Event::Slot { event: SlotEvent::WaiterLeft { waiter }, .. } => waiter,
-            other => panic!("a leaving was expected, not {other:?}"),
-        }
+        let event = soon("a leaving", self.inbox.next()).await.unwrap();
+        let Event::Slot { event: SlotEvent::WaiterLeft { waiter }, .. } = event else {
+            panic!("a leaving was expected, not {event:?}");
+        };
+        waiter
     }
 
     pub(crate) fn answer(&self, waiter: WaiterId, answer: Result<(), Refusal>) {
@@ -165,7 +167,7 @@ fn profile(slot: &str) -> Profile {
         autostart: false,
         essential: false,
         max_restarts: 5,
-        start_timeout: Duration::from_secs(60),
+        start_timeout: Duration::from_mins(1),
         stop_timeout: Duration::from_secs(5),
         idle_timeout: None,
     }
