@@ -144,8 +144,12 @@ async fn answer(
         Ok(()) => Box::pin(route(client, phase, request)).await,
         Err(fault) => (None, fault.response()),
     };
-    let status = response.status().as_u16();
-    debug!(?request_id, ?slot, status, "request answered");
+    debug!(
+        request_id = request_id.to_str().ok(),
+        slot = slot.as_ref().map(SlotName::as_str),
+        status = response.status().as_u16(),
+        "request answered"
+    );
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, request_id);
     if let Some(slot) = slot {
