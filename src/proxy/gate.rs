@@ -161,12 +161,14 @@ impl Gate {
         self.released.notify_waiters();
     }
 
-    /// Waits until the gate is closed and the last request has ended. Cancel-safe.
+    /// Waits until the gate is closed and the last request has ended. Requests that were cut, or whose
+    /// engine is dead, have ended, though a client that does not read may not know it yet.
+    /// Cancel-safe.
     pub async fn drained(&self) {
         loop {
             let mut released = std::pin::pin!(self.released.notified());
             released.as_mut().enable();
-            if self.is_closed() && self.in_flight() == 0 {
+            if self.ending().is_some() || (self.is_closed() && self.in_flight() == 0) {
                 return;
             }
             released.await;
@@ -290,6 +292,13 @@ mod tests {
         assert_eq!(gate.waiting(), 0);
         drop(first);
         assert!(gate.lease(patience).await.is_ok(), "the turn came back");
+    }
+
+    #[tokio::test]
+    async fn a_cut_gate_is_drained_whoever_still_holds_a_seat() {
+        let gate = gate(1, 1);
+        let _stalled = gate.lease(Duration::from_secs(1)).await.unwrap();
+        tokio::join!(gate.drained(), async { gate.cut() });
     }
 
     #[tokio::test]
