@@ -270,21 +270,21 @@ impl Checker {
     /// Ends everything, by the slowest shell there is: nothing drains, nothing heeds `SIGTERM`.
     pub(crate) fn drive_to_the_end(&mut self) -> Checked {
         let asked_at = self.now;
-        let mut owed = vec![self.step(asked_at, Event::ShutdownRequested)?];
+        self.step(asked_at, Event::ShutdownRequested)?;
         let end = self.model.slots.values().map(|truth| truth.latest_end(asked_at)).max();
         let end = end.unwrap_or(asked_at);
         while !self.model.is_finished {
             while let Some(event) = self.next_answer() {
-                owed.push(self.step(self.now, event)?);
+                self.step(self.now, event)?;
             }
             if self.model.is_finished {
                 break;
             }
             let next = self.deadline().ok_or("nothing is due, and not all is down")?;
             check(next <= end, || "a shutdown outlasts its graces".to_owned())?;
-            owed.push(self.step(next, Event::DeadlinePassed)?);
+            self.step(next, Event::DeadlinePassed)?;
         }
-        let finishes = owed.iter().flatten().filter(|command| **command == Command::Finish);
+        let finishes = self.answers.iter().flatten().filter(|command| **command == Command::Finish);
         check(finishes.count() == 1, || "not exactly one `Finish`".to_owned())?;
         let none_waits = self.model.pending.is_empty();
         check(none_waits, || "a request was never answered".to_owned())

@@ -27,7 +27,8 @@ impl Model {
         moment: Moment<'_>,
         command: &Command,
     ) -> Checked<Option<(SlotName, Unplanned)>> {
-        if self.is_finished {
+        // A request that comes late is still told.
+        if self.is_finished && !matches!(command, Command::Refuse { .. }) {
             return Err("a command after `Finish`".to_owned());
         }
         match command {

@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use proptest::{collection::vec, prelude::*};
 use slotd::{
-    spec::{Bytes, Generation, Monotime, SlotName, WaiterId, death::ExitStatus, death::Verdict,
+    spec::{Bytes, Generation, Monotime, SlotName, WaiterId, death::Verdict,
         profile::Profile},
     supervisor::{ChildEvent, Event, Policy, SlotEvent},
 };
 
-use super::{checker::Checker, deaths, ended, exited, of_child, of_slot, profile, slot, spawned,
+use super::{checker::Checker, deaths, exited, of_child, of_slot, profile, slot, spawned,
     model::Child};
 
 /// One run: a box, and what happens to it.
