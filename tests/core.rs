@@ -13,7 +13,7 @@ use sim::{
 };
 
 /// How many runs; `PROPTEST_CASES` sets another number.
-const RUNS: u32 = 400;
+const RUNS: u32 = 2000;
 /// The same runs each time, unless `PROPTEST_RNG_SEED` sets others.
 const RUNS_SEED: u64 = 20_260_101;
 

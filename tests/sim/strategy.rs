@@ -83,9 +83,9 @@ pub(crate) fn script() -> impl Strategy<Value = Script> {
 
 fn traits() -> impl Strategy<Value = Traits> {
     let flags = (any::<bool>(), proptest::bool::weighted(0.25), 0..4_u32);
-    let start = prop_oneof![Just(1_u64), Just(30), Just(600)];
-    let stop = prop_oneof![Just(0_u64), Just(2), Just(10)];
-    let idle = prop_oneof![Just(None), Just(Some(0_u64)), Just(Some(30))];
+    let start = prop_oneof![1 => Just(1_u64), 2 => Just(30), 3 => Just(600)];
+    let stop = prop_oneof![1 => Just(0_u64), 2 => Just(2), 3 => Just(10), 1 => Just(90)];
+    let idle = prop_oneof![2 => Just(None), 1 => Just(Some(0_u64)), 2 => Just(Some(30))];
     (flags, start, stop, idle, 0..3_u32).prop_map(
         |((autostart, essential, max_restarts), start_timeout_s, stop_timeout_s, idle, context)| {
             Traits {
@@ -245,7 +245,7 @@ impl Player {
             Child::Dead { .. } => ChildEvent::Reaped,
             Child::Alive(alive) if alive.is_stopping() => death,
             Child::Alive(alive) if alive.drain.is_some() && choice % 3 != 0 => ChildEvent::Drained,
-            Child::Alive(_) if choice % 3 == 0 => death,
+            Child::Alive(_) if choice % 5 == 0 => death,
             Child::Alive(alive) if alive.is_ready && choice % 8 < 4 => ChildEvent::BecameUnready,
             Child::Alive(alive) if alive.is_ready => ChildEvent::ActivityMeasured {
                 in_flight: u32::from(choice % 16 > 12),
