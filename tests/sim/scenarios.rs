@@ -487,3 +487,50 @@ fn an_edit_of_the_start_timeout_counts_for_the_load_under_way() {
     let told = stage.take(profiles_changed([Profile { start_timeout, ..profile("chat") }]));
     assert_eq!(signals(&told), [StopSignal::Kill]);
 }
+
+/// Has died twice while starting, and starts for a third time.
+fn third_attempt() -> Stage {
+    let mut stage = Stage::new(Profile { max_restarts: 2, ..profile("chat") });
+    stage.demand();
+    for _ in 0..2 {
+        stage.spawn();
+        stage.die(ended(CRASH));
+        stage.pass(Duration::from_secs(15));
+    }
+    assert_eq!((stage.state(), stage.view().tally), ("starting", 2));
+    stage
+}
+
+#[test]
+fn a_person_or_another_engine_wipes_the_tally_of_a_slot_that_comes_up() {
+    let edited = Profile { max_restarts: 2, context: Some(1024), ..profile("chat") };
+    let orders = [
+        of_slot(&slot("chat"), SlotEvent::LoadRequested),
+        of_slot(&slot("chat"), SlotEvent::RestartRequested),
+        profiles_changed([edited]),
+    ];
+    for order in orders {
+        let mut spawning = third_attempt();
+        spawning.take(order.clone());
+        assert_eq!(spawning.view().tally, 0, "spawning, {order:?}");
+        let mut starting = third_attempt();
+        starting.spawn();
+        starting.take(order.clone());
+        assert_eq!(starting.view().tally, 0, "starting, {order:?}");
+    }
+}
+
+#[test]
+fn an_unload_wipes_the_tally_also_while_the_dead_engine_is_reaped() {
+    let mut stage = third_attempt();
+    stage.spawn();
+    stage.child(exited(ended(CRASH)));
+    assert_eq!(stage.state(), "reaping");
+    stage.ask(SlotEvent::UnloadRequested);
+    stage.child(ChildEvent::Reaped);
+    assert_eq!(stage.state(), "offline");
+    assert_eq!(spawns(&stage.demand()), 1);
+    stage.spawn();
+    stage.die(ended(CRASH));
+    assert_eq!(stage.state(), "backoff", "the next death is the first, not the last straw");
+}
