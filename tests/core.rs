@@ -2,14 +2,16 @@
 
 mod sim;
 
-use std::cell::RefCell;
+use std::{cell::RefCell, collections::BTreeSet};
 
 use proptest::test_runner::{
     Config, FileFailurePersistence, RngSeed, TestCaseError, TestRunner,
 };
+use slotd::spec::death::Verdict;
 use sim::{
     cells::{self, Counts},
     strategy::{self, Player},
+    world::World,
 };
 
 /// How many runs; `PROPTEST_CASES` sets another number.
@@ -51,4 +53,34 @@ fn no_sequence_of_events_breaks_a_promise_and_every_cell_is_reached() {
     println!("events: {events}");
     cells::print(&counts);
     assert_eq!(cells::faults(&counts), Vec::<String>::new(), "the table of cells has holes");
+}
+
+/// Days that are lived through each time; `SLOTD_SIM_SEED` sets another one.
+const DAYS: [u64; 5] = [1, 2, 3, 5, 8];
+
+#[test]
+fn a_day_of_a_box_keeps_every_promise() {
+    let chosen = std::env::var("SLOTD_SIM_SEED").ok();
+    let seeds = match &chosen {
+        Some(seed) => vec![seed.parse().expect("SLOTD_SIM_SEED is a number")],
+        None => DAYS.to_vec(),
+    };
+    let (mut verdicts, mut states) = (BTreeSet::new(), BTreeSet::new());
+    for seed in seeds {
+        let mut world = World::new(seed);
+        if let Err(fault) = world.live() {
+            let steps = world.checker.last_steps(30);
+            panic!("SLOTD_SIM_SEED={seed}: {fault}\nthe last steps:\n{steps}");
+        }
+        let (events, cells) = (world.checker.events(), world.checker.cells.len());
+        println!("seed {seed}: {events} events, {cells} cells, {}", world.figures);
+        verdicts.append(&mut world.checker.verdicts);
+        states.append(&mut world.checker.states);
+    }
+    println!("verdicts: {verdicts:?}\nstates: {states:?}");
+    if chosen.is_none() {
+        // Quiet days prove nothing.
+        assert_eq!(verdicts, BTreeSet::from(Verdict::ALL));
+        assert_eq!(states, BTreeSet::from(cells::STATES));
+    }
 }

@@ -31,6 +31,7 @@ pub(crate) struct Checker {
     pub(crate) states: BTreeSet<&'static str>,
     journal: Vec<(Monotime, Event)>,
     answers: Vec<Vec<Command>>,
+    last: Arc<Snapshot>,
 }
 
 impl Checker {
@@ -45,6 +46,7 @@ impl Checker {
             states: BTreeSet::new(),
             journal: Vec::new(),
             answers: Vec::new(),
+            last: Arc::default(),
         }
     }
 
@@ -52,12 +54,12 @@ impl Checker {
         self.core.deadline()
     }
 
-    pub(crate) fn snapshot(&mut self) -> Arc<Snapshot> {
-        self.core.snapshot()
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.last)
     }
 
-    pub(crate) fn view(&mut self, name: &SlotName) -> Option<SlotView> {
-        self.core.snapshot().slots.get(name).cloned()
+    pub(crate) fn view(&self, name: &SlotName) -> Option<&SlotView> {
+        self.last.slots.get(name)
     }
 
     pub(crate) fn events(&self) -> usize {
@@ -86,13 +88,14 @@ impl Checker {
 
     fn deliver(&mut self, now: Monotime, event: Event) -> Checked<Vec<Command>> {
         self.now = now;
-        let before = self.core.snapshot();
+        let before = Arc::clone(&self.last);
         let is_noise = self.is_noise(&before, &event);
         self.count_cells(&before, &event);
         self.journal.push((now, event.clone()));
         let mut commands = Vec::new();
         self.core.handle(now, event.clone(), &mut commands);
         let after = self.core.snapshot();
+        self.last = Arc::clone(&after);
         self.answers.push(commands.clone());
         if event == Event::DeadlinePassed {
             self.count_timers(&before, &after, &commands);
@@ -117,7 +120,7 @@ impl Checker {
         (before, after): (&Snapshot, &Snapshot),
     ) -> Checked {
         let now = self.now;
-        let earlier = self.model.clone();
+        let earlier = self.model.slots.clone();
         let mut deaths: Vec<_> = self.model.learn(now, event).into_iter().collect();
         // What a death leads to is settled before the commands that follow from it.
         self.suffer(&deaths, before, after)?;

@@ -1,6 +1,6 @@
 //! What each command may mean, held against the model at the moment it is given.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use slotd::{
     spec::{Generation, Monotime, SlotName, WaiterId},
@@ -16,8 +16,8 @@ type Checked<T = ()> = Result<T, String>;
 pub(crate) struct Moment<'a> {
     pub(crate) now: Monotime,
     pub(crate) event: &'a Event,
-    /// The model before the event.
-    pub(crate) before: &'a Model,
+    /// The slots before the event.
+    pub(crate) before: &'a BTreeMap<SlotName, Truth>,
 }
 
 impl Model {
@@ -223,7 +223,7 @@ impl Moment<'_> {
         match self.event {
             Event::ShutdownRequested => true,
             Event::ProfilesChanged { profiles } => {
-                let before = self.before.slots.get(name).map(|truth| &truth.profile);
+                let before = self.before.get(name).map(|truth| &truth.profile);
                 profiles.get(name).is_none_or(|profile: &Arc<_>| {
                     before.is_some_and(|before| !profile.starts_same_engine(before))
                 })
@@ -240,7 +240,7 @@ impl Moment<'_> {
     }
 
     fn was_cancelled(&self, name: &SlotName) -> bool {
-        let truth = self.before.slots.get(name);
+        let truth = self.before.get(name);
         truth.is_some_and(|truth| matches!(truth.child, Child::Ordered { is_cancelled: true }))
     }
 

@@ -92,22 +92,21 @@ impl Stage {
         commands
     }
 
-    fn view(&mut self) -> SlotView {
-        let chat = self.chat.clone();
-        self.checker.view(&chat).unwrap()
+    fn view(&self) -> &SlotView {
+        self.checker.view(&self.chat).unwrap()
     }
 
-    fn state(&mut self) -> &'static str {
+    fn state(&self) -> &'static str {
         self.view().state.as_str()
     }
 
-    fn last_verdict(&mut self) -> Verdict {
+    fn last_verdict(&self) -> Verdict {
         self.view().deaths.last().unwrap().verdict
     }
 
     /// Returns how long the slot backs off from now.
-    fn backoff(&mut self) -> Duration {
-        match self.view().state {
+    fn backoff(&self) -> Duration {
+        match &self.view().state {
             StateView::Backoff { retry_at } => retry_at.since(self.checker.now),
             other => panic!("not backing off: {other:?}"),
         }
@@ -348,8 +347,7 @@ fn a_profile_that_returns_goes_on_counting_generations() {
     stage.take(profiles_changed([]));
     stage.child(ChildEvent::Drained);
     stage.die(ended(ExitStatus::Signal(15)));
-    let chat = stage.chat.clone();
-    assert_eq!(stage.checker.view(&chat), None);
+    assert_eq!(stage.checker.view(&stage.chat), None);
     stage.take(profiles_changed([profile("chat")]));
     stage.demand();
     assert_eq!(stage.view().generation.0, 2);
