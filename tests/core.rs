@@ -4,15 +4,13 @@ mod sim;
 
 use std::{cell::RefCell, collections::BTreeSet};
 
-use proptest::test_runner::{
-    Config, FileFailurePersistence, RngSeed, TestCaseError, TestRunner,
-};
-use slotd::spec::death::Verdict;
+use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestCaseError, TestRunner};
 use sim::{
     cells::{self, Counts},
     strategy::{self, Player},
     world::World,
 };
+use slotd::spec::death::Verdict;
 
 /// How many runs; `PROPTEST_CASES` sets another number.
 const RUNS: u32 = 2000;

@@ -70,9 +70,11 @@ impl Checker {
     pub(crate) fn last_steps(&self, count: usize) -> String {
         let from = self.journal.len().saturating_sub(count);
         let steps = self.journal.iter().zip(self.answers.iter().map(Some).chain([None])).skip(from);
-        steps.map(|((at, event), commands)| {
-            format!("{:?} {event:?}\n      -> {commands:?}\n", at.since_start())
-        }).collect()
+        steps
+            .map(|((at, event), commands)| {
+                format!("{:?} {event:?}\n      -> {commands:?}\n", at.since_start())
+            })
+            .collect()
     }
 
     /// Lets timers that are due by `now` fire, then hands the event over; returns all commands.
@@ -154,9 +156,10 @@ impl Checker {
         for (name, Unplanned { had_served }) in deaths {
             let truth = self.model.slots.get_mut(name).unwrap();
             let dead = truth.generation;
-            let record = after.slots.get(name).and_then(|view| {
-                view.deaths.iter().rev().find(|death| death.generation == dead)
-            });
+            let record = after
+                .slots
+                .get(name)
+                .and_then(|view| view.deaths.iter().rev().find(|death| death.generation == dead));
             let Some(record) = record else {
                 return Err(format!("{name}: the death of generation {dead} was not recorded"));
             };
@@ -192,9 +195,9 @@ impl Checker {
             }
         };
         let is_proven = match self.model.slots.get(name).map(|truth| truth.child) {
-            Some(Child::Alive(alive)) => alive.ready_since.is_some_and(|since| {
-                since.after(self.model.policy.healthy_after) <= self.now
-            }),
+            Some(Child::Alive(alive)) => alive
+                .ready_since
+                .is_some_and(|since| since.after(self.model.policy.healthy_after) <= self.now),
             _ => false,
         };
         is_said || is_proven
@@ -206,9 +209,7 @@ impl Checker {
             Event::DeadlinePassed => self.core.deadline().is_none_or(|at| at > self.now),
             Event::ProfilesChanged { .. } | Event::ShutdownRequested => self.model.is_finished,
             Event::Slot { slot, event } => match event {
-                SlotEvent::WaiterLeft { waiter } => {
-                    self.model.pending.get(waiter) != Some(slot)
-                }
+                SlotEvent::WaiterLeft { waiter } => self.model.pending.get(waiter) != Some(slot),
                 SlotEvent::Child { generation, event } => {
                     let is_there = before.slots.contains_key(slot);
                     !is_there

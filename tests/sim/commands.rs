@@ -106,9 +106,7 @@ impl Model {
             Refusal::SlotGone => !self.profiles.contains_key(&slot),
             Refusal::ShuttingDown => self.shutdown_at.is_some(),
             Refusal::Unloaded => self.slots.get(&slot).is_some_and(|truth| truth.is_put_down),
-            Refusal::QueueFull { waiting } => {
-                *waiting == self.waiting(&slot) && *waiting >= limit
-            }
+            Refusal::QueueFull { waiting } => *waiting == self.waiting(&slot) && *waiting >= limit,
             Refusal::LoadFailed { .. } => {
                 self.slots.get(&slot).is_some_and(|truth| truth.attempt.is_some())
             }
@@ -149,12 +147,7 @@ impl Truth {
     }
 
     /// Returns whether the signal gives a load up.
-    fn signal(
-        &mut self,
-        moment: Moment<'_>,
-        slot: &SlotName,
-        signal: StopSignal,
-    ) -> Checked<bool> {
+    fn signal(&mut self, moment: Moment<'_>, slot: &SlotName, signal: StopSignal) -> Checked<bool> {
         let (stop, start) = (self.profile.stop_timeout, self.profile.start_timeout);
         let is_planned_stop = moment.is_order_to_stop(slot);
         let was_cancelled = moment.was_cancelled(slot);
@@ -231,10 +224,7 @@ impl Moment<'_> {
             Event::DeadlinePassed => false,
             Event::Slot { slot, event } => {
                 slot == name
-                    && matches!(
-                        event,
-                        SlotEvent::UnloadRequested | SlotEvent::RestartRequested
-                    )
+                    && matches!(event, SlotEvent::UnloadRequested | SlotEvent::RestartRequested)
             }
         }
     }

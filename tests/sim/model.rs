@@ -48,10 +48,14 @@ pub(crate) struct Truth {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Child {
     None,
-    Ordered { is_cancelled: bool },
+    Ordered {
+        is_cancelled: bool,
+    },
     Alive(Alive),
     /// Exited, not reaped.
-    Dead { pid: u32 },
+    Dead {
+        pid: u32,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -193,10 +197,8 @@ impl Model {
         }
         for (name, profile) in profiles {
             let had = self.profiles.contains_key(name);
-            let truth = self
-                .slots
-                .entry(name.clone())
-                .or_insert_with(|| Truth::new(Arc::clone(profile)));
+            let truth =
+                self.slots.entry(name.clone()).or_insert_with(|| Truth::new(Arc::clone(profile)));
             if had && truth.profile == *profile {
                 continue;
             }

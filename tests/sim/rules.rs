@@ -68,10 +68,9 @@ impl Rule<'_> {
     fn hold_child(&self) -> Checked {
         let state = &self.view.state;
         let fits = match self.truth.child {
-            Child::None => matches!(
-                state,
-                StateView::Offline | StateView::Backoff { .. } | StateView::Failed
-            ),
+            Child::None => {
+                matches!(state, StateView::Offline | StateView::Backoff { .. } | StateView::Failed)
+            }
             Child::Ordered { is_cancelled: false } => {
                 matches!(state, StateView::Starting { pid: None, .. })
             }
@@ -84,10 +83,8 @@ impl Rule<'_> {
             Child::Dead { pid } => *state == StateView::Reaping { pid },
         };
         check(fits, || format!("the child is {:?}", self.truth.child))?;
-        let must_not_wait = matches!(
-            state,
-            StateView::Offline | StateView::Failed | StateView::Ready { .. }
-        );
+        let must_not_wait =
+            matches!(state, StateView::Offline | StateView::Failed | StateView::Ready { .. });
         check(!must_not_wait || self.waiting == 0, || "requests wait for nothing".to_owned())
     }
 

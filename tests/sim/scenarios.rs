@@ -29,11 +29,8 @@ struct Stage {
 
 impl Stage {
     fn new(profile: Profile) -> Self {
-        let mut stage = Self {
-            checker: Checker::new(Policy::default(), 7),
-            chat: slot("chat"),
-            waiters: 0,
-        };
+        let mut stage =
+            Self { checker: Checker::new(Policy::default(), 7), chat: slot("chat"), waiters: 0 };
         stage.take(profiles_changed([profile]));
         stage
     }
@@ -227,8 +224,7 @@ fn a_refused_argument_is_not_tried_again() {
 
 #[test]
 fn an_essential_slot_retries_at_the_cap_what_only_a_person_can_mend() {
-    let mut stage =
-        Stage::new(Profile { essential: true, autostart: true, ..profile("chat") });
+    let mut stage = Stage::new(Profile { essential: true, autostart: true, ..profile("chat") });
     for _ in 0..6 {
         stage.spawn();
         stage.die(logged(ExitStatus::Code(1), LogCause::BadConfig));
@@ -356,8 +352,7 @@ fn a_profile_that_returns_goes_on_counting_generations() {
 #[test]
 fn a_request_that_crosses_an_idle_unload_is_held_for_the_next_engine() {
     let timeout = Duration::from_secs(30);
-    let mut stage =
-        Stage::serving(Profile { idle_timeout: Some(timeout), ..profile("chat") });
+    let mut stage = Stage::serving(Profile { idle_timeout: Some(timeout), ..profile("chat") });
     let asked = stage.pass(timeout);
     assert!(matches!(asked[..], [Command::MeasureActivity { .. }]), "{asked:?}");
     stage.child(ChildEvent::ActivityMeasured { in_flight: 0, idle_for: timeout });
@@ -373,8 +368,7 @@ fn a_request_that_crosses_an_idle_unload_is_held_for_the_next_engine() {
 #[test]
 fn a_busy_engine_is_not_unloaded_for_being_idle() {
     let timeout = Duration::from_secs(30);
-    let mut stage =
-        Stage::serving(Profile { idle_timeout: Some(timeout), ..profile("chat") });
+    let mut stage = Stage::serving(Profile { idle_timeout: Some(timeout), ..profile("chat") });
     stage.pass(timeout);
     let busy = ChildEvent::ActivityMeasured { in_flight: 1, idle_for: timeout * 9 };
     assert_eq!(stage.child(busy), []);
@@ -448,10 +442,7 @@ fn requests_in_flight_are_cut_and_a_deaf_engine_is_killed_each_at_its_time() {
     assert!(
         matches!(
             cut[..],
-            [
-                Command::CutRequests { .. },
-                Command::Signal { signal: StopSignal::Terminate, .. }
-            ]
+            [Command::CutRequests { .. }, Command::Signal { signal: StopSignal::Terminate, .. }]
         ),
         "{cut:?}"
     );

@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use proptest::{collection::vec, prelude::*};
 use slotd::{
-    spec::{Bytes, Generation, Monotime, SlotName, WaiterId, death::Verdict,
-        profile::Profile},
+    spec::{Bytes, Generation, Monotime, SlotName, WaiterId, death::Verdict, profile::Profile},
     supervisor::{ChildEvent, Event, Policy, SlotEvent},
 };
 
-use super::{checker::Checker, deaths, exited, of_child, of_slot, profile, slot, spawned,
-    model::Child};
+use super::{
+    checker::Checker, deaths, exited, model::Child, of_child, of_slot, profile, slot, spawned,
+};
 
 /// One run: a box, and what happens to it.
 #[derive(Clone, Debug)]
@@ -39,7 +39,9 @@ pub(crate) enum Pause {
     None,
     Millis(u64),
     /// To the next deadline, and this much beyond it.
-    ToDeadline { late_ms: u64 },
+    ToDeadline {
+        late_ms: u64,
+    },
 }
 
 /// What happens. A number picks among what fits.
@@ -53,7 +55,11 @@ pub(crate) enum Action {
     /// The shell reports what may come next.
     Answer(usize, usize),
     /// The shell reports anything, for any generation.
-    Report { slot: usize, what: usize, generation: Which },
+    Report {
+        slot: usize,
+        what: usize,
+        generation: Which,
+    },
     /// A profile is edited or comes back.
     Edit(usize, Traits),
     /// A profile goes.
@@ -312,4 +318,3 @@ fn spawn_failed(choice: usize) -> ChildEvent {
         engine: None,
     }
 }
-

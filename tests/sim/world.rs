@@ -17,14 +17,10 @@ use slotd::{
         death::{Evidence, ExitStatus, LogCause, Verdict},
         profile::Profile,
     },
-    supervisor::{
-        ChildEvent, Command, Event, Policy, Refusal, SlotEvent, StateView, StopSignal,
-    },
+    supervisor::{ChildEvent, Command, Event, Policy, Refusal, SlotEvent, StateView, StopSignal},
 };
 
-use super::{
-    Dice, checker::Checker, ended, exited, logged, of_child, of_slot, profile, spawned,
-};
+use super::{Dice, checker::Checker, ended, exited, logged, of_child, of_slot, profile, spawned};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -231,9 +227,9 @@ impl World {
                 }
             }
             Command::CutRequests { slot, generation } => {
-                let cut = self.process(&slot, generation).map(|process| {
-                    std::mem::take(&mut process.in_flight)
-                });
+                let cut = self
+                    .process(&slot, generation)
+                    .map(|process| std::mem::take(&mut process.in_flight));
                 self.figures.cut += u64::from(cut.unwrap_or_default());
                 // The drain's own task sees the gate empty, and says so after the fact.
                 self.report(Duration::ZERO, (&slot, generation), ChildEvent::Drained);
@@ -473,8 +469,10 @@ impl World {
 
     /// A ready slot is used without the core; any other is asked for.
     fn request(&mut self, now: Monotime, index: usize, name: &SlotName) -> Result<(), String> {
-        let is_ready =
-            self.checker.view(name).is_some_and(|view| matches!(view.state, StateView::Ready { .. }));
+        let is_ready = self
+            .checker
+            .view(name)
+            .is_some_and(|view| matches!(view.state, StateView::Ready { .. }));
         if is_ready && self.processes.get(name).is_some_and(|process| !process.has_exited) {
             self.wake(now)?;
             // The wake-up may have changed that.
