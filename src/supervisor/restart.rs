@@ -109,7 +109,7 @@ mod tests {
             autostart: false,
             essential: false,
             max_restarts: 3,
-            start_timeout: Duration::from_secs(60),
+            start_timeout: Duration::from_mins(1),
             stop_timeout: Duration::from_secs(10),
             idle_timeout: None,
         }

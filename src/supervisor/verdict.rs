@@ -136,8 +136,8 @@ mod tests {
         Evidence { status, code_cause: None, log: None, oom_kills: None, last_lines: Vec::new() }
     }
 
-    fn says(cause: LogCause) -> Option<LogFinding> {
-        Some(LogFinding { cause, line: "error: so it is".to_owned() })
+    fn says(cause: LogCause) -> LogFinding {
+        LogFinding { cause, line: "error: so it is".to_owned() }
     }
 
     fn verdict(evidence: &Evidence, phase: Phase) -> Verdict {
@@ -152,7 +152,7 @@ mod tests {
     fn what_we_stopped_is_no_death_of_its_own_whatever_else_is_seen() {
         let evidence = Evidence {
             oom_kills: Some(3),
-            log: says(LogCause::OutOfDeviceMemory),
+            log: Some(says(LogCause::OutOfDeviceMemory)),
             ..ended(ExitStatus::Signal(9))
         };
         let (verdict, reason) = judge(&evidence, Phase::Serving, OurPart::Stopped);
@@ -175,7 +175,7 @@ mod tests {
     fn the_oom_counter_wins_over_the_log() {
         let evidence = Evidence {
             oom_kills: Some(1),
-            log: says(LogCause::BadModel),
+            log: Some(says(LogCause::BadModel)),
             code_cause: Some(LogCause::BadConfig),
             ..ended(ExitStatus::Code(1))
         };
@@ -202,9 +202,9 @@ mod tests {
     fn an_abort_after_a_failed_allocation_is_a_memory_death() {
         let abort = ended(ExitStatus::Signal(6));
         assert_eq!(verdict(&abort, Phase::Serving), Verdict::Crash);
-        let host = Evidence { log: says(LogCause::OutOfMemory), ..abort.clone() };
+        let host = Evidence { log: Some(says(LogCause::OutOfMemory)), ..abort.clone() };
         assert_eq!(verdict(&host, Phase::Serving), Verdict::OomHost);
-        let device = Evidence { log: says(LogCause::OutOfDeviceMemory), ..abort };
+        let device = Evidence { log: Some(says(LogCause::OutOfDeviceMemory)), ..abort };
         assert_eq!(verdict(&device, Phase::Serving), Verdict::OomDevice);
     }
 
@@ -216,7 +216,7 @@ mod tests {
             (LogCause::BadModel, Verdict::BadModel),
             (LogCause::PortBusy, Verdict::PortBusy),
         ] {
-            let logged = Evidence { log: says(cause), ..ended(ExitStatus::Code(1)) };
+            let logged = Evidence { log: Some(says(cause)), ..ended(ExitStatus::Code(1)) };
             assert_eq!(verdict(&logged, Phase::Starting), expected);
             assert_eq!(verdict(&logged, Phase::Serving), Verdict::Crash);
             let coded = Evidence { code_cause: Some(cause), ..ended(ExitStatus::Code(70)) };
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn the_last_words_say_more_than_the_exit_code() {
         let evidence = Evidence {
-            log: says(LogCause::MissingFile),
+            log: Some(says(LogCause::MissingFile)),
             code_cause: Some(LogCause::BadConfig),
             ..ended(ExitStatus::Code(64))
         };
