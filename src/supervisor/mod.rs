@@ -120,20 +120,20 @@ impl Supervisor {
     }
 
     /// Returns which cell `event` would land in now; `None` for events about no slot that exists,
-    /// and for stale ones. Costs nothing and changes nothing: for logs and for tests that count.
+    /// for stale ones, and for wishes that come after the end was asked for. Costs nothing and
+    /// changes nothing: for logs and for tests that count.
     pub fn cell(&self, event: &Event) -> Option<Cell> {
         let Event::Slot { slot, event } = event else { return None };
         let slot = self.slots.get(slot)?;
         let (generation, input) = Input::of(event.clone());
         let is_current = generation.is_none_or(|generation| generation == slot.generation);
-        is_current.then(|| Cell { state: slot.state.name(), event: input.name() })
+        let lands = is_current && !self.comes_too_late(&input);
+        lands.then(|| Cell { state: slot.state.name(), event: input.name() })
     }
 
     fn slot_event(&mut self, name: &SlotName, event: SlotEvent, commands: &mut Vec<Command>) {
         let (generation, input) = Input::of(event);
-        if self.mode != Mode::Running
-            && let Input::Load | Input::Restart | Input::Demand(_) = input
-        {
+        if self.comes_too_late(&input) {
             refuse_demand(&input, Refusal::ShuttingDown, commands);
             return;
         }
@@ -145,6 +145,12 @@ impl Supervisor {
         if generation.is_none_or(|generation| generation == slot.generation) {
             self.tell(name, input, commands);
         }
+    }
+
+    /// Tells whether an input wants a slot up that the end of the daemon takes down.
+    fn comes_too_late(&self, input: &Input) -> bool {
+        let wants_up = matches!(input, Input::Load | Input::Restart | Input::Demand(_));
+        wants_up && self.mode != Mode::Running
     }
 
     /// Lets one slot handle one input, and forgets the slot if that was its end.

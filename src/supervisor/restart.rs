@@ -84,3 +84,143 @@ fn delay(policy: &Policy, exponent: u32, random: u64) -> Duration {
     let thousandths = u32::try_from(900 + random % 201).unwrap_or(1000);
     plain.saturating_mul(thousandths) / 1000
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::spec::{Generation, death::Evidence, profile::EngineChoice};
+
+    fn profile() -> Profile {
+        Profile {
+            slot: "chat".parse().unwrap(),
+            source: "chat.toml".into(),
+            model: None,
+            engine: EngineChoice::Auto,
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            aliases: Vec::new(),
+            capabilities: Vec::new(),
+            context: None,
+            parallel: None,
+            threads: None,
+            gpu_layers: None,
+            autostart: false,
+            essential: false,
+            max_restarts: 3,
+            start_timeout: Duration::from_mins(1),
+            stop_timeout: Duration::from_secs(10),
+            idle_timeout: None,
+        }
+    }
+
+    fn death(verdict: Verdict, phase: Phase, status: ExitStatus) -> Death {
+        let evidence = Evidence {
+            status,
+            code_cause: None,
+            log: None,
+            oom_kills: None,
+            last_lines: Vec::new(),
+        };
+        Death {
+            generation: Generation(1),
+            pid: Some(1),
+            verdict,
+            reason: String::new(),
+            phase,
+            ran_for: Duration::from_secs(1),
+            at_unix_ms: 0,
+            evidence: Some(evidence),
+        }
+    }
+
+    fn crash(phase: Phase) -> Death {
+        death(Verdict::Crash, phase, ExitStatus::Signal(11))
+    }
+
+    fn after(profile: &Profile, deaths: u32, death: &Death) -> Next {
+        let mut tally = Tally { deaths, delays: deaths };
+        next(&Policy::default(), profile, &mut tally, death, 100)
+    }
+
+    #[test]
+    fn the_first_death_of_a_working_engine_waits_for_nothing() {
+        assert_eq!(after(&profile(), 0, &crash(Phase::Serving)), Next::AtOnce);
+    }
+
+    #[test]
+    fn the_first_death_of_a_load_waits() {
+        let wait = Next::After(Duration::from_secs(5));
+        assert_eq!(after(&profile(), 0, &crash(Phase::Starting)), wait);
+    }
+
+    #[test]
+    fn delays_double_up_to_the_cap() {
+        let profile = Profile { max_restarts: 100, ..profile() };
+        let mut tally = Tally::default();
+        let mut draw =
+            || next(&Policy::default(), &profile, &mut tally, &crash(Phase::Starting), 100);
+        for seconds in [5, 10, 20, 40, 80, 160, 300, 300] {
+            assert_eq!(draw(), Next::After(Duration::from_secs(seconds)));
+        }
+        // Nor does it overflow, however long that goes on.
+        for _ in 0..80 {
+            assert_eq!(draw(), Next::After(Duration::from_mins(5)));
+        }
+    }
+
+    #[test]
+    fn jitter_stays_within_a_tenth() {
+        let policy = Policy::default();
+        for random in 0..1000 {
+            let delay = delay(&policy, 0, random).as_millis();
+            assert!((4500..=5500).contains(&delay), "{delay} ms");
+        }
+        assert_eq!(delay(&policy, 0, 0).as_millis(), 4500);
+        assert_eq!(delay(&policy, 0, 200).as_millis(), 5500);
+    }
+
+    #[test]
+    fn as_many_restarts_as_are_allowed_are_made() {
+        assert!(matches!(after(&profile(), 2, &crash(Phase::Serving)), Next::After(_)));
+        assert_eq!(after(&profile(), 3, &crash(Phase::Serving)), Next::GiveUp);
+        let none = Profile { max_restarts: 0, ..profile() };
+        assert_eq!(after(&none, 0, &crash(Phase::Serving)), Next::GiveUp);
+    }
+
+    #[test]
+    fn what_needs_a_person_is_not_tried_again() {
+        for verdict in Verdict::ALL {
+            let death = death(verdict, Phase::Starting, ExitStatus::Code(1));
+            let gives_up = after(&profile(), 0, &death) == Next::GiveUp;
+            assert_eq!(gives_up, verdict.needs_person(), "{verdict}");
+        }
+    }
+
+    #[test]
+    fn an_essential_slot_goes_on_at_the_cap() {
+        let essential = Profile { essential: true, ..profile() };
+        let at_the_cap = Next::After(Duration::from_mins(5));
+        assert_eq!(after(&essential, 3, &crash(Phase::Serving)), at_the_cap);
+        let refused = death(Verdict::BadConfig, Phase::Starting, ExitStatus::Code(1));
+        assert_eq!(after(&essential, 0, &refused), at_the_cap);
+    }
+
+    #[test]
+    fn an_engine_told_to_end_rests_unless_it_is_wanted_for_good() {
+        let told = [
+            death(Verdict::UnexpectedExit, Phase::Serving, ExitStatus::Code(0)),
+            death(Verdict::KilledByOther, Phase::Serving, ExitStatus::Signal(15)),
+        ];
+        for death in &told {
+            assert_eq!(after(&profile(), 0, death), Next::Rest);
+            let autostart = Profile { autostart: true, ..profile() };
+            assert_eq!(after(&autostart, 0, death), Next::AtOnce);
+            let essential = Profile { essential: true, ..profile() };
+            assert_eq!(after(&essential, 0, death), Next::AtOnce);
+        }
+        let killed = death(Verdict::KilledByOther, Phase::Serving, ExitStatus::Signal(9));
+        assert_eq!(after(&profile(), 0, &killed), Next::AtOnce);
+    }
+}

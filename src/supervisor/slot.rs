@@ -70,8 +70,9 @@ pub(super) enum State {
     Spawning { began: Monotime },
     /// The spawn was ordered and is no longer wanted.
     Cancelling { after: After },
-    /// The child loads.
-    Starting { pid: u32, began: Monotime, percent: Option<u8>, give_up_at: Monotime },
+    /// The child loads. Its time counts from `spawned_at`, not from the order, which `began` is: the
+    /// checks before a spawn are no part of the load.
+    Starting { pid: u32, began: Monotime, spawned_at: Monotime, percent: Option<u8> },
     /// It takes requests.
     Ready(Serving),
     /// It says that it is not ready.
@@ -267,7 +268,7 @@ impl Slot {
     /// Returns when the slot wants to be woken.
     pub(super) fn deadline(&self) -> Option<Monotime> {
         match &self.state {
-            State::Starting { give_up_at, .. } => Some(*give_up_at),
+            State::Starting { spawned_at, .. } => Some(self.give_up_at(*spawned_at)),
             State::Ready(serving) | State::Unready(serving) => {
                 [serving.proven_at, serving.idle_check_at].into_iter().flatten().min()
             }
@@ -282,6 +283,11 @@ impl Slot {
             | State::Failed
             | State::Gone => None,
         }
+    }
+
+    /// Returns when a load that began at `spawned_at` is given up, by the profile now in force.
+    pub(super) fn give_up_at(&self, spawned_at: Monotime) -> Monotime {
+        spawned_at.after(self.profile.start_timeout)
     }
 
     /// Returns the slot as others see it.
@@ -310,9 +316,10 @@ impl Slot {
                 pid: None,
                 percent: None,
                 attempt,
-                give_up_at: began.after(self.profile.start_timeout),
+                give_up_at: self.give_up_at(began),
             },
-            State::Starting { pid, percent, give_up_at, .. } => {
+            State::Starting { pid, spawned_at, percent, .. } => {
+                let give_up_at = self.give_up_at(spawned_at);
                 StateView::Starting { pid: Some(pid), percent, attempt, give_up_at }
             }
             State::Ready(Serving { pid, .. }) => StateView::Ready { pid },

@@ -126,3 +126,137 @@ fn signal_name(signal: i32) -> String {
     };
     name.to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::death::LogFinding;
+
+    fn ended(status: ExitStatus) -> Evidence {
+        Evidence { status, code_cause: None, log: None, oom_kills: None, last_lines: Vec::new() }
+    }
+
+    fn says(cause: LogCause) -> LogFinding {
+        LogFinding { cause, line: "error: so it is".to_owned() }
+    }
+
+    fn verdict(evidence: &Evidence, phase: Phase) -> Verdict {
+        judge(evidence, phase, OurPart::None).0
+    }
+
+    fn while_serving(status: ExitStatus) -> Verdict {
+        verdict(&ended(status), Phase::Serving)
+    }
+
+    #[test]
+    fn what_we_stopped_is_no_death_of_its_own_whatever_else_is_seen() {
+        let evidence = Evidence {
+            oom_kills: Some(3),
+            log: Some(says(LogCause::OutOfDeviceMemory)),
+            ..ended(ExitStatus::Signal(9))
+        };
+        let (verdict, reason) = judge(&evidence, Phase::Serving, OurPart::Stopped);
+        assert_eq!(verdict, Verdict::StoppedByUs);
+        assert_eq!(reason, "slotd stopped it: SIGKILL ended it after it had been ready");
+    }
+
+    #[test]
+    fn a_kill_by_an_admin_is_not_a_memory_death() {
+        let with_counter = Evidence { oom_kills: Some(0), ..ended(ExitStatus::Signal(9)) };
+        let (verdict, reason) = judge(&with_counter, Phase::Serving, OurPart::None);
+        assert_eq!(verdict, Verdict::KilledByOther);
+        assert!(reason.ends_with("and its cgroup counted no OOM kill"), "{reason}");
+        let (verdict, reason) = judge(&ended(ExitStatus::Signal(9)), Phase::Serving, OurPart::None);
+        assert_eq!(verdict, Verdict::KilledByOther);
+        assert!(reason.ends_with("and no OOM counter was to be had"), "{reason}");
+    }
+
+    #[test]
+    fn the_oom_counter_wins_over_the_log() {
+        let evidence = Evidence {
+            oom_kills: Some(1),
+            log: Some(says(LogCause::BadModel)),
+            code_cause: Some(LogCause::BadConfig),
+            ..ended(ExitStatus::Code(1))
+        };
+        assert_eq!(verdict(&evidence, Phase::Starting), Verdict::OomHost);
+    }
+
+    #[test]
+    fn a_wrappers_exit_code_stands_for_the_signal() {
+        assert_eq!(while_serving(ExitStatus::Code(137)), Verdict::KilledByOther);
+        assert_eq!(while_serving(ExitStatus::Code(143)), Verdict::KilledByOther);
+        let (aborted, reason) = judge(&ended(ExitStatus::Code(134)), Phase::Serving, OurPart::None);
+        assert_eq!(aborted, Verdict::Crash);
+        assert_eq!(reason, "SIGABRT ended it after it had been ready");
+        assert_eq!(while_serving(ExitStatus::Code(128)), Verdict::Crash, "no signal has number 0");
+    }
+
+    #[test]
+    fn a_wrappers_kill_counted_by_the_cgroup_is_a_memory_death() {
+        let evidence = Evidence { oom_kills: Some(1), ..ended(ExitStatus::Code(137)) };
+        assert_eq!(verdict(&evidence, Phase::Serving), Verdict::OomHost);
+    }
+
+    #[test]
+    fn an_abort_after_a_failed_allocation_is_a_memory_death() {
+        let abort = ended(ExitStatus::Signal(6));
+        assert_eq!(verdict(&abort, Phase::Serving), Verdict::Crash);
+        let host = Evidence { log: Some(says(LogCause::OutOfMemory)), ..abort.clone() };
+        assert_eq!(verdict(&host, Phase::Serving), Verdict::OomHost);
+        let device = Evidence { log: Some(says(LogCause::OutOfDeviceMemory)), ..abort };
+        assert_eq!(verdict(&device, Phase::Serving), Verdict::OomDevice);
+    }
+
+    #[test]
+    fn complaints_about_arguments_count_only_until_it_was_ready() {
+        for (cause, expected) in [
+            (LogCause::BadConfig, Verdict::BadConfig),
+            (LogCause::MissingFile, Verdict::MissingFile),
+            (LogCause::BadModel, Verdict::BadModel),
+            (LogCause::PortBusy, Verdict::PortBusy),
+        ] {
+            let logged = Evidence { log: Some(says(cause)), ..ended(ExitStatus::Code(1)) };
+            assert_eq!(verdict(&logged, Phase::Starting), expected);
+            assert_eq!(verdict(&logged, Phase::Serving), Verdict::Crash);
+            let coded = Evidence { code_cause: Some(cause), ..ended(ExitStatus::Code(70)) };
+            assert_eq!(verdict(&coded, Phase::Starting), expected);
+        }
+    }
+
+    #[test]
+    fn the_last_words_say_more_than_the_exit_code() {
+        let evidence = Evidence {
+            log: Some(says(LogCause::MissingFile)),
+            code_cause: Some(LogCause::BadConfig),
+            ..ended(ExitStatus::Code(64))
+        };
+        assert_eq!(verdict(&evidence, Phase::Starting), Verdict::MissingFile);
+    }
+
+    #[test]
+    fn an_end_without_a_word_is_unexpected_and_shows_the_last_line() {
+        let last_lines = vec!["loading".to_owned(), "bye".to_owned(), " ".to_owned()];
+        let silent = Evidence { last_lines, ..ended(ExitStatus::Code(3)) };
+        let (verdict, reason) = judge(&silent, Phase::Starting, OurPart::None);
+        assert_eq!(verdict, Verdict::UnexpectedExit);
+        assert_eq!(
+            reason,
+            "it exited with code 3 while starting; the last line of its log is `bye`"
+        );
+        assert_eq!(while_serving(ExitStatus::Code(3)), Verdict::Crash);
+        assert_eq!(while_serving(ExitStatus::Code(0)), Verdict::UnexpectedExit);
+        assert_eq!(while_serving(ExitStatus::Unknown), Verdict::Crash);
+    }
+
+    #[test]
+    fn signals_that_nobody_sends_on_purpose_are_crashes() {
+        for signal in [4, 6, 7, 8, 11] {
+            assert_eq!(while_serving(ExitStatus::Signal(signal)), Verdict::Crash, "{signal}");
+        }
+        for signal in [1, 2, 3, 9, 15] {
+            let verdict = while_serving(ExitStatus::Signal(signal));
+            assert_eq!(verdict, Verdict::KilledByOther, "{signal}");
+        }
+    }
+}

@@ -23,8 +23,7 @@ impl Slot {
         match input {
             Input::Spawned { pid, engine } => {
                 self.engine = Some(engine);
-                let give_up_at = context.now.after(self.profile.start_timeout);
-                State::Starting { pid, began, percent: None, give_up_at }
+                State::Starting { pid, began, spawned_at: context.now, percent: None }
             }
             Input::SpawnFailed { verdict, reason, at_unix_ms, engine } => {
                 self.engine = engine.or_else(|| self.engine.take());
@@ -107,13 +106,13 @@ impl Slot {
         input: Input,
         context: &mut Context<'_>,
     ) -> State {
-        let State::Starting { pid, began, percent, give_up_at } = state else { return state };
+        let State::Starting { pid, began, spawned_at, percent } = state else { return state };
         let child = (pid, began);
         match input {
             Input::Progressed { percent: now } => {
                 // Log lines and health answers race; the bar never runs backwards.
                 let percent = Some(percent.map_or(now, |before| before.max(now)).min(100));
-                State::Starting { pid, began, percent, give_up_at }
+                State::Starting { pid, began, spawned_at, percent }
             }
             Input::BecameReady => {
                 self.record_load(context.now.since(began));
@@ -125,7 +124,9 @@ impl Slot {
                 let after = self.bury(child, Phase::Starting, exit, context);
                 State::Reaping { pid, after }
             }
-            Input::TimerFired if give_up_at <= context.now => self.time_out(child, context),
+            Input::TimerFired if self.give_up_at(spawned_at) <= context.now => {
+                self.time_out(child, context)
+            }
             Input::Demand(waiter) => {
                 self.hold(waiter, context);
                 state
@@ -146,15 +147,12 @@ impl Slot {
             Input::Edited { previous } if !self.profile.starts_same_engine(&previous) => {
                 self.terminate(child, Phase::Starting, After::Start, context)
             }
-            Input::Edited { .. } => {
-                let give_up_at = began.after(self.profile.start_timeout).max(context.now);
-                State::Starting { pid, began, percent, give_up_at }
-            }
             Input::MemoryMeasured { rss } => {
                 self.rss = Some(rss);
                 state
             }
             Input::Load
+            | Input::Edited { .. }
             | Input::TimerFired
             | Input::Spawned { .. }
             | Input::SpawnFailed { .. }

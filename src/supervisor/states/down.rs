@@ -15,10 +15,7 @@ impl Slot {
         context: &mut Context<'_>,
     ) -> State {
         match input {
-            Input::Load | Input::Restart => {
-                self.forgive();
-                self.start(context)
-            }
+            Input::Load | Input::Restart => self.start(context),
             Input::Demand(waiter) if self.hold(waiter, context) => self.start(context),
             Input::Edited { previous } if self.profile.autostart && !previous.autostart => {
                 self.start(context)
@@ -69,7 +66,6 @@ impl Slot {
             }
             Input::Unload | Input::Shutdown => {
                 self.dismiss_waiting(input, context);
-                self.forgive();
                 self.settle(After::Rest, context)
             }
             Input::Removed => self.settle(After::Remove, context),
@@ -93,10 +89,7 @@ impl Slot {
         context: &mut Context<'_>,
     ) -> State {
         match input {
-            Input::Load | Input::Restart => {
-                self.forgive();
-                self.start(context)
-            }
+            Input::Load | Input::Restart => self.start(context),
             Input::Edited { .. } => {
                 self.forgive();
                 let resident = self.profile.autostart || self.profile.essential;
@@ -106,11 +99,7 @@ impl Slot {
                 self.refuse_failed(*waiter, context);
                 State::Failed
             }
-            Input::Unload => {
-                self.forgive();
-                State::Offline
-            }
-            Input::Shutdown => State::Offline,
+            Input::Unload | Input::Shutdown => State::Offline,
             Input::Removed => State::Gone,
             Input::Leave(_)
             | Input::TimerFired

@@ -164,10 +164,7 @@ impl Slot {
                 self.dismiss_waiting(input, context);
                 After::Rest
             }
-            Input::Load | Input::Restart if after != After::Remove => {
-                self.forgive();
-                After::Start
-            }
+            Input::Load | Input::Restart if after != After::Remove => After::Start,
             Input::Load
             | Input::Restart
             | Input::Unload

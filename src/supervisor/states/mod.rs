@@ -18,6 +18,9 @@ use super::{
 impl Slot {
     /// Takes one event.
     pub(super) fn handle(&mut self, input: Input, context: &mut Context<'_>) {
+        if self.wipes_tally(&input) {
+            self.forgive();
+        }
         // The taken state's function returns the next one; nothing reads `Gone` in between.
         let state = mem::replace(&mut self.state, State::Gone);
         let before = mem::discriminant(&state);
@@ -37,6 +40,30 @@ impl Slot {
         };
         if mem::discriminant(&self.state) != before {
             self.since = context.now;
+        }
+    }
+
+    /// Tells whether earlier deaths say nothing of what comes next, in whichever state: a person has
+    /// spoken, or the next engine is another one.
+    fn wipes_tally(&self, input: &Input) -> bool {
+        match input {
+            Input::Load | Input::Unload | Input::Restart => true,
+            Input::Edited { previous } => !self.profile.starts_same_engine(previous),
+            Input::Demand(_)
+            | Input::Leave(_)
+            | Input::Removed
+            | Input::Shutdown
+            | Input::TimerFired
+            | Input::Spawned { .. }
+            | Input::SpawnFailed { .. }
+            | Input::Progressed { .. }
+            | Input::BecameReady
+            | Input::BecameUnready
+            | Input::Drained
+            | Input::ActivityMeasured { .. }
+            | Input::MemoryMeasured { .. }
+            | Input::Exited { .. }
+            | Input::Reaped => false,
         }
     }
 }

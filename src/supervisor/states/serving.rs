@@ -110,12 +110,8 @@ impl Slot {
                 self.refuse_all(&Refusal::SlotGone, context);
                 Ok(self.drain(serving, After::Remove, context))
             }
-            Input::Restart => {
-                self.forgive();
-                Ok(self.drain(serving, After::Start, context))
-            }
+            Input::Restart => Ok(self.drain(serving, After::Start, context)),
             Input::Edited { previous } if !self.profile.starts_same_engine(&previous) => {
-                self.forgive();
                 Ok(self.drain(serving, After::Start, context))
             }
             Input::Edited { .. } => {

@@ -1,0 +1,84 @@
+//! The core under test: random events against a model, days of a simulated box, named scenarios.
+
+mod sim;
+
+use std::{cell::RefCell, collections::BTreeSet};
+
+use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestCaseError, TestRunner};
+use sim::{
+    cells::{self, Counts},
+    strategy::{self, Player},
+    world::World,
+};
+use slotd::spec::death::Verdict;
+
+/// How many runs; `PROPTEST_CASES` sets another number.
+const RUNS: u32 = 2000;
+/// The same runs each time, unless `PROPTEST_RNG_SEED` sets others.
+const RUNS_SEED: u64 = 20_260_101;
+
+#[test]
+fn no_sequence_of_events_breaks_a_promise_and_every_cell_is_reached() {
+    let plain = Config::default();
+    let is_set = |name| std::env::var_os(name).is_some();
+    let config = Config {
+        cases: if is_set("PROPTEST_CASES") { plain.cases } else { RUNS },
+        rng_seed: match plain.rng_seed {
+            RngSeed::Random => RngSeed::Fixed(RUNS_SEED),
+            fixed @ RngSeed::Fixed(_) => fixed,
+        },
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
+            "tests/core.proptest-regressions",
+        ))),
+        ..plain
+    };
+    let seen = RefCell::new((Counts::new(), 0_usize));
+    let outcome = TestRunner::new(config).run(&strategy::script(), |script| {
+        let (result, checker) = Player::play(&script);
+        let mut seen = seen.borrow_mut();
+        for (cell, count) in &checker.cells {
+            *seen.0.entry(*cell).or_default() += count;
+        }
+        seen.1 += checker.events();
+        result.map_err(|fault| {
+            TestCaseError::fail(format!("{fault}\nthe last steps:\n{}", checker.last_steps(12)))
+        })
+    });
+    if let Err(fault) = outcome {
+        panic!("{fault}");
+    }
+    let (counts, events) = seen.into_inner();
+    println!("events: {events}");
+    cells::print(&counts);
+    assert_eq!(cells::faults(&counts), Vec::<String>::new(), "the table of cells has holes");
+}
+
+/// Days that are lived through each time; `SLOTD_SIM_SEED` sets another one.
+const DAYS: [u64; 5] = [1, 2, 3, 5, 8];
+
+#[test]
+fn a_day_of_a_box_keeps_every_promise() {
+    let chosen = std::env::var("SLOTD_SIM_SEED").ok();
+    let seeds = match &chosen {
+        Some(seed) => vec![seed.parse().expect("SLOTD_SIM_SEED is a number")],
+        None => DAYS.to_vec(),
+    };
+    let (mut verdicts, mut states) = (BTreeSet::new(), BTreeSet::new());
+    for seed in seeds {
+        let mut world = World::new(seed);
+        if let Err(fault) = world.live() {
+            let steps = world.checker.last_steps(30);
+            panic!("SLOTD_SIM_SEED={seed}: {fault}\nthe last steps:\n{steps}");
+        }
+        let (events, cells) = (world.checker.events(), world.checker.cells.len());
+        println!("seed {seed}: {events} events, {cells} cells, {}", world.figures);
+        verdicts.append(&mut world.checker.verdicts);
+        states.append(&mut world.checker.states);
+    }
+    println!("verdicts: {verdicts:?}\nstates: {states:?}");
+    if chosen.is_none() {
+        // Quiet days prove nothing.
+        assert_eq!(verdicts, BTreeSet::from(Verdict::ALL));
+        assert_eq!(states, BTreeSet::from(cells::STATES));
+    }
+}

@@ -1,0 +1,248 @@
+//! What each command may mean, held against the model at the moment it is given.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use slotd::{
+    spec::{Generation, Monotime, SlotName, WaiterId},
+    supervisor::{ChildEvent, Command, Event, Refusal, SlotEvent, StopSignal},
+};
+
+use super::model::{Alive, Child, Drain, Model, Truth, Unplanned};
+
+type Checked<T = ()> = Result<T, String>;
+
+/// A command at its moment: when, and what it answers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment<'a> {
+    pub(crate) now: Monotime,
+    pub(crate) event: &'a Event,
+    /// The slots before the event.
+    pub(crate) before: &'a BTreeMap<SlotName, Truth>,
+}
+
+impl Model {
+    /// Takes a command's meaning; returns the unplanned death in it (a load that was given up).
+    pub(crate) fn obey(
+        &mut self,
+        moment: Moment<'_>,
+        command: &Command,
+    ) -> Checked<Option<(SlotName, Unplanned)>> {
+        // A request that comes late is still told.
+        if self.is_finished && !matches!(command, Command::Refuse { .. }) {
+            return Err("a command after `Finish`".to_owned());
+        }
+        match command {
+            Command::Spawn { slot, generation, profile } => {
+                let is_current = self.profiles.get(slot).is_some_and(|known| known == profile);
+                check(is_current, || "a spawn with a profile that is not in force".to_owned())?;
+                check(self.shutdown_at.is_none(), || "a spawn while shutting down".to_owned())?;
+                self.truth(slot)?.spawn(moment, *generation)?;
+            }
+            Command::Signal { slot, generation, signal } => {
+                let truth = self.truth(slot)?;
+                truth.is_present(*generation)?;
+                if truth.signal(moment, slot, *signal)? {
+                    return Ok(Some((slot.clone(), Unplanned { had_served: false })));
+                }
+            }
+            Command::Drain { slot, generation } => {
+                let truth = self.truth(slot)?;
+                truth.is_present(*generation)?;
+                truth.drain(moment, slot)?;
+            }
+            Command::CutRequests { slot, generation } => {
+                let truth = self.truth(slot)?;
+                truth.is_present(*generation)?;
+                truth.cut(moment.now)?;
+            }
+            Command::MeasureActivity { slot, generation } => {
+                let truth = self.truth(slot)?;
+                truth.is_present(*generation)?;
+                let alive = truth.alive()?;
+                let is_serving = alive.ready_since.is_some() && alive.drain.is_none();
+                check(is_serving, || "activity asked of an engine not serving".to_owned())?;
+                let has_timeout = truth.profile.idle_timeout.is_some();
+                check(has_timeout, || "activity asked without an idle timeout".to_owned())?;
+            }
+            Command::Grant { waiter } => self.grant(*waiter)?,
+            Command::Refuse { waiter, refusal } => self.refuse(*waiter, refusal)?,
+            Command::Finish => {
+                check(self.shutdown_at.is_some(), || "`Finish` without a shutdown".to_owned())?;
+                check(self.all_gone(), || "`Finish` while a child lives".to_owned())?;
+                self.is_finished = true;
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn all_gone(&self) -> bool {
+        self.slots.values().all(|truth| matches!(truth.child, Child::None))
+    }
+
+    fn truth(&mut self, name: &SlotName) -> Checked<&mut Truth> {
+        self.slots.get_mut(name).ok_or_else(|| format!("a command for unknown slot {name}"))
+    }
+
+    fn answered(&mut self, waiter: WaiterId) -> Checked<SlotName> {
+        let left = self.left.contains(&waiter);
+        check(!left, || format!("an answer for {waiter:?}, which has left"))?;
+        self.pending.remove(&waiter).ok_or_else(|| format!("a second answer for {waiter:?}"))
+    }
+
+    fn grant(&mut self, waiter: WaiterId) -> Checked {
+        let slot = self.answered(waiter)?;
+        let truth = self.truth(&slot)?;
+        let Child::Alive(alive) = truth.child else {
+            return Err(format!("{waiter:?} was granted a slot without a child"));
+        };
+        let takes_requests = alive.is_ready && alive.drain.is_none() && !alive.is_stopping();
+        check(takes_requests, || format!("{waiter:?} was granted an engine that is not ready"))
+    }
+
+    fn refuse(&mut self, waiter: WaiterId, refusal: &Refusal) -> Checked {
+        let slot = self.answered(waiter)?;
+        let limit = self.policy.waiting_limit;
+        let is_fair = match refusal {
+            Refusal::SlotGone => !self.profiles.contains_key(&slot),
+            Refusal::ShuttingDown => self.shutdown_at.is_some(),
+            Refusal::Unloaded => self.slots.get(&slot).is_some_and(|truth| truth.is_put_down),
+            Refusal::QueueFull { waiting } => *waiting == self.waiting(&slot) && *waiting >= limit,
+            Refusal::LoadFailed { .. } => {
+                self.slots.get(&slot).is_some_and(|truth| truth.attempt.is_some())
+            }
+            Refusal::Failed { .. } => self.slots.get(&slot).is_some_and(|truth| truth.gave_up),
+        };
+        check(is_fair, || format!("{waiter:?} was refused without cause: {refusal:?}"))
+    }
+}
+
+impl Truth {
+    fn is_present(&self, generation: Generation) -> Checked {
+        check(generation == self.generation, || {
+            format!("a command for generation {generation}, present is {}", self.generation)
+        })
+    }
+
+    fn alive(&mut self) -> Checked<&mut Alive> {
+        match &mut self.child {
+            Child::Alive(alive) => Ok(alive),
+            other => Err(format!("a command for a child that does not live: {other:?}")),
+        }
+    }
+
+    fn spawn(&mut self, moment: Moment<'_>, generation: Generation) -> Checked {
+        let is_free = matches!(self.child, Child::None);
+        check(is_free, || format!("a spawn beside a child: {:?}", self.child))?;
+        let is_new = generation > self.generation;
+        check(is_new, || format!("generation {generation} after {}", self.generation))?;
+        check(!self.gave_up, || "a spawn after giving up".to_owned())?;
+        check(!self.is_put_down, || "a spawn after an unload".to_owned())?;
+        if let Some((earliest, _)) = self.attempt.take() {
+            let early = earliest.since(moment.now);
+            check(early.is_zero(), || format!("a spawn {early:?} before its time"))?;
+        }
+        self.generation = generation;
+        self.child = Child::Ordered { is_cancelled: false };
+        Ok(())
+    }
+
+    /// Returns whether the signal gives a load up.
+    fn signal(&mut self, moment: Moment<'_>, slot: &SlotName, signal: StopSignal) -> Checked<bool> {
+        let (stop, start) = (self.profile.stop_timeout, self.profile.start_timeout);
+        let is_planned_stop = moment.is_order_to_stop(slot);
+        let was_cancelled = moment.was_cancelled(slot);
+        let alive = self.alive()?;
+        let now = moment.now;
+        check(!alive.is_killed, || "a signal after the kill".to_owned())?;
+        match (signal, alive.kill_at) {
+            (StopSignal::Terminate, Some(_)) => Err("a second `SIGTERM`".to_owned()),
+            (StopSignal::Terminate, None) => {
+                match alive.drain {
+                    Some(drain) => check(drain.is_drained || drain.is_cut, || {
+                        "told to end with requests in flight".to_owned()
+                    })?,
+                    None if alive.ready_since.is_some() => {
+                        return Err("told to end without a drain".to_owned());
+                    }
+                    None => check(is_planned_stop || was_cancelled, || {
+                        "a load was stopped without an order".to_owned()
+                    })?,
+                }
+                alive.kill_at = Some(now.after(stop));
+                Ok(false)
+            }
+            (StopSignal::Kill, Some(kill_at)) => {
+                check(kill_at <= now, || "killed before its grace was over".to_owned())?;
+                alive.is_killed = true;
+                Ok(false)
+            }
+            (StopSignal::Kill, None) => {
+                check(alive.ready_since.is_none(), || "killed without a grace".to_owned())?;
+                let give_up_at = alive.spawned_at.after(start);
+                check(give_up_at <= now, || "a load was killed before its time".to_owned())?;
+                alive.is_killed = true;
+                Ok(true)
+            }
+        }
+    }
+
+    fn drain(&mut self, moment: Moment<'_>, slot: &SlotName) -> Checked {
+        let cut_at = moment.now.after(self.profile.stop_timeout);
+        let is_idle = moment.says_idle(self);
+        let is_ordered = moment.is_order_to_stop(slot);
+        let alive = self.alive()?;
+        let is_serving =
+            alive.ready_since.is_some() && alive.drain.is_none() && !alive.is_stopping();
+        check(is_serving, || "a drain of an engine that does not serve".to_owned())?;
+        check(is_idle || is_ordered, || "a drain that nobody ordered".to_owned())?;
+        alive.drain = Some(Drain { cut_at, is_drained: false, is_cut: false });
+        Ok(())
+    }
+
+    fn cut(&mut self, now: Monotime) -> Checked {
+        let alive = self.alive()?;
+        let Some(drain) = &mut alive.drain else {
+            return Err("requests were cut without a drain".to_owned());
+        };
+        check(drain.cut_at <= now, || "requests were cut before the deadline".to_owned())?;
+        drain.is_cut = true;
+        Ok(())
+    }
+}
+
+impl Moment<'_> {
+    /// Tells whether the event orders the slot's present engine to go.
+    fn is_order_to_stop(&self, name: &SlotName) -> bool {
+        match self.event {
+            Event::ShutdownRequested => true,
+            Event::ProfilesChanged { profiles } => {
+                let before = self.before.get(name).map(|truth| &truth.profile);
+                profiles.get(name).is_none_or(|profile: &Arc<_>| {
+                    before.is_some_and(|before| !profile.starts_same_engine(before))
+                })
+            }
+            Event::DeadlinePassed => false,
+            Event::Slot { slot, event } => {
+                slot == name
+                    && matches!(event, SlotEvent::UnloadRequested | SlotEvent::RestartRequested)
+            }
+        }
+    }
+
+    fn was_cancelled(&self, name: &SlotName) -> bool {
+        let truth = self.before.get(name);
+        truth.is_some_and(|truth| matches!(truth.child, Child::Ordered { is_cancelled: true }))
+    }
+
+    fn says_idle(&self, truth: &Truth) -> bool {
+        let Event::Slot { event: SlotEvent::Child { event, .. }, .. } = self.event else {
+            return false;
+        };
+        matches!(event, ChildEvent::ActivityMeasured { in_flight: 0, idle_for }
+            if truth.profile.idle_timeout.is_some_and(|timeout| *idle_for >= timeout))
+    }
+}
+
+pub(crate) fn check(holds: bool, fault: impl FnOnce() -> String) -> Checked {
+    if holds { Ok(()) } else { Err(fault()) }
+}

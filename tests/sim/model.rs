@@ -1,0 +1,326 @@
+//! What is true of the world, kept by hand: which children live, who waits, what was promised.
+//!
+//! It learns from events and commands only, by the protocol between core and shell; it never asks
+//! the core why. [`super::rules`] compares the two.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use slotd::{
+    spec::{Generation, Monotime, SlotName, WaiterId, profile::Profile},
+    supervisor::{ChildEvent, Event, Policy, SlotEvent},
+};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    pub(crate) policy: Policy,
+    pub(crate) slots: BTreeMap<SlotName, Truth>,
+    /// The profiles on disk.
+    pub(crate) profiles: BTreeMap<SlotName, Arc<Profile>>,
+    /// Requests without an answer, and the slot that each waits for.
+    pub(crate) pending: BTreeMap<WaiterId, SlotName>,
+    /// Requests that left before an answer.
+    pub(crate) left: BTreeSet<WaiterId>,
+    pub(crate) shutdown_at: Option<Monotime>,
+    pub(crate) is_finished: bool,
+}
+
+/// What is true of one slot; outlives its profile.
+#[derive(Clone, Debug)]
+pub(crate) struct Truth {
+    /// The last profile that was given.
+    pub(crate) profile: Arc<Profile>,
+    pub(crate) generation: Generation,
+    pub(crate) child: Child,
+    /// Backoffs in a row.
+    pub(crate) delays: u32,
+    /// No spawn before the first, no later attempt than the second; cleared by a person or an edit.
+    pub(crate) attempt: Option<(Monotime, Monotime)>,
+    /// No spawn until a person or an edit says so.
+    pub(crate) gave_up: bool,
+    /// Unloaded by a person, and nobody has asked since.
+    pub(crate) is_put_down: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Child {
+    None,
+    Ordered {
+        is_cancelled: bool,
+    },
+    Alive(Alive),
+    /// Exited, not reaped.
+    Dead {
+        pid: u32,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Alive {
+    pub(crate) pid: u32,
+    pub(crate) spawned_at: Monotime,
+    pub(crate) ready_since: Option<Monotime>,
+    pub(crate) is_ready: bool,
+    pub(crate) drain: Option<Drain>,
+    pub(crate) kill_at: Option<Monotime>,
+    pub(crate) is_killed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Drain {
+    pub(crate) cut_at: Monotime,
+    pub(crate) is_drained: bool,
+    pub(crate) is_cut: bool,
+}
+
+/// A death that nobody planned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unplanned {
+    pub(crate) had_served: bool,
+}
+
+impl Alive {
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.kill_at.is_some() || self.is_killed
+    }
+}
+
+impl Truth {
+    fn new(profile: Arc<Profile>) -> Self {
+        Self {
+            profile,
+            generation: Generation::default(),
+            child: Child::None,
+            delays: 0,
+            attempt: None,
+            gave_up: false,
+            is_put_down: false,
+        }
+    }
+
+    /// A person or an edit wipes what deaths had led to.
+    fn clear(&mut self) {
+        self.attempt = None;
+        self.gave_up = false;
+    }
+
+    /// When a child that heeds nothing but `SIGKILL` is gone at the latest, if all is to go by now.
+    pub(crate) fn latest_end(&self, now: Monotime) -> Monotime {
+        let grace = self.profile.stop_timeout;
+        match self.child {
+            Child::None | Child::Dead { .. } => now,
+            Child::Ordered { .. } => now.after(grace),
+            Child::Alive(alive) => match (alive.is_killed, alive.kill_at, alive.drain) {
+                (true, _, _) => now,
+                (false, Some(kill_at), _) => kill_at,
+                (false, None, Some(drain)) => drain.cut_at.after(grace),
+                (false, None, None) => now.after(grace * 2),
+            },
+        }
+    }
+
+    fn cancel(&mut self) {
+        if let Child::Ordered { is_cancelled } = &mut self.child {
+            *is_cancelled = true;
+        }
+    }
+
+    /// Tells whether the protocol lets `event` mean anything now; all else must change nothing.
+    pub(crate) fn expects(&self, event: &ChildEvent) -> bool {
+        match (&self.child, event) {
+            (
+                Child::Ordered { .. },
+                ChildEvent::Spawned { .. } | ChildEvent::SpawnFailed { .. },
+            )
+            | (Child::Alive(_), ChildEvent::Exited { .. })
+            | (Child::Dead { .. }, ChildEvent::Reaped) => true,
+            (Child::Alive(alive), _) if alive.is_stopping() => false,
+            (Child::Alive(alive), ChildEvent::Drained) => alive.drain.is_some(),
+            (Child::Alive(_), ChildEvent::MemoryMeasured { .. }) => true,
+            (Child::Alive(Alive { drain: Some(_), .. }), _) => false,
+            (Child::Alive(alive), ChildEvent::Progressed { .. }) => alive.ready_since.is_none(),
+            (Child::Alive(alive), ChildEvent::BecameReady) => !alive.is_ready,
+            (
+                Child::Alive(alive),
+                ChildEvent::BecameUnready | ChildEvent::ActivityMeasured { .. },
+            ) => alive.is_ready,
+            _ => false,
+        }
+    }
+}
+
+impl Model {
+    pub(crate) fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            slots: BTreeMap::new(),
+            profiles: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            left: BTreeSet::new(),
+            shutdown_at: None,
+            is_finished: false,
+        }
+    }
+
+    pub(crate) fn waiting(&self, name: &SlotName) -> usize {
+        self.pending.values().filter(|slot| *slot == name).count()
+    }
+
+    /// Takes an event's meaning; returns the unplanned death in it, if there is one.
+    pub(crate) fn learn(&mut self, now: Monotime, event: &Event) -> Option<(SlotName, Unplanned)> {
+        match event {
+            Event::ProfilesChanged { profiles } => {
+                if self.shutdown_at.is_none() {
+                    self.learn_profiles(profiles);
+                }
+                None
+            }
+            Event::ShutdownRequested => {
+                self.shutdown_at.get_or_insert(now);
+                self.slots.values_mut().for_each(Truth::cancel);
+                None
+            }
+            Event::DeadlinePassed => None,
+            Event::Slot { slot, event } => self.learn_slot(now, slot, event),
+        }
+    }
+
+    fn learn_profiles(&mut self, profiles: &BTreeMap<SlotName, Arc<Profile>>) {
+        for (name, truth) in &mut self.slots {
+            if !profiles.contains_key(name) {
+                truth.clear();
+                truth.cancel();
+            }
+        }
+        for (name, profile) in profiles {
+            let had = self.profiles.contains_key(name);
+            let truth =
+                self.slots.entry(name.clone()).or_insert_with(|| Truth::new(Arc::clone(profile)));
+            if had && truth.profile == *profile {
+                continue;
+            }
+            truth.clear();
+            if !profile.starts_same_engine(&truth.profile) {
+                truth.cancel();
+            }
+            truth.is_put_down &= had;
+            if profile.autostart || profile.essential {
+                truth.is_put_down = false;
+            }
+            truth.profile = Arc::clone(profile);
+        }
+        self.profiles.clone_from(profiles);
+    }
+
+    fn learn_slot(
+        &mut self,
+        now: Monotime,
+        name: &SlotName,
+        event: &SlotEvent,
+    ) -> Option<(SlotName, Unplanned)> {
+        if let SlotEvent::Demanded { waiter } = event {
+            self.pending.insert(*waiter, name.clone());
+        }
+        if let SlotEvent::WaiterLeft { waiter } = event
+            && self.pending.remove(waiter).is_some()
+        {
+            self.left.insert(*waiter);
+        }
+        let truth = self.slots.get_mut(name)?;
+        match event {
+            SlotEvent::LoadRequested | SlotEvent::RestartRequested => {
+                truth.clear();
+                truth.is_put_down = false;
+            }
+            SlotEvent::UnloadRequested => {
+                truth.clear();
+                truth.cancel();
+                truth.is_put_down = true;
+            }
+            SlotEvent::Demanded { .. } => truth.is_put_down = false,
+            SlotEvent::WaiterLeft { .. } => {}
+            SlotEvent::Child { generation, event } => {
+                if *generation == truth.generation && truth.expects(event) {
+                    return truth.learn_child(now, event).map(|death| (name.clone(), death));
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Truth {
+    fn learn_child(&mut self, now: Monotime, event: &ChildEvent) -> Option<Unplanned> {
+        match (&mut self.child, event) {
+            (Child::Ordered { .. }, ChildEvent::Spawned { pid, .. }) => {
+                self.child = Child::Alive(Alive {
+                    pid: *pid,
+                    spawned_at: now,
+                    ready_since: None,
+                    is_ready: false,
+                    drain: None,
+                    kill_at: None,
+                    is_killed: false,
+                });
+            }
+            (Child::Ordered { is_cancelled }, _) => {
+                let was_wanted = !*is_cancelled;
+                self.child = Child::None;
+                return was_wanted.then_some(Unplanned { had_served: false });
+            }
+            (Child::Alive(alive), ChildEvent::Exited { .. }) => {
+                let is_planned = alive.is_stopping() || alive.drain.is_some();
+                let had_served = alive.ready_since.is_some();
+                self.child = Child::Dead { pid: alive.pid };
+                return (!is_planned).then_some(Unplanned { had_served });
+            }
+            (Child::Alive(alive), ChildEvent::BecameReady) => {
+                alive.is_ready = true;
+                alive.ready_since.get_or_insert(now);
+            }
+            (Child::Alive(alive), ChildEvent::BecameUnready) => alive.is_ready = false,
+            (Child::Alive(alive), ChildEvent::Drained) => {
+                if let Some(drain) = &mut alive.drain {
+                    drain.is_drained = true;
+                }
+            }
+            (Child::Dead { .. }, ChildEvent::Reaped) => self.child = Child::None,
+            _ => {}
+        }
+        None
+    }
+
+    /// Takes a death that nobody planned: what follows it, by the rules for people.
+    pub(crate) fn suffer(
+        &mut self,
+        now: Monotime,
+        policy: &Policy,
+        (had_served, needs_person): (bool, bool),
+        earlier_deaths: u32,
+    ) {
+        if earlier_deaths == 0 {
+            self.delays = 0;
+        }
+        let is_hopeless = needs_person || earlier_deaths >= self.profile.max_restarts;
+        if is_hopeless && !self.profile.essential {
+            self.gave_up = true;
+            return;
+        }
+        if !is_hopeless && earlier_deaths == 0 && had_served {
+            return;
+        }
+        let mut plain = policy.backoff_base;
+        for _ in 0..self.delays {
+            plain = (plain * 2).min(policy.backoff_cap);
+        }
+        if is_hopeless {
+            plain = policy.backoff_cap;
+        }
+        self.delays += 1;
+        let margin = plain / 10 + Duration::from_micros(1);
+        self.attempt = Some((now.after(plain - margin), now.after(plain + margin)));
+    }
+}

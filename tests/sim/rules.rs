@@ -1,0 +1,181 @@
+//! What must hold after each event: the core's snapshot against the model.
+
+use slotd::{
+    spec::{Monotime, SlotName, death::Phase, death::Verdict as Cause},
+    supervisor::{SlotView, Snapshot, StateView},
+};
+
+use super::{
+    commands::check,
+    model::{Alive, Child, Model, Truth},
+};
+
+type Checked = Result<(), String>;
+
+/// Holds the whole snapshot against the model.
+pub(crate) fn hold(model: &Model, now: Monotime, snapshot: &Snapshot) -> Checked {
+    for (name, truth) in &model.slots {
+        let view = snapshot.slots.get(name);
+        let waiting = model.waiting(name);
+        match view {
+            Some(view) => {
+                let rule = Rule { model, now, truth, view, waiting };
+                rule.hold().map_err(|fault| format!("{name}: {fault}; {:?}", view.state))?;
+            }
+            None => {
+                let is_free = matches!(truth.child, Child::None);
+                check(is_free, || format!("{name} was forgotten with {:?}", truth.child))?;
+                let is_gone = !model.profiles.contains_key(name);
+                check(is_gone, || format!("{name} was forgotten with its profile there"))?;
+            }
+        }
+    }
+    let nobody_lost = model.pending.values().all(|slot| snapshot.slots.contains_key(slot));
+    check(nobody_lost, || "a request waits for a slot that is gone".to_owned())?;
+    let is_over = model.shutdown_at.is_some() && model.all_gone();
+    check(is_over == model.is_finished, || "no `Finish` though all is down".to_owned())?;
+    check(model.shutdown_at.is_none() || model.pending.is_empty(), || {
+        "a request waits for a daemon that ends".to_owned()
+    })
+}
+
+struct Rule<'a> {
+    model: &'a Model,
+    now: Monotime,
+    truth: &'a Truth,
+    view: &'a SlotView,
+    waiting: usize,
+}
+
+impl Rule<'_> {
+    fn hold(&self) -> Checked {
+        let (view, truth) = (self.view, self.truth);
+        check(view.generation == truth.generation, || "another generation".to_owned())?;
+        check(view.waiting == self.waiting, || {
+            format!("{} wait, {} are counted", self.waiting, view.waiting)
+        })?;
+        let limit = self.model.policy.waiting_limit;
+        check(self.waiting <= limit, || "more wait than may".to_owned())?;
+        self.hold_child()?;
+        self.hold_attempt()?;
+        match truth.child {
+            Child::Alive(alive) => self.hold_deadlines(alive),
+            Child::None | Child::Ordered { .. } | Child::Dead { .. } => Ok(()),
+        }
+    }
+
+    /// The state says what lives.
+    fn hold_child(&self) -> Checked {
+        let state = &self.view.state;
+        let fits = match self.truth.child {
+            Child::None => {
+                matches!(state, StateView::Offline | StateView::Backoff { .. } | StateView::Failed)
+            }
+            Child::Ordered { is_cancelled: false } => {
+                matches!(state, StateView::Starting { pid: None, .. })
+            }
+            Child::Ordered { is_cancelled: true } => {
+                matches!(state, StateView::Stopping { pid: None })
+            }
+            Child::Alive(alive) => {
+                state.pid() == Some(alive.pid) && state.as_str() == name_of(&alive)
+            }
+            Child::Dead { pid } => *state == StateView::Reaping { pid },
+        };
+        check(fits, || format!("the child is {:?}", self.truth.child))?;
+        let must_not_wait =
+            matches!(state, StateView::Offline | StateView::Failed | StateView::Ready { .. });
+        check(!must_not_wait || self.waiting == 0, || "requests wait for nothing".to_owned())
+    }
+
+    /// A slot that backs off does so as long as it should; one that gave up has failed.
+    fn hold_attempt(&self) -> Checked {
+        let (truth, state) = (self.truth, &self.view.state);
+        let is_essential = truth.profile.essential;
+        check(!is_essential || *state != StateView::Failed, || {
+            "an essential slot has failed".to_owned()
+        })?;
+        if let StateView::Backoff { retry_at } = state {
+            let fits = truth.attempt.is_some_and(|(from, to)| from <= *retry_at && *retry_at <= to);
+            check(fits, || format!("the next attempt should be in {:?}", truth.attempt))?;
+            check(*retry_at > self.now, || "the next attempt is overdue".to_owned())?;
+            let had_served =
+                self.view.deaths.last().is_some_and(|death| death.phase == Phase::Serving);
+            check(had_served || self.waiting == 0, || {
+                "requests wait over the backoff of a failed load".to_owned()
+            })?;
+        }
+        let is_failed = *state == StateView::Failed;
+        check(!is_failed || truth.gave_up, || "failed without cause".to_owned())?;
+        let is_down = matches!(truth.child, Child::None);
+        let is_running = self.model.shutdown_at.is_none();
+        check(!(is_down && truth.gave_up && is_running) || is_failed, || {
+            "gave up and does not say so".to_owned()
+        })
+    }
+
+    /// What is overdue was done.
+    fn hold_deadlines(&self, alive: Alive) -> Checked {
+        let now = self.now;
+        if let Some(kill_at) = alive.kill_at {
+            check(alive.is_killed || kill_at > now, || "it outlived its grace".to_owned())?;
+        } else if let Some(drain) = alive.drain {
+            let may_drain = !drain.is_drained && drain.cut_at > now;
+            check(may_drain, || "drained, and not told to end".to_owned())?;
+        } else if let Some(since) = alive.ready_since {
+            let is_proven = since.after(self.model.policy.healthy_after) <= now;
+            let is_forgiven = !is_proven || self.view.tally == 0;
+            check(is_forgiven, || "a healthy run did not wipe the tally".to_owned())?;
+        } else if !alive.is_killed {
+            let give_up_at = alive.spawned_at.after(self.truth.profile.start_timeout);
+            check(give_up_at > now, || "a load goes on past its time".to_owned())?;
+        }
+        Ok(())
+    }
+}
+
+fn name_of(alive: &Alive) -> &'static str {
+    if alive.is_stopping() {
+        "stopping"
+    } else if alive.drain.is_some() {
+        "draining"
+    } else if alive.is_ready {
+        "ready"
+    } else if alive.ready_since.is_some() {
+        "unready"
+    } else {
+        "starting"
+    }
+}
+
+/// What the tally of deaths may do in one step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TallyStep {
+    pub(crate) before: u32,
+    pub(crate) after: u32,
+    pub(crate) died: bool,
+    pub(crate) may_be_forgiven: bool,
+}
+
+impl TallyStep {
+    pub(crate) fn hold(self, name: &SlotName) -> Checked {
+        let fits = if self.died {
+            self.after == self.before + 1
+        } else {
+            self.after == self.before || (self.may_be_forgiven && self.after == 0)
+        };
+        check(fits, || format!("{name}: the tally of deaths moved wrongly: {self:?}"))
+    }
+}
+
+/// Tells whether a cause needs a person, by the documented list and not by the code under test.
+pub(crate) fn needs_person(cause: Cause) -> bool {
+    matches!(
+        cause,
+        Cause::BadConfig
+            | Cause::MissingFile
+            | Cause::BadModel
+            | Cause::PortBusy
+            | Cause::SpawnFailed
+    )
+}

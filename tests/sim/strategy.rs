@@ -1,0 +1,320 @@
+//! Random sequences of events: what proptest draws, and what it comes to in a given situation.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use proptest::{collection::vec, prelude::*};
+use slotd::{
+    spec::{Bytes, Generation, Monotime, SlotName, WaiterId, death::Verdict, profile::Profile},
+    supervisor::{ChildEvent, Event, Policy, SlotEvent},
+};
+
+use super::{
+    checker::Checker, deaths, exited, model::Child, of_child, of_slot, profile, slot, spawned,
+};
+
+/// One run: a box, and what happens to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Script {
+    pub(crate) seed: u64,
+    pub(crate) slots: Vec<Traits>,
+    pub(crate) actions: Vec<(Pause, Action)>,
+}
+
+/// What the core decides by, of a profile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Traits {
+    autostart: bool,
+    essential: bool,
+    max_restarts: u32,
+    start_timeout_s: u64,
+    stop_timeout_s: u64,
+    idle_timeout_s: Option<u64>,
+    /// Changes the engine.
+    context: u32,
+}
+
+/// How the clock moves before an action.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pause {
+    None,
+    Millis(u64),
+    /// To the next deadline, and this much beyond it.
+    ToDeadline {
+        late_ms: u64,
+    },
+}
+
+/// What happens. A number picks among what fits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Action {
+    Load(usize),
+    Unload(usize),
+    Restart(usize),
+    Demand(usize),
+    Leave(usize),
+    /// The shell reports what may come next.
+    Answer(usize, usize),
+    /// The shell reports anything, for any generation.
+    Report {
+        slot: usize,
+        what: usize,
+        generation: Which,
+    },
+    /// A profile is edited or comes back.
+    Edit(usize, Traits),
+    /// A profile goes.
+    Remove(usize),
+    Wake,
+    Shutdown,
+}
+
+/// Whose news a report is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Which {
+    Present,
+    Old,
+    Future,
+}
+
+/// Draws runs of one to four slots.
+pub(crate) fn script() -> impl Strategy<Value = Script> {
+    let slots = vec(traits(), 1..=4);
+    let actions = vec((pause(), action()), 1..160);
+    (any::<u64>(), slots, actions).prop_map(|(seed, slots, actions)| Script {
+        seed,
+        slots,
+        actions,
+    })
+}
+
+fn traits() -> impl Strategy<Value = Traits> {
+    let flags = (any::<bool>(), proptest::bool::weighted(0.25), 0..4_u32);
+    let start = prop_oneof![1 => Just(1_u64), 2 => Just(30), 3 => Just(600)];
+    let stop = prop_oneof![1 => Just(0_u64), 2 => Just(2), 3 => Just(10), 1 => Just(90)];
+    let idle = prop_oneof![2 => Just(None), 1 => Just(Some(0_u64)), 2 => Just(Some(30))];
+    (flags, start, stop, idle, 0..3_u32).prop_map(
+        |((autostart, essential, max_restarts), start_timeout_s, stop_timeout_s, idle, context)| {
+            Traits {
+                autostart,
+                essential,
+                max_restarts,
+                start_timeout_s,
+                stop_timeout_s,
+                idle_timeout_s: idle,
+                context,
+            }
+        },
+    )
+}
+
+fn pause() -> impl Strategy<Value = Pause> {
+    prop_oneof![
+        6 => Just(Pause::None),
+        4 => (0..200_u64).prop_map(Pause::Millis),
+        3 => (0..8000_u64).prop_map(Pause::Millis),
+        1 => (0..400_000_u64).prop_map(Pause::Millis),
+        3 => prop_oneof![Just(0_u64), 0..50_u64, 0..20_000_u64]
+            .prop_map(|late_ms| Pause::ToDeadline { late_ms }),
+    ]
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let slot = 0..4_usize;
+    let which = prop_oneof![
+        4 => Just(Which::Present),
+        1 => Just(Which::Old),
+        1 => Just(Which::Future),
+    ];
+    prop_oneof![
+        3 => slot.clone().prop_map(Action::Load),
+        3 => slot.clone().prop_map(Action::Unload),
+        2 => slot.clone().prop_map(Action::Restart),
+        10 => slot.clone().prop_map(Action::Demand),
+        3 => (0..16_usize).prop_map(Action::Leave),
+        30 => (slot.clone(), 0..64_usize).prop_map(|(slot, pick)| Action::Answer(slot, pick)),
+        14 => (slot.clone(), 0..64_usize, which)
+            .prop_map(|(slot, what, generation)| Action::Report { slot, what, generation }),
+        4 => (slot.clone(), traits()).prop_map(|(slot, traits)| Action::Edit(slot, traits)),
+        2 => slot.prop_map(Action::Remove),
+        3 => Just(Action::Wake),
+        // Mostly late in a run, or little else would be seen: see `Player::play`.
+        1 => Just(Action::Shutdown),
+    ]
+}
+
+/// Turns actions into events.
+pub(crate) struct Player {
+    pub(crate) checker: Checker,
+    profiles: BTreeMap<SlotName, Arc<Profile>>,
+    names: Vec<SlotName>,
+    next_waiter: u64,
+}
+
+impl Player {
+    /// Plays a whole run and ends it; the checker that saw it.
+    pub(crate) fn play(script: &Script) -> (Result<(), String>, Checker) {
+        let policy = Policy { waiting_limit: 3, ..Policy::default() };
+        let names: Vec<_> = ["a", "b", "c", "d"].iter().take(script.slots.len()).collect();
+        let mut player = Self {
+            checker: Checker::new(policy, script.seed),
+            profiles: BTreeMap::new(),
+            names: names.into_iter().map(|name| slot(name)).collect(),
+            next_waiter: 0,
+        };
+        let result = player.run(script);
+        (result, player.checker)
+    }
+
+    fn run(&mut self, script: &Script) -> Result<(), String> {
+        for (name, traits) in self.names.iter().zip(&script.slots) {
+            self.profiles.insert(name.clone(), Arc::new(traits.of(name)));
+        }
+        let profiles = self.profiles.clone();
+        self.checker.step(Monotime::default(), Event::ProfilesChanged { profiles })?;
+        let early = script.actions.len() * 3 / 4;
+        for (index, (pause, action)) in script.actions.iter().enumerate() {
+            if matches!(action, Action::Shutdown) && index < early {
+                continue;
+            }
+            let now = self.after(*pause);
+            if let Some(event) = self.event(*action) {
+                self.checker.step(now, event)?;
+            }
+        }
+        self.checker.drive_to_the_end()?;
+        self.checker.replay()
+    }
+
+    fn after(&self, pause: Pause) -> Monotime {
+        let now = self.checker.now;
+        match pause {
+            Pause::None => now,
+            Pause::Millis(millis) => now.after(Duration::from_millis(millis)),
+            Pause::ToDeadline { late_ms } => {
+                let at = self.checker.deadline().unwrap_or(now);
+                at.after(Duration::from_millis(late_ms))
+            }
+        }
+    }
+
+    fn name(&self, pick: usize) -> SlotName {
+        self.names[pick % self.names.len()].clone()
+    }
+
+    fn event(&mut self, action: Action) -> Option<Event> {
+        Some(match action {
+            Action::Load(pick) => of_slot(&self.name(pick), SlotEvent::LoadRequested),
+            Action::Unload(pick) => of_slot(&self.name(pick), SlotEvent::UnloadRequested),
+            Action::Restart(pick) => of_slot(&self.name(pick), SlotEvent::RestartRequested),
+            Action::Demand(pick) => {
+                self.next_waiter += 1;
+                let waiter = WaiterId(self.next_waiter);
+                of_slot(&self.name(pick), SlotEvent::Demanded { waiter })
+            }
+            Action::Leave(pick) => self.leave(pick),
+            Action::Answer(pick, choice) => self.answer(pick, choice)?,
+            Action::Report { slot, what, generation } => self.report(slot, what, generation),
+            Action::Edit(pick, traits) => {
+                let name = self.name(pick);
+                self.profiles.insert(name.clone(), Arc::new(traits.of(&name)));
+                Event::ProfilesChanged { profiles: self.profiles.clone() }
+            }
+            Action::Remove(pick) => {
+                self.profiles.remove(&self.name(pick));
+                Event::ProfilesChanged { profiles: self.profiles.clone() }
+            }
+            Action::Wake => Event::DeadlinePassed,
+            Action::Shutdown => Event::ShutdownRequested,
+        })
+    }
+
+    /// One that waits leaves, else one that has been answered, whose leaving crossed the answer.
+    fn leave(&self, pick: usize) -> Event {
+        let pending = &self.checker.model.pending;
+        let waiting = pending.iter().nth(pick % pending.len().max(1));
+        let (waiter, name) = match waiting {
+            Some((waiter, name)) => (*waiter, name.clone()),
+            None => (WaiterId(self.next_waiter), self.name(pick)),
+        };
+        of_slot(&name, SlotEvent::WaiterLeft { waiter })
+    }
+
+    fn answer(&self, pick: usize, choice: usize) -> Option<Event> {
+        let name = self.name(pick);
+        let truth = self.checker.model.slots.get(&name)?;
+        let deaths = deaths();
+        let death = exited(deaths[choice % deaths.len()].clone());
+        let event = match truth.child {
+            Child::None => return None,
+            Child::Ordered { .. } if choice % 4 == 0 => spawn_failed(choice),
+            Child::Ordered { .. } => spawned(pid_of(truth.generation)),
+            Child::Dead { .. } => ChildEvent::Reaped,
+            Child::Alive(alive) if alive.is_stopping() => death,
+            Child::Alive(alive) if alive.drain.is_some() && choice % 3 != 0 => ChildEvent::Drained,
+            Child::Alive(_) if choice % 5 == 0 => death,
+            Child::Alive(alive) if alive.is_ready && choice % 8 < 4 => ChildEvent::BecameUnready,
+            Child::Alive(alive) if alive.is_ready => ChildEvent::ActivityMeasured {
+                in_flight: u32::from(choice % 16 > 12),
+                idle_for: Duration::from_secs(if choice % 2 == 0 { 31 } else { 3 }),
+            },
+            Child::Alive(_) if choice % 8 == 1 => ChildEvent::Progressed { percent: 40 },
+            Child::Alive(_) => ChildEvent::BecameReady,
+        };
+        Some(of_child(&name, truth.generation, event))
+    }
+
+    fn report(&self, pick: usize, what: usize, which: Which) -> Event {
+        let name = self.name(pick);
+        let present =
+            self.checker.model.slots.get(&name).map_or(Generation(0), |truth| truth.generation);
+        let generation = match which {
+            Which::Present => present,
+            Which::Old => Generation(present.0.saturating_sub(1)),
+            Which::Future => present.next(),
+        };
+        let deaths = deaths();
+        let event = match what % 10 {
+            0 => spawned(pid_of(generation)),
+            1 => spawn_failed(what),
+            2 => ChildEvent::Progressed { percent: u8::try_from(what * 2).unwrap_or(255) },
+            3 => ChildEvent::BecameReady,
+            4 => ChildEvent::BecameUnready,
+            5 => ChildEvent::Drained,
+            6 => ChildEvent::ActivityMeasured { in_flight: 0, idle_for: Duration::from_secs(99) },
+            7 => ChildEvent::MemoryMeasured { rss: Bytes(u64::try_from(what).unwrap() << 20) },
+            8 => exited(deaths[what % deaths.len()].clone()),
+            _ => ChildEvent::Reaped,
+        };
+        of_child(&name, generation, event)
+    }
+}
+
+impl Traits {
+    fn of(self, name: &SlotName) -> Profile {
+        Profile {
+            autostart: self.autostart,
+            essential: self.essential,
+            max_restarts: self.max_restarts,
+            start_timeout: Duration::from_secs(self.start_timeout_s),
+            stop_timeout: Duration::from_secs(self.stop_timeout_s),
+            idle_timeout: self.idle_timeout_s.map(Duration::from_secs),
+            context: Some(1024 << self.context),
+            ..profile(name.as_str())
+        }
+    }
+}
+
+fn pid_of(generation: Generation) -> u32 {
+    1000 + u32::try_from(generation.0 % 1_000_000).unwrap()
+}
+
+fn spawn_failed(choice: usize) -> ChildEvent {
+    let verdicts =
+        [Verdict::UnexpectedExit, Verdict::MissingFile, Verdict::OomHost, Verdict::SpawnFailed];
+    ChildEvent::SpawnFailed {
+        verdict: verdicts[choice / 4 % verdicts.len()],
+        reason: "it could not be started".to_owned(),
+        at_unix_ms: 0,
+        engine: None,
+    }
+}
