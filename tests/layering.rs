@@ -103,21 +103,22 @@ fn planted_upward_imports_are_found() {
 
 #[test]
 fn what_only_looks_like_an_import_is_left_alone() {
-    let innocent = r##"
+    let innocent = r#"
         //! See [`crate::runtime`].
         /* crate::runtime /* nested */ crate::cli */
         pub(in crate::supervisor) fn f<'a>(text: &'a str) -> char {
-            let _ = ("crate::runtime", r#"crate::"cli""#, b"crate::cli", '"', '\'', "\"crate::cli");
+            let _ = ("crate::runtime", r"crate::cli\", b"crate::cli", '"', '\'', "\"crate::cli");
             self::helper(super::slot::Slot, crate::spec::Bytes, other::crate_cli);
             '{'
         }
         mod tests { use super::*; use super::super::event::Event; }
-    "##;
+    "#;
     let path = Path::new("src/supervisor/states/down.rs");
     assert_eq!(upward_imports(path, innocent), Vec::<String>::new());
 }
 
 /// Every source file, with its path from the package's root.
+#[expect(clippy::expect_used, reason = "without its sources the test has nothing to say")]
 fn sources() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut folders = vec![root.join("src")];

@@ -1,9 +1,13 @@
 //! Feeds the core one event at a time and holds each step against the model.
 
-use std::{collections::BTreeSet, mem, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+};
 
 use slotd::{
-    spec::{Monotime, SlotName, death::Verdict as Cause, profile::Profile},
+    spec::{Monotime, SlotName, death::ExitStatus, death::Verdict as Cause, profile::Profile},
     supervisor::{
         Cell, ChildEvent, Command, Event, Policy, SlotEvent, SlotView, Snapshot, StateView,
         Supervisor,
@@ -37,7 +41,7 @@ pub(crate) struct Checker {
 impl Checker {
     pub(crate) fn new(policy: Policy, seed: u64) -> Self {
         Self {
-            core: Supervisor::new(policy.clone(), seed, std::collections::BTreeMap::new()),
+            core: Supervisor::new(policy.clone(), seed, BTreeMap::new()),
             seed,
             model: Model::new(policy),
             now: Monotime::default(),
@@ -70,11 +74,10 @@ impl Checker {
     pub(crate) fn last_steps(&self, count: usize) -> String {
         let from = self.journal.len().saturating_sub(count);
         let steps = self.journal.iter().zip(self.answers.iter().map(Some).chain([None])).skip(from);
-        steps
-            .map(|((at, event), commands)| {
-                format!("{:?} {event:?}\n      -> {commands:?}\n", at.since_start())
-            })
-            .collect()
+        let lines = steps.map(|((at, event), commands)| {
+            format!("{:?} {event:?}\n      -> {commands:?}", at.since_start())
+        });
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     /// Lets timers that are due by `now` fire, then hands the event over; returns all commands.
@@ -88,18 +91,19 @@ impl Checker {
         Ok(commands)
     }
 
-    fn deliver(&mut self, now: Monotime, event: Event) -> Checked<Vec<Command>> {
+    fn deliver(&mut self, now: Monotime, told: Event) -> Checked<Vec<Command>> {
         self.now = now;
+        let event = &told.clone();
         let before = Arc::clone(&self.last);
-        let is_noise = self.is_noise(&before, &event);
-        self.count_cells(&before, &event);
-        self.journal.push((now, event.clone()));
+        let is_noise = self.is_noise(&before, event);
+        self.count_cells(&before, event);
+        self.journal.push((now, told));
         let mut commands = Vec::new();
         self.core.handle(now, event.clone(), &mut commands);
         let after = self.core.snapshot();
         self.last = Arc::clone(&after);
         self.answers.push(commands.clone());
-        if event == Event::DeadlinePassed {
+        if *event == Event::DeadlinePassed {
             self.count_timers(&before, &after, &commands);
         }
         if is_noise {
@@ -111,7 +115,7 @@ impl Checker {
         })?;
         let is_ahead = self.core.deadline().is_none_or(|at| at >= now);
         check(is_ahead, || "the deadline lies in the past".to_owned())?;
-        self.compare(&event, &commands, (&before, &after))?;
+        self.compare(event, &commands, (&before, &after))?;
         Ok(commands)
     }
 
@@ -182,8 +186,7 @@ impl Checker {
     fn may_be_forgiven(&self, name: &SlotName, event: &Event) -> bool {
         let is_said = match event {
             Event::ProfilesChanged { .. } => true,
-            Event::ShutdownRequested => true,
-            Event::DeadlinePassed => false,
+            Event::ShutdownRequested | Event::DeadlinePassed => false,
             Event::Slot { slot, event } => {
                 slot == name
                     && matches!(
@@ -300,7 +303,7 @@ impl Checker {
             let event = match truth.child {
                 Child::Ordered { .. } => super::spawned(1),
                 Child::Alive(alive) if alive.is_killed => {
-                    super::exited(super::ended(slotd::spec::death::ExitStatus::Signal(9)))
+                    super::exited(super::ended(ExitStatus::Signal(9)))
                 }
                 Child::Dead { .. } => ChildEvent::Reaped,
                 Child::None | Child::Alive(_) => return None,
@@ -314,8 +317,8 @@ impl Checker {
     /// that is due fires first.
     pub(crate) fn replay(&self) -> Checked {
         let policy = &self.model.policy;
-        let mut again = Supervisor::new(policy.clone(), self.seed, Default::default());
-        let mut late = Supervisor::new(policy.clone(), self.seed, Default::default());
+        let mut again = Supervisor::new(policy.clone(), self.seed, BTreeMap::default());
+        let mut late = Supervisor::new(policy.clone(), self.seed, BTreeMap::default());
         let (mut commands, mut owed, mut sleepy) = (Vec::new(), Vec::new(), Vec::new());
         for (index, (at, event)) in self.journal.iter().enumerate() {
             again.handle(*at, event.clone(), &mut commands);

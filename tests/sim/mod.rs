@@ -81,7 +81,7 @@ pub(crate) fn profile(name: &str) -> Profile {
         autostart: false,
         essential: false,
         max_restarts: 3,
-        start_timeout: Duration::from_secs(120),
+        start_timeout: Duration::from_mins(2),
         stop_timeout: Duration::from_secs(10),
         idle_timeout: None,
     }

@@ -321,6 +321,6 @@ impl Truth {
         }
         self.delays += 1;
         let margin = plain / 10 + Duration::from_micros(1);
-        self.attempt = Some((now.after(plain - margin), now.after(plain + margin)));
+        self.attempt = Some((now.after(plain.saturating_sub(margin)), now.after(plain + margin)));
     }
 }

@@ -17,17 +17,14 @@ pub(crate) fn hold(model: &Model, now: Monotime, snapshot: &Snapshot) -> Checked
     for (name, truth) in &model.slots {
         let view = snapshot.slots.get(name);
         let waiting = model.waiting(name);
-        match view {
-            Some(view) => {
-                let rule = Rule { model, now, truth, view, waiting };
-                rule.hold().map_err(|fault| format!("{name}: {fault}; {:?}", view.state))?;
-            }
-            None => {
-                let is_free = matches!(truth.child, Child::None);
-                check(is_free, || format!("{name} was forgotten with {:?}", truth.child))?;
-                let is_gone = !model.profiles.contains_key(name);
-                check(is_gone, || format!("{name} was forgotten with its profile there"))?;
-            }
+        if let Some(view) = view {
+            let rule = Rule { model, now, truth, view, waiting };
+            rule.hold().map_err(|fault| format!("{name}: {fault}; {:?}", view.state))?;
+        } else {
+            let is_free = matches!(truth.child, Child::None);
+            check(is_free, || format!("{name} was forgotten with {:?}", truth.child))?;
+            let is_gone = !model.profiles.contains_key(name);
+            check(is_gone, || format!("{name} was forgotten with its profile there"))?;
         }
     }
     let nobody_lost = model.pending.values().all(|slot| snapshot.slots.contains_key(slot));

@@ -246,16 +246,18 @@ impl Player {
         let death = exited(deaths[choice % deaths.len()].clone());
         let event = match truth.child {
             Child::None => return None,
-            Child::Ordered { .. } if choice % 4 == 0 => spawn_failed(choice),
+            Child::Ordered { .. } if choice.is_multiple_of(4) => spawn_failed(choice),
             Child::Ordered { .. } => spawned(pid_of(truth.generation)),
             Child::Dead { .. } => ChildEvent::Reaped,
             Child::Alive(alive) if alive.is_stopping() => death,
-            Child::Alive(alive) if alive.drain.is_some() && choice % 3 != 0 => ChildEvent::Drained,
-            Child::Alive(_) if choice % 5 == 0 => death,
+            Child::Alive(alive) if alive.drain.is_some() && !choice.is_multiple_of(3) => {
+                ChildEvent::Drained
+            }
+            Child::Alive(_) if choice.is_multiple_of(5) => death,
             Child::Alive(alive) if alive.is_ready && choice % 8 < 4 => ChildEvent::BecameUnready,
             Child::Alive(alive) if alive.is_ready => ChildEvent::ActivityMeasured {
                 in_flight: u32::from(choice % 16 > 12),
-                idle_for: Duration::from_secs(if choice % 2 == 0 { 31 } else { 3 }),
+                idle_for: Duration::from_secs(if choice.is_multiple_of(2) { 31 } else { 3 }),
             },
             Child::Alive(_) if choice % 8 == 1 => ChildEvent::Progressed { percent: 40 },
             Child::Alive(_) => ChildEvent::BecameReady,

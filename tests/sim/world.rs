@@ -172,7 +172,7 @@ impl World {
                 self.notice(now, &event);
                 self.tell(now, event)
             }
-            Happening::Arrival(name) => self.arrive(now, name),
+            Happening::Arrival(name) => self.arrive(now, &name),
             Happening::Served { slot, generation } => {
                 self.finish_request(now, &slot, generation);
                 self.wake(now)
@@ -446,8 +446,8 @@ impl World {
         Ok(())
     }
 
-    fn arrive(&mut self, now: Monotime, name: SlotName) -> Result<(), String> {
-        let index = self.names.iter().position(|known| *known == name).unwrap();
+    fn arrive(&mut self, now: Monotime, name: &SlotName) -> Result<(), String> {
+        let index = self.names.iter().position(|known| known == name).unwrap();
         let mean = Duration::from_secs([10, 20, 40, 120][index % 4]);
         let next = self.dice.exponential(mean);
         // Quiet hours, so that slots idle, and rushes, so that queues fill.
@@ -457,7 +457,7 @@ impl World {
         let rush = if self.dice.chance(8) { self.dice.within(10, 40) } else { 1 };
         for _ in 0..rush {
             self.figures.requests += 1;
-            self.request(now, index, &name)?;
+            self.request(now, index, name)?;
         }
         Ok(())
     }
