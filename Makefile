@@ -34,7 +34,7 @@ test: ## Everything, with real engines and a real model; installs what it needs 
 	@scripts/test
 
 sim: ## A simulated day of a box; SEED=… repeats one
-	SLOTD_SIM_SEED='$(SEED)' cargo test --locked --no-default-features --test simulation -- --nocapture
+	$(if $(SEED),SLOTD_SIM_SEED='$(SEED)') cargo test --locked --no-default-features --test core -- a_day_of_a_box --nocapture
 
 bench: build ## What slotd costs, as ratios measured side by side
 	@scripts/bench

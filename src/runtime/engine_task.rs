@@ -207,8 +207,7 @@ fn endpoint(tools: &Tools, profile: &Profile, reporter: &Reporter) -> io::Result
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         return Ok(Endpoint::Tcp(listener.local_addr()?));
     }
-    let name = format!("{}.g{}.sock", reporter.slot, reporter.generation);
-    Ok(Endpoint::Unix(tools.settings.runtime_dir.join("engines").join(name)))
+    Ok(Endpoint::Unix(tools.settings.engine_socket(&reporter.slot, reporter.generation)))
 }
 
 /// The log of this generation; those of old generations go.

@@ -72,7 +72,7 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
         warn!(%aside, "state file set aside");
     }
     make_dir(&settings.runtime_dir)?;
-    make_dir(&settings.runtime_dir.join("engines"))?;
+    make_dir(&settings.engine_sockets())?;
     let listener = bind(settings.listen).await?;
     let address = listener.local_addr()?;
     let control = bind_control(&settings.control)?;

@@ -82,11 +82,10 @@ impl Connection {
 /// Asks an engine for its health every millisecond; returns when it first said 200.
 pub(crate) async fn first_200(socket: &Path) -> Instant {
     loop {
-        if UnixStream::connect(socket).await.is_ok() {
-            let mut connection = Connection::unix(socket).await;
-            while connection.send("GET", "/health", "").await != StatusCode::OK {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+        // Each time anew: llama-server closes a connection after a hundred questions.
+        if UnixStream::connect(socket).await.is_ok()
+            && Connection::unix(socket).await.send("GET", "/health", "").await == StatusCode::OK
+        {
             return Instant::now();
         }
         tokio::time::sleep(Duration::from_millis(1)).await;

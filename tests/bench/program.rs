@@ -13,6 +13,7 @@
 
 mod client;
 mod daemon;
+mod hammer;
 
 use std::{env, fs, path::PathBuf, time::Duration};
 
@@ -33,13 +34,14 @@ struct Programs {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let mut given = env::args_os().skip(1).map(PathBuf::from);
+    let mut given = env::args_os().skip(1).map(|path| fs::canonicalize(path).unwrap());
     let (slotd, fake) = (given.next().unwrap(), given.next().unwrap());
     let programs = Programs { slotd, fake, llama: given.next().zip(given.next()) };
     starts(&programs).await;
     idle(&programs).await;
     cold_starts(&programs).await;
     added_latency(&programs).await;
+    hammer::hammer(&programs).await;
 }
 
 /// Start of the process to the line that says it listens.

@@ -3,11 +3,11 @@
 
 mod directories;
 mod file;
+mod sockets;
 
 use std::{
     ffi::OsString,
     net::SocketAddr,
-    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf, absolute},
     time::Duration,
 };
@@ -20,14 +20,10 @@ use self::{
     file::{DaemonFile, LISTEN, parse_listen},
 };
 use super::{Context, disk, fault::Fault};
-use crate::spec::Bytes;
+use crate::spec::{Bytes, Generation, SlotName};
 
 /// The name of the daemon's own file.
 pub(super) const FILE_NAME: &str = "slotd.toml";
-
-/// The longest path of a Unix socket, in bytes, without the NUL at its end.
-/// Source: `sun_path` in `unix(7)` has 108 bytes, in macOS's `sys/un.h` 104.
-const MAX_SOCKET_PATH: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
 /// What was given on the command line; empty where nothing was.
 #[derive(Clone, Debug, Default)]
@@ -115,7 +111,8 @@ impl Settings {
 
         let state_dir = whole(&state_dir);
         let runtime_dir = runtime_dir(&state_dir, given_state.is_some(), environment);
-        let control = control(flags, &runtime_dir, environment, &mut faults);
+        let control = sockets::control(flags, &runtime_dir, environment, &mut faults);
+        faults.extend(sockets::no_room_for_engines(&runtime_dir));
         let mut model_dirs: Vec<PathBuf> = typed.model_dirs.iter().map(|dir| whole(dir)).collect();
         model_dirs.push(cache_dir.join("models"));
         let settings = Self {
@@ -135,6 +132,16 @@ impl Settings {
             log_format: typed.log_format.unwrap_or(LogFormat::Text),
         };
         if faults.is_empty() { Ok(settings) } else { Err(faults) }
+    }
+
+    /// Returns the folder of the engines' sockets, which the daemon makes.
+    pub fn engine_sockets(&self) -> PathBuf {
+        self.runtime_dir.join(sockets::ENGINES)
+    }
+
+    /// Returns where a generation of a slot listens: a readable name where it fits into an address.
+    pub fn engine_socket(&self, slot: &SlotName, generation: Generation) -> PathBuf {
+        sockets::of_engine(&self.runtime_dir, slot, generation)
     }
 
     /// Returns what the meaning of a profile depends on.
@@ -197,29 +204,6 @@ fn runtime_dir(state_dir: &Path, is_state_given: bool, environment: Environment<
         None if is_state_given => inside,    // (2)
         None => desktop().unwrap_or(inside), // (3) (4)
     }
-}
-
-fn control(
-    flags: &Flags,
-    runtime_dir: &Path,
-    environment: Environment<'_>,
-    faults: &mut Vec<Fault>,
-) -> PathBuf {
-    let (name, path) = match (&flags.control, environment("SLOTD_CONTROL")) {
-        (Some(path), _) => ("--control", whole(path)),
-        (None, Some(path)) if !path.is_empty() => ("SLOTD_CONTROL", whole(Path::new(&path))),
-        (None, _) => ("control socket", runtime_dir.join("control.sock")),
-    };
-    let length = path.as_os_str().as_bytes().len();
-    if length > MAX_SOCKET_PATH {
-        let message = format!(
-            "`{}` has {length} bytes, the path of a socket has at most {MAX_SOCKET_PATH}",
-            path.display()
-        );
-        let hint = "choose a shorter `--control`, or a shorter runtime or state directory";
-        faults.push(Fault::of_flag(name, message).with_hint(hint));
-    }
-    path
 }
 
 /// Makes a path absolute, without looking at the disk.
