@@ -12,20 +12,17 @@ mod example;
 mod exit;
 mod failure;
 mod guard;
-mod load;
 mod logs;
 mod man;
+mod order;
 mod out;
-mod outcome;
 mod progress;
 mod ps;
-mod restart;
 mod schema;
 mod serve;
 mod status;
 mod table;
 mod text;
-mod unload;
 mod validate;
 mod worker;
 
@@ -39,7 +36,10 @@ use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
 
 pub use self::exit::Exit;
-use self::{client::Client, failure::Failure};
+use self::{
+    client::{Client, Order},
+    failure::Failure,
+};
 
 /// Keeps inference servers alive: one supervised engine a slot, one OpenAI-compatible endpoint
 #[derive(Debug, Parser)]
@@ -75,11 +75,11 @@ enum Command {
     /// Show what a slot's engines wrote
     Logs(logs::Options),
     /// Load a slot and wait until it is ready
-    Load(load::Options),
+    Load(order::Options),
     /// Unload a slot; the next request loads it again
-    Unload(unload::Options),
+    Unload(order::Options),
     /// Replace a slot's engine by a new one and wait until it is ready
-    Restart(restart::Options),
+    Restart(order::Options),
     /// Serve one model with the candle engine; the daemon starts it for slots
     Worker(worker::Options),
     /// End what a killed daemon leaves behind; started by the daemon alone
@@ -124,14 +124,14 @@ fn dispatch(cli: Cli) -> ExitCode {
             talk(control.as_deref(), async |client| logs::run(&options, client).await)
         }
         Command::Load(options) => {
-            talk(control.as_deref(), async |client| load::run(&options, client).await)
+            talk(control.as_deref(), async |client| order::run(Order::Load, &options, client).await)
         }
-        Command::Unload(options) => {
-            talk(control.as_deref(), async |client| unload::run(&options, client).await)
-        }
-        Command::Restart(options) => {
-            talk(control.as_deref(), async |client| restart::run(&options, client).await)
-        }
+        Command::Unload(options) => talk(control.as_deref(), async |client| {
+            order::run(Order::Unload, &options, client).await
+        }),
+        Command::Restart(options) => talk(control.as_deref(), async |client| {
+            order::run(Order::Restart, &options, client).await
+        }),
     }
 }
 

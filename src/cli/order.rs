@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clap::Args;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval_at},
@@ -34,23 +35,25 @@ enum Outcome {
     Loaded,
 }
 
-/// How an order is waited for and told.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Manner {
-    pub(super) wait: bool,
-    pub(super) json: bool,
+/// Options of `slotd load`, `slotd unload` and `slotd restart`.
+#[derive(Args, Debug)]
+pub(super) struct Options {
+    /// The slot
+    slot: SlotName,
+    /// Ask for it and do not wait until it is done
+    #[arg(long)]
+    no_wait: bool,
+    /// Print the slot as JSON in the end
+    #[arg(long)]
+    json: bool,
 }
 
-/// Gives `order` to `slot`, shows how it comes along, and tells what came of it.
-pub(super) async fn run(
-    client: &Client,
-    slot: &SlotName,
-    order: Order,
-    manner: Manner,
-) -> Result<Exit, Failure> {
-    if !manner.wait {
+/// Gives the order, shows how it comes along, and tells what came of it.
+pub(super) async fn run(order: Order, options: &Options, client: &Client) -> Result<Exit, Failure> {
+    let slot = &options.slot;
+    if options.no_wait {
         let accepted = client.order(slot, order).await?;
-        return tell(&accepted, manner, || {
+        return tell(&accepted, options, || {
             format!("{slot}: the {} is asked for; `slotd status {slot}` follows it\n", order.verb())
         });
     }
@@ -69,9 +72,9 @@ pub(super) async fn run(
     let (outcome, now) =
         end.ok_or_else(|| Failure::Interrupted { message: left(order, &before) })??;
     match outcome {
-        Outcome::Done => tell(&now, manner, || done(order, &before, &now)),
+        Outcome::Done => tell(&now, options, || done(order, &before, &now)),
         Outcome::Failed | Outcome::Unloaded | Outcome::Loaded => {
-            if manner.json {
+            if options.json {
                 out::json(&now)?;
             }
             Err(Failure::Outcome { message: undone(outcome, &now) })
@@ -81,10 +84,10 @@ pub(super) async fn run(
 
 fn tell(
     slot: &SlotObject,
-    manner: Manner,
+    options: &Options,
     sentence: impl FnOnce() -> String,
 ) -> Result<Exit, Failure> {
-    if manner.json {
+    if options.json {
         out::json(slot)?;
     } else {
         out::print(sentence())?;
