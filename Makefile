@@ -28,7 +28,8 @@ build: ## Build target/release/slotd
 check: ## The fast checks: formatting, lints, tests without real engines
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	cargo nextest run --locked
+	cargo test --locked --lib --test core --test layering --test process --test proxy --test cli \
+	  --test daemon -- --skip real::
 
 test: ## Everything, with real engines and a real model; installs what it needs by name
 	@scripts/test

@@ -100,6 +100,7 @@ async fn help_names_every_subcommand_and_exit_code() {
        66  a model file is missing (`worker`)
        69  no daemon answers, no such slot, or a load failed
        70  something broke inside slotd
+       71  there is not enough memory (`worker`)
        75  another daemon holds the state directory
        77  a file, directory or socket may not be used
        78  the settings have faults

@@ -266,7 +266,6 @@ async fn deaths_at_start_are_told_from_the_log() {
     assert_eq!(cause(&["--bogus"]).await, Some(LogCause::BadConfig));
     assert_eq!(cause(&["--pooling", "some"]).await, Some(LogCause::BadConfig));
     assert_eq!(cause(&["--lora", "/nowhere.gguf"]).await, Some(LogCause::MissingFile));
-    assert_eq!(cause(&["--ctx-size", "8000000"]).await, Some(LogCause::OutOfMemory));
     assert_eq!(cause(&["--model", "/nowhere.gguf"]).await, Some(LogCause::MissingFile));
     assert_eq!(cause(&["--model", "/dev/null"]).await, Some(LogCause::BadModel));
     // One that was killed leaves its socket behind, and the next one cannot bind it.
@@ -280,10 +279,15 @@ async fn a_limit_of_memory_is_told_from_the_log() {
     let machine = Machine::new();
     let profile = Machine::profile(&from_environment("SLOTD_TEST_MODEL"));
     let Launch { program, args, env, .. } = machine.launch(&profile).unwrap();
-    let mut limited = Command::new("sh");
-    limited.args(["-c", "ulimit -v 256000; exec \"$0\" \"$@\""]).arg(program).args(args);
-    let engine = machine.spawn(limited.env_clear().envs(env));
-    assert_eq!(engine.cause().await, Some(LogCause::OutOfMemory));
+    // Too little for the model; enough for the model and not for its context.
+    for (limit_kib, context) in [("256000", "512"), ("8000000", "8000000")] {
+        drop(fs::remove_file(machine.folder.path().join("chat.sock")));
+        let script = format!("ulimit -v {limit_kib}; exec \"$0\" \"$@\"");
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &script]).arg(&program).args(&args).args(["--ctx-size", context]);
+        let engine = machine.spawn(limited.env_clear().envs(env.clone()));
+        assert_eq!(engine.cause().await, Some(LogCause::OutOfMemory), "{limit_kib} KiB");
+    }
 }
 
 #[test]

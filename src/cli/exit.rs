@@ -40,6 +40,7 @@ Exit codes:
    66  a model file is missing (`worker`)
    69  no daemon answers, no such slot, or a load failed
    70  something broke inside slotd
+   71  there is not enough memory (`worker`)
    75  another daemon holds the state directory
    77  a file, directory or socket may not be used
    78  the settings have faults
@@ -67,5 +68,30 @@ impl Exit {
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit.code())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(feature = "worker")]
+    fn every_exit_code_of_the_worker_is_in_the_table() {
+        use crate::worker::exit;
+        let codes = [
+            exit::STOPPED,
+            exit::BAD_ARGUMENTS,
+            exit::BAD_MODEL,
+            exit::MISSING_FILE,
+            exit::CANNOT_BIND,
+            exit::INTERNAL,
+            exit::OUT_OF_MEMORY,
+        ];
+        for code in codes {
+            let is_there =
+                TABLE.lines().any(|line| line.trim_start().starts_with(&format!("{code} ")));
+            assert!(is_there, "{code} is not in the table");
+        }
     }
 }

@@ -49,10 +49,11 @@ pub(super) fn check_args(walk: &mut Walk<'_>, typed: &ProfileFile) {
 
 fn better_place(flag: &str) -> Option<&'static str> {
     match flag {
-        "--host" | "--port" | "--socket" => {
+        "--host" | "--port" | "--socket" | "--listen" => {
             Some("take it out: the engine listens in private, clients use slotd's endpoint")
         }
         "--model" | "-m" => Some("use the key `model`"),
+        "--parallel" | "-np" => Some("use the key `parallel`"),
         "--alias" | "-a" => Some("use the key `aliases`"),
         "--api-key" | "--api-key-file" => Some("take it out: only slotd can reach the engine"),
         _ => None,

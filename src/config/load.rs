@@ -45,7 +45,8 @@ pub fn load(directories: &[PathBuf], context: &Context) -> Loaded {
 pub fn validate(paths: &[PathBuf], context: &Context) -> Loaded {
     let mut survey = Survey::default();
     for path in paths {
-        if path.is_dir() {
+        // A folder that is not there is told as one: no profile has a name without its ending.
+        if path.is_dir() || (!path.exists() && path.extension().is_none()) {
             survey.add_directory(path, context);
         } else if path.file_name().is_some_and(|name| name == FILE_NAME) {
             survey.add_settings(path, context);

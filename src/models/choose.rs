@@ -27,12 +27,12 @@ impl Checks {
     pub(super) fn engine(&self, profile: &Profile) -> Result<Engine, Refused> {
         match &profile.engine {
             EngineChoice::LlamaServer => self.llama_server(),
-            EngineChoice::Candle => self.candle(),
+            EngineChoice::Candle => self.candle(profile),
             EngineChoice::Command(words) => self.command(profile, words),
             // One that is there and broken is not passed by in silence.
             EngineChoice::Auto => match self.find_llama_server()? {
                 Some(_) => self.llama_server(),
-                None if cfg!(feature = "worker") => self.candle(),
+                None if cfg!(feature = "worker") => self.candle(profile),
                 None => Err(self.no_llama_server()),
             },
         }
@@ -94,11 +94,18 @@ impl Checks {
         engines::places(own_program, cache_dir, self.variable("PATH"))
     }
 
-    fn candle(&self) -> Result<Engine, Refused> {
+    fn candle(&self, profile: &Profile) -> Result<Engine, Refused> {
         if !cfg!(feature = "worker") {
             let reason = "this slotd was built without the candle worker; use \
                           `engine = \"llama-server\"`, or build it with `--features worker`";
             return Err(Refused::new(Verdict::SpawnFailed, reason.to_owned()));
+        }
+        let wants_gpu = profile.gpu_layers.is_some_and(|layers| layers > 0);
+        if wants_gpu && !cfg!(any(feature = "cuda", feature = "metal")) {
+            let reason = "this slotd's candle worker computes on the CPU only; take `gpu_layers` \
+                          out, use `engine = \"llama-server\"`, or build slotd with `--features \
+                          cuda` or `--features metal`";
+            return Err(Refused::new(Verdict::BadConfig, reason.to_owned()));
         }
         Ok(Engine {
             kind: EngineKind::Candle,

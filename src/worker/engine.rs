@@ -36,9 +36,14 @@ pub(super) struct Engine {
     pool: Pool,
 }
 
-/// Says that as many requests wait as may.
+/// Says why a job is not taken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct QueueFull;
+pub(super) enum NoPlace {
+    /// As many wait as may.
+    QueueFull,
+    /// The worker is about to end.
+    Stopping,
+}
 
 /// What an engine is made of.
 #[derive(Debug)]
@@ -120,10 +125,11 @@ impl Engine {
     }
 
     /// Gives `job` to a sequence and returns what it tells; dropping the receiver cancels the job.
-    pub(super) async fn submit(&self, job: Job) -> Result<mpsc::Receiver<Event>, QueueFull> {
-        let place = Arc::clone(&self.pool.places).try_acquire_owned().map_err(|_| QueueFull)?;
-        let idle_permit =
-            Arc::clone(&self.pool.idle_permits).acquire_owned().await.map_err(|_| QueueFull)?;
+    pub(super) async fn submit(&self, job: Job) -> Result<mpsc::Receiver<Event>, NoPlace> {
+        let place = Arc::clone(&self.pool.places).try_acquire_owned();
+        let place = place.map_err(|_| NoPlace::QueueFull)?;
+        let idle_permit = Arc::clone(&self.pool.idle_permits).acquire_owned().await;
+        let idle_permit = idle_permit.map_err(|_| NoPlace::Stopping)?;
         let (events, told) = mpsc::channel(EVENTS);
         if let Some(idle) = self.pool.take_idle(job.tokens()) {
             let home = idle.work.clone();

@@ -43,7 +43,7 @@ pub(super) enum Address {
     Tcp(SocketAddr),
 }
 
-const MOST_PARALLEL: usize = 64;
+const MOST_PARALLEL: usize = 256;
 const MOST_THREADS: usize = 1024;
 
 impl Options {

@@ -198,8 +198,9 @@ fn a_person_can_name_files_and_directories() {
         ("slotd.toml", "listen = '0.0.0.0:80'\nmodel = 'x'\nmax_body = '1GB'"),
         ("notes.txt", ""),
     ]);
-    let named = ["profiles", "profiles/a.toml", "b.toml", "slotd.toml", "notes.txt", "none.toml"]
-        .map(|name| folder.path(name));
+    let named =
+        ["profiles", "profiles/a.toml", "b.toml", "slotd.toml", "notes.txt", "none.toml", "none"]
+            .map(|name| folder.path(name));
     let found = validate(&named, &Context::default());
     assert_eq!(found.profiles.len(), 1);
     assert_snapshot!(folder.shown(&found.faults), @r#"
@@ -207,6 +208,8 @@ fn a_person_can_name_files_and_directories() {
       hint: add `model = "FILE.gguf"` or `model = "org/repo:QUANT"`
     b.toml:1:1: contxt: unknown key
       hint: did you mean `context`?
+    none: there is no such directory of profiles
+      hint: make it with `mkdir -p none`, or name another
     none.toml: cannot read the file: no such file or directory
       hint: check the name; a link may lead nowhere
     notes.txt: is not named `NAME.toml`

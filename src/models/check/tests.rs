@@ -9,6 +9,7 @@ use crate::spec::profile::EngineChoice;
 struct Machine {
     folder: tempfile::TempDir,
     checks: Checks,
+    gpu_layers: Option<u32>,
 }
 
 impl Machine {
@@ -25,7 +26,7 @@ impl Machine {
             environment: vec![("PATH".into(), folder.path().join("bin").into())],
         };
         let checks = Checks::new(places);
-        Self { folder, checks }
+        Self { folder, checks, gpu_layers: None }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -73,7 +74,7 @@ impl Machine {
             context: None,
             parallel: None,
             threads: None,
-            gpu_layers: None,
+            gpu_layers: self.gpu_layers,
             autostart: false,
             essential: false,
             max_restarts: 5,
@@ -113,6 +114,19 @@ fn auto_takes_the_worker_where_there_is_no_llama_server() {
     let (verdict, reason) = machine.refused(EngineChoice::Auto);
     assert_eq!(verdict, Verdict::BadModel);
     insta::assert_snapshot!(reason, @"model `DIR/models/a.gguf` has the architecture `qwen2`, and the candle worker knows only `llama`; use llama-server (`make engine` builds it)");
+}
+
+#[cfg(all(feature = "worker", not(any(feature = "cuda", feature = "metal"))))]
+#[test]
+fn layers_on_a_gpu_that_this_build_cannot_use_are_refused_before_a_spawn() {
+    let mut machine = Machine::new();
+    machine.model("llama");
+    machine.gpu_layers = Some(0);
+    assert_eq!(machine.run(EngineChoice::Candle).unwrap().kind, EngineKind::Candle);
+    machine.gpu_layers = Some(1);
+    let (verdict, reason) = machine.refused(EngineChoice::Candle);
+    assert_eq!(verdict, Verdict::BadConfig);
+    insta::assert_snapshot!(reason, @r#"this slotd's candle worker computes on the CPU only; take `gpu_layers` out, use `engine = "llama-server"`, or build slotd with `--features cuda` or `--features metal`"#);
 }
 
 #[test]

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::{body::Bytes, extract::State, response::Response};
+use axum::{
+    body::Bytes,
+    extract::{State, rejection::BytesRejection},
+    response::Response,
+};
 use serde_json::{Map, Value as Json};
 
 use super::{
@@ -19,10 +23,10 @@ use crate::worker::{engine::Engine, text::Vocabulary};
 /// Answers a chat.
 pub(super) async fn chat(
     State(served): State<Arc<Served>>,
-    body: Bytes,
+    body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
     let engine = served.engine()?;
-    let fields = Fields::parse(&body)?;
+    let fields = Fields::parse(&body?)?;
     let mut choices = Choices::read(&fields)?;
     let alternatives = Choices::alternatives(&fields, "top_logprobs")?;
     choices.sampling.logprobs = match (fields.flag("logprobs")?, alternatives) {
@@ -63,7 +67,7 @@ fn prompt(fields: &Fields, engine: &Engine) -> Result<Vec<u32>, Refusal> {
     };
     let mut text = engine
         .template
-        .render(&messages, &variables(fields)?)
+        .render(&messages, &variables(fields, &engine.vocabulary)?)
         .map_err(|fault| Refusal::field("messages", format!("cannot be used: {fault}")))?;
     if let Some(begun) = begun.as_ref().and_then(|begun| begun.get("content")?.as_str()) {
         text.push_str(begun);
@@ -90,8 +94,22 @@ fn read(at: usize, message: &Json, vocabulary: &Vocabulary) -> Result<Json, Refu
         Some(other) => return Err(wrong(&place, "a string or a list of parts", other)),
     };
     let mut message = message.clone();
-    message.insert("content".to_owned(), Json::String(vocabulary.disarm(&content)));
-    Ok(Json::Object(message))
+    message.insert("content".to_owned(), Json::String(content));
+    Ok(disarmed(&Json::Object(message), vocabulary))
+}
+
+/// Breaks the special tokens in all texts of a value, its keys included: a template may write any of
+/// them into the prompt.
+fn disarmed(value: &Json, vocabulary: &Vocabulary) -> Json {
+    match value {
+        Json::String(text) => Json::String(vocabulary.disarm(text)),
+        Json::Array(list) => list.iter().map(|item| disarmed(item, vocabulary)).collect(),
+        Json::Object(map) => map
+            .iter()
+            .map(|(key, item)| (vocabulary.disarm(key), disarmed(item, vocabulary)))
+            .collect(),
+        Json::Null | Json::Bool(_) | Json::Number(_) => value.clone(),
+    }
 }
 
 fn part_text(place: &str, part: &Json) -> Result<String, Refusal> {
@@ -109,8 +127,10 @@ fn part_text(place: &str, part: &Json) -> Result<String, Refusal> {
 }
 
 /// The variables that a request adds to the template's own.
-fn variables(fields: &Fields) -> Result<Map<String, Json>, Refusal> {
-    let mut variables = fields.object("chat_template_kwargs")?.cloned().unwrap_or_default();
+fn variables(fields: &Fields, vocabulary: &Vocabulary) -> Result<Map<String, Json>, Refusal> {
+    let given = fields.object("chat_template_kwargs")?.cloned().unwrap_or_default();
+    let safe = |(name, value)| (name, disarmed(&value, vocabulary));
+    let mut variables: Map<_, _> = given.into_iter().map(safe).collect();
     let choice = fields.any("tool_choice");
     match choice {
         None => {}
@@ -124,7 +144,8 @@ fn variables(fields: &Fields) -> Result<Map<String, Json>, Refusal> {
     }
     let tools = fields.list("tools")?.filter(|tools| !tools.is_empty());
     if let Some(tools) = tools.filter(|_| choice.and_then(Json::as_str) != Some("none")) {
-        variables.insert("tools".to_owned(), Json::Array(tools.to_vec()));
+        let tools = tools.iter().map(|tool| disarmed(tool, vocabulary)).collect();
+        variables.insert("tools".to_owned(), tools);
     }
     Ok(variables)
 }

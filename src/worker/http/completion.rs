@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::{body::Bytes, extract::State, response::Response};
+use axum::{
+    body::Bytes,
+    extract::{State, rejection::BytesRejection},
+    response::Response,
+};
 
 use super::{
     Served,
@@ -18,10 +22,10 @@ use super::{
 /// Continues texts.
 pub(super) async fn completion(
     State(served): State<Arc<Served>>,
-    body: Bytes,
+    body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
     let engine = served.engine()?;
-    let fields = Fields::parse(&body)?;
+    let fields = Fields::parse(&body?)?;
     let mut choices = Choices::read(&fields)?;
     choices.sampling.logprobs = Choices::alternatives(&fields, "logprobs")?;
     if fields.any("suffix").is_some_and(|suffix| suffix.as_str() != Some("")) {

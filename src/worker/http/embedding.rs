@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::{body::Bytes, extract::State};
+use axum::{
+    body::Bytes,
+    extract::{State, rejection::BytesRejection},
+};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value as Json, json};
 
@@ -28,10 +31,10 @@ enum Encoding {
 /// Gives one vector for each input.
 pub(super) async fn embedding(
     State(served): State<Arc<Served>>,
-    body: Bytes,
+    body: Result<Bytes, BytesRejection>,
 ) -> Result<axum::Json<Json>, Refusal> {
     let engine = served.engine()?;
-    let fields = Fields::parse(&body)?;
+    let fields = Fields::parse(&body?)?;
     let encoding = encoding(&fields)?;
     if let Some(wanted) = fields.count("dimensions", i64::MAX)?.filter(|n| *n != engine.width) {
         let problem = format!("is {wanted}, this model gives vectors of {}", engine.width);

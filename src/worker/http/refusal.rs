@@ -1,13 +1,14 @@
 //! Errors as clients of the OpenAI API expect them: one object, always the same four keys.
 
 use axum::{
+    extract::rejection::BytesRejection,
     http::{HeaderValue, StatusCode, header::RETRY_AFTER},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
-use crate::worker::{engine::QueueFull, job::ComputeFault};
+use crate::worker::{engine::NoPlace, job::ComputeFault};
 
 /// A request that gets no answer, and why.
 #[derive(Clone, Debug, PartialEq)]
@@ -136,14 +137,26 @@ impl From<ComputeFault> for Refusal {
     }
 }
 
-impl From<QueueFull> for Refusal {
-    fn from(QueueFull: QueueFull) -> Self {
+impl From<NoPlace> for Refusal {
+    fn from(refused: NoPlace) -> Self {
+        if refused == NoPlace::Stopping {
+            return Self::stopping();
+        }
         Self {
             status: StatusCode::TOO_MANY_REQUESTS,
             kind: "rate_limit_error",
             code: Code::Word("queue_full"),
             ..Self::request("the engine is overloaded: too many requests wait")
         }
+    }
+}
+
+impl From<BytesRejection> for Refusal {
+    fn from(fault: BytesRejection) -> Self {
+        let status = fault.status();
+        let code = if status == StatusCode::PAYLOAD_TOO_LARGE { "too_large" } else { "bad_body" };
+        let message = format!("the body cannot be read: {}", fault.body_text());
+        Self { status, code: Code::Word(code), ..Self::request(message) }
     }
 }
 

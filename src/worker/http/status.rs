@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, State, rejection::PathRejection};
 use serde_json::{Value as Json, json};
 
 use super::{Served, refusal::Refusal};
@@ -21,8 +21,9 @@ pub(super) async fn models(State(served): State<Arc<Served>>) -> Result<axum::Js
 /// `GET /v1/models/{id}`; an id may hold slashes.
 pub(super) async fn model(
     State(served): State<Arc<Served>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<axum::Json<Json>, Refusal> {
+    let Path(id) = id.map_err(|fault| Refusal::request(fault.body_text()))?;
     let entry = entry(&served)?;
     if id == served.model_name {
         return Ok(axum::Json(entry));
