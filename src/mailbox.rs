@@ -50,6 +50,8 @@ struct Table {
     /// Requests that gave up and whose leaving the core has yet to be told. Bounded by the number
     /// of requests, because each leaves once.
     left: Vec<(SlotName, WaiterId)>,
+    /// The driver has ended: nobody answers any more.
+    is_closed: bool,
 }
 
 impl Shared {
@@ -84,7 +86,13 @@ impl Mailbox {
     pub async fn ask(&self, slot: &SlotName) -> Slip {
         let waiter = WaiterId(self.shared.next.fetch_add(1, Ordering::Relaxed));
         let (tx, rx) = oneshot::channel();
-        self.shared.table().waiting.insert(waiter, tx);
+        {
+            let mut table = self.shared.table();
+            // Under the lock: after the driver's end a sender is dropped at once, and the slip knows.
+            if !table.is_closed {
+                table.waiting.insert(waiter, tx);
+            }
+        }
         let slip =
             Slip { slot: slot.clone(), waiter, answer: rx, shared: Arc::clone(&self.shared) };
         self.tell_slot(slot, SlotEvent::Demanded { waiter }).await;
@@ -118,6 +126,17 @@ impl Inbox {
             // The request may have left a moment ago.
             drop(sender.send(answer));
         }
+    }
+}
+
+impl Drop for Inbox {
+    /// Answers all who wait, and those who still come: with the driver's end, whatever ended it.
+    fn drop(&mut self) {
+        let mut table = self.shared.table();
+        table.is_closed = true;
+        let waiting = std::mem::take(&mut table.waiting);
+        drop(table);
+        drop(waiting);
     }
 }
 
@@ -170,6 +189,15 @@ mod tests {
         };
         inbox.answer(waiter, Ok(()));
         assert_eq!(slip.await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_driver_that_has_ended() {
+        let (mailbox, inbox) = channel();
+        let before = mailbox.ask(&slot()).await;
+        drop(inbox);
+        assert_eq!(before.await, Err(Refusal::ShuttingDown));
+        assert_eq!(mailbox.ask(&slot()).await.await, Err(Refusal::ShuttingDown));
     }
 
     #[tokio::test]

@@ -98,7 +98,7 @@ async fn help_names_every_subcommand_and_exit_code() {
        64  the command line cannot be understood
        65  a model file is damaged (`worker`)
        66  a model file is missing (`worker`)
-       69  no daemon answers, no such slot, or a load failed
+       69  no daemon answers, no such slot, a load failed, or the address is taken
        70  something broke inside slotd
        71  there is not enough memory (`worker`)
        75  another daemon holds the state directory

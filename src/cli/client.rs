@@ -194,11 +194,13 @@ fn find_socket(control: Option<&Path>) -> Result<PathBuf, Failure> {
     if let Some(control) = control {
         return Ok(control.to_owned());
     }
+    if let Some(named) = env::var_os("SLOTD_CONTROL").filter(|path| !path.is_empty()) {
+        return Ok(named.into());
+    }
     let settings = Settings::resolve(&Flags::default(), &|name: &str| env::var_os(name))
         .map_err(Failure::Settings)?;
-    let is_named = env::var_os("SLOTD_CONTROL").is_some_and(|path| !path.is_empty());
     let of_system = PathBuf::from(OF_SYSTEM);
-    if !is_named && !settings.control.exists() && of_system.exists() {
+    if !settings.control.exists() && of_system.exists() {
         return Ok(of_system);
     }
     Ok(settings.control)

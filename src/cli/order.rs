@@ -59,10 +59,12 @@ pub(super) async fn run(order: Order, options: &Options, client: &Client) -> Res
     }
     // Before anything is asked for: from here on Ctrl-C is told what it leaves behind.
     let mut interrupts = signal(SignalKind::interrupt()).map_err(Failure::System)?;
-    // Watched before it is ordered: no step between the two can be missed.
-    let mut changes = client.watch(slot).await?;
-    let before = changes.next().await?;
-    client.order(slot, order).await?;
+    let begun = tokio::select! {
+        begun = begin(order, slot, client) => Some(begun),
+        _ = interrupts.recv() => None,
+    };
+    let unheard = || Failure::Interrupted { message: unheard(order, slot) };
+    let (mut changes, before) = begun.ok_or_else(unheard)??;
     let mut progress = Progress::new(&before);
     let end = tokio::select! {
         end = follow(&mut changes, order, &before, &mut progress) => Some(end),
@@ -80,6 +82,26 @@ pub(super) async fn run(order: Order, options: &Options, client: &Client) -> Res
             Err(Failure::Outcome { message: undone(outcome, &now) })
         }
     }
+}
+
+/// Gives the order. Watched before it is ordered: no step between the two can be missed.
+async fn begin(
+    order: Order,
+    slot: &SlotName,
+    client: &Client,
+) -> Result<(Changes, SlotObject), Failure> {
+    let mut changes = client.watch(slot).await?;
+    let before = changes.next().await?;
+    client.order(slot, order).await?;
+    Ok((changes, before))
+}
+
+/// What Ctrl-C leaves behind when the daemon had not answered yet.
+fn unheard(order: Order, slot: &SlotName) -> String {
+    format!(
+        "interrupted; whether the daemon heard of the {} of `{slot}` is not known",
+        order.verb()
+    )
 }
 
 fn tell(

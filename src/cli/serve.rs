@@ -83,7 +83,9 @@ fn announce(address: SocketAddr) {
 
 fn told(fault: &StartFault) -> String {
     match fault {
-        StartFault::State(OpenFault::Held { .. } | OpenFault::Newer { .. }) => chain(fault),
+        StartFault::State(OpenFault::Held { .. } | OpenFault::Newer { .. })
+        | StartFault::NoSocket { .. }
+        | StartFault::ControlTaken { .. } => chain(fault),
         StartFault::State(OpenFault::Unusable { .. })
         | StartFault::Listen { .. }
         | StartFault::Make { .. }
@@ -94,8 +96,10 @@ fn told(fault: &StartFault) -> String {
 
 fn exit_of(fault: &StartFault) -> Exit {
     match fault {
-        StartFault::State(OpenFault::Held { .. }) => Exit::TryAgain,
-        StartFault::State(OpenFault::Newer { .. }) => Exit::BadConfig,
+        StartFault::State(OpenFault::Held { .. }) | StartFault::ControlTaken { .. } => {
+            Exit::TryAgain
+        }
+        StartFault::State(OpenFault::Newer { .. }) | StartFault::NoSocket { .. } => Exit::BadConfig,
         StartFault::State(OpenFault::Unusable { source, .. }) | StartFault::Make { source, .. }
             if source.kind() == io::ErrorKind::PermissionDenied =>
         {

@@ -40,11 +40,16 @@ pub(super) struct Options {
 
 pub(super) fn run(options: Options) -> Result<Exit, Failure> {
     let loaded = look(&options.paths, options.config, options.profiles);
-    if options.json {
+    let printed = if options.json {
         let slots: Vec<_> = loaded.profiles.keys().collect();
-        out::json(&json!({ "valid": slots, "faults": loaded.faults }))?;
+        out::json(&json!({ "valid": slots, "faults": loaded.faults }))
     } else {
-        out::print(told(&loaded))?;
+        out::print(told(&loaded))
+    };
+    match printed {
+        // Who did not read on still learns of the faults.
+        Ok(()) | Err(Failure::ReaderGone) => {}
+        Err(failure) => return Err(failure),
     }
     Ok(if loaded.faults.is_empty() { Exit::Success } else { Exit::Faults })
 }

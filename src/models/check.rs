@@ -18,7 +18,7 @@ use crate::{
     engine::{Endpoint, EngineKind, Flags, Launch, LaunchFault, LaunchInput, launch},
     spec::{
         death::Verdict,
-        profile::{ModelSource, Profile},
+        profile::{EngineChoice, ModelSource, Profile},
     },
 };
 
@@ -78,6 +78,17 @@ pub struct Refused {
 }
 
 impl Checked {
+    /// Returns the name under which a command serves its model, which it insists on in requests: the
+    /// path where its arguments had it filled in, else what the profile calls it.
+    pub fn insisted_name(&self, profile: &Profile) -> Option<String> {
+        let EngineChoice::Command(words) = &profile.engine else { return None };
+        let is_filled_in = words.iter().any(|word| word.contains("{model}"));
+        match &self.model {
+            Some(path) if is_filled_in => Some(path.display().to_string()),
+            Some(_) | None => profile.model.as_ref().map(ModelSource::typed),
+        }
+    }
+
     /// Makes the command line.
     ///
     /// # Errors

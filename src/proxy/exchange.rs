@@ -20,7 +20,7 @@ use super::{
     reply::Fault,
     upstream::SendFault,
 };
-use crate::spec::{SlotName, profile::EngineChoice};
+use crate::spec::SlotName;
 
 /// How long to wait for the news of a death after a connection broke.
 const NEWS_OF_DEATH: Duration = Duration::from_secs(2);
@@ -51,7 +51,7 @@ pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, F
     let mut may_try_again = true;
     loop {
         let lease = turn(&client.shared, &order).await?;
-        let fault = match send(&lease, &order, &client.shared).await {
+        let fault = match send(&lease, &order).await {
             Ok(answer) => return accepted(Answer::new(answer, lease), &order.slot).await,
             Err(fault) => fault,
         };
@@ -98,10 +98,11 @@ fn open_gate(shared: &Shared, slot: &SlotName) -> Option<Arc<Gate>> {
 async fn send(
     lease: &Lease,
     order: &Order,
-    shared: &Shared,
 ) -> Result<(hyper::Response<hyper::body::Incoming>, super::upstream::Line), SendFault> {
-    let bytes = engines_own_name(order, shared)
-        .map_or_else(|| order.bytes.clone(), |name| rename_model(&order.bytes, &name));
+    let bytes = match lease.gate().model() {
+        Some(name) => rename_model(&order.bytes, name),
+        None => order.bytes.clone(),
+    };
     lease.gate().send(|| rebuild(order, bytes.clone())).await
 }
 
@@ -109,7 +110,9 @@ async fn send(
 /// the client's, and nothing that says where it came from. The answer must come uncompressed: its end
 /// is read.
 fn rebuild(order: &Order, bytes: Bytes) -> Request<Full<Bytes>> {
-    const KEPT_BACK: [HeaderName; 9] = [
+    const KEPT_BACK: [HeaderName; 11] = [
+        HeaderName::from_static("api-key"),
+        HeaderName::from_static("x-api-key"),
         header::ACCEPT_ENCODING,
         header::AUTHORIZATION,
         header::CONTENT_LENGTH,
@@ -135,16 +138,6 @@ fn rebuild(order: &Order, bytes: Bytes) -> Request<Full<Bytes>> {
     }
     headers.insert(header::HOST, HeaderValue::from_static("localhost"));
     request
-}
-
-/// A command may serve its model under a name that it insists on: the profile's `model`.
-fn engines_own_name(order: &Order, shared: &Shared) -> Option<String> {
-    let table = shared.routes.load();
-    let profile = &table.slot(&order.slot)?.profile;
-    match (&profile.engine, &profile.model) {
-        (EngineChoice::Command(_), Some(model)) => Some(model.typed()),
-        (_, _) => None,
-    }
 }
 
 /// Lets an answer through; reads a refusal and gives it the form that clients know.

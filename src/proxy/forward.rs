@@ -80,6 +80,8 @@ async fn serve(
     // gives up.
     let patience = if asked.is_stream { limits.hold } else { limits.hold.min(silence) };
     let deadline = Instant::now() + patience;
+    // An absolute form names a host, which is not the engine's.
+    let path = path.path_and_query().cloned().map_or(path, Uri::from);
     let order = Order { slot: slot.clone(), path, headers, bytes: asked.bytes, deadline };
     let mut pending: Pending = Box::pin(reach(Arc::clone(client), order));
     if !asked.is_stream {
@@ -87,7 +89,7 @@ async fn serve(
     }
     match timeout(limits.quiet.min(silence), &mut pending).await {
         Ok(answer) => finish(answer, client),
-        Err(_) => held(client, slot, pending),
+        Err(_) => held(client, slot, silence, pending),
     }
 }
 
@@ -122,8 +124,13 @@ fn finish(answer: Result<Answer, Fault>, client: &Client) -> Response<Body> {
 }
 
 /// Commits to a stream whose engine is not there yet.
-fn held(client: &Arc<Client>, slot: &SlotName, pending: Pending) -> Response<Body> {
-    let held = Held::new(Arc::clone(client), slot.clone(), pending);
+fn held(
+    client: &Arc<Client>,
+    slot: &SlotName,
+    silence: Duration,
+    pending: Pending,
+) -> Response<Body> {
+    let held = Held::new(Arc::clone(client), slot.clone(), silence, pending);
     let mut response = Response::new(held.boxed_unsync());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

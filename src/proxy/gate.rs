@@ -32,6 +32,7 @@ pub struct Gate {
     slot: SlotName,
     generation: Generation,
     upstream: Upstream,
+    model: Option<String>,
     parallel: usize,
     seats: Arc<Semaphore>,
     waiting: AtomicUsize,
@@ -71,11 +72,12 @@ pub(super) enum GateRefusal {
 
 impl Gate {
     /// Makes an open gate for an engine that works on `parallel` requests at once (at least one)
-    /// and in front of which `queue_limit` more may wait.
+    /// and in front of which `queue_limit` more may wait. `model` is the name that the engine insists
+    /// on, if it does.
     pub fn new(
         slot: SlotName,
         generation: Generation,
-        endpoint: Endpoint,
+        (endpoint, model): (Endpoint, Option<String>),
         parallel: u32,
         queue_limit: u32,
     ) -> Arc<Self> {
@@ -85,6 +87,7 @@ impl Gate {
             slot,
             generation,
             upstream: Upstream::new(endpoint),
+            model,
             parallel,
             seats: Arc::new(Semaphore::new(parallel)),
             waiting: AtomicUsize::new(0),
@@ -127,6 +130,11 @@ impl Gate {
         &self.slot
     }
 
+    /// Returns the name of its model that the engine insists on.
+    pub(super) fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
     /// Returns the engine's generation.
     pub(super) fn generation(&self) -> Generation {
         self.generation
@@ -140,7 +148,7 @@ impl Gate {
     }
 
     /// Returns how many requests wait for a seat.
-    pub(super) fn waiting(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
@@ -278,7 +286,7 @@ mod tests {
 
     fn gate(parallel: u32, queue_limit: u32) -> Arc<Gate> {
         let endpoint = Endpoint::Unix("/nowhere.sock".into());
-        Gate::new("chat".parse().unwrap(), Generation(1), endpoint, parallel, queue_limit)
+        Gate::new("chat".parse().unwrap(), Generation(1), (endpoint, None), parallel, queue_limit)
     }
 
     #[tokio::test]

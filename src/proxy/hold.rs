@@ -4,6 +4,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -26,6 +27,8 @@ pub(super) type Pending = Pin<Box<dyn Future<Output = Result<Answer, Fault>> + S
 pub(super) struct Held {
     client: Arc<Client>,
     slot: SlotName,
+    /// The longest that the client may hear nothing.
+    silence: Duration,
     state: State,
 }
 
@@ -45,8 +48,14 @@ type Item = Option<Result<Frame<Bytes>, Aborted>>;
 
 impl Held {
     /// Goes on with waiting for `pending`; the first sign of life is sent at once.
-    pub(super) fn new(client: Arc<Client>, slot: SlotName, pending: Pending) -> Self {
-        Self { client, slot, state: State::Committed(pending) }
+    pub(super) fn new(
+        client: Arc<Client>,
+        slot: SlotName,
+        silence: Duration,
+        pending: Pending,
+    ) -> Self {
+        let silence = silence.min(client.shared.limits.sign_of_life);
+        Self { client, slot, silence, state: State::Committed(pending) }
     }
 
     fn poll_waiting(
@@ -75,7 +84,7 @@ impl Held {
     }
 
     fn give_sign_of_life(&mut self, pending: Pending) -> Poll<Item> {
-        let sign_of_life = Box::pin(sleep(self.client.shared.limits.sign_of_life));
+        let sign_of_life = Box::pin(sleep(self.silence));
         self.state = State::Waiting { pending, sign_of_life };
         let comment = sign_of_life_of(&self.client, &self.slot);
         Poll::Ready(Some(Ok(Frame::data(Bytes::from(comment)))))

@@ -28,6 +28,8 @@ pub(super) fn one(table: &RouteTable, name: &str) -> Response<Body> {
 
 /// Says that no slot answers to `name`, and what there is.
 pub(super) fn unknown(table: &RouteTable, name: &str) -> Fault {
+    // It may be a megabyte: cut before anything is compared with it or told about it.
+    let name: String = name.chars().take(100).collect();
     let listed: Vec<_> = table.listed().map(|(name, _)| format!("`{name}`")).collect();
     let there_is = match listed.len().checked_sub(SHOWN) {
         None | Some(0) if listed.is_empty() => "no slot is configured".to_owned(),
@@ -38,9 +40,7 @@ pub(super) fn unknown(table: &RouteTable, name: &str) -> Fault {
         }
     };
     let nearest =
-        table.nearest(name).map(|name| format!("did you mean `{name}`? ")).unwrap_or_default();
-    // A name from outside is shown cut: it may be a megabyte.
-    let name: String = name.chars().take(100).collect();
+        table.nearest(&name).map(|name| format!("did you mean `{name}`? ")).unwrap_or_default();
     Fault::unknown_model(format!("model `{name}` is not served here; {nearest}{there_is}"))
 }
 

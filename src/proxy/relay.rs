@@ -32,6 +32,9 @@ const TAIL: usize = 32;
 /// How long a client may take to read the error that ends its stream.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
 
+/// What is said of a stream that its engine ended in order, but too early.
+const UNFINISHED: &str = "ended its stream before it was whole";
+
 /// The body of an answer that is passed on.
 #[derive(Debug)]
 pub(super) struct Relay {
@@ -75,7 +78,12 @@ impl Relay {
             self.state = State::LastWords(words);
             return over.map(|()| Some(Err(Aborted)));
         };
-        let event = Fault::engine_died(answer.gate().slot(), what).event();
+        let slot = answer.gate().slot();
+        let fault = match answer.gate().ending() {
+            None if what == UNFINISHED => Fault::engine_misbehaved(slot, what),
+            Some(_) | None => Fault::engine_died(slot, what),
+        };
+        let event = fault.event();
         // An event cut in half is ended first, so that the next one is read as one.
         let is_between = tail.is_empty() || tail.ends_with(b"\n\n") || tail.ends_with(b"\r\n\r\n");
         let event = if is_between { event } else { Bytes::from([&b"\n\n"[..], &event].concat()) };
@@ -129,9 +137,7 @@ impl Relay {
                 answer.finish(context);
                 Poll::Ready(None)
             }
-            Poll::Ready(Piece::End) => {
-                self.break_off(&answer, "ended its stream before it was whole", context)
-            }
+            Poll::Ready(Piece::End) => self.break_off(&answer, UNFINISHED, context),
             // All that the client waits for has come: how the connection ended is no matter.
             Poll::Ready(Piece::Break) if self.is_done() => Poll::Ready(None),
             Poll::Ready(Piece::Break) => self.break_off(&answer, DIED, context),

@@ -90,6 +90,13 @@ impl Fault {
         Self::new(status, INVALID, code, message)
     }
 
+    /// The profiles have not been read yet: which slots there are is not known.
+    pub(super) fn starting() -> Self {
+        let message = "slotd is starting, try again".to_owned();
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "starting", message)
+            .retry_after(Duration::from_secs(1))
+    }
+
     /// No slot answers to the name.
     pub(super) fn unknown_model(message: String) -> Self {
         Self::new(StatusCode::NOT_FOUND, INVALID, "model_not_found", message).about(Some("model"))

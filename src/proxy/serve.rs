@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     hash::{BuildHasher, RandomState},
-    net::SocketAddr,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
@@ -28,8 +27,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    Client, Shared,
-    access::Access,
+    Client, Shared, access,
     flush::Counted,
     forward, listing,
     reply::{Body, Fault, insert, text},
@@ -63,9 +61,6 @@ pub enum Phase {
 
 /// Serves connections until `phase` says [`Phase::Ended`], then gives open ones a moment.
 pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Receiver<Phase>) {
-    // A listener has an address; were it not so, the strict rule holds.
-    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-    let access = Access::of(listener.local_addr().unwrap_or(loopback));
     let mut connections = JoinSet::new();
     let watcher = phase.clone();
     loop {
@@ -78,7 +73,7 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
             Ok((stream, _)) => {
                 let flushes = Arc::default();
                 let client = Arc::new(Client { shared: shared.clone(), flushes });
-                connections.spawn(connection(stream, client, access, watcher.clone()));
+                connections.spawn(connection(stream, client, watcher.clone()));
             }
             Err(error) => {
                 warn!(%error, "connection not accepted");
@@ -93,12 +88,7 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    client: Arc<Client>,
-    access: Access,
-    mut phase: watch::Receiver<Phase>,
-) {
+async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Receiver<Phase>) {
     // Without it each streamed token may wait 40 ms for the client's acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "connection without TCP_NODELAY");
@@ -107,7 +97,7 @@ async fn connection(
     let ready = phase.clone();
     let service = service_fn(move |request| {
         let (client, phase) = (Arc::clone(&client), *ready.borrow());
-        async move { Ok::<_, Infallible>(answer(&client, access, phase, request).await) }
+        async move { Ok::<_, Infallible>(answer(&client, phase, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -131,16 +121,11 @@ async fn connection(
     }
 }
 
-async fn answer(
-    client: &Arc<Client>,
-    access: Access,
-    phase: Phase,
-    request: Request<Incoming>,
-) -> Response<Body> {
+async fn answer(client: &Arc<Client>, phase: Phase, request: Request<Incoming>) -> Response<Body> {
     let request_id = request_id(&request);
     let mut request = request;
     request.headers_mut().insert(REQUEST_ID, request_id.clone());
-    let (slot, mut response) = match access.check(request.headers()) {
+    let (slot, mut response) = match access::check(request.headers()) {
         Ok(()) => Box::pin(route(client, phase, request)).await,
         Err(fault) => (None, fault.response()),
     };
@@ -165,6 +150,9 @@ async fn route(
 ) -> (Option<SlotName>, Response<Body>) {
     let path = request.uri().path();
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    if phase == Phase::Starting && path.starts_with("/v1/") {
+        return (None, Fault::starting().response());
+    }
     if let Some(capability) = forward::capability(path) {
         return if request.method() == Method::POST {
             forward::forward(client, request, capability).await

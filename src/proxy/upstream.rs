@@ -6,6 +6,7 @@
 
 use std::{
     fmt, future, io,
+    path::Path,
     pin::{Pin, pin},
     sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -23,7 +24,7 @@ use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::{
     net::{TcpStream, UnixStream},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::either::Either;
 
@@ -34,6 +35,8 @@ use crate::engine::Endpoint;
 const LONGEST_IDLE: Duration = Duration::from_mins(1);
 /// How long the engine may take to accept. It is on this machine: only a full backlog takes time.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long to wait for room in the backlog of a Unix socket, which says "full" at once.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
 
 type Io = TokioIo<Either<UnixStream, TcpStream>>;
 
@@ -88,7 +91,7 @@ impl Upstream {
 
     async fn connect(&self) -> io::Result<Line> {
         let stream = match &self.endpoint {
-            Endpoint::Unix(path) => Either::Left(UnixStream::connect(path).await?),
+            Endpoint::Unix(path) => Either::Left(connect_unix(path).await?),
             Endpoint::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
                 // Without it each small write may wait 40 ms for an acknowledgement.
@@ -98,6 +101,16 @@ impl Upstream {
         };
         let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         Ok(Line { sender, driver: Some(driver) })
+    }
+}
+
+/// Connects, waiting for room in the backlog.
+async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(BACKLOG_PAUSE).await,
+            connected => return connected,
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     admin::{self, Follow, LogRequest},
-    config::watch::Watch,
+    config::{daemon::Settings, watch::Watch},
     mailbox::{self, Mailbox},
     process,
     proxy::{self, Limits, Phase, RouteTable, Shared},
@@ -108,7 +108,7 @@ impl Daemon {
         helpers.spawn(remember::keep(state, snapshots.clone(), known));
         let memory = remember::recall(&self.remembered);
         let driver = Driver {
-            core: Supervisor::new(Policy::default(), clock::seed(), memory),
+            core: Supervisor::new(policy(settings), clock::seed(), memory),
             inbox,
             effects: Effects::new(Arc::clone(&self.tools)),
             publisher,
@@ -171,6 +171,13 @@ impl Daemon {
             }),
         }
     }
+}
+
+/// What waits for a slot to come up waits for its engine next: one limit for both queues, so that
+/// nobody waits through a load only to be turned away.
+fn policy(settings: &Settings) -> Policy {
+    let waiting_limit = usize::try_from(settings.queue_limit).unwrap_or(usize::MAX).max(1);
+    Policy { waiting_limit, ..Policy::default() }
 }
 
 /// Reads profiles again when they change or a signal says so; returns when a signal says stop.

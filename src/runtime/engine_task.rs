@@ -96,6 +96,8 @@ struct Launched {
     kind: EngineKind,
     endpoint: Endpoint,
     info: EngineInfo,
+    /// The name of its model that it insists on.
+    model: Option<String>,
 }
 
 /// Runs one child and returns once nothing of it is left.
@@ -134,7 +136,7 @@ async fn announce(tools: &Tools, running: &Running, reporter: &Reporter) {
     let gate = Gate::new(
         reporter.slot.clone(),
         reporter.generation,
-        launched.endpoint.clone(),
+        (launched.endpoint.clone(), launched.model.clone()),
         launched.info.parallel,
         tools.settings.queue_limit,
     );
@@ -168,7 +170,8 @@ async fn start(
     let spec = spec(tools, reporter, (launch, &endpoint), log.clone());
     match tools.spawner.spawn(spec).await {
         Ok(child) => {
-            let launched = Launched { kind: checked.kind, endpoint, info };
+            let model = checked.insisted_name(profile);
+            let launched = Launched { kind: checked.kind, endpoint, info, model };
             Ok(Running { child, launched, log })
         }
         Err(fault) => Err(Failure::of_spawn(&fault, info)),

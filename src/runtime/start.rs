@@ -3,7 +3,10 @@
 use std::{
     env, fs, io,
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::{
+        fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
     process,
     sync::Arc,
@@ -49,6 +52,18 @@ pub enum StartFault {
         /// The cause.
         #[source]
         source: io::Error,
+    },
+    /// Something else than a socket is in the control socket's place.
+    #[error("`{path}` is no socket and is left alone; choose another `--control`")]
+    NoSocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Another daemon serves the control socket.
+    #[error("another daemon listens on `{path}`; stop it, or choose another `--control`")]
+    ControlTaken {
+        /// The path.
+        path: PathBuf,
     },
     /// Engines cannot be started.
     #[error("prepare to start engines")]
@@ -108,19 +123,29 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, StartFault> {
     TcpListener::bind(address).await.map_err(|source| StartFault::Listen { address, source })
 }
 
-/// Binds the control socket for this user alone. The state directory's lock is held: a file that is
-/// there is a dead daemon's.
+/// Binds the control socket for this user alone. A socket that nobody serves is a dead daemon's and
+/// goes; anything else that is there stays.
 fn bind_control(path: &Path) -> Result<UnixListener, StartFault> {
     let fault = |source| StartFault::Make { path: path.to_path_buf(), source };
     if let Some(folder) = path.parent() {
         make_dir(folder)?;
     }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault(error)),
-        Ok(()) | Err(_) => {}
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(StartFault::NoSocket { path: path.to_path_buf() });
+        }
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            return Err(StartFault::ControlTaken { path: path.to_path_buf() });
+        }
+        Ok(_) => fs::remove_file(path).map_err(fault)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(fault(error)),
     }
-    let listener = UnixListener::bind(path).map_err(fault)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(fault)?;
+    // Made under another name and moved there: nobody can connect before the permissions are right.
+    let fresh = path.with_extension(format!("{}", process::id()));
+    let listener = UnixListener::bind(&fresh).map_err(fault)?;
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).map_err(fault)?;
+    fs::rename(&fresh, path).map_err(fault)?;
     Ok(listener)
 }
 

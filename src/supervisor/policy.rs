@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Limits and delays of all slots. The daemon runs with [`Policy::default`]; the simulation draws
-/// its own.
+/// Limits and delays of all slots. The daemon runs with [`Policy::default`] but for its settings; the
+/// simulation draws its own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
     /// The first delay of a backoff.

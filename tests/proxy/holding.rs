@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use slotd::{
+    proxy::Gate,
     spec::{Monotime, death::Verdict},
     supervisor::{Refusal, StateView},
 };
@@ -15,6 +16,16 @@ use crate::{
 fn starting(percent: u8) -> StateView {
     let give_up_at = Monotime::default();
     StateView::Starting { pid: None, percent: Some(percent), attempt: 1, give_up_at }
+}
+
+/// Waits until so many requests wait for a seat.
+async fn waiting(gate: &Gate, count: usize) {
+    soon("the queue", async {
+        while gate.waiting() != count {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -154,19 +165,10 @@ async fn a_full_engine_queues_then_refuses_and_lets_the_next_in() {
 
     let mut second = world.client().await;
     second.post(chat("chat", false)).await;
-    // The third is refused only once the second has its place.
-    let refused = soon("a refusal", async {
-        loop {
-            let mut third = world.client().await;
-            third.post(chat("chat", false)).await;
-            tokio::select! {
-                answer = third.answer() => break answer,
-                // It took the place before the second: it leaves again.
-                () = tokio::time::sleep(Duration::from_millis(50)) => {}
-            }
-        }
-    })
-    .await;
+    waiting(&gate, 1).await;
+    let mut third = world.client().await;
+    third.post(chat("chat", false)).await;
+    let refused = third.answer().await;
     assert_eq!(refused.head.status, 429);
     assert_eq!(refused.head.header("retry-after"), Some("1"));
     insta::assert_snapshot!(refused.error(), @r#"{"message":"slot `chat` is overloaded: its queue is full (1 waiting)","type":"rate_limit_error","param":null,"code":"queue_full"}"#);
@@ -182,26 +184,18 @@ async fn a_full_engine_queues_then_refuses_and_lets_the_next_in() {
 #[tokio::test]
 async fn a_client_that_leaves_the_queue_gives_its_place_back() {
     let mut world = World::start(limits()).await;
-    let (engine, _gate) = world.make_ready("chat", 1, (1, 1));
+    let (engine, gate) = world.make_ready("chat", 1, (1, 1));
     let mut first = world.client().await;
     first.post(chat("chat", false)).await;
     let (mut line, _) = engine.request().await;
     let mut gone = world.client().await;
     gone.post(chat("chat", false)).await;
+    waiting(&gate, 1).await;
     drop(gone);
-    // The place is free once the endpoint has seen the leaving: until then it says 429.
-    let mut last = soon("a place", async {
-        loop {
-            let mut client = world.client().await;
-            client.post(chat("chat", false)).await;
-            let waits = tokio::time::timeout(Duration::from_millis(100), client.head()).await;
-            match waits {
-                Ok(head) => assert_eq!(head.status, 429),
-                Err(_) => break client,
-            }
-        }
-    })
-    .await;
+    waiting(&gate, 0).await;
+    let mut last = world.client().await;
+    last.post(chat("chat", false)).await;
+    waiting(&gate, 1).await;
     line.answer("200 OK", "{}").await;
     line.request().await;
     line.answer("200 OK", "{}").await;
@@ -228,4 +222,35 @@ async fn those_who_wait_at_a_gate_that_closes_go_back_to_the_core() {
     let (mut line, _) = new.request().await;
     line.answer("200 OK", "{}").await;
     assert_eq!(second.answer().await.head.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_with_bytes_behind_its_request_leaves_the_queue() {
+    let mut world = World::start(limits()).await;
+    world.make_slot("chat", |_| {});
+    let mut client = world.client().await;
+    client.post(chat("chat", false)).await;
+    let waiter = world.demanded().await;
+    client.send("\r\nGET / HTTP/1.1\r\n").await;
+    drop(client);
+    assert_eq!(world.left().await, waiter);
+}
+
+#[tokio::test]
+async fn signs_of_life_come_within_the_clients_own_deadline() {
+    let mut limits = limits();
+    limits.sign_of_life = Duration::from_hours(1);
+    limits.quiet = Duration::ZERO;
+    let mut world = World::start(limits).await;
+    world.make_slot("chat", |_| {});
+    let mut client = world.client().await;
+    let body = chat("chat", true);
+    let head =
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-stainless-read-timeout: 6";
+    client.send(format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())).await;
+    client.head().await;
+    let _waiter = world.demanded().await;
+    for _ in 0..2 {
+        assert!(client.chunk(&mut Vec::new()).await.is_some(), "the stream ended");
+    }
 }

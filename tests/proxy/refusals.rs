@@ -224,6 +224,8 @@ async fn readiness_follows_the_phase_and_health_does_not() {
         assert_eq!(client.get("/healthz").await.text(), "ok\n");
         assert_eq!(client.get("/livez").await.head.status, 200);
         assert_eq!(client.get("/").await.head.status, 200);
+        let models = client.get("/v1/models").await;
+        assert_eq!(models.head.status, if phase == Phase::Starting { 503 } else { 200 });
     }
     world.phase.send_replace(Phase::Ended);
     world.ended().await;

@@ -2,7 +2,10 @@
 
 use slotd::supervisor::StateView;
 
-use crate::{client::chat, world::World};
+use crate::{
+    client::chat,
+    world::{World, soon},
+};
 
 #[tokio::test]
 async fn a_connection_is_used_again() {
@@ -121,9 +124,12 @@ async fn an_engine_that_is_not_there_yet_dead_is_waited_for() {
     drop(old);
     let mut client = world.client().await;
     client.post(chat("chat", false)).await;
-    while gate.in_flight() == 0 {
-        tokio::task::yield_now().await;
-    }
+    soon("a seat taken", async {
+        while gate.in_flight() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     world.set_state("chat", StateView::Reaping { pid: 1 });
     gate.mark_dead();
     let waiter = world.demanded().await;

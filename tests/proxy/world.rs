@@ -105,7 +105,9 @@ impl World {
         let engine = Engine::start(self.dir.path().join(format!("{slot}.{generation}.sock")));
         let name: SlotName = slot.parse().unwrap();
         let generation = Generation(generation);
-        let gate = Gate::new(name.clone(), generation, engine.endpoint(), parallel, queue_limit);
+        let model = self.snapshot.slots.get(&name).and_then(|view| insisted_name(&view.profile));
+        let gate =
+            Gate::new(name.clone(), generation, (engine.endpoint(), model), parallel, queue_limit);
         self.gates.insert(name, Arc::clone(&gate));
         self.set_state(slot, StateView::Ready { pid: 1 });
         self.snapshot.slots.get_mut(slot).unwrap().generation = generation;
@@ -171,4 +173,10 @@ fn profile(slot: &str) -> Profile {
         stop_timeout: Duration::from_secs(5),
         idle_timeout: None,
     }
+}
+
+/// The name that a command's model goes by, as the runtime gives it.
+fn insisted_name(profile: &Profile) -> Option<String> {
+    let is_command = matches!(profile.engine, EngineChoice::Command(_));
+    profile.model.as_ref().filter(|_| is_command).map(ModelSource::typed)
 }

@@ -61,8 +61,12 @@ impl Machine {
     }
 
     fn run_at(&self, engine: EngineChoice, endpoint: &Endpoint) -> Result<Checked, Refused> {
+        self.checks.run(&self.profile(engine), endpoint)
+    }
+
+    fn profile(&self, engine: EngineChoice) -> Profile {
         let file = self.path("models/a.gguf");
-        let profile = Profile {
+        Profile {
             slot: "chat".parse().unwrap(),
             source: "chat.toml".into(),
             model: Some(ModelSource::File { typed: "a.gguf".into(), candidates: vec![file] }),
@@ -81,8 +85,7 @@ impl Machine {
             start_timeout: Duration::from_mins(5),
             stop_timeout: Duration::from_secs(10),
             idle_timeout: None,
-        };
-        self.checks.run(&profile, endpoint)
+        }
     }
 
     fn refused(&self, engine: EngineChoice) -> (Verdict, String) {
@@ -198,6 +201,22 @@ fn a_commands_program_is_looked_up_and_its_model_may_be_anything() {
     machine.model("anything");
     let checked = machine.run(command("serve")).unwrap();
     assert_eq!((checked.kind, checked.program), (EngineKind::Command, machine.path("bin/serve")));
+}
+
+#[test]
+fn a_command_is_asked_for_its_model_by_the_name_that_it_was_given() {
+    let machine = Machine::new();
+    machine.model("llama");
+    machine.program("bin/serve", "");
+    let name = |words: &[&str]| {
+        let words = words.iter().map(|word| (*word).to_owned()).collect();
+        let engine = EngineChoice::Command(words);
+        let checked = machine.run(engine.clone()).unwrap();
+        checked.insisted_name(&machine.profile(engine)).unwrap()
+    };
+    assert_eq!(name(&["serve", "{port}"]), "a.gguf");
+    let path = machine.path("models/a.gguf").display().to_string();
+    assert_eq!(name(&["serve", "--model={model}", "{port}"]), path);
 }
 
 #[test]
