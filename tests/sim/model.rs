@@ -63,6 +63,8 @@ pub(crate) struct Alive {
     pub(crate) pid: u32,
     pub(crate) spawned_at: Monotime,
     pub(crate) ready_since: Option<Monotime>,
+    /// Since when it has been ready without a break.
+    pub(crate) steady_since: Option<Monotime>,
     pub(crate) is_ready: bool,
     pub(crate) drain: Option<Drain>,
     pub(crate) kill_at: Option<Monotime>,
@@ -260,6 +262,7 @@ impl Truth {
                     pid: *pid,
                     spawned_at: now,
                     ready_since: None,
+                    steady_since: None,
                     is_ready: false,
                     drain: None,
                     kill_at: None,
@@ -280,8 +283,12 @@ impl Truth {
             (Child::Alive(alive), ChildEvent::BecameReady) => {
                 alive.is_ready = true;
                 alive.ready_since.get_or_insert(now);
+                alive.steady_since = Some(now);
             }
-            (Child::Alive(alive), ChildEvent::BecameUnready) => alive.is_ready = false,
+            (Child::Alive(alive), ChildEvent::BecameUnready) => {
+                alive.is_ready = false;
+                alive.steady_since = None;
+            }
             (Child::Alive(alive), ChildEvent::Drained) => {
                 if let Some(drain) = &mut alive.drain {
                     drain.is_drained = true;
