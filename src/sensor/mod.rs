@@ -5,5 +5,5 @@
 mod host;
 mod processes;
 
-pub use host::{HostMemory, host_memory};
+pub use host::{HostMemory, host_memory, machine_oom_kills};
 pub use processes::Processes;

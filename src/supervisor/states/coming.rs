@@ -3,7 +3,7 @@
 use crate::{
     spec::{
         Monotime,
-        death::{Death, Phase, Verdict},
+        death::{Confidence, Death, Phase, Verdict},
     },
     supervisor::{
         command::{Refusal, StopSignal},
@@ -175,6 +175,8 @@ impl Slot {
             generation: self.generation,
             pid: None,
             verdict,
+            // The check or the call that failed says so itself.
+            confidence: Confidence::Certain,
             reason,
             phase: Phase::Starting,
             ran_for: context.now.since(began),
@@ -190,6 +192,7 @@ impl Slot {
             generation: self.generation,
             pid: Some(pid),
             verdict: Verdict::StartTimeout,
+            confidence: Confidence::Certain,
             reason: format!(
                 "it was not ready after {} s (`start_timeout`) and was killed",
                 context.now.since(began).as_secs()
