@@ -78,6 +78,7 @@ async fn help_names_every_subcommand_and_exit_code() {
       schema       Print the JSON Schema of a profile
       ps           List the slots
       status       Tell how a slot is, why, and what can be done; or how the daemon is
+      why          Tell the story of a slot's last death
       logs         Show what a slot's engines wrote
       load         Load a slot and wait until it is ready
       unload       Unload a slot; the next request loads it again
@@ -212,7 +213,7 @@ async fn schema_completions_and_manual_pages_are_made() {
     }
     assert_eq!(run(dir.path(), ["man", "pages/man1"]).await.status.code(), Some(0));
     let pages = dir.path().join("pages/man1");
-    for page in ["slotd.1", "slotd-ps.1", "slotd-status.1"] {
+    for page in ["slotd.1", "slotd-ps.1", "slotd-status.1", "slotd-why.1"] {
         assert!(pages.join(page).is_file(), "{page} is not there");
     }
     fs::write(dir.path().join("file"), "").expect("a file");
