@@ -19,7 +19,16 @@ pub(super) fn is_ready_line(line: &str) -> bool {
 pub(super) fn judge(lines: &[String]) -> Vec<Judged<'_>> {
     let judge = |line| judge_line(said(line)).or_else(|| llama::judge_printed(line));
     let own = lines.iter().filter_map(|line| judge(line));
-    own.chain(llama::judge(lines)).collect()
+    let of_family = llama::judge(lines);
+    own.chain(of_family.into_iter().filter(|judged| !is_any_error(*judged))).collect()
+}
+
+/// llama.cpp refuses its arguments with `error: …`; others say anything so.
+fn is_any_error((_, cause, line): Judged<'_>) -> bool {
+    cause == LogCause::BadConfig
+        && line.starts_with("error: ")
+        && !line.starts_with("error: invalid argument: ")
+        && !line.starts_with("error: unexpected argument ")
 }
 
 fn judge_line(line: &str) -> Option<Judged<'_>> {
@@ -51,7 +60,10 @@ fn judge_line(line: &str) -> Option<Judged<'_>> {
         "OSError: [Errno 48] ",
         "[Errno 98] ",
         "[Errno 48] ",
-    ]) {
+    ]) || line.ends_with(": bind: address already in use")
+        || line.starts_with("error: ")
+            && (line.ends_with(" is in use") || line.contains("Address already in use"))
+    {
         (Weight::Specific, LogCause::PortBusy)
     } else if starts(&["FileNotFoundError: "]) {
         (Weight::Specific, LogCause::MissingFile)

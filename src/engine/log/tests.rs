@@ -321,6 +321,15 @@ fn common_python_servers_are_understood() {
     }
     let asked = "the user asks: [METAL] Command buffer execution failed: Insufficient Memory";
     assert_eq!(command(asked), None);
+}
+
+#[test]
+fn a_programs_errors_are_judged_only_where_they_are_known() {
+    let command = |text| cause(EngineKind::Command, text);
+    assert_eq!(command("error: socket `/run/a.sock` is in use"), Some(PortBusy));
+    assert_eq!(command("listen tcp 127.0.0.1:1: bind: address already in use"), Some(PortBusy));
+    assert_eq!(command("error: the licence server does not answer"), None);
+    assert_eq!(command("error: invalid argument: --bogus"), Some(BadConfig));
     assert_eq!(command("serve.py: error: unrecognized arguments: --bogus"), Some(BadConfig));
     assert_eq!(command("MemoryError"), Some(OutOfMemory));
     assert_eq!(
