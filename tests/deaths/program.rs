@@ -45,7 +45,7 @@ async fn main() -> ExitCode {
         let (name, expected) = (&case.name, case.expected);
         println!("| {count} | {name} | {expected} | {verdict}{mark} | {confidence} | {reason} |");
     }
-    println!("\n{count} deaths, {wrong} verdicts wrong.");
+    println!("\n{count} cases, {wrong} verdicts wrong.");
     if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
