@@ -102,7 +102,7 @@ async fn help_names_every_subcommand_and_exit_code() {
        69  no daemon answers, no such slot, a load failed, or the address is taken
        70  something broke inside slotd
        71  there is not enough memory (`worker`)
-       75  another daemon holds the state directory
+       75  another daemon holds the state directory or the control socket
        77  a file, directory or socket may not be used
        78  the settings have faults
       130  interrupted
