@@ -6,7 +6,12 @@ use futures_util::{StreamExt, stream};
 use insta::{assert_json_snapshot, assert_snapshot};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{net::UnixListener, sync::oneshot, task::JoinHandle, time::timeout};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::timeout,
+};
 
 use super::*;
 use crate::{
@@ -54,9 +59,12 @@ impl Api {
                 }
             }),
             faults: Arc::new(ArcSwap::from_pointee(vec![fault()])),
+            // Nobody reads it: the daemon is on its way out.
+            upgrades: mpsc::channel(1).0,
             daemon: Arc::new(Daemon {
                 version: "1.2.3",
                 pid: 7,
+                images: 0,
                 started: Monotime::from_start(Duration::from_secs(40)),
                 listen: "127.0.0.1:7568".parse().unwrap(),
                 control: PathBuf::from("/run/slotd/control.sock"),
@@ -254,6 +262,7 @@ async fn the_daemon_tells_of_itself_and_of_bad_profiles() {
     {
       "version": "1.2.3",
       "pid": 7,
+      "images": 0,
       "uptime_ms": 60000,
       "listen": "127.0.0.1:7568",
       "control": "/run/slotd/control.sock",

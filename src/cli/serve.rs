@@ -83,11 +83,13 @@ fn announce(address: SocketAddr) {
 
 fn told(fault: &StartFault) -> String {
     match fault {
-        StartFault::State(OpenFault::Held { .. } | OpenFault::Newer { .. }) => chain(fault),
+        StartFault::State(OpenFault::Held { .. } | OpenFault::Newer { .. })
+        | StartFault::BeyondLoopback { .. } => chain(fault),
         StartFault::State(OpenFault::Unusable { .. })
         | StartFault::Listen { .. }
         | StartFault::Make { .. }
         | StartFault::Spawner(_)
+        | StartFault::Become { .. }
         | StartFault::System(_) => format!("failed to {}", chain(fault)),
     }
 }
@@ -95,7 +97,9 @@ fn told(fault: &StartFault) -> String {
 fn exit_of(fault: &StartFault) -> Exit {
     match fault {
         StartFault::State(OpenFault::Held { .. }) => Exit::TryAgain,
-        StartFault::State(OpenFault::Newer { .. }) => Exit::BadConfig,
+        StartFault::State(OpenFault::Newer { .. }) | StartFault::BeyondLoopback { .. } => {
+            Exit::BadConfig
+        }
         StartFault::State(OpenFault::Unusable { source, .. }) | StartFault::Make { source, .. }
             if source.kind() == io::ErrorKind::PermissionDenied =>
         {
@@ -105,6 +109,7 @@ fn exit_of(fault: &StartFault) -> Exit {
         StartFault::State(OpenFault::Unusable { .. })
         | StartFault::Make { .. }
         | StartFault::Spawner(_)
+        | StartFault::Become { .. }
         | StartFault::System(_) => Exit::Software,
     }
 }

@@ -101,6 +101,8 @@ pub(super) enum Job {
     Forget(String),
     /// The guard with this process id has ended.
     GuardEnded(u32),
+    /// Nothing is left to be guarded.
+    DismissGuard(oneshot::Sender<()>),
 }
 
 /// Tells the thread that nothing is left of one child.
@@ -168,6 +170,16 @@ impl Spawner {
         self.try_spawn(spec).await
     }
 
+    /// Ends the guard without letting it act, and returns once it is reaped. Called when everything
+    /// that it knows has ended.
+    pub async fn dismiss_guard(&self) {
+        let (tx, rx) = oneshot::channel();
+        if self.jobs.send(Job::DismissGuard(tx)).await.is_ok() {
+            // Without the thread there is no guard.
+            drop(rx.await);
+        }
+    }
+
     async fn try_spawn(&self, spec: SpawnSpec) -> Result<Child, SpawnFault> {
         let (tx, rx) = oneshot::channel();
         let job = Job::Spawn(Box::new(spec), tx);
@@ -197,6 +209,11 @@ impl Forge {
             }
             Job::Forget(name) => self.register.remove(&name),
             Job::GuardEnded(pid) => self.register.guard_ended(pid),
+            Job::DismissGuard(answer) => {
+                self.register.dismiss_guard();
+                // Who asked may be gone.
+                answer.send(()).ok();
+            }
         }
     }
 

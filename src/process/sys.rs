@@ -4,7 +4,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, FromRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     process::Command,
@@ -12,6 +12,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, FdFlag, fcntl},
     libc,
     sys::{
         resource::{Resource, setrlimit},
@@ -165,6 +166,27 @@ fn mark_each(end: libc::c_int) {
     }
 }
 
+/// Takes over the file with number `fd` if it is a listening socket, and closes it at `exec`. What
+/// is anything else belongs to somebody and is not touched.
+#[expect(unsafe_code, reason = "a file that is known by its number alone has no safe form")]
+pub(super) fn take_listener(fd: RawFd) -> Option<OwnedFd> {
+    let mut listens: libc::c_int = 0;
+    let mut size = libc::socklen_t::try_from(size_of::<libc::c_int>()).ok()?;
+    let value = (&raw mut listens).cast();
+    // SAFETY: the call fills `listens`, whose size it is told; a number that is no socket is refused.
+    let done = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, value, &raw mut size)
+    };
+    if done != 0 || listens == 0 {
+        return None;
+    }
+    // SAFETY: it is open. This program has not opened a listening socket yet (the caller's promise),
+    // so nobody in it owns this one.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+    Some(socket)
+}
+
 /// Opens a handle that becomes readable when the child `pid` ends.
 ///
 /// # Errors
@@ -172,7 +194,6 @@ fn mark_each(end: libc::c_int) {
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "no safe wrapper of `pidfd_open` is at hand")]
 pub(super) fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
-    use std::os::fd::{FromRawFd, RawFd};
     // SAFETY: the call takes two numbers. `pid` is an unreaped child, so it names nobody else.
     let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
     let raw = RawFd::try_from(raw).map_err(io::Error::other)?;

@@ -55,13 +55,24 @@ pub enum Phase {
     Starting,
     /// It serves.
     Serving,
+    /// Another daemon is to go on with the same socket: no more connections are taken, open ones end
+    /// with the request they are at.
+    Leaving,
     /// It is stopping: those who wait are answered, readiness says no.
     Stopping,
     /// It ends: the listener closes.
     Ended,
 }
 
-/// Serves connections until `phase` says [`Phase::Ended`], then gives open ones a moment.
+impl Phase {
+    /// Tells whether no more connections are taken.
+    fn is_closed(self) -> bool {
+        matches!(self, Self::Leaving | Self::Ended)
+    }
+}
+
+/// Serves connections until `phase` says [`Phase::Leaving`] or [`Phase::Ended`], and returns when
+/// open ones have ended; after `Ended` they are given a moment.
 pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Receiver<Phase>) {
     // A listener has an address; were it not so, the strict rule holds.
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -71,7 +82,7 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = phase.wait_for(|phase| *phase == Phase::Ended) => break,
+            _ = phase.wait_for(|phase| phase.is_closed()) => break,
         };
         while connections.try_join_next().is_some() {}
         match accepted {
@@ -87,10 +98,22 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
         }
     }
     drop(listener);
-    let ended = async { while connections.join_next().await.is_some() {} };
-    if timeout(END_DEADLINE, ended).await.is_err() {
+    end(connections, phase).await;
+}
+
+/// Waits until open connections have ended; once the phase is [`Phase::Ended`], not for long.
+async fn end(mut connections: JoinSet<()>, mut phase: watch::Receiver<Phase>) {
+    tokio::select! {
+        () = all_ended(&mut connections) => return,
+        _ = phase.wait_for(|phase| *phase == Phase::Ended) => {}
+    }
+    if timeout(END_DEADLINE, all_ended(&mut connections)).await.is_err() {
         connections.shutdown().await;
     }
+}
+
+async fn all_ended(connections: &mut JoinSet<()>) {
+    while connections.join_next().await.is_some() {}
 }
 
 async fn connection(
@@ -115,7 +138,7 @@ async fn connection(
         .max_header_size(MAX_HEAD_BYTES)
         .serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection);
-    let ended = async { drop(phase.wait_for(|phase| *phase == Phase::Ended).await) };
+    let ended = async { drop(phase.wait_for(|phase| phase.is_closed()).await) };
     let served = tokio::select! {
         served = connection.as_mut() => Some(served),
         () = ended => None,

@@ -6,9 +6,10 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::BoxStream};
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::UnixListener,
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
+    time::timeout,
 };
 use tracing::{error, info};
 
@@ -17,11 +18,13 @@ use super::{
     driver::Driver,
     effects::Effects,
     engine_task::Tools,
+    listen::{Keeper, Kept, Sockets},
     memory,
     profiles::Profiles,
     publish::Publisher,
     remember, service_manager,
     signals::{Asked, Signals},
+    upgrade::{self, Next},
 };
 use crate::{
     admin::{self, Follow, LogRequest},
@@ -43,6 +46,23 @@ pub(super) struct Daemon {
     pub(super) remembered: Remembered,
     pub(super) tools: Arc<Tools>,
     pub(super) address: SocketAddr,
+    pub(super) next: Next,
+}
+
+/// How a daemon ended.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// It was told to stop.
+    Stop,
+    /// The next image goes on with its sockets.
+    Upgrade { kept: Kept, next: Next },
+}
+
+/// Why a daemon ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Reason {
+    Stop,
+    Upgrade,
 }
 
 /// What runs while the daemon does.
@@ -52,6 +72,9 @@ struct Parts {
     phase: watch::Sender<Phase>,
     /// Dropping it ends the control API.
     end_admin: oneshot::Sender<()>,
+    /// What the endpoint serves with.
+    shared: Shared,
+    endpoint: JoinSet<()>,
     servers: JoinSet<()>,
     helpers: JoinSet<Infallible>,
     driving: JoinSet<Effects>,
@@ -62,10 +85,9 @@ impl Daemon {
     /// slot can be asked for.
     pub(super) async fn run(
         mut self,
-        listener: TcpListener,
-        control: UnixListener,
+        sockets: Sockets,
         listening: impl FnOnce(SocketAddr),
-    ) {
+    ) -> Ending {
         let settings = &self.tools.settings;
         let mut profiles = Profiles::new(settings.profile_dirs.clone(), settings.context());
         // The watch is set before the first look, so that no edit falls between the two.
@@ -74,33 +96,43 @@ impl Daemon {
         if let Err(fault) = &watch {
             error!(%fault, "profiles are not watched, `SIGHUP` reads them again");
         }
-        let mut parts = self.start(listener, control, &profiles);
+        let Sockets { endpoint, control, kept } = sockets;
+        let (ask, mut upgrades) = mpsc::channel(1);
+        let mut parts = self.start(control, &profiles, ask);
         let slots = profiles.reload(&parts.mailbox).await;
         // The driver lives: the sender is not gone. A client that saw the line finds its slots.
         drop(parts.snapshots.wait_for(|snapshot| snapshot.slots.len() >= slots).await);
-        listening(self.address);
+        // Who has come before waits in the socket's queue: a slot of an unread profile is no slot.
         parts.phase.send_replace(Phase::Serving);
+        parts.endpoint.spawn(proxy::serve(endpoint, parts.shared.clone(), parts.phase.subscribe()));
+        listening(self.address);
         service_manager::ready();
         info!(address = %self.address, "daemon started");
-        attend(&mut self.signals, &mut profiles, looks, &parts.mailbox).await;
+        let changes = (looks, &mut upgrades);
+        let reason =
+            attend(&mut self.signals, &mut profiles, changes, (&parts.mailbox, &self.next)).await;
         drop(watch);
-        self.stop(parts).await;
+        self.stop(parts, kept, reason).await
     }
 
     /// Starts the driver and everything around it.
-    fn start(&self, listener: TcpListener, control: UnixListener, profiles: &Profiles) -> Parts {
+    fn start(
+        &self,
+        control: UnixListener,
+        profiles: &Profiles,
+        ask: mpsc::Sender<upgrade::Asked>,
+    ) -> Parts {
         let settings = &self.tools.settings;
         let (mailbox, inbox) = mailbox::channel();
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
         let (publisher, snapshots) = Publisher::new(Arc::clone(&routes));
-        let (phase, phases) = watch::channel(Phase::Starting);
+        let phase = watch::Sender::new(Phase::Starting);
         let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
         let limits = Limits::new(max_body, settings.queue_timeout);
         let shared = Shared { routes: Arc::clone(&routes), mailbox: mailbox.clone(), limits };
         let (end_admin, admin_ends) = oneshot::channel();
-        let state = self.admin_state(&mailbox, &snapshots, (profiles, &routes));
+        let state = self.admin_state(&mailbox, &snapshots, (profiles, &routes), ask);
         let mut servers = JoinSet::new();
-        servers.spawn(proxy::serve(listener, shared, phases));
         servers.spawn(admin::serve(control, state, async move { drop(admin_ends.await) }));
         let mut helpers = JoinSet::new();
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
@@ -117,14 +149,27 @@ impl Daemon {
         };
         let mut driving = JoinSet::new();
         driving.spawn(driver.run());
-        Parts { mailbox, snapshots, phase, end_admin, servers, helpers, driving }
+        Parts {
+            mailbox,
+            snapshots,
+            phase,
+            end_admin,
+            shared,
+            endpoint: JoinSet::new(),
+            servers,
+            helpers,
+            driving,
+        }
     }
 
     /// Stops every slot, then what is around them, then writes the last state.
-    async fn stop(self, mut parts: Parts) {
-        info!("daemon stopping");
-        service_manager::stopping();
-        parts.phase.send_replace(Phase::Stopping);
+    async fn stop(self, mut parts: Parts, kept: Kept, reason: Reason) -> Ending {
+        info!(?reason, "daemon stopping");
+        match reason {
+            Reason::Stop => service_manager::stopping(),
+            Reason::Upgrade => service_manager::reloading(),
+        }
+        let kept = leave_the_door(&mut parts, kept, reason).await;
         parts.mailbox.tell(Event::ShutdownRequested).await;
         while let Some(driven) = parts.driving.join_next().await {
             match driven {
@@ -132,14 +177,30 @@ impl Daemon {
                 Err(fault) => error!(%fault, "driver broke off"),
             }
         }
+        self.wind_up(parts).await;
+        match (reason, kept) {
+            (Reason::Upgrade, Some(kept)) if !self.signals.ask_for_the_end() => {
+                Ending::Upgrade { kept, next: self.next }
+            }
+            (Reason::Stop | Reason::Upgrade, _) => {
+                // A socket that nobody serves only confuses; a next daemon would remove it too.
+                drop(fs::remove_file(&self.tools.settings.control));
+                Ending::Stop
+            }
+        }
+    }
+
+    /// Ends what is around the slots, once all of them are down.
+    async fn wind_up(&self, mut parts: Parts) {
         parts.phase.send_replace(Phase::Ended);
         drop(parts.end_admin);
+        while parts.endpoint.join_next().await.is_some() {}
         while parts.servers.join_next().await.is_some() {}
         parts.helpers.shutdown().await;
         let last: Arc<Snapshot> = Arc::clone(&parts.snapshots.borrow());
         remember::keep_last(Arc::clone(&self.state), &self.remembered, &last).await;
-        // A socket that nobody serves only confuses; a next daemon would remove it too.
-        drop(fs::remove_file(&self.tools.settings.control));
+        // Reaped before this process is another program, which would not know it.
+        self.tools.spawner.dismiss_guard().await;
         info!("daemon stopped");
     }
 
@@ -148,6 +209,7 @@ impl Daemon {
         mailbox: &Mailbox,
         snapshots: &watch::Receiver<Arc<Snapshot>>,
         (profiles, routes): (&Profiles, &Arc<ArcSwap<RouteTable>>),
+        ask: mpsc::Sender<upgrade::Asked>,
     ) -> admin::State {
         let settings = &self.tools.settings;
         let clock = self.clock;
@@ -160,10 +222,12 @@ impl Daemon {
             in_flight: Arc::new(move |slot| routes.load().in_flight(slot)),
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
             faults: profiles.faults(),
+            upgrades: ask,
             daemon: Arc::new(admin::Daemon {
                 version: env!("CARGO_PKG_VERSION"),
                 pid: std::process::id(),
                 started: clock.now(),
+                images: process::images(),
                 listen: self.address,
                 control: settings.control.clone(),
                 state_dir: settings.state_dir.clone(),
@@ -173,17 +237,49 @@ impl Daemon {
     }
 }
 
-/// Reads profiles again when they change or a signal says so; returns when a signal says stop.
+/// Decides what becomes of clients while the daemon goes; returns the sockets if they stay open.
+async fn leave_the_door(parts: &mut Parts, kept: Kept, reason: Reason) -> Option<Kept> {
+    match (reason, kept.keeper()) {
+        (Reason::Stop, Keeper::Nobody) => {
+            drop(kept);
+            parts.phase.send_replace(Phase::Stopping);
+            None
+        }
+        // Who comes from here on waits in the sockets' queues for the next daemon.
+        (Reason::Upgrade, _) | (Reason::Stop, Keeper::ServiceManager) => {
+            close_the_door(parts).await;
+            Some(kept)
+        }
+    }
+}
+
+/// Takes no more connections, and lets requests of open ones end: each slot is still there for
+/// them. Those that outlast the longest `stop_timeout` are left to their slots' stops.
+async fn close_the_door(parts: &mut Parts) {
+    let limit = {
+        let snapshot = parts.snapshots.borrow();
+        snapshot.slots.values().map(|slot| slot.profile.stop_timeout).max()
+    };
+    parts.phase.send_replace(Phase::Leaving);
+    let ended = timeout(limit.unwrap_or_default(), async {
+        while parts.endpoint.join_next().await.is_some() {}
+    });
+    if ended.await.is_err() {
+        info!("requests are still in flight and are cut");
+    }
+}
+
+/// Reads profiles again when they change or a signal says so; returns why the daemon is to end.
 async fn attend(
     signals: &mut Signals,
     profiles: &mut Profiles,
-    mut looks: mpsc::Receiver<()>,
-    mailbox: &Mailbox,
-) {
+    (mut looks, upgrades): (mpsc::Receiver<()>, &mut mpsc::Receiver<upgrade::Asked>),
+    (mailbox, next): (&Mailbox, &Next),
+) -> Reason {
     loop {
         tokio::select! {
             asked = signals.next() => match asked {
-                Asked::Stop => return,
+                Asked::Stop => return Reason::Stop,
                 Asked::Reload => {
                     service_manager::reloading();
                     let slots = profiles.reload(mailbox).await;
@@ -191,6 +287,15 @@ async fn attend(
                     service_manager::ready();
                 }
             },
+            Some(asked) = upgrades.recv() => {
+                let checked = next.check().await;
+                let goes_on = checked.is_ok();
+                // Who asked may be gone: it was asked all the same.
+                drop(asked.send(checked));
+                if goes_on {
+                    return Reason::Upgrade;
+                }
+            }
             Some(()) = looks.recv() => {
                 profiles.reload(mailbox).await;
             }

@@ -3,21 +3,22 @@
 use std::{
     env, fs, io,
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process,
     sync::Arc,
 };
 
 use thiserror::Error;
-use tokio::net::{TcpListener, UnixListener};
 use tracing::warn;
 
 use super::{
     clock::{self, Clock},
-    daemon::Daemon,
+    daemon::{Daemon, Ending},
     engine_task::Tools,
+    listen,
     signals::Signals,
+    upgrade::Next,
 };
 use crate::{
     config::daemon::Settings,
@@ -41,6 +42,14 @@ pub enum StartFault {
         #[source]
         source: io::Error,
     },
+    /// A socket unit names an address that others can reach.
+    #[error(
+        "the socket that was inherited listens on {address}, and slotd serves loopback only; mend `ListenStream=` of the socket unit"
+    )]
+    BeyondLoopback {
+        /// The address.
+        address: SocketAddr,
+    },
     /// A directory or a socket of the daemon's own cannot be made.
     #[error("make `{path}`")]
     Make {
@@ -53,6 +62,15 @@ pub enum StartFault {
     /// Engines cannot be started.
     #[error("prepare to start engines")]
     Spawner(#[from] SpawnerFault),
+    /// The program on disk did not take this one's place.
+    #[error("become `{program}`")]
+    Become {
+        /// The program.
+        program: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// The operating system refused something else.
     #[error("start the daemon")]
     System(#[from] io::Error),
@@ -73,10 +91,10 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
     }
     make_dir(&settings.runtime_dir)?;
     make_dir(&settings.engine_sockets())?;
-    let listener = bind(settings.listen).await?;
-    let address = listener.local_addr()?;
-    let control = bind_control(&settings.control)?;
-    let tools = tools(settings)?;
+    let sockets = listen::open(&settings)?;
+    let address = sockets.endpoint.local_addr()?;
+    let next = Next::of_this_program()?;
+    let tools = tools(settings, next.program().to_path_buf())?;
     let daemon = Daemon {
         clock,
         signals,
@@ -84,13 +102,18 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
         remembered: loaded.remembered,
         tools: Arc::new(tools),
         address,
+        next,
     };
-    daemon.run(listener, control, listening).await;
-    Ok(())
+    match daemon.run(sockets, listening).await {
+        Ending::Stop => Ok(()),
+        Ending::Upgrade { kept, next } => {
+            let source = next.become_it(&kept);
+            Err(StartFault::Become { program: next.program().to_path_buf(), source })
+        }
+    }
 }
 
-fn tools(settings: Settings) -> Result<Tools, StartFault> {
-    let program = env::current_exe()?;
+fn tools(settings: Settings, program: PathBuf) -> Result<Tools, StartFault> {
     let environment: Vec<_> = env::vars_os().collect();
     let spawner =
         Spawner::start(SpawnerOptions { guard: Some(program.clone()), cgroups: Cgroups::Detect })?;
@@ -104,27 +127,7 @@ fn tools(settings: Settings) -> Result<Tools, StartFault> {
     Ok(Tools { settings, spawner, checks: Arc::new(checks), environment })
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, StartFault> {
-    TcpListener::bind(address).await.map_err(|source| StartFault::Listen { address, source })
-}
-
-/// Binds the control socket for this user alone. The state directory's lock is held: a file that is
-/// there is a dead daemon's.
-fn bind_control(path: &Path) -> Result<UnixListener, StartFault> {
-    let fault = |source| StartFault::Make { path: path.to_path_buf(), source };
-    if let Some(folder) = path.parent() {
-        make_dir(folder)?;
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault(error)),
-        Ok(()) | Err(_) => {}
-    }
-    let listener = UnixListener::bind(path).map_err(fault)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(fault)?;
-    Ok(listener)
-}
-
-fn make_dir(path: &Path) -> Result<(), StartFault> {
+pub(super) fn make_dir(path: &Path) -> Result<(), StartFault> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
