@@ -19,7 +19,7 @@ use crate::{
     spec::{
         Bytes as MemoryBytes, Generation,
         death::{Death, Evidence, ExitStatus, Phase, Verdict},
-        profile::{EngineChoice, ModelSource, Profile},
+        profile::{EngineChoice, ModelSource, OnExit, Profile},
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, StateView},
 };
@@ -133,6 +133,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         start_timeout: Duration::from_mins(1),
         stop_timeout: Duration::from_secs(10),
         idle_timeout: None,
+        on_exit: OnExit::Stop,
     };
     SlotView {
         profile: Arc::new(profile),

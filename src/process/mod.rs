@@ -13,6 +13,7 @@
 //! The leader stays a zombie from `wait` to `reap`: it pins the process group's number, so that a
 //! signal to the group can never reach a stranger.
 
+mod adopt;
 mod cgroup;
 mod child;
 mod evidence;
@@ -27,7 +28,8 @@ mod spawn;
 mod sys;
 mod text;
 
-pub use child::{Child, StopHandle};
+pub use adopt::{Examined, Proven, examine, listens_on};
+pub use child::{Child, KeepHandle, StopHandle};
 pub use evidence::{TAIL_BYTES, tail};
 pub use fault::{SpawnFault, StartFault};
 pub use follow::{LogFollower, LogLine, follow, read_tail};

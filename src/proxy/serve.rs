@@ -21,7 +21,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -42,6 +42,8 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long open connections are given when the listener ends.
 const END_DEADLINE: Duration = Duration::from_secs(2);
+/// How long the first request of a connection is waited for when no more connections are taken.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// The most of a request's head. hyper takes 100 headers at most by itself.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
@@ -128,7 +130,10 @@ async fn connection(
     }
     let stream = Counted::new(TokioIo::new(stream), Arc::clone(&client.flushes));
     let ready = phase.clone();
+    let begun = Arc::new(Notify::new());
+    let begins = Arc::clone(&begun);
     let service = service_fn(move |request| {
+        begins.notify_one();
         let (client, phase) = (Arc::clone(&client), *ready.borrow());
         async move { Ok::<_, Infallible>(answer(&client, access, phase, request).await) }
     });
@@ -138,7 +143,16 @@ async fn connection(
         .max_header_size(MAX_HEAD_BYTES)
         .serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection);
-    let ended = async { drop(phase.wait_for(|phase| phase.is_closed()).await) };
+    let ended = async {
+        let is_leaving = phase
+            .wait_for(|phase| phase.is_closed())
+            .await
+            .is_ok_and(|phase| *phase == Phase::Leaving);
+        if is_leaving {
+            // Who has just connected gets an answer: their request is on its way.
+            drop(timeout(FIRST_REQUEST, begun.notified()).await);
+        }
+    };
     let served = tokio::select! {
         served = connection.as_mut() => Some(served),
         () = ended => None,

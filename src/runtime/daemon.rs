@@ -1,6 +1,6 @@
 //! The running daemon: its parts put together, and taken apart in order.
 
-use std::{convert::Infallible, fs, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, fs, mem, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use tokio::{
 use tracing::{error, info};
 
 use super::{
+    adopt::Adopted,
     clock::{self, Clock},
     driver::Driver,
     effects::Effects,
@@ -45,6 +46,7 @@ pub(super) struct Daemon {
     pub(super) state: Arc<StateDir>,
     pub(super) remembered: Remembered,
     pub(super) tools: Arc<Tools>,
+    pub(super) adopted: Vec<Adopted>,
     pub(super) address: SocketAddr,
     pub(super) next: Next,
 }
@@ -99,9 +101,9 @@ impl Daemon {
         let Sockets { endpoint, control, kept } = sockets;
         let (ask, mut upgrades) = mpsc::channel(1);
         let mut parts = self.start(control, &profiles, ask);
-        let slots = profiles.reload(&parts.mailbox).await;
+        profiles.reload(&parts.mailbox).await;
         // The driver lives: the sender is not gone. A client that saw the line finds its slots.
-        drop(parts.snapshots.wait_for(|snapshot| snapshot.slots.len() >= slots).await);
+        drop(parts.snapshots.wait_for(|snapshot| profiles.are_all_in(snapshot)).await);
         // Who has come before waits in the socket's queue: a slot of an unread profile is no slot.
         parts.phase.send_replace(Phase::Serving);
         parts.endpoint.spawn(proxy::serve(endpoint, parts.shared.clone(), parts.phase.subscribe()));
@@ -117,7 +119,7 @@ impl Daemon {
 
     /// Starts the driver and everything around it.
     fn start(
-        &self,
+        &mut self,
         control: UnixListener,
         profiles: &Profiles,
         ask: mpsc::Sender<upgrade::Asked>,
@@ -139,10 +141,14 @@ impl Daemon {
         let (state, known) = (Arc::clone(&self.state), self.remembered.clone());
         helpers.spawn(remember::keep(state, snapshots.clone(), known));
         let memory = remember::recall(&self.remembered);
+        let mut effects = Effects::new(Arc::clone(&self.tools));
+        for engine in mem::take(&mut self.adopted) {
+            effects.adopt(engine);
+        }
         let driver = Driver {
             core: Supervisor::new(Policy::default(), clock::seed(), memory),
             inbox,
-            effects: Effects::new(Arc::clone(&self.tools)),
+            effects,
             publisher,
             watchdog: service_manager::Watchdog::from_environment(),
             clock: self.clock,

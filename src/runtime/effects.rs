@@ -8,8 +8,12 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinSet,
+};
 
+use super::adopt::Adopted;
 use super::engine_task::{self, Reporter, Tools};
 use crate::{
     process::StopHandle,
@@ -36,6 +40,8 @@ pub(super) struct Report {
 pub(super) struct Handles {
     pub(super) gate: Arc<Gate>,
     pub(super) stop: StopHandle,
+    /// Tells the child's task to let it run on.
+    pub(super) leave: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -140,6 +146,13 @@ impl Effects {
                     handles.gate.cut();
                 }
             }
+            Command::Leave { slot, generation } => {
+                if let Some(handles) = self.live(&slot, generation) {
+                    handles.leave.notify_one();
+                    self.live.remove(&slot);
+                    self.gates.remove(&slot);
+                }
+            }
             Command::MeasureActivity { slot, generation } => {
                 if let Some(handles) = self.live(&slot, generation) {
                     let in_flight = handles.gate.in_flight();
@@ -150,6 +163,22 @@ impl Effects {
             }
             Command::Grant { .. } | Command::Refuse { .. } | Command::Finish => {}
         }
+    }
+
+    /// Goes on with an engine of an earlier daemon. Called before the driver runs: the core hears of
+    /// it before anything else.
+    pub(super) fn adopt(&mut self, adopted: Adopted) {
+        let record = adopted.record.clone();
+        let (slot, generation) = (record.slot, record.generation);
+        let reporter = self.reporter_for(slot.clone(), generation);
+        let profile = Arc::new(record.profile);
+        let (handles, attending) =
+            engine_task::adopted(Arc::clone(&self.tools), adopted, &profile, reporter);
+        self.gates.insert(slot.clone(), Arc::clone(&handles.gate));
+        self.live.insert(slot.clone(), Live { generation, handles });
+        self.tasks.spawn(attending);
+        let (pid, engine) = (record.identity.pid, record.engine);
+        self.answers.push_back(Event::EngineAdopted { slot, generation, pid, engine, profile });
     }
 
     fn spawn(&mut self, slot: SlotName, generation: Generation, profile: Arc<Profile>) {

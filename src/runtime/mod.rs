@@ -5,11 +5,13 @@
 //! the core stops every slot while the endpoint answers those who wait, then the listeners end, then
 //! the last state is written.
 
+mod adopt;
 mod clock;
 mod daemon;
 mod driver;
 mod effects;
 mod engine_task;
+mod keep;
 mod listen;
 mod memory;
 mod profiles;

@@ -13,6 +13,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use super::{
+    adopt,
     clock::{self, Clock},
     daemon::{Daemon, Ending},
     engine_task::Tools,
@@ -94,13 +95,19 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
     let sockets = listen::open(&settings)?;
     let address = sockets.endpoint.local_addr()?;
     let next = Next::of_this_program()?;
-    let tools = tools(settings, next.program().to_path_buf())?;
+    let state = Arc::new(state);
+    let found = adopt::find(&state, &loaded.remembered, clock::unix_ms())?;
+    let spared = found.iter().flat_map(adopt::Found::cgroups).collect();
+    let tools = tools(settings, next.program().to_path_buf(), (Arc::clone(&state), spared))?;
+    let tools = Arc::new(tools);
+    let adopted = adopt::adopt(&tools, found).await;
     let daemon = Daemon {
         clock,
         signals,
-        state: Arc::new(state),
+        state,
         remembered: loaded.remembered,
-        tools: Arc::new(tools),
+        tools,
+        adopted,
         address,
         next,
     };
@@ -113,10 +120,17 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
     }
 }
 
-fn tools(settings: Settings, program: PathBuf) -> Result<Tools, StartFault> {
+fn tools(
+    settings: Settings,
+    program: PathBuf,
+    (state, adopted): (Arc<StateDir>, Vec<PathBuf>),
+) -> Result<Tools, StartFault> {
     let environment: Vec<_> = env::vars_os().collect();
-    let spawner =
-        Spawner::start(SpawnerOptions { guard: Some(program.clone()), cgroups: Cgroups::Detect })?;
+    let spawner = Spawner::start(SpawnerOptions {
+        guard: Some(program.clone()),
+        cgroups: Cgroups::Detect,
+        adopted,
+    })?;
     let checks = Checks::new(Places {
         llama_server: settings.llama_server.clone(),
         own_program: program,
@@ -124,7 +138,7 @@ fn tools(settings: Settings, program: PathBuf) -> Result<Tools, StartFault> {
         hub_cache: hub_cache_dir(&|name| env::var_os(name)),
         environment: environment.clone(),
     });
-    Ok(Tools { settings, spawner, checks: Arc::new(checks), environment })
+    Ok(Tools { settings, spawner, state, checks: Arc::new(checks), environment })
 }
 
 pub(super) fn make_dir(path: &Path) -> Result<(), StartFault> {

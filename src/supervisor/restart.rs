@@ -90,7 +90,11 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::spec::{Generation, death::Evidence, profile::EngineChoice};
+    use crate::spec::{
+        Generation,
+        death::Evidence,
+        profile::{EngineChoice, OnExit},
+    };
 
     fn profile() -> Profile {
         Profile {
@@ -112,6 +116,7 @@ mod tests {
             start_timeout: Duration::from_mins(1),
             stop_timeout: Duration::from_secs(10),
             idle_timeout: None,
+            on_exit: OnExit::Stop,
         }
     }
 

@@ -1,12 +1,22 @@
 //! Restarts and upgrades of the daemon: the sockets stay, and so do engines that are to be kept.
 
-use std::{net::TcpListener, path::Path, process::Stdio};
+use std::{
+    fs, net::TcpListener, os::unix::fs::MetadataExt, path::Path, process::Stdio, time::Duration,
+};
 
-use nix::sys::signal::Signal;
-use serde_json::json;
-use tokio::{process::Command, sync::watch, task::JoinSet, time::timeout};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use tokio::{
+    process::Command,
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 
-use super::common::{DEADLINE, Daemon, fake, scratch};
+use super::common::{DEADLINE, Daemon, fake, gone, is_alive, scratch, write_profile};
 
 fn listener() -> (TcpListener, String) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -134,7 +144,7 @@ async fn an_upgrade_keeps_the_process_and_refuses_nobody() {
     let shown = daemon.daemon().await;
     assert_eq!((&shown["images"], &shown["pid"]), (&json!(1), &json!(daemon.pid().as_raw())));
     let children = format!("/proc/{0}/task/{0}/children", daemon.pid());
-    let children = std::fs::read_to_string(children).unwrap();
+    let children = fs::read_to_string(children).unwrap();
     let states: Vec<_> = children.split_whitespace().map(state_of).collect();
     assert!(states.iter().all(|state| *state != 'Z'), "{children}: {states:?}");
     // The next image can be told to end, and to upgrade, like the first.
@@ -144,7 +154,202 @@ async fn an_upgrade_keeps_the_process_and_refuses_nobody() {
     assert!(daemon.ended().await.success());
 }
 
+/// Children of tests that the daemon did not end.
+struct Left(u64);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        // A failed test must not leave an engine behind; after a good one there is none.
+        let pid = i32::try_from(self.0).unwrap();
+        if is_alive(self.0) {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+        }
+    }
+}
+
+const KEEP: &str = "on_exit = \"keep\"\nparallel = 64";
+
+#[tokio::test]
+async fn kept_engines_outlive_a_killed_daemon_and_serve_the_next_one_without_a_reload() {
+    let (listener, url) = listener();
+    let dir = scratch(&[]);
+    let spawns = dir.path().join("spawns");
+    let script = format!("tokens=100000 token_gap=2ms spawn_log={}", spawns.display());
+    for slot in ["one", "two"] {
+        write_profile(dir.path(), slot, &fake(&script, KEEP));
+    }
+    let daemon = Daemon::start_activated(dir, &listener).await;
+    let mut before = Vec::new();
+    for slot in ["one", "two"] {
+        daemon.order(slot, "load").await;
+        before.push(daemon.until_state(slot, "ready").await);
+    }
+    let _left: Vec<_> = before.iter().map(|slot| Left(slot["pid"].as_u64().unwrap())).collect();
+    let body = json!({"model": "one", "stream": true, "messages": []});
+    let mut streams = Vec::new();
+    for _ in 0..20 {
+        let mut stream = daemon.post("/v1/chat/completions", &body).await;
+        assert_eq!(stream.status(), 200);
+        stream.chunk().await.unwrap().unwrap();
+        streams.push(stream);
+    }
+    let clients = Clients::start(4, &url, "two");
+    let dir = daemon.killed().await;
+    for mut stream in streams {
+        let cut = loop {
+            match stream.chunk().await {
+                Ok(Some(_)) => {}
+                Ok(None) => break false,
+                Err(_) => break true,
+            }
+        };
+        assert!(cut, "a stream through a killed daemon ended cleanly");
+    }
+    let daemon = Daemon::start_activated(dir, &listener).await;
+    for (slot, before) in ["one", "two"].iter().zip(&before) {
+        let after = daemon.slot(slot).await;
+        for key in ["state", "pid", "generation", "engine"] {
+            assert_eq!(after[key], before[key], "{key}\n{}", daemon.log());
+        }
+        let short = json!({"model": slot, "messages": [], "max_tokens": 3});
+        assert_eq!(daemon.post("/v1/chat/completions", &short).await.status(), 200);
+    }
+    let statuses = clients.end().await;
+    // What was in flight at the kill is broken; nobody is refused before or after.
+    let broken = statuses.iter().filter(|status| **status != 200).count();
+    assert!(broken <= 4 && statuses.len() > broken, "{statuses:?}");
+    let log = fs::read_to_string(&spawns).unwrap();
+    let started = log.lines().filter(|line| line.starts_with("started ")).count();
+    assert_eq!(started, 2, "an engine was spawned anew");
+    adopted_engines_die_and_stop_like_any_other(&daemon, &before).await;
+}
+
+async fn adopted_engines_die_and_stop_like_any_other(daemon: &Daemon, before: &[Value]) {
+    let pid = before[0]["pid"].as_u64().unwrap();
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGKILL).unwrap();
+    let after = daemon.until("one", "restarted", |slot| slot["restarts"] == 1).await;
+    assert_eq!(after["verdict"], "killed-by-other", "{after:#}");
+    daemon.until_state("one", "ready").await;
+    daemon.order("one", "unload").await;
+    daemon.order("two", "unload").await;
+    gone(before[1]["pid"].as_u64().unwrap()).await;
+    daemon.until_state("one", "offline").await;
+    daemon.until_state("two", "offline").await;
+    let records = daemon.dir.path().join("state/engines");
+    assert_eq!(fs::read_dir(records).unwrap().count(), 0, "a record outlived its engine");
+}
+
+#[tokio::test]
+async fn an_edit_while_no_daemon_ran_replaces_the_kept_engine_and_a_removal_ends_it() {
+    let dir = scratch(&[("edited", &fake("", KEEP)), ("removed", &fake("", KEEP))]);
+    let mut daemon = Daemon::start(dir).await;
+    let mut pids = Vec::new();
+    for slot in ["edited", "removed"] {
+        daemon.order(slot, "load").await;
+        pids.push(daemon.until_state(slot, "ready").await["pid"].as_u64().unwrap());
+    }
+    let _left: Vec<_> = pids.iter().map(|pid| Left(*pid)).collect();
+    // A daemon that is told to end leaves them as well.
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.ended().await.success());
+    assert!(pids.iter().all(|pid| is_alive(*pid)));
+    let Daemon { dir, .. } = daemon;
+    write_profile(dir.path(), "edited", &fake("tokens=7", KEEP));
+    fs::remove_file(dir.path().join("profiles/removed.toml")).unwrap();
+    let daemon = Daemon::start(dir).await;
+    for pid in pids {
+        gone(pid).await;
+    }
+    let edited = daemon.until_state("edited", "ready").await;
+    assert_eq!(edited["generation"], 2);
+    daemon.order("edited", "unload").await;
+    daemon.until_state("edited", "offline").await;
+}
+
+#[tokio::test]
+async fn an_upgrade_keeps_engines_that_are_to_be_kept_and_stops_the_others() {
+    let dir = scratch(&[("kept", &fake("", KEEP)), ("stopped", &fake("", ""))]);
+    let daemon = Daemon::start(dir).await;
+    let mut before = Vec::new();
+    for slot in ["kept", "stopped"] {
+        daemon.order(slot, "load").await;
+        before.push(daemon.until_state(slot, "ready").await);
+    }
+    let _left = Left(before[0]["pid"].as_u64().unwrap());
+    let clients = Clients::start(4, &daemon.url, "kept");
+    let said = slotd(daemon.dir.path(), &["upgrade"]).await.unwrap();
+    assert!(said.contains("with 1 engine"), "{said}");
+    assert_eq!(daemon.slot("kept").await["pid"], before[0]["pid"], "{}", daemon.log());
+    assert_eq!(daemon.slot("stopped").await["state"], "offline");
+    assert!(!is_alive(before[1]["pid"].as_u64().unwrap()));
+    let statuses = clients.end().await;
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    daemon.order("kept", "unload").await;
+    gone(before[0]["pid"].as_u64().unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_forged_or_stale_record_never_makes_the_daemon_signal_a_stranger() {
+    let dir = scratch(&[("chat", &fake("", KEEP))]);
+    let daemon = Daemon::start(dir).await;
+    daemon.order("chat", "load").await;
+    let pid = daemon.until_state("chat", "ready").await["pid"].as_u64().unwrap();
+    let _left = Left(pid);
+    let path = daemon.dir.path().join("state/engines/chat.g1.json");
+    let record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let dir = daemon.killed().await;
+    let mut sleep = Command::new("sleep");
+    let mut sleeper = sleep.arg("1000").process_group(0).kill_on_drop(true).spawn().unwrap();
+    let stat = fs::read_to_string(format!("/proc/{}/stat", sleeper.id().unwrap())).unwrap();
+    let began: u64 =
+        stat.rsplit(')').next().unwrap().split_whitespace().nth(19).unwrap().parse().unwrap();
+    let exe = fs::metadata(format!("/proc/{}/exe", sleeper.id().unwrap())).unwrap();
+    let mut forged = record.clone();
+    forged["identity"]["pid"] = json!(sleeper.id().unwrap());
+    let stale = forged.clone();
+    forged["identity"]["start_time"] = json!(began);
+    forged["identity"]["executable"] = json!([exe.dev(), exe.ino()]);
+    forged["generation"] = json!(3);
+    let mut other_boot = record.clone();
+    other_boot["identity"]["boot_id"] = json!("another");
+    let folder = path.parent().unwrap();
+    let texts =
+        [stale.to_string(), forged.to_string(), other_boot.to_string(), "garbage".to_owned()];
+    for (index, text) in texts.iter().enumerate() {
+        fs::write(folder.join(format!("forged.g{index}.json")), text).unwrap();
+    }
+    fs::File::create(folder.join("huge.g1.json")).unwrap().set_len(1 << 30).unwrap();
+    let daemon = Daemon::start(dir).await;
+    assert_eq!(daemon.slot("chat").await["pid"], json!(pid), "{}", daemon.log());
+    assert!(sleeper.try_wait().unwrap().is_none(), "a stranger was signalled");
+    daemon.order("chat", "unload").await;
+    gone(pid).await;
+    assert!(sleeper.try_wait().unwrap().is_none(), "a stranger was signalled");
+    sleeper.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn with_stop_nothing_is_left_a_second_after_the_daemon_was_killed() {
+    for _ in 0..5 {
+        let dir = scratch(&[("chat", &fake("fork", "")), ("load", &fake("ready_after=1h", KEEP))]);
+        let daemon = Daemon::start(dir).await;
+        daemon.order("chat", "load").await;
+        daemon.order("load", "load").await;
+        let ready = daemon.until_state("chat", "ready").await["pid"].as_u64().unwrap();
+        let loading = daemon.until("load", "spawned", |slot| slot["pid"].is_u64()).await;
+        let pids = [ready, loading["pid"].as_u64().unwrap()];
+        let dir = daemon.killed().await;
+        let since = Instant::now();
+        for pid in pids {
+            gone(pid).await;
+        }
+        let took = since.elapsed();
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        drop(dir);
+    }
+}
+
 fn state_of(pid: &str) -> char {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next()).unwrap_or('-')
 }
