@@ -19,7 +19,7 @@ use slotd::{
     probe::{Health, Probe},
     spec::{
         death::{LogCause, Verdict},
-        profile::{Capability, EngineChoice, ModelSource, Profile},
+        profile::{Capability, EngineChoice, ModelSource, OnExit, Profile},
     },
 };
 use tempfile::TempDir;
@@ -89,6 +89,7 @@ impl Machine {
             start_timeout: DEADLINE,
             stop_timeout: DEADLINE,
             idle_timeout: None,
+            on_exit: OnExit::Stop,
         }
     }
 

@@ -6,7 +6,12 @@ use futures_util::{StreamExt, stream};
 use insta::{assert_json_snapshot, assert_snapshot};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{net::UnixListener, sync::oneshot, task::JoinHandle, time::timeout};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::timeout,
+};
 
 use super::*;
 use crate::{
@@ -16,7 +21,7 @@ use crate::{
         death::{
             Confidence, Death, Evidence, ExitStatus, MemorySample, MemoryTimeline, Phase, Verdict,
         },
-        profile::{EngineChoice, ModelSource, Profile},
+        profile::{EngineChoice, ModelSource, OnExit, Profile},
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, StateView},
 };
@@ -56,9 +61,12 @@ impl Api {
                 }
             }),
             faults: Arc::new(ArcSwap::from_pointee(vec![fault()])),
+            // Nobody reads it: the daemon is on its way out.
+            upgrades: mpsc::channel(1).0,
             daemon: Arc::new(Daemon {
                 version: "1.2.3",
                 pid: 7,
+                images: 0,
                 started: Monotime::from_start(Duration::from_secs(40)),
                 listen: "127.0.0.1:7568".parse().unwrap(),
                 control: PathBuf::from("/run/slotd/control.sock"),
@@ -127,6 +135,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         start_timeout: Duration::from_mins(1),
         stop_timeout: Duration::from_secs(10),
         idle_timeout: None,
+        on_exit: OnExit::Stop,
     };
     SlotView {
         profile: Arc::new(profile),
@@ -279,6 +288,7 @@ async fn the_daemon_tells_of_itself_and_of_bad_profiles() {
     {
       "version": "1.2.3",
       "pid": 7,
+      "images": 0,
       "uptime_ms": 60000,
       "listen": "127.0.0.1:7568",
       "control": "/run/slotd/control.sock",

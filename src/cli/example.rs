@@ -186,6 +186,7 @@ pub(super) fn daemon() -> DaemonObject {
     DaemonObject {
         version: "1.2.3".to_owned(),
         pid: 4001,
+        images: 0,
         uptime_ms: 273_600_000,
         listen: "127.0.0.1:7568".to_owned(),
         control: PathBuf::from("/run/slotd/control.sock"),

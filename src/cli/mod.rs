@@ -23,6 +23,7 @@ mod serve;
 mod status;
 mod table;
 mod text;
+mod upgrade;
 mod validate;
 mod why;
 mod worker;
@@ -83,6 +84,8 @@ enum Command {
     Unload(order::Options),
     /// Replace a slot's engine by a new one and wait until it is ready
     Restart(order::Options),
+    /// Let the running daemon go on as the program on disk, without refusing a client
+    Upgrade(upgrade::Options),
     /// Serve one model with the candle engine; the daemon starts it for slots
     Worker(worker::Options),
     /// End what a killed daemon leaves behind; started by the daemon alone
@@ -128,6 +131,9 @@ fn dispatch(cli: Cli) -> ExitCode {
         }
         Command::Logs(options) => {
             talk(control.as_deref(), async |client| logs::run(&options, client).await)
+        }
+        Command::Upgrade(options) => {
+            talk(control.as_deref(), async |client| upgrade::run(&options, client).await)
         }
         Command::Load(options) => {
             talk(control.as_deref(), async |client| order::run(Order::Load, &options, client).await)

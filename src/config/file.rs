@@ -8,7 +8,7 @@ use std::{ops::RangeInclusive, time::Duration};
 use schemars::JsonSchema;
 
 use super::walk::{At, MayBeEmpty, Walk};
-use crate::spec::profile::Capability;
+use crate::spec::profile::{Capability, OnExit};
 
 /// A slotd profile: the file NAME.toml describes the slot NAME. One line is enough: `model = "…"`.
 #[derive(Debug, JsonSchema)]
@@ -98,6 +98,11 @@ pub(super) struct ProfileFile {
     /// loads it again. Default: never.
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"))]
     pub(super) idle_timeout: Option<Duration>,
+
+    /// What becomes of a loaded engine when the daemon ends: `stop`, or `keep`, which lets it run on
+    /// until the next daemon adopts it. Default: `stop`.
+    #[schemars(with = "String", extend("enum" = ["stop", "keep"], "default" = "stop"))]
+    pub(super) on_exit: OnExit,
 }
 
 /// The word in `engine`.
@@ -115,7 +120,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 17] = [
+pub(super) const KEYS: [&str; 18] = [
     "model",
     "engine",
     "command",
@@ -133,6 +138,7 @@ pub(super) const KEYS: [&str; 17] = [
     "start_timeout",
     "stop_timeout",
     "idle_timeout",
+    "on_exit",
 ];
 
 impl ProfileFile {
@@ -171,6 +177,7 @@ impl ProfileFile {
                 .take_duration("stop_timeout", &STOP_TIMEOUT)
                 .unwrap_or(Duration::from_secs(10)),
             idle_timeout: walk.take_duration("idle_timeout", &IDLE_TIMEOUT),
+            on_exit: walk.take_choice("on_exit", &ON_EXIT).unwrap_or_default(),
         }
     }
 }
@@ -212,6 +219,8 @@ const ENGINES: [(&str, EngineKey); 4] = [
     ("candle", EngineKey::Candle),
     ("command", EngineKey::Command),
 ];
+
+const ON_EXIT: [(&str, OnExit); 2] = [("stop", OnExit::Stop), ("keep", OnExit::Keep)];
 
 const OWN_DEFAULT: &str = "leave the key out to use the engine's own default";
 const NEVER_GIVE_UP: &str = "to never give up on the slot, set `essential = true`";

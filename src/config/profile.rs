@@ -76,6 +76,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
         start_timeout: typed.start_timeout,
         stop_timeout: typed.stop_timeout,
         idle_timeout: typed.idle_timeout,
+        on_exit: typed.on_exit,
     });
     Reading { profile, claims, faults }
 }

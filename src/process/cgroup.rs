@@ -108,13 +108,15 @@ impl Hierarchies {
         warn!(hierarchy = %char::from(report), "cgroup refused a child and is left alone");
     }
 
-    /// Ends and removes what daemons that no longer live have left. Blocks up to `limit`.
-    pub(super) fn clean_stale(&self, limit: Duration) {
+    /// Ends and removes what daemons that no longer live have left, except `adopted`. Blocks up to `limit`.
+    pub(super) fn clean_stale(&self, adopted: &[PathBuf], limit: Duration) {
         let stale = |base: &Option<PathBuf>| {
             let entries = base.as_ref().and_then(|base| fs::read_dir(base).ok());
             entries.into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path())
         };
-        let stale = |base| stale(base).filter(|path| is_stale(path)).collect::<Vec<_>>();
+        let stale = |base| {
+            stale(base).filter(|path| is_stale(path) && !adopted.contains(path)).collect::<Vec<_>>()
+        };
         let unified =
             stale(&self.unified).into_iter().map(|path| Cell { unified: Some(path), memory: None });
         let memory =

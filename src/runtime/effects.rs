@@ -10,10 +10,14 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinSet,
+};
 use tracing::error;
 
 use super::{
+    adopt::Adopted,
     clock,
     engine_task::{self, Reporter, Tools},
 };
@@ -46,6 +50,8 @@ pub(super) struct Report {
 pub(super) struct Handles {
     pub(super) gate: Arc<Gate>,
     pub(super) stop: StopHandle,
+    /// Tells the child's task to let it run on.
+    pub(super) leave: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -175,6 +181,13 @@ impl Effects {
                     handles.gate.cut();
                 }
             }
+            Command::Leave { slot, generation } => {
+                if let Some(handles) = self.live(&slot, generation) {
+                    handles.leave.notify_one();
+                    self.live.remove(&slot);
+                    self.gates.remove(&slot);
+                }
+            }
             Command::MeasureActivity { slot, generation } => {
                 if let Some(handles) = self.live(&slot, generation) {
                     let in_flight = handles.gate.in_flight();
@@ -185,6 +198,26 @@ impl Effects {
             }
             Command::Grant { .. } | Command::Refuse { .. } | Command::Finish => {}
         }
+    }
+
+    /// Goes on with an engine of an earlier daemon. Called before the driver runs: the core hears of
+    /// it before anything else.
+    pub(super) fn adopt(&mut self, adopted: Adopted) {
+        let record = adopted.record.clone();
+        let (slot, generation) = (record.slot, record.generation);
+        let reporter = self.reporter_for(slot.clone(), generation);
+        let profile = Arc::new(record.profile);
+        let (handles, attending) =
+            engine_task::adopted(Arc::clone(&self.tools), adopted, &profile, reporter);
+        self.gates.insert(slot.clone(), Arc::clone(&handles.gate));
+        self.live.insert(slot.clone(), Live { generation, handles });
+        let owner = (slot.clone(), generation);
+        self.tasks.spawn(async move {
+            let ended = AssertUnwindSafe(attending).catch_unwind().await;
+            ended.is_err().then_some(owner)
+        });
+        let (pid, engine) = (record.identity.pid, record.engine);
+        self.answers.push_back(Event::EngineAdopted { slot, generation, pid, engine, profile });
     }
 
     fn spawn(&mut self, slot: SlotName, generation: Generation, profile: Arc<Profile>) {

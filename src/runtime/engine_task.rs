@@ -12,14 +12,20 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::spawn_blocking,
+    time::timeout,
+};
 use tracing::debug;
 
 use super::{
+    adopt::Adopted,
     clock,
     effects::{Handles, Report},
+    keep::Keeping,
     last_seconds::{Before, LastSeconds},
-    watch::{self, Watched},
+    watch::{self, Begins, Watched},
 };
 use crate::{
     config::daemon::Settings,
@@ -30,9 +36,11 @@ use crate::{
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
-        profile::Profile,
+        identity::NONCE_VARIABLE,
+        profile::{OnExit, Profile},
     },
-    supervisor::{ChildEvent, EngineInfo},
+    store::StateDir,
+    supervisor::{ChildEvent, EngineInfo, StopSignal},
 };
 
 /// The longest that the checks before a spawn may take: a dead network mount must not hold a slot.
@@ -49,6 +57,7 @@ const KEPT_LINES: usize = 20;
 pub(super) struct Tools {
     pub(super) settings: Settings,
     pub(super) spawner: Spawner,
+    pub(super) state: Arc<StateDir>,
     pub(super) checks: Arc<Checks>,
     /// The daemon's environment, from which engines get an allow-list.
     pub(super) environment: Vec<(OsString, OsString)>,
@@ -93,6 +102,9 @@ struct Running {
     launched: Launched,
     log: PathBuf,
     last_seconds: LastSeconds,
+    /// For one that is to be kept: what stands in its environment.
+    nonce: Option<String>,
+    leave: Arc<Notify>,
 }
 
 /// What was started.
@@ -106,7 +118,7 @@ struct Launched {
 
 /// Runs one child and returns once nothing of it is left.
 pub(super) async fn run(tools: Arc<Tools>, profile: Arc<Profile>, reporter: Reporter) {
-    let mut running = match start(&tools, &profile, &reporter).await {
+    let running = match start(&tools, &profile, &reporter).await {
         Ok(running) => running,
         Err(Failure { verdict, reason, engine }) => {
             let at_unix_ms = clock::unix_ms();
@@ -114,30 +126,103 @@ pub(super) async fn run(tools: Arc<Tools>, profile: Arc<Profile>, reporter: Repo
             return;
         }
     };
-    announce(&tools, &running, &reporter).await;
+    let event =
+        ChildEvent::Spawned { pid: running.child.pid(), engine: running.launched.info.clone() };
+    let handles = handles(&tools, &running, &reporter);
+    reporter.send(event, Some(handles)).await;
+    attend(&tools, running, &profile, &reporter, Begins::Loading).await;
+}
+
+/// Prepares to go on with an engine of an earlier daemon: the ways to it, and the rest of its life.
+pub(super) fn adopted(
+    tools: Arc<Tools>,
+    adopted: Adopted,
+    profile: &Arc<Profile>,
+    reporter: Reporter,
+) -> (Handles, impl Future<Output = ()> + use<>) {
+    let Adopted { record, child } = adopted;
+    let logs = tools.settings.state_dir.join("logs");
+    let launched = Launched {
+        kind: record.kind,
+        endpoint: record.endpoint,
+        info: record.engine,
+        model: record.model,
+    };
+    let log = process::log_path(&logs, &reporter.slot, reporter.generation);
+    let (nonce, leave) = (Some(record.identity.nonce), Arc::default());
+    let last_seconds = Before::begin().of(child.pid(), child.counters());
+    let running = Running { child, launched, log, last_seconds, nonce, leave };
+    let handles = handles(&tools, &running, &reporter);
+    let profile = Arc::clone(profile);
+    let attending =
+        async move { attend(&tools, running, &profile, &reporter, Begins::Ready).await };
+    (handles, attending)
+}
+
+/// Watches a child until its end, or until it is to be left.
+async fn attend(
+    tools: &Arc<Tools>,
+    mut running: Running,
+    profile: &Profile,
+    reporter: &Reporter,
+    begins: Begins,
+) {
+    let keeping = running.nonce.clone().map(|nonce| {
+        let Launched { kind, endpoint, info, model } = &running.launched;
+        Keeping {
+            state: Arc::clone(&tools.state),
+            handle: running.child.keep_handle(),
+            slot: (reporter.slot.clone(), reporter.generation),
+            nonce,
+            engine: (*kind, endpoint.clone(), info.clone()),
+            model: model.clone(),
+            profile: profile.clone(),
+        }
+    });
     let watched = Watched {
         endpoint: &running.launched.endpoint,
         kind: running.launched.kind,
         alias: &reporter.slot,
         log: &running.log,
+        keeping: keeping.as_ref(),
+        begins,
     };
     // Boxed: the watch holds a request while it waits, and this task lives as long as the engine.
-    let watch = Box::pin(watch::watch(watched, &reporter));
-    let status = tokio::select! {
+    let watch = Box::pin(watch::watch(watched, reporter));
+    let ended = tokio::select! {
         // The end first: a dead child is not probed once more.
         biased;
-        status = running.child.wait() => status,
+        status = running.child.wait() => Some(status),
+        () = running.leave.notified() => None,
         never = watch => match never {},
         never = running.last_seconds.keep() => match never {},
     };
+    let Some(status) = ended else { return leave(running.child, keeping.as_ref()).await };
     let evidence = running.last_seconds.at_the_end(status);
     let evidence = with_log(evidence, running.launched.kind, running.log).await;
     reporter.tell(ChildEvent::Exited { evidence, at_unix_ms: clock::unix_ms() }).await;
     running.child.reap().await;
+    if let Some(keeping) = keeping {
+        keeping.forget().await;
+    }
     reporter.tell(ChildEvent::Reaped).await;
 }
 
-async fn announce(tools: &Tools, running: &Running, reporter: &Reporter) {
+/// Lets a child run on; one of which no later daemon would know is ended instead.
+async fn leave(mut child: Child, keeping: Option<&Keeping>) {
+    let is_recorded = match keeping {
+        Some(keeping) => keeping.record().await,
+        None => false,
+    };
+    if is_recorded {
+        child.leave();
+    } else {
+        child.stop_handle().signal(StopSignal::Kill);
+        child.reap().await;
+    }
+}
+
+fn handles(tools: &Tools, running: &Running, reporter: &Reporter) -> Handles {
     let launched = &running.launched;
     let gate = Gate::new(
         reporter.slot.clone(),
@@ -146,9 +231,7 @@ async fn announce(tools: &Tools, running: &Running, reporter: &Reporter) {
         launched.info.parallel,
         tools.settings.queue_limit,
     );
-    let handles = Handles { gate, stop: running.child.stop_handle() };
-    let event = ChildEvent::Spawned { pid: running.child.pid(), engine: launched.info.clone() };
-    reporter.send(event, Some(handles)).await;
+    Handles { gate, stop: running.child.stop_handle(), leave: Arc::clone(&running.leave) }
 }
 
 /// Checks, then starts.
@@ -173,14 +256,17 @@ async fn start(
         parallel: launch.parallel,
     };
     let log = log_of(tools, reporter).await;
-    let spec = spec(tools, reporter, (launch, &endpoint), log.clone());
+    let nonce = (profile.on_exit == OnExit::Keep).then(clock::nonce);
+    let mut spec = spec(tools, reporter, (launch, &endpoint), log.clone());
+    spec.on_exit = profile.on_exit;
+    spec.env.extend(nonce.as_ref().map(|nonce| (NONCE_VARIABLE.into(), nonce.into())));
     let before = Before::begin();
     match tools.spawner.spawn(spec).await {
         Ok(child) => {
             let last_seconds = before.of(child.pid(), child.counters());
             let model = checked.insisted_name(profile);
             let launched = Launched { kind: checked.kind, endpoint, info, model };
-            Ok(Running { child, launched, log, last_seconds })
+            Ok(Running { child, launched, log, last_seconds, nonce, leave: Arc::default() })
         }
         Err(fault) => Err(Failure::of_spawn(&fault, info)),
     }
@@ -254,6 +340,7 @@ fn spec(
         log,
         socket,
         working_dir: tools.settings.state_dir.clone(),
+        on_exit: OnExit::Stop,
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::engine_task::Reporter;
+use super::{engine_task::Reporter, keep::Keeping};
 use crate::{
     engine::{self, Endpoint, EngineKind},
     probe::{Health, Probe},
@@ -35,6 +35,18 @@ pub(super) struct Watched<'a> {
     pub(super) kind: EngineKind,
     pub(super) alias: &'a SlotName,
     pub(super) log: &'a Path,
+    /// To be written down before it gets its first request.
+    pub(super) keeping: Option<&'a Keeping>,
+    pub(super) begins: Begins,
+}
+
+/// How far a child is when its watch begins.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Begins {
+    /// It was spawned a moment ago.
+    Loading,
+    /// An earlier daemon has had it; it has just answered.
+    Ready,
 }
 
 /// What is known so far.
@@ -59,7 +71,10 @@ enum Standing {
 pub(super) async fn watch(child: Watched<'_>, reporter: &Reporter) -> Infallible {
     let probe = Probe::new(child.endpoint, child.kind, child.alias.as_str());
     let follower = Some(LogFollower::new(child.log.to_path_buf()));
-    let standing = Standing::Loading { percent: None };
+    let standing = match child.begins {
+        Begins::Loading => Standing::Loading { percent: None },
+        Begins::Ready => Standing::Ready { bad_looks: 0 },
+    };
     let mut watch = Watch { child, probe, follower, standing };
     let began = Instant::now();
     loop {
@@ -116,7 +131,11 @@ impl Watch<'_> {
     async fn look(&mut self, reporter: &Reporter) {
         let health = self.probe.look(LOOK_DEADLINE).await;
         match (self.standing, health) {
-            (Standing::Loading { .. } | Standing::Unready, Health::Ready) => {
+            (standing @ (Standing::Loading { .. } | Standing::Unready), Health::Ready) => {
+                if let (Standing::Loading { .. }, Some(keeping)) = (standing, self.child.keeping) {
+                    // One that cannot be written down serves all the same, and ends with the daemon.
+                    keeping.record().await;
+                }
                 self.standing = Standing::Ready { bad_looks: 0 };
                 reporter.tell(ChildEvent::BecameReady).await;
             }

@@ -47,6 +47,20 @@ pub struct Profile {
     pub stop_timeout: Duration,
     /// How long without a request before the slot is unloaded; never without it.
     pub idle_timeout: Option<Duration>,
+    /// What becomes of its engine when the daemon ends.
+    #[serde(default)]
+    pub on_exit: OnExit,
+}
+
+/// What becomes of an engine when the daemon ends, however that comes about.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnExit {
+    /// It ends too.
+    #[default]
+    Stop,
+    /// Once it has been ready, it goes on, and the next daemon adopts it.
+    Keep,
 }
 
 /// Names a model.
@@ -149,5 +163,6 @@ impl Profile {
             && self.parallel == other.parallel
             && self.threads == other.threads
             && self.gpu_layers == other.gpu_layers
+            && self.on_exit == other.on_exit
     }
 }

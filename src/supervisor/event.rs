@@ -16,6 +16,21 @@ pub enum Event {
         /// Every slot that should exist.
         profiles: BTreeMap<SlotName, Arc<Profile>>,
     },
+    /// An engine that an earlier daemon had left is ready and watched. Comes before the first
+    /// [`Event::ProfilesChanged`], which then treats its slot as any other; of no effect for a slot
+    /// that is there already.
+    EngineAdopted {
+        /// The slot.
+        slot: SlotName,
+        /// The engine's generation.
+        generation: Generation,
+        /// Its process id.
+        pid: u32,
+        /// Which engine it is.
+        engine: EngineInfo,
+        /// What it was started for.
+        profile: Arc<Profile>,
+    },
     /// The daemon was told to end.
     ShutdownRequested,
     /// A deadline of [`super::Supervisor::deadline`] passed. Spurious ones change nothing.

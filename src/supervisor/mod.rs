@@ -93,8 +93,13 @@ impl Supervisor {
     pub fn handle(&mut self, now: Monotime, event: Event, commands: &mut Vec<Command>) {
         self.now = self.now.max(now);
         self.fire_timers(commands);
+        // The last drain may have been what was due.
+        self.finish_when_stopped(commands);
         match event {
             Event::ProfilesChanged { profiles } => self.change_profiles(profiles, commands),
+            Event::EngineAdopted { slot, generation, pid, engine, profile } => {
+                self.adopt(slot, (generation, pid), engine, profile);
+            }
             Event::ShutdownRequested => self.shut_down(commands),
             Event::DeadlinePassed => {}
             Event::Slot { slot, event } => self.slot_event(&slot, event, commands),
@@ -222,6 +227,24 @@ impl Supervisor {
         if autostart {
             self.tell(name, Input::Load, commands);
         }
+    }
+
+    /// Takes over an engine that is ready, with the profile that it was started for.
+    fn adopt(
+        &mut self,
+        name: SlotName,
+        (generation, pid): (Generation, u32),
+        engine: EngineInfo,
+        profile: Arc<Profile>,
+    ) {
+        if self.mode != Mode::Running || self.slots.contains_key(&name) {
+            return;
+        }
+        // The state file may be older than the engine.
+        let memory = Memory { generation, ..self.memory.remove(&name).unwrap_or_default() };
+        let mut slot = Slot::new(name.clone(), profile, memory, self.now);
+        slot.adopt(pid, engine, &self.policy);
+        self.slots.insert(name, slot);
     }
 
     fn shut_down(&mut self, commands: &mut Vec<Command>) {

@@ -103,7 +103,7 @@ mod tests {
     use crate::spec::{
         Generation,
         death::{Confidence, Evidence},
-        profile::EngineChoice,
+        profile::{EngineChoice, OnExit},
     };
 
     fn profile() -> Profile {
@@ -126,6 +126,7 @@ mod tests {
             start_timeout: Duration::from_mins(1),
             stop_timeout: Duration::from_secs(10),
             idle_timeout: None,
+            on_exit: OnExit::Stop,
         }
     }
 

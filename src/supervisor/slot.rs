@@ -126,6 +126,8 @@ pub(super) enum After {
     Backoff { retry_at: Monotime },
     /// Fail.
     Fail,
+    /// Nothing: the child is not told to end but left running for the next daemon.
+    Leave,
     /// Forget the slot.
     Remove,
 }
@@ -214,7 +216,8 @@ impl Slot {
     /// Does what was to follow once the child is gone.
     pub(super) fn settle(&mut self, after: After, context: &mut Context<'_>) -> State {
         match after {
-            After::Rest => {
+            // One that was to be left and ended by itself is down like any other.
+            After::Rest | After::Leave => {
                 self.refuse_all(&Refusal::Unloaded, context);
                 State::Offline
             }
@@ -241,6 +244,21 @@ impl Slot {
             cut_at: context.now.after(self.profile.stop_timeout),
             after,
         }
+    }
+
+    /// Ends the wait for requests in flight: the child is told to end, or left alone.
+    pub(super) fn part(
+        &mut self,
+        child: (u32, Monotime),
+        after: After,
+        context: &mut Context<'_>,
+    ) -> State {
+        if after == After::Leave {
+            let (slot, generation) = (self.name.clone(), self.generation);
+            context.commands.push(Command::Leave { slot, generation });
+            return State::Offline;
+        }
+        self.terminate(child, Phase::Serving, after, context)
     }
 
     /// Tells a child to end. `began` is when it was spawned, `was` how far it had come.

@@ -22,7 +22,13 @@ use slotd::{
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, Snapshot, StateView},
 };
 use tempfile::TempDir;
-use tokio::{net::UnixListener, process::Command, sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    net::UnixListener,
+    process::Command,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
 
 use super::{DEADLINE, scratch, slotd};
 
@@ -61,6 +67,7 @@ impl Played {
         let socket = dir.path().join("control.sock");
         let listener = UnixListener::bind(&socket).expect("a socket");
         let state = State {
+            upgrades: mpsc::channel(1).0,
             snapshots: seen,
             mailbox,
             now: Arc::new(|| Monotime::from_start(Duration::from_secs(3))),
@@ -68,6 +75,7 @@ impl Played {
             logs: Arc::new(|_, _| stream::iter([Bytes::from("a line of the log\n")]).boxed()),
             faults: Arc::new(ArcSwap::from_pointee(Vec::new())),
             daemon: Arc::new(admin::Daemon {
+                images: 0,
                 version: "1.2.3",
                 pid: 7,
                 started: Monotime::default(),

@@ -1,5 +1,5 @@
 //! The whole daemon on real processes: `faults` with the fake engine, for what cannot be ordered of
-//! a real one; `real` with llama-server, the candle worker and a real model.
+//! a real one; `restarts` of the daemon itself; `real` with llama-server, the candle worker and a real model.
 
 #![expect(
     clippy::unwrap_used,
@@ -14,3 +14,4 @@ mod common;
 mod faults;
 #[cfg(feature = "worker")]
 mod real;
+mod restarts;

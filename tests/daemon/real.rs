@@ -113,6 +113,21 @@ async fn a_killed_llama_server_is_replaced_while_twenty_streams_run() {
 }
 
 #[tokio::test]
+async fn a_kept_llama_server_serves_the_next_daemon_without_a_reload() {
+    let keep = profile("llama-server", "on_exit = \"keep\"");
+    let daemon = daemon(&[("chat", &keep)]).await;
+    assert_eq!(daemon.chat("chat").await.status(), 200);
+    let before = daemon.until_state("chat", "ready").await;
+    let daemon = Daemon::start(daemon.killed().await).await;
+    let after = daemon.slot("chat").await;
+    assert_eq!((&after["state"], &after["pid"]), (&json!("ready"), &before["pid"]));
+    assert_eq!(daemon.chat("chat").await.status(), 200);
+    daemon.order("chat", "unload").await;
+    daemon.until_state("chat", "offline").await;
+    assert!(!is_alive(before["pid"].as_u64().unwrap()));
+}
+
+#[tokio::test]
 async fn an_edit_adds_a_worker_while_llama_server_streams() {
     let daemon = daemon(&[("first", &profile("llama-server", "parallel = 1"))]).await;
     let messages = json!([{"role": "user", "content": "Count."}]);

@@ -17,7 +17,7 @@ use nix::{
 };
 use slotd::{
     process::{Cgroups, Child, SpawnSpec, Spawner, SpawnerOptions, log_path},
-    spec::Generation,
+    spec::{Generation, profile::OnExit},
 };
 use tempfile::TempDir;
 
@@ -102,11 +102,15 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(cgroups: Cgroups) -> Self {
-        Self::start(SpawnerOptions { guard: None, cgroups })
+        Self::start(SpawnerOptions { guard: None, cgroups, adopted: Vec::new() })
     }
 
     pub(crate) fn with_guard(cgroups: Cgroups) -> Self {
-        Self::start(SpawnerOptions { guard: Some(program("spawner_host")), cgroups })
+        Self::start(SpawnerOptions {
+            guard: Some(program("spawner_host")),
+            cgroups,
+            adopted: Vec::new(),
+        })
     }
 
     fn start(options: SpawnerOptions) -> Self {
@@ -137,6 +141,7 @@ impl Bench {
             log: self.log(generation),
             socket: Some(self.socket()),
             working_dir: self.dir().to_path_buf(),
+            on_exit: OnExit::Stop,
         }
     }
 

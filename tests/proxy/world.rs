@@ -8,7 +8,7 @@ use slotd::{
     proxy::{Gate, Limits, Phase, RouteTable, Shared, serve},
     spec::{
         Generation, Monotime, SlotName, WaiterId,
-        profile::{EngineChoice, ModelSource, Profile},
+        profile::{EngineChoice, ModelSource, OnExit, Profile},
     },
     supervisor::{Event, Refusal, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -172,6 +172,7 @@ fn profile(slot: &str) -> Profile {
         start_timeout: Duration::from_mins(1),
         stop_timeout: Duration::from_secs(5),
         idle_timeout: None,
+        on_exit: OnExit::Stop,
     }
 }
 

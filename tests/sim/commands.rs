@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use slotd::{
-    spec::{Generation, Monotime, SlotName, WaiterId},
+    spec::{Generation, Monotime, SlotName, WaiterId, profile::OnExit},
     supervisor::{ChildEvent, Command, Event, Refusal, SlotEvent, StopSignal},
 };
 
@@ -54,6 +54,12 @@ impl Model {
                 let truth = self.truth(slot)?;
                 truth.is_present(*generation)?;
                 truth.cut(moment.now)?;
+            }
+            Command::Leave { slot, generation } => {
+                check(self.shutdown_at.is_some(), || "left while the daemon lives".to_owned())?;
+                let truth = self.truth(slot)?;
+                truth.is_present(*generation)?;
+                truth.leave()?;
             }
             Command::MeasureActivity { slot, generation } => {
                 let truth = self.truth(slot)?;
@@ -158,9 +164,12 @@ impl Truth {
             (StopSignal::Terminate, Some(_)) => Err("a second `SIGTERM`".to_owned()),
             (StopSignal::Terminate, None) => {
                 match alive.drain {
-                    Some(drain) => check(drain.is_drained || drain.is_cut, || {
-                        "told to end with requests in flight".to_owned()
-                    })?,
+                    Some(drain) => {
+                        check(drain.is_drained || drain.is_cut, || {
+                            "told to end with requests in flight".to_owned()
+                        })?;
+                        check(!drain.is_leaving, || "told to end, and to be kept".to_owned())?;
+                    }
                     None if alive.ready_since.is_some() => {
                         return Err("told to end without a drain".to_owned());
                     }
@@ -190,12 +199,24 @@ impl Truth {
         let cut_at = moment.now.after(self.profile.stop_timeout);
         let is_idle = moment.says_idle(self);
         let is_ordered = moment.is_order_to_stop(slot);
+        let keeps = self.profile.on_exit == OnExit::Keep;
         let alive = self.alive()?;
         let is_serving =
             alive.ready_since.is_some() && alive.drain.is_none() && !alive.is_stopping();
         check(is_serving, || "a drain of an engine that does not serve".to_owned())?;
         check(is_idle || is_ordered, || "a drain that nobody ordered".to_owned())?;
-        alive.drain = Some(Drain { cut_at, is_drained: false, is_cut: false });
+        let is_leaving = keeps && matches!(moment.event, Event::ShutdownRequested);
+        alive.drain = Some(Drain { cut_at, is_drained: false, is_cut: false, is_leaving });
+        Ok(())
+    }
+
+    fn leave(&mut self) -> Checked {
+        let alive = self.alive()?;
+        check(!alive.is_stopping(), || "left, and told to end before".to_owned())?;
+        let may_leave =
+            alive.drain.is_some_and(|drain| drain.is_leaving && (drain.is_drained || drain.is_cut));
+        check(may_leave, || "left without its due".to_owned())?;
+        self.child = Child::None;
         Ok(())
     }
 
@@ -221,7 +242,7 @@ impl Moment<'_> {
                     before.is_some_and(|before| !profile.starts_same_engine(before))
                 })
             }
-            Event::DeadlinePassed => false,
+            Event::DeadlinePassed | Event::EngineAdopted { .. } => false,
             Event::Slot { slot, event } => {
                 slot == name
                     && matches!(event, SlotEvent::UnloadRequested | SlotEvent::RestartRequested)

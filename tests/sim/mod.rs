@@ -16,7 +16,7 @@ use slotd::{
     spec::{
         Generation, SlotName,
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding},
-        profile::{EngineChoice, Profile},
+        profile::{EngineChoice, OnExit, Profile},
     },
     supervisor::{ChildEvent, EngineInfo, Event, SlotEvent},
 };
@@ -84,6 +84,7 @@ pub(crate) fn profile(name: &str) -> Profile {
         start_timeout: Duration::from_mins(2),
         stop_timeout: Duration::from_secs(10),
         idle_timeout: None,
+        on_exit: OnExit::Stop,
     }
 }
 

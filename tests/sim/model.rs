@@ -76,6 +76,8 @@ pub(crate) struct Drain {
     pub(crate) cut_at: Monotime,
     pub(crate) is_drained: bool,
     pub(crate) is_cut: bool,
+    /// It is to be left to the next daemon.
+    pub(crate) is_leaving: bool,
 }
 
 /// A death that nobody planned.
@@ -85,6 +87,19 @@ pub(crate) struct Unplanned {
 }
 
 impl Alive {
+    fn adopted(pid: u32, now: Monotime) -> Self {
+        Self {
+            pid,
+            spawned_at: now,
+            ready_since: Some(now),
+            steady_since: Some(now),
+            is_ready: true,
+            drain: None,
+            kill_at: None,
+            is_killed: false,
+        }
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.kill_at.is_some() || self.is_killed
     }
@@ -185,6 +200,17 @@ impl Model {
                 self.slots.values_mut().for_each(Truth::cancel);
                 None
             }
+            Event::EngineAdopted { slot, generation, pid, profile, .. } => {
+                if self.shutdown_at.is_none() && !self.profiles.contains_key(slot) {
+                    self.slots.entry(slot.clone()).or_insert_with(|| {
+                        let mut truth = Truth::new(Arc::clone(profile));
+                        truth.generation = *generation;
+                        truth.child = Child::Alive(Alive::adopted(*pid, now));
+                        truth
+                    });
+                }
+                None
+            }
             Event::DeadlinePassed => None,
             Event::Slot { slot, event } => self.learn_slot(now, slot, event),
         }
@@ -240,6 +266,9 @@ impl Model {
             SlotEvent::UnloadRequested => {
                 truth.clear();
                 truth.cancel();
+                if let Child::Alive(Alive { drain: Some(drain), .. }) = &mut truth.child {
+                    drain.is_leaving = false;
+                }
                 truth.is_put_down = true;
             }
             SlotEvent::Demanded { .. } => truth.is_put_down = false,

@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use proptest::{collection::vec, prelude::*};
 use slotd::{
-    spec::{Bytes, Generation, Monotime, SlotName, WaiterId, death::Verdict, profile::Profile},
+    spec::{
+        Bytes, Generation, Monotime, SlotName, WaiterId,
+        death::Verdict,
+        profile::{OnExit, Profile},
+    },
     supervisor::{ChildEvent, Event, Policy, SlotEvent},
 };
 
@@ -17,6 +21,8 @@ use super::{
 pub(crate) struct Script {
     pub(crate) seed: u64,
     pub(crate) slots: Vec<Traits>,
+    /// Engines that an earlier daemon had left, each started for what it was then.
+    pub(crate) left: Vec<(usize, Traits)>,
     pub(crate) actions: Vec<(Pause, Action)>,
 }
 
@@ -31,6 +37,7 @@ pub(crate) struct Traits {
     idle_timeout_s: Option<u64>,
     /// Changes the engine.
     context: u32,
+    on_exit: OnExit,
 }
 
 /// How the clock moves before an action.
@@ -80,20 +87,29 @@ pub(crate) enum Which {
 pub(crate) fn script() -> impl Strategy<Value = Script> {
     let slots = vec(traits(), 1..=4);
     let actions = vec((pause(), action()), 1..160);
-    (any::<u64>(), slots, actions).prop_map(|(seed, slots, actions)| Script {
+    let left = vec((0..4_usize, traits()), 0..3);
+    (any::<u64>(), slots, left, actions).prop_map(|(seed, slots, left, actions)| Script {
         seed,
         slots,
+        left,
         actions,
     })
 }
 
 fn traits() -> impl Strategy<Value = Traits> {
+    let on_exit = prop_oneof![Just(OnExit::Stop), Just(OnExit::Keep)];
     let flags = (any::<bool>(), proptest::bool::weighted(0.25), 0..4_u32);
     let start = prop_oneof![1 => Just(1_u64), 2 => Just(30), 3 => Just(600)];
     let stop = prop_oneof![1 => Just(0_u64), 2 => Just(2), 3 => Just(10), 1 => Just(90)];
     let idle = prop_oneof![2 => Just(None), 1 => Just(Some(0_u64)), 2 => Just(Some(30))];
-    (flags, start, stop, idle, 0..3_u32).prop_map(
-        |((autostart, essential, max_restarts), start_timeout_s, stop_timeout_s, idle, context)| {
+    (flags, start, stop, idle, (0..3_u32, on_exit)).prop_map(
+        |(
+            (autostart, essential, max_restarts),
+            start_timeout_s,
+            stop_timeout_s,
+            idle,
+            (context, on_exit),
+        )| {
             Traits {
                 autostart,
                 essential,
@@ -102,6 +118,7 @@ fn traits() -> impl Strategy<Value = Traits> {
                 stop_timeout_s,
                 idle_timeout_s: idle,
                 context,
+                on_exit,
             }
         },
     )
@@ -169,6 +186,10 @@ impl Player {
         for (name, traits) in self.names.iter().zip(&script.slots) {
             self.profiles.insert(name.clone(), Arc::new(traits.of(name)));
         }
+        for (pick, traits) in &script.left {
+            let event = self.adoption(*pick, *traits);
+            self.checker.step(Monotime::default(), event)?;
+        }
         let profiles = self.profiles.clone();
         self.checker.step(Monotime::default(), Event::ProfilesChanged { profiles })?;
         let early = script.actions.len() * 3 / 4;
@@ -183,6 +204,18 @@ impl Player {
         }
         self.checker.drive_to_the_end()?;
         self.checker.replay()
+    }
+
+    /// Some are of slots whose profile is gone.
+    fn adoption(&self, pick: usize, traits: Traits) -> Event {
+        let names = ["a", "b", "c", "d"];
+        let slot = slot(names[pick % names.len()]);
+        let profile = match self.profiles.get(&slot) {
+            Some(same) if traits.autostart => Arc::clone(same),
+            _ => Arc::new(traits.of(&slot)),
+        };
+        let ChildEvent::Spawned { pid, engine } = spawned(77) else { unreachable!() };
+        Event::EngineAdopted { slot, generation: Generation(5), pid, engine, profile }
     }
 
     fn after(&self, pause: Pause) -> Monotime {
@@ -301,6 +334,7 @@ impl Traits {
             stop_timeout: Duration::from_secs(self.stop_timeout_s),
             idle_timeout: self.idle_timeout_s.map(Duration::from_secs),
             context: Some(1024 << self.context),
+            on_exit: self.on_exit,
             ..profile(name.as_str())
         }
     }

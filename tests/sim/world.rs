@@ -15,7 +15,7 @@ use slotd::{
     spec::{
         Bytes, Generation, Monotime, SlotName, WaiterId,
         death::{Evidence, ExitStatus, LogCause, Verdict},
-        profile::Profile,
+        profile::{OnExit, Profile},
     },
     supervisor::{ChildEvent, Command, Event, Policy, Refusal, SlotEvent, StateView, StopSignal},
 };
@@ -225,6 +225,12 @@ impl World {
                         self.report(Duration::ZERO, (&slot, generation), ChildEvent::Drained);
                     }
                 }
+            }
+            Command::Leave { slot, generation } => {
+                if self.process(&slot, generation).is_some_and(|process| process.in_flight > 0) {
+                    return Err(format!("{slot} was left with requests in flight"));
+                }
+                self.processes.remove(&slot);
             }
             Command::CutRequests { slot, generation } => {
                 let cut = self
@@ -582,7 +588,12 @@ fn residents() -> Vec<Profile> {
         Profile { idle_timeout: idle(5), ..base("coder") },
         Profile { idle_timeout: idle(1), max_restarts: 1, ..base("embed") },
         Profile { autostart: true, idle_timeout: idle(30), ..base("large") },
-        Profile { max_restarts: 0, stop_timeout: Duration::from_secs(3), ..base("rerank") },
+        Profile {
+            max_restarts: 0,
+            stop_timeout: Duration::from_secs(3),
+            on_exit: OnExit::Keep,
+            ..base("rerank")
+        },
         Profile { essential: true, idle_timeout: idle(10), ..base("speech") },
         Profile { max_restarts: 10, stop_timeout: Duration::ZERO, ..base("vision") },
     ]

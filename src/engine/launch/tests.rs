@@ -1,6 +1,7 @@
 use std::{net::SocketAddr, sync::LazyLock, time::Duration};
 
 use super::*;
+use crate::spec::profile::OnExit;
 
 /// What `--help` of llama.cpp b11434 says of the options that slotd uses.
 const HELP: &str = "-c,    --ctx-size N\n\
@@ -39,6 +40,7 @@ fn profile(engine: EngineChoice) -> Profile {
         start_timeout: Duration::from_mins(5),
         stop_timeout: Duration::from_secs(10),
         idle_timeout: None,
+        on_exit: OnExit::Stop,
     }
 }
 

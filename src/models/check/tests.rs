@@ -4,6 +4,7 @@ use std::{
 
 use super::*;
 use crate::spec::profile::EngineChoice;
+use crate::spec::profile::OnExit;
 
 /// A machine of its own: programs, models, caches.
 struct Machine {
@@ -85,6 +86,7 @@ impl Machine {
             start_timeout: Duration::from_mins(5),
             stop_timeout: Duration::from_secs(10),
             idle_timeout: None,
+            on_exit: OnExit::Stop,
         }
     }
 

@@ -20,13 +20,13 @@ impl Slot {
         let State::Draining { began, pid, cut_at, after } = state else { return state };
         let child = (pid, began);
         match input {
-            Input::Drained => self.terminate(child, Phase::Serving, after, context),
+            Input::Drained => self.part(child, after, context),
             Input::TimerFired if cut_at <= context.now => {
                 context.commands.push(Command::CutRequests {
                     slot: self.name.clone(),
                     generation: self.generation,
                 });
-                self.terminate(child, Phase::Serving, after, context)
+                self.part(child, after, context)
             }
             Input::Exited { evidence, at_unix_ms } => {
                 // It went before it was told to: a death like any other, but what follows is set.
@@ -160,6 +160,8 @@ impl Slot {
                 After::Remove
             }
             Input::Edited { .. } => self.edit_on_the_way_out(after),
+            // Asked twice.
+            Input::Shutdown if after == After::Leave => after,
             Input::Unload | Input::Shutdown if after != After::Remove => {
                 self.dismiss_waiting(input, context);
                 After::Rest
@@ -185,7 +187,7 @@ impl Slot {
 
     fn edit_on_the_way_out(&mut self, after: After) -> After {
         match after {
-            After::Rest | After::Start => after,
+            After::Rest | After::Start | After::Leave => after,
             After::Restart | After::Backoff { .. } | After::Fail => {
                 self.forgive();
                 After::Start
@@ -220,6 +222,10 @@ impl Slot {
             }
             After::Fail => {
                 self.refuse_failed(waiter, context);
+                after
+            }
+            After::Leave => {
+                context.commands.push(Command::Refuse { waiter, refusal: Refusal::ShuttingDown });
                 after
             }
             After::Remove => {

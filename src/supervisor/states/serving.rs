@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use crate::{
-    spec::{Monotime, death::Phase},
+    spec::{Monotime, death::Phase, profile::OnExit},
     supervisor::{
         command::{Command, Refusal},
+        event::EngineInfo,
         input::Input,
+        policy::Policy,
         slot::{After, Context, Serving, Slot, State},
     },
 };
@@ -104,6 +106,10 @@ impl Slot {
                 let after = self.bury(child, Phase::Serving, exit, context);
                 Ok(State::Reaping { pid: serving.pid, after })
             }
+            Input::Shutdown if self.profile.on_exit == OnExit::Keep => {
+                self.dismiss_waiting(&input, context);
+                Ok(self.drain(serving, After::Leave, context))
+            }
             Input::Unload | Input::Shutdown => {
                 self.dismiss_waiting(&input, context);
                 Ok(self.drain(serving, After::Rest, context))
@@ -142,17 +148,32 @@ impl Slot {
         }
     }
 
+    /// Goes on with a child of an earlier daemon, at the moment that the slot is made.
+    pub(in crate::supervisor) fn adopt(&mut self, pid: u32, engine: EngineInfo, policy: &Policy) {
+        self.engine = Some(engine);
+        self.state = State::Ready(self.became_ready((pid, self.since), self.since, policy));
+    }
+
     /// Makes the data of a child that has just become ready.
     pub(in crate::supervisor) fn serving(
         &self,
-        (pid, began): (u32, Monotime),
+        child: (u32, Monotime),
         context: &Context<'_>,
+    ) -> Serving {
+        self.became_ready(child, context.now, context.policy)
+    }
+
+    fn became_ready(
+        &self,
+        (pid, began): (u32, Monotime),
+        now: Monotime,
+        policy: &Policy,
     ) -> Serving {
         Serving {
             began,
             pid,
-            proven_at: Some(context.now.after(context.policy.healthy_after)),
-            idle_check_at: self.idle_check_at(context.now),
+            proven_at: Some(now.after(policy.healthy_after)),
+            idle_check_at: self.idle_check_at(now),
         }
     }
 
