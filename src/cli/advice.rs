@@ -48,8 +48,12 @@ fn after_failure(slot: &SlotObject) -> String {
         Some(Verdict::StartTimeout) => format!(
             "raise `start_timeout` in {source} if the load only needs longer, then `slotd load {name}`"
         ),
+        Some(Verdict::Hung) => format!(
+            "raise `hang_timeout` in {source} if it only was slow, then `slotd load {name}`"
+        ),
         Some(
             Verdict::Crash
+            | Verdict::Poisoned
             | Verdict::KilledByOther
             | Verdict::UnexpectedExit
             | Verdict::StoppedByUs,

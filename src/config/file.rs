@@ -94,6 +94,12 @@ pub(super) struct ProfileFile {
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"), extend("default" = "10s"))]
     pub(super) stop_timeout: Duration,
 
+    /// How long an engine may show no sign of life (no answer to a look at its health, no token, no
+    /// use of the CPU) before it is replaced, `2s` to `24h`, or `off`. A long prompt is no hang.
+    /// Default: `60s`.
+    #[schemars(with = "String", regex(pattern = r"^([0-9]+ ?(ms|s|m|h|d)|off)$"), extend("default" = "60s"))]
+    pub(super) hang_timeout: Option<Duration>,
+
     /// How long without a request before the slot is unloaded, `100ms` to `365d`; the next request
     /// loads it again. Default: never.
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"))]
@@ -115,7 +121,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 17] = [
+pub(super) const KEYS: [&str; 18] = [
     "model",
     "engine",
     "command",
@@ -132,6 +138,7 @@ pub(super) const KEYS: [&str; 17] = [
     "max_restarts",
     "start_timeout",
     "stop_timeout",
+    "hang_timeout",
     "idle_timeout",
 ];
 
@@ -170,6 +177,11 @@ impl ProfileFile {
             stop_timeout: walk
                 .take_duration("stop_timeout", &STOP_TIMEOUT)
                 .unwrap_or(Duration::from_secs(10)),
+            hang_timeout: walk.take_duration_or_off(
+                "hang_timeout",
+                &HANG_TIMEOUT,
+                Duration::from_mins(1),
+            ),
             idle_timeout: walk.take_duration("idle_timeout", &IDLE_TIMEOUT),
         }
     }
@@ -185,6 +197,7 @@ fn better_key(typed: &str) -> Option<String> {
         "np" | "concurrency" | "slots" => "parallel",
         "cmd" | "exec" => "command",
         "ttl" | "keep_alive" => "idle_timeout",
+        "liveness_timeout" | "watchdog" => "hang_timeout",
         "preload" | "pinned" => "autostart",
         "path" | "file" | "model_path" | "gguf" => "model",
         "backend" | "runtime" => "engine",
@@ -224,5 +237,6 @@ const MAX_RESTARTS: RangeInclusive<u32> = 0..=1000;
 const START_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_hours(24);
 const STOP_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
+const HANG_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_hours(24);
 const IDLE_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_hours(24 * 365);

@@ -19,7 +19,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::upstream::Upstream;
+use super::{
+    record::{Fingerprint, Record},
+    upstream::Upstream,
+};
 use crate::{
     engine::Endpoint,
     spec::{Generation, SlotName},
@@ -39,6 +42,7 @@ pub struct Gate {
     queue_limit: usize,
     born: Instant,
     last_access_ms: AtomicU64,
+    record: Record,
     released: Notify,
     ending: OnceLock<Ending>,
     ended: CancellationToken,
@@ -94,6 +98,7 @@ impl Gate {
             queue_limit: usize::try_from(queue_limit).unwrap_or(usize::MAX),
             born: Instant::now(),
             last_access_ms: AtomicU64::new(0),
+            record: Record::default(),
             released: Notify::new(),
             ending: OnceLock::new(),
             ended: CancellationToken::new(),
@@ -104,7 +109,11 @@ impl Gate {
     ///
     /// # Errors
     /// [`GateRefusal`], each variant as it says.
-    pub(super) async fn lease(self: &Arc<Self>, patience: Duration) -> Result<Lease, GateRefusal> {
+    pub(super) async fn lease(
+        self: &Arc<Self>,
+        request: Fingerprint,
+        patience: Duration,
+    ) -> Result<Lease, GateRefusal> {
         // Tokio hands a released seat to those who wait first, so this never jumps the queue.
         let permit = match Arc::clone(&self.seats).try_acquire_owned() {
             Ok(permit) => permit,
@@ -112,7 +121,8 @@ impl Gate {
             Err(TryAcquireError::NoPermits) => self.wait_for_seat(patience).await?,
         };
         self.touch();
-        Ok(Lease { gate: Arc::clone(self), permit: Some(permit) })
+        let gate = Arc::clone(self);
+        Ok(Lease { gate, permit: Some(permit), request, outcome: Outcome::Nothing })
     }
 
     async fn wait_for_seat(&self, patience: Duration) -> Result<OwnedSemaphorePermit, GateRefusal> {
@@ -150,6 +160,11 @@ impl Gate {
     /// Returns how many requests wait for a seat.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Returns what became of the requests so far.
+    pub fn record(&self) -> &Record {
+        &self.record
     }
 
     /// Returns how long ago the last request ended, or the gate was made; zero while one is being
@@ -241,9 +256,34 @@ impl fmt::Debug for Gate {
 pub(super) struct Lease {
     gate: Arc<Gate>,
     permit: Option<OwnedSemaphorePermit>,
+    request: Fingerprint,
+    outcome: Outcome,
+}
+
+/// How far an exchange has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Outcome {
+    /// Not a byte came.
+    Nothing,
+    /// The engine said something.
+    Something,
 }
 
 impl Lease {
+    /// Notes that the engine said something, if only that it will not.
+    pub(super) fn note_word(&mut self) {
+        self.outcome = Outcome::Something;
+        self.gate.record.note_piece();
+    }
+
+    /// Notes that the engine failed the request. One that is being ended is not to blame.
+    pub(super) fn note_failure(&mut self) {
+        self.outcome = Outcome::Something;
+        if !self.gate.is_closed() {
+            self.gate.record.note_failure(self.request);
+        }
+    }
+
     /// Returns the gate that the seat belongs to.
     pub(super) fn gate(&self) -> &Arc<Gate> {
         &self.gate
@@ -253,6 +293,9 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.gate.touch();
+        if self.outcome == Outcome::Nothing && !self.gate.is_closed() {
+            self.gate.record.note_given_up();
+        }
         // The seat goes back before the waiters of `drained` count.
         drop(self.permit.take());
         self.gate.released.notify_waiters();
@@ -289,33 +332,38 @@ mod tests {
         Gate::new("chat".parse().unwrap(), Generation(1), (endpoint, None), parallel, queue_limit)
     }
 
+    fn request() -> Fingerprint {
+        Fingerprint::of(b"{}")
+    }
+
     #[tokio::test]
     async fn a_full_gate_queues_then_refuses_then_times_out() {
         let gate = gate(1, 1);
         let patience = Duration::from_millis(20);
-        let first = gate.lease(patience).await.unwrap();
-        let (second, third) = tokio::join!(gate.lease(patience), gate.lease(patience));
+        let first = gate.lease(request(), patience).await.unwrap();
+        let (second, third) =
+            tokio::join!(gate.lease(request(), patience), gate.lease(request(), patience));
         assert_eq!(second.unwrap_err(), GateRefusal::TimedOut);
         assert_eq!(third.unwrap_err(), GateRefusal::Full { waiting: 1 });
         assert_eq!(gate.waiting(), 0);
         drop(first);
-        assert!(gate.lease(patience).await.is_ok(), "the turn came back");
+        assert!(gate.lease(request(), patience).await.is_ok(), "the turn came back");
     }
 
     #[tokio::test]
     async fn a_cut_gate_is_drained_whoever_still_holds_a_seat() {
         let gate = gate(1, 1);
-        let _stalled = gate.lease(Duration::from_secs(1)).await.unwrap();
+        let _stalled = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
         tokio::join!(gate.drained(), async { gate.cut() });
     }
 
     #[tokio::test]
     async fn seats_are_given_in_the_order_of_asking() {
         let gate = gate(1, 8);
-        let first = gate.lease(Duration::from_secs(1)).await.unwrap();
+        let first = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
         let order = std::sync::Mutex::new(Vec::new());
         let ask = async |number: u32| {
-            let lease = gate.lease(Duration::from_mins(1)).await.unwrap();
+            let lease = gate.lease(request(), Duration::from_mins(1)).await.unwrap();
             order.lock().unwrap().push(number);
             drop(lease);
         };
@@ -326,8 +374,8 @@ mod tests {
     #[tokio::test]
     async fn those_who_wait_at_a_dead_engine_are_sent_away() {
         let gate = gate(1, 8);
-        let _busy = gate.lease(Duration::from_secs(1)).await.unwrap();
-        let (waited, ()) = tokio::join!(gate.lease(Duration::from_mins(1)), async {
+        let _busy = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let (waited, ()) = tokio::join!(gate.lease(request(), Duration::from_mins(1)), async {
             gate.cut();
             gate.mark_dead();
         });
@@ -338,11 +386,30 @@ mod tests {
     #[tokio::test]
     async fn a_closed_gate_is_drained_by_its_last_lease() {
         let gate = gate(2, 1);
-        let lease = gate.lease(Duration::from_secs(1)).await.unwrap();
+        let lease = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
         gate.close();
-        assert_eq!(gate.lease(Duration::from_secs(1)).await.unwrap_err(), GateRefusal::Closed);
+        assert_eq!(
+            gate.lease(request(), Duration::from_secs(1)).await.unwrap_err(),
+            GateRefusal::Closed
+        );
         assert_eq!(gate.in_flight(), 1);
         tokio::join!(gate.drained(), async { drop(lease) });
         assert_eq!(gate.in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_without_a_byte_is_noted_unless_the_gate_is_closed() {
+        let gate = gate(2, 1);
+        let first = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let mut second = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        drop(first);
+        assert_eq!(gate.record().given_up_in_row(), 1);
+        second.note_failure();
+        drop(second);
+        assert_eq!((gate.record().given_up_in_row(), gate.record().failed_in_row()), (1, 1));
+        let mut last = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        gate.close();
+        last.note_failure();
+        assert_eq!(gate.record().failed_in_row(), 1);
     }
 }

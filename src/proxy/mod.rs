@@ -20,6 +20,7 @@ mod gate;
 mod hold;
 mod listing;
 mod normalise;
+mod record;
 mod relay;
 mod reply;
 mod routes;
@@ -32,6 +33,7 @@ use arc_swap::ArcSwap;
 
 pub use self::{
     gate::Gate,
+    record::Record,
     routes::RouteTable,
     serve::{Phase, serve},
 };

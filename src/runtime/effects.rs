@@ -15,7 +15,7 @@ use crate::{
     process::StopHandle,
     proxy::Gate,
     spec::{Generation, SlotName, profile::Profile},
-    supervisor::{ChildEvent, Command, Event, SlotEvent, StopSignal},
+    supervisor::{ChildEvent, Command, Event, SlotEvent},
 };
 
 /// How many reports of children may wait for the driver. A child's task waits when it is full.
@@ -116,7 +116,8 @@ impl Effects {
                 | ChildEvent::BecameUnready
                 | ChildEvent::Drained
                 | ChildEvent::ActivityMeasured { .. }
-                | ChildEvent::MemoryMeasured { .. } => {}
+                | ChildEvent::MemoryMeasured { .. }
+                | ChildEvent::VitalsRead { .. } => {}
             }
         }
         child_event(slot, generation, event)
@@ -128,9 +129,8 @@ impl Effects {
             Command::Spawn { slot, generation, profile } => self.spawn(slot, generation, profile),
             Command::Signal { slot, generation, signal } => {
                 if let Some(handles) = self.live(&slot, generation) {
-                    if signal == StopSignal::Kill {
-                        handles.gate.close();
-                    }
+                    // Those who wait for a seat are better off with the next engine.
+                    handles.gate.close();
                     handles.stop.signal(signal);
                 }
             }

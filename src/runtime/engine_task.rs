@@ -110,12 +110,15 @@ pub(super) async fn run(tools: Arc<Tools>, profile: Arc<Profile>, reporter: Repo
             return;
         }
     };
-    announce(&tools, &running, &reporter).await;
+    let gate = announce(&tools, &running, &reporter).await;
     let watched = Watched {
         endpoint: &running.launched.endpoint,
         kind: running.launched.kind,
         alias: &reporter.slot,
         log: &running.log,
+        pid: running.child.pid(),
+        gate: &gate,
+        patience: profile.hang_timeout,
     };
     // Boxed: the watch holds a request while it waits, and this task lives as long as the engine.
     let watch = Box::pin(watch::watch(watched, &reporter));
@@ -131,7 +134,7 @@ pub(super) async fn run(tools: Arc<Tools>, profile: Arc<Profile>, reporter: Repo
     reporter.tell(ChildEvent::Reaped).await;
 }
 
-async fn announce(tools: &Tools, running: &Running, reporter: &Reporter) {
+async fn announce(tools: &Tools, running: &Running, reporter: &Reporter) -> Arc<Gate> {
     let launched = &running.launched;
     let gate = Gate::new(
         reporter.slot.clone(),
@@ -140,9 +143,10 @@ async fn announce(tools: &Tools, running: &Running, reporter: &Reporter) {
         launched.info.parallel,
         tools.settings.queue_limit,
     );
-    let handles = Handles { gate, stop: running.child.stop_handle() };
+    let handles = Handles { gate: Arc::clone(&gate), stop: running.child.stop_handle() };
     let event = ChildEvent::Spawned { pid: running.child.pid(), engine: launched.info.clone() };
     reporter.send(event, Some(handles)).await;
+    gate
 }
 
 /// Checks, then starts.

@@ -13,6 +13,7 @@ mod engine_task;
 mod memory;
 mod profiles;
 mod publish;
+mod readings;
 mod remember;
 mod service_manager;
 mod signals;

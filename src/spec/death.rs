@@ -20,6 +20,10 @@ pub enum Verdict {
     Crash,
     /// It did not become ready in time.
     StartTimeout,
+    /// It stood still or spun: no answer, no token, no use, for `hang_timeout`.
+    Hung,
+    /// It failed every request, whatever its health said.
+    Poisoned,
     /// The engine refused its arguments.
     BadConfig,
     /// A file that it needs is not there.
@@ -36,13 +40,15 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every verdict.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::StoppedByUs,
         Self::KilledByOther,
         Self::OomHost,
         Self::OomDevice,
         Self::Crash,
         Self::StartTimeout,
+        Self::Hung,
+        Self::Poisoned,
         Self::BadConfig,
         Self::MissingFile,
         Self::BadModel,
@@ -60,6 +66,8 @@ impl Verdict {
             Self::OomDevice => "oom-device",
             Self::Crash => "crash",
             Self::StartTimeout => "start-timeout",
+            Self::Hung => "hung",
+            Self::Poisoned => "poisoned",
             Self::BadConfig => "bad-config",
             Self::MissingFile => "missing-file",
             Self::BadModel => "bad-model",

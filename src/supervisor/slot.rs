@@ -24,6 +24,7 @@ use super::{
     Memory,
     command::{Command, Refusal, StopSignal},
     event::EngineInfo,
+    health::Pulse,
     policy::Policy,
     random::Random,
     restart::Tally,
@@ -92,7 +93,7 @@ pub(super) enum State {
 }
 
 /// A child that has been ready.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Serving {
     pub(super) began: Monotime,
     pub(super) pid: u32,
@@ -100,6 +101,8 @@ pub(super) struct Serving {
     pub(super) proven_at: Option<Monotime>,
     /// When to ask how long it has been idle; `None` without an idle timeout.
     pub(super) idle_check_at: Option<Monotime>,
+    /// What its vital signs have come to; `None` until they were read.
+    pub(super) pulse: Option<Box<Pulse>>,
 }
 
 /// How a stop goes on.
@@ -109,7 +112,10 @@ pub(super) enum Stop {
     Terminated { kill_at: Monotime, was: Phase },
     /// `SIGKILL` was sent after the grace.
     Killed { was: Phase },
-    /// `SIGKILL` was sent because it did not become ready.
+    /// `SIGTERM` was sent because it hung or failed every request: its death is recorded already.
+    Condemned { kill_at: Monotime },
+    /// `SIGKILL` was sent because it did not become ready, or after the grace of a condemned one: its
+    /// death is recorded already.
     TimedOut,
 }
 
@@ -231,7 +237,12 @@ impl Slot {
     }
 
     /// Takes no more requests and lets those in flight end.
-    pub(super) fn drain(&self, serving: Serving, after: After, context: &mut Context<'_>) -> State {
+    pub(super) fn drain(
+        &self,
+        serving: &Serving,
+        after: After,
+        context: &mut Context<'_>,
+    ) -> State {
         context
             .commands
             .push(Command::Drain { slot: self.name.clone(), generation: self.generation });
@@ -273,7 +284,10 @@ impl Slot {
                 [serving.proven_at, serving.idle_check_at].into_iter().flatten().min()
             }
             State::Draining { cut_at, .. } => Some(*cut_at),
-            State::Stopping { stop: Stop::Terminated { kill_at, .. }, .. } => Some(*kill_at),
+            State::Stopping {
+                stop: Stop::Terminated { kill_at, .. } | Stop::Condemned { kill_at },
+                ..
+            } => Some(*kill_at),
             State::Backoff { retry_at } => Some(*retry_at),
             State::Stopping { stop: Stop::Killed { .. } | Stop::TimedOut, .. }
             | State::Offline

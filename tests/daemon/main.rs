@@ -1,5 +1,5 @@
 //! The whole daemon on real processes: `faults` with the fake engine, for what cannot be ordered of
-//! a real one; `real` with llama-server, the candle worker and a real model.
+//! a real one, `hangs` with it too; `real` with llama-server, the candle worker and a real model.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,5 +12,6 @@
 
 mod common;
 mod faults;
+mod hangs;
 #[cfg(feature = "worker")]
 mod real;

@@ -171,6 +171,7 @@ fn profile(slot: &str) -> Profile {
         max_restarts: 5,
         start_timeout: Duration::from_mins(1),
         stop_timeout: Duration::from_secs(5),
+        hang_timeout: None,
         idle_timeout: None,
     }
 }

@@ -64,6 +64,9 @@ pub(crate) struct Alive {
     pub(crate) spawned_at: Monotime,
     pub(crate) ready_since: Option<Monotime>,
     pub(crate) is_ready: bool,
+    /// The last sign of life, or the moment from which on signs are missed.
+    pub(crate) lively_at: Monotime,
+    pub(crate) pieces: u64,
     pub(crate) drain: Option<Drain>,
     pub(crate) kill_at: Option<Monotime>,
     pub(crate) is_killed: bool,
@@ -143,6 +146,7 @@ impl Truth {
             (Child::Alive(Alive { drain: Some(_), .. }), _) => false,
             (Child::Alive(alive), ChildEvent::Progressed { .. }) => alive.ready_since.is_none(),
             (Child::Alive(alive), ChildEvent::BecameReady) => !alive.is_ready,
+            (Child::Alive(alive), ChildEvent::VitalsRead { .. }) => alive.ready_since.is_some(),
             (
                 Child::Alive(alive),
                 ChildEvent::BecameUnready | ChildEvent::ActivityMeasured { .. },
@@ -261,6 +265,8 @@ impl Truth {
                     spawned_at: now,
                     ready_since: None,
                     is_ready: false,
+                    lively_at: now,
+                    pieces: 0,
                     drain: None,
                     kill_at: None,
                     is_killed: false,
@@ -280,6 +286,12 @@ impl Truth {
             (Child::Alive(alive), ChildEvent::BecameReady) => {
                 alive.is_ready = true;
                 alive.ready_since.get_or_insert(now);
+            }
+            (Child::Alive(alive), ChildEvent::VitalsRead { vitals })
+                if !vitals.continues || vitals.pieces != alive.pieces =>
+            {
+                alive.lively_at = now;
+                alive.pieces = vitals.pieces;
             }
             (Child::Alive(alive), ChildEvent::BecameUnready) => alive.is_ready = false,
             (Child::Alive(alive), ChildEvent::Drained) => {

@@ -60,6 +60,7 @@ impl Slot {
             | Input::Drained
             | Input::ActivityMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. }
             | Input::Reaped => same,
         }
@@ -95,6 +96,7 @@ impl Slot {
             | Input::Drained
             | Input::ActivityMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. }
             | Input::Reaped => State::Cancelling { after },
         }
@@ -159,6 +161,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Reaped => state,
         }
     }

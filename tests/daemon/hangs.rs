@@ -1,0 +1,143 @@
+//! Engines that live and do nothing are found and replaced; those that only take their time are not.
+
+use std::time::Duration;
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::common::{DEADLINE, Daemon, fake, is_alive, scratch, write_profile};
+
+/// The shortest patience there is.
+const PATIENCE: &str = "hang_timeout = \"2s\"\nstop_timeout = \"1s\"";
+
+/// A daemon with one slot whose first engine falls into `wedge` with its first request.
+async fn daemon_with(wedge: &str) -> Daemon {
+    let dir = scratch(&[]);
+    let once = dir.path().join("wedged");
+    let script = format!("wedge={wedge} once={}", once.display());
+    write_profile(dir.path(), "chat", &fake(&script, PATIENCE));
+    let daemon = Daemon::start(dir).await;
+    daemon.order("chat", "load").await;
+    daemon.until_state("chat", "ready").await;
+    daemon
+}
+
+fn pid_of(slot: &Value) -> Pid {
+    Pid::from_raw(slot["pid"].as_i64().unwrap().try_into().unwrap())
+}
+
+/// Waits until the first engine was replaced; its verdict and reason.
+async fn replaced(daemon: &Daemon) -> (String, String) {
+    let is_next = |slot: &Value| slot["generation"] == 2 && slot["state"] == "ready";
+    let slot = daemon.until("chat", "replaced", is_next).await;
+    assert_eq!(slot["restarts"], 1);
+    let text = |key: &str| slot[key].as_str().unwrap().to_owned();
+    (text("verdict"), text("reason"))
+}
+
+#[tokio::test]
+async fn a_stopped_engine_is_replaced_and_its_request_answered() {
+    let daemon = Daemon::start(scratch(&[("chat", &fake("", PATIENCE))])).await;
+    daemon.order("chat", "load").await;
+    let before = daemon.until_state("chat", "ready").await;
+    kill(pid_of(&before), Signal::SIGSTOP).unwrap();
+    let answer = daemon.chat("chat").await;
+    assert_eq!(answer.status(), 200, "the request went to the next engine");
+    let (verdict, reason) = replaced(&daemon).await;
+    assert_eq!(verdict, "hung");
+    assert!(reason.contains("used no CPU time") && reason.contains("SIGSTOP"), "{reason}");
+    assert!(!is_alive(before["pid"].as_u64().unwrap()));
+}
+
+#[tokio::test]
+async fn an_engine_that_spins_is_replaced_once_its_client_has_given_up() {
+    let daemon = daemon_with("spin").await;
+    let url = format!("{}/v1/chat/completions", daemon.url);
+    let body = json!({"model": "chat", "messages": []});
+    let request = daemon.client.post(url).json(&body).timeout(Duration::from_millis(500));
+    assert!(request.send().await.unwrap_err().is_timeout());
+    let (verdict, reason) = replaced(&daemon).await;
+    assert_eq!(verdict, "hung");
+    assert!(reason.contains("no request to work on; meanwhile it used"), "{reason}");
+    assert_eq!(daemon.chat("chat").await.status(), 200);
+}
+
+#[tokio::test]
+async fn an_engine_that_takes_no_connections_is_replaced() {
+    let daemon = daemon_with("deaf").await;
+    assert_eq!(daemon.chat("chat").await.status(), 200);
+    let (verdict, reason) = replaced(&daemon).await;
+    assert_eq!(verdict, "hung");
+    assert!(reason.contains("answered no look at its health"), "{reason}");
+    assert_eq!(daemon.chat("chat").await.status(), 200);
+}
+
+#[tokio::test]
+async fn an_engine_that_answers_its_health_and_nothing_else_is_replaced() {
+    let daemon = daemon_with("stall").await;
+    assert_eq!(daemon.chat("chat").await.status(), 200, "the request went to the next engine");
+    let (verdict, reason) = replaced(&daemon).await;
+    assert_eq!(verdict, "hung");
+    assert!(reason.starts_with("it answers looks at its health, but"), "{reason}");
+}
+
+#[tokio::test]
+async fn an_engine_that_fails_every_request_is_replaced() {
+    let daemon = daemon_with("500").await;
+    let ask = async |question: usize| {
+        let messages = json!([{"role": "user", "content": question.to_string()}]);
+        let body = json!({"model": "chat", "messages": messages});
+        daemon.post("/v1/chat/completions", &body).await.status().as_u16()
+    };
+    for question in [0, 0, 0, 0, 0, 0, 1, 2, 3] {
+        assert_eq!(ask(question).await, 500, "the same request over and over proves nothing");
+    }
+    assert_eq!(daemon.slot("chat").await["generation"], 1);
+    assert_eq!(ask(4).await, 500);
+    let (verdict, reason) = replaced(&daemon).await;
+    assert_eq!(verdict, "poisoned");
+    assert!(reason.starts_with("the last 5 requests all failed"), "{reason}");
+    assert_eq!(ask(5).await, 200);
+}
+
+#[tokio::test]
+async fn a_long_prompt_of_an_engine_too_busy_for_its_health_is_left_alone() {
+    // Three times the patience, of CPU time: longer on a busy machine.
+    let script = "prompt=6s health=busy";
+    let daemon = Daemon::start(scratch(&[("chat", &fake(script, PATIENCE))])).await;
+    assert_eq!(daemon.chat("chat").await.status(), 200);
+    let slot = daemon.slot("chat").await;
+    assert_eq!((&slot["generation"], &slot["verdict"]), (&json!(1), &Value::Null), "{slot}");
+}
+
+#[tokio::test]
+async fn a_daemon_that_stood_still_itself_begins_to_count_anew() {
+    let daemon = Daemon::start(scratch(&[("chat", &fake("", PATIENCE))])).await;
+    daemon.order("chat", "load").await;
+    let slot = daemon.until_state("chat", "ready").await;
+    kill(pid_of(&slot), Signal::SIGSTOP).unwrap();
+    let readings = || daemon.log().matches("event=\"vitals-read\"").count();
+    until(|| readings() > 0).await;
+    daemon.signal(Signal::SIGSTOP);
+    // The time is what this is about: longer than the patience.
+    sleep(Duration::from_secs(3)).await;
+    let before = readings();
+    daemon.signal(Signal::SIGCONT);
+    until(|| readings() > before).await;
+    kill(pid_of(&slot), Signal::SIGCONT).unwrap();
+    assert_eq!(daemon.chat("chat").await.status(), 200);
+    let after = daemon.slot("chat").await;
+    assert_eq!((&after["generation"], &after["verdict"]), (&json!(1), &Value::Null), "{after}");
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !holds() {
+        assert!(Instant::now() < end, "it never came to pass");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
