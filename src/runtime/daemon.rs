@@ -78,8 +78,8 @@ impl Daemon {
         let slots = profiles.reload(&parts.mailbox).await;
         // The driver lives: the sender is not gone. A client that saw the line finds its slots.
         drop(parts.snapshots.wait_for(|snapshot| snapshot.slots.len() >= slots).await);
-        listening(self.address);
         parts.phase.send_replace(Phase::Serving);
+        listening(self.address);
         service_manager::ready();
         info!(address = %self.address, "daemon started");
         attend(&mut self.signals, &mut profiles, looks, &parts.mailbox).await;
