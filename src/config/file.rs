@@ -85,7 +85,8 @@ pub(super) struct ProfileFile {
     pub(super) max_restarts: u32,
 
     /// How long a load may take, `100ms` to `24h`: a whole number and one of `ms`, `s`, `m`, `h`,
-    /// `d`. Default: `10m`.
+    /// `d`. It counts anew with each step forward of an engine that tells how far it is. Default:
+    /// `10m`.
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"), extend("default" = "10m"))]
     pub(super) start_timeout: Duration,
 

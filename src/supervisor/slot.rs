@@ -71,9 +71,10 @@ pub(super) enum State {
     Spawning { began: Monotime },
     /// The spawn was ordered and is no longer wanted.
     Cancelling { after: After },
-    /// The child loads. Its time counts from `spawned_at`, not from the order, which `began` is: the
-    /// checks before a spawn are no part of the load.
-    Starting { pid: u32, began: Monotime, spawned_at: Monotime, percent: Option<u8> },
+    /// The child loads. Its time counts from `stepped_at`: its spawn, or the last step forward that it
+    /// told. It does not count from the order, which `began` is: the checks before a spawn are no part
+    /// of the load.
+    Starting { pid: u32, began: Monotime, stepped_at: Monotime, percent: Option<u8> },
     /// It takes requests.
     Ready(Serving),
     /// It says that it is not ready.
@@ -279,7 +280,7 @@ impl Slot {
     /// Returns when the slot wants to be woken.
     pub(super) fn deadline(&self) -> Option<Monotime> {
         match &self.state {
-            State::Starting { spawned_at, .. } => Some(self.give_up_at(*spawned_at)),
+            State::Starting { stepped_at, .. } => Some(self.give_up_at(*stepped_at)),
             State::Ready(serving) | State::Unready(serving) => {
                 [serving.proven_at, serving.idle_check_at].into_iter().flatten().min()
             }
@@ -299,9 +300,9 @@ impl Slot {
         }
     }
 
-    /// Returns when a load that began at `spawned_at` is given up, by the profile now in force.
-    pub(super) fn give_up_at(&self, spawned_at: Monotime) -> Monotime {
-        spawned_at.after(self.profile.start_timeout)
+    /// Returns when a load that last came forward at `stepped_at` is given up, by the profile now in force.
+    pub(super) fn give_up_at(&self, stepped_at: Monotime) -> Monotime {
+        stepped_at.after(self.profile.start_timeout)
     }
 
     /// Returns the slot as others see it.
@@ -332,8 +333,8 @@ impl Slot {
                 attempt,
                 give_up_at: self.give_up_at(began),
             },
-            State::Starting { pid, spawned_at, percent, .. } => {
-                let give_up_at = self.give_up_at(spawned_at);
+            State::Starting { pid, stepped_at, percent, .. } => {
+                let give_up_at = self.give_up_at(stepped_at);
                 StateView::Starting { pid: Some(pid), percent, attempt, give_up_at }
             }
             State::Ready(Serving { pid, .. }) => StateView::Ready { pid },

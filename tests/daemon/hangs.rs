@@ -134,6 +134,24 @@ async fn a_daemon_that_stood_still_itself_begins_to_count_anew() {
     assert_eq!((&after["generation"], &after["verdict"]), (&json!(1), &Value::Null), "{after}");
 }
 
+#[tokio::test]
+async fn a_load_that_comes_forward_may_take_longer_than_one_that_does_not() {
+    let moving = "ready_after=6s progress";
+    let keys = |seconds| format!("start_timeout = \"{seconds}s\"\nmax_restarts = 0");
+    let stuck = "ready_after=1h alloc=64MiB";
+    let profiles = [("moving", &*fake(moving, &keys(3))), ("stuck", &*fake(stuck, &keys(7)))];
+    let daemon = Daemon::start(scratch(&profiles)).await;
+    daemon.order("moving", "load").await;
+    daemon.order("stuck", "load").await;
+    let slot = daemon.until_state("stuck", "failed").await;
+    assert_eq!(slot["verdict"], "start-timeout");
+    let reason = slot["reason"].as_str().unwrap();
+    assert!(reason.starts_with("it was not ready after 7 s (`start_timeout`)"), "{reason}");
+    assert!(reason.contains("; it held 6"), "the memory is told: {reason}");
+    let slot = daemon.until_state("moving", "ready").await;
+    assert_eq!((&slot["generation"], &slot["verdict"]), (&json!(1), &Value::Null), "{slot}");
+}
+
 async fn until(holds: impl Fn() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !holds() {

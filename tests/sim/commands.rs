@@ -186,7 +186,7 @@ impl Truth {
             }
             (StopSignal::Kill, None) => {
                 check(alive.ready_since.is_none(), || "killed without a grace".to_owned())?;
-                let give_up_at = alive.spawned_at.after(start);
+                let give_up_at = alive.stepped_at.after(start);
                 check(give_up_at <= now, || "a load was killed before its time".to_owned())?;
                 alive.is_killed = true;
                 Ok(Some(Unplanned { had_served: false }))

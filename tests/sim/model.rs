@@ -61,7 +61,9 @@ pub(crate) enum Child {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Alive {
     pub(crate) pid: u32,
-    pub(crate) spawned_at: Monotime,
+    /// The spawn, or the last step forward of its load.
+    pub(crate) stepped_at: Monotime,
+    pub(crate) percent: Option<u8>,
     pub(crate) ready_since: Option<Monotime>,
     pub(crate) is_ready: bool,
     /// The last sign of life, or the moment from which on signs are missed.
@@ -262,7 +264,8 @@ impl Truth {
             (Child::Ordered { .. }, ChildEvent::Spawned { pid, .. }) => {
                 self.child = Child::Alive(Alive {
                     pid: *pid,
-                    spawned_at: now,
+                    stepped_at: now,
+                    percent: None,
                     ready_since: None,
                     is_ready: false,
                     lively_at: now,
@@ -282,6 +285,12 @@ impl Truth {
                 let had_served = alive.ready_since.is_some();
                 self.child = Child::Dead { pid: alive.pid };
                 return (!is_planned).then_some(Unplanned { had_served });
+            }
+            (Child::Alive(alive), ChildEvent::Progressed { percent })
+                if alive.percent < Some((*percent).min(100)) =>
+            {
+                alive.percent = Some((*percent).min(100));
+                alive.stepped_at = now;
             }
             (Child::Alive(alive), ChildEvent::BecameReady) => {
                 alive.is_ready = true;

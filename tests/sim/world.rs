@@ -277,7 +277,7 @@ impl World {
 
     fn spawn(&mut self, slot: &SlotName, generation: Generation) {
         // Now and then the model lies on a disk that has to wake up first.
-        let is_slow = self.dice.chance(80);
+        let is_slow = self.dice.chance(160);
         let latency = self.dice.millis(2, if is_slow { 25_000 } else { 400 });
         let child = (slot, generation);
         if self.dice.chance(60) {

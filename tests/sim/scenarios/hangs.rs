@@ -89,3 +89,22 @@ fn a_stop_that_was_asked_for_wins_over_a_hang() {
     stage.die(ended(ExitStatus::Code(0)));
     assert_eq!(stage.state(), "offline");
 }
+
+#[test]
+fn a_step_forward_of_a_load_gives_it_its_time_anew_and_a_repeated_one_does_not() {
+    let mut stage = Stage::on_demand();
+    stage.demand();
+    stage.spawn();
+    let minute = Duration::from_mins(1);
+    for percent in [10, 20] {
+        stage.pass(minute);
+        stage.child(ChildEvent::Progressed { percent });
+    }
+    stage.pass(minute);
+    stage.child(ChildEvent::Progressed { percent: 20 });
+    assert_eq!(stage.state(), "starting", "three minutes into a load of two");
+    assert_eq!(signals(&stage.pass(minute)), [StopSignal::Kill]);
+    let death = stage.view().deaths.last().unwrap();
+    let reason = "its load stood at 20 % for 120 s (`start_timeout`) and was killed";
+    assert_eq!((death.verdict, death.reason.as_str()), (Verdict::StartTimeout, reason));
+}
