@@ -80,6 +80,11 @@ impl Answer {
         }
     }
 
+    /// Notes that the engine broke off.
+    pub(super) fn note_break(&mut self) {
+        self.lease.note_break();
+    }
+
     /// Notes that the engine failed the request.
     pub(super) fn note_failure(&mut self) {
         self.lease.note_failure();
@@ -87,7 +92,7 @@ impl Answer {
 
     /// Gives the connection and the seat back: the body has been read whole.
     pub(super) fn finish(mut self, context: &mut Context<'_>) {
-        self.gate().record().note_answer();
+        self.lease.note_answer();
         self.line.settle(context);
         self.lease.gate().keep(self.line);
     }

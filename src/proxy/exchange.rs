@@ -50,6 +50,10 @@ pub(super) struct Order {
 /// 2. No ready engine: ask the core, wait for its answer, look again.
 /// 3. The engine dies before it has said anything: once more from the start.
 pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, Fault> {
+    if client.shared.suspects.is_guilty(&order.slot, order.fingerprint) {
+        // No engine is loaded only to be spared.
+        return Err(Fault::poison(&order.slot));
+    }
     let mut may_try_again = true;
     loop {
         let mut lease = turn(&client.shared, &order).await?;
@@ -65,7 +69,7 @@ pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, F
             SendFault::Cut => "was stopped before it answered",
             SendFault::Gone => "died before it answered",
         };
-        lease.note_failure();
+        lease.note_break();
         let has_died = matches!(fault, SendFault::Gone) && has_died(lease.gate()).await;
         if !(has_died && may_try_again && Instant::now() < order.deadline) {
             return Err(Fault::engine_died(&order.slot, what));
@@ -80,6 +84,9 @@ async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
         if let Some(gate) = open_gate(shared, &order.slot) {
             let patience = order.deadline.saturating_duration_since(Instant::now());
             match gate.lease(order.fingerprint, patience).await {
+                Ok(lease) if lease.gate().is_guilty(order.fingerprint) => {
+                    return Err(Fault::poison(&order.slot));
+                }
                 Ok(lease) => return Ok(lease), // (1)
                 Err(GateRefusal::Closed) => {}
                 Err(refusal) => return Err(Fault::of_gate(&order.slot, refusal)),

@@ -6,8 +6,8 @@ use std::{
     fmt,
     num::NonZeroU32,
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     record::{Fingerprint, Record},
+    suspects::Suspects,
     upstream::Upstream,
 };
 use crate::{
@@ -43,6 +44,11 @@ pub struct Gate {
     born: Instant,
     last_access_ms: AtomicU64,
     record: Record,
+    /// Requests whose exchange the engine broke: it may have died of one.
+    broken: Mutex<Vec<Fingerprint>>,
+    /// Set when the engine was found dead, or past saving, and a request may be to blame.
+    is_blamed: AtomicBool,
+    suspects: Arc<Suspects>,
     released: Notify,
     ending: OnceLock<Ending>,
     ended: CancellationToken,
@@ -55,6 +61,15 @@ pub(super) enum Ending {
     Cut,
     /// The engine is dead.
     Died,
+}
+
+/// What an engine's end may be laid to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Blame {
+    /// It crashed, or took too much memory: a request may have done that.
+    Request,
+    /// Somebody ended it, or it was done.
+    Nobody,
 }
 
 /// Why a request was not let in.
@@ -77,13 +92,13 @@ pub(super) enum GateRefusal {
 impl Gate {
     /// Makes an open gate for an engine that works on `parallel` requests at once (at least one)
     /// and in front of which `queue_limit` more may wait. `model` is the name that the engine insists
-    /// on, if it does.
+    /// on, if it does. `suspects` are shared by all gates.
     pub fn new(
         slot: SlotName,
         generation: Generation,
         (endpoint, model): (Endpoint, Option<String>),
-        parallel: u32,
-        queue_limit: u32,
+        (parallel, queue_limit): (u32, u32),
+        suspects: &Arc<Suspects>,
     ) -> Arc<Self> {
         let parallel = NonZeroU32::new(parallel).unwrap_or(NonZeroU32::MIN).get();
         let parallel = usize::try_from(parallel).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
@@ -99,6 +114,9 @@ impl Gate {
             born: Instant::now(),
             last_access_ms: AtomicU64::new(0),
             record: Record::default(),
+            broken: Mutex::default(),
+            is_blamed: AtomicBool::new(false),
+            suspects: Arc::clone(suspects),
             released: Notify::new(),
             ending: OnceLock::new(),
             ended: CancellationToken::new(),
@@ -204,8 +222,24 @@ impl Gate {
     }
 
     /// Closes the gate of a dead engine: every exchange in flight ends with an error.
-    pub fn mark_dead(&self) {
+    pub fn mark_dead(&self, blame: Blame) {
+        if blame == Blame::Request {
+            self.blame();
+        }
         self.end(Ending::Died);
+    }
+
+    /// Notes that a request in flight may be what the engine ends of: those whose exchanges broke
+    /// already are suspects, those in flight will be when they end.
+    pub fn blame(&self) {
+        self.is_blamed.store(true, Ordering::SeqCst);
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        self.suspects.note(&self.slot, self.generation, broken.drain(..));
+    }
+
+    /// Tells whether this request has taken engines of this slot down.
+    pub(super) fn is_guilty(&self, request: Fingerprint) -> bool {
+        self.suspects.is_guilty(&self.slot, request)
     }
 
     fn end(&self, ending: Ending) {
@@ -219,7 +253,8 @@ impl Gate {
         &self.upstream
     }
 
-    pub(super) fn is_closed(&self) -> bool {
+    /// Tells whether nobody is let in any more.
+    pub fn is_closed(&self) -> bool {
         self.seats.is_closed()
     }
 
@@ -267,6 +302,8 @@ enum Outcome {
     Nothing,
     /// The engine said something.
     Something,
+    /// It is whole.
+    Answered,
 }
 
 impl Lease {
@@ -274,6 +311,28 @@ impl Lease {
     pub(super) fn note_word(&mut self) {
         self.outcome = Outcome::Something;
         self.gate.record.note_piece();
+    }
+
+    /// Notes that the answer is whole.
+    pub(super) fn note_answer(&mut self) {
+        self.outcome = Outcome::Answered;
+        self.gate.record.note_answer();
+        self.gate.suspects.clear(&self.gate.slot, self.request);
+    }
+
+    /// Notes that the engine broke the exchange off, and perhaps itself.
+    pub(super) fn note_break(&mut self) {
+        self.note_failure();
+        let mut broken = self.gate.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        // What broke long before a death is pushed out by what broke in it.
+        if broken.len() >= self.gate.parallel {
+            broken.remove(0);
+        }
+        broken.push(self.request);
+        drop(broken);
+        if self.gate.is_blamed.load(Ordering::SeqCst) {
+            self.gate.blame();
+        }
     }
 
     /// Notes that the engine failed the request. One that is being ended is not to blame.
@@ -293,6 +352,9 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.gate.touch();
+        if self.outcome != Outcome::Answered && self.gate.is_blamed.load(Ordering::SeqCst) {
+            self.note_break();
+        }
         if self.outcome == Outcome::Nothing && !self.gate.is_closed() {
             self.gate.record.note_given_up();
         }
@@ -329,7 +391,13 @@ mod tests {
 
     fn gate(parallel: u32, queue_limit: u32) -> Arc<Gate> {
         let endpoint = Endpoint::Unix("/nowhere.sock".into());
-        Gate::new("chat".parse().unwrap(), Generation(1), (endpoint, None), parallel, queue_limit)
+        Gate::new(
+            "chat".parse().unwrap(),
+            Generation(1),
+            (endpoint, None),
+            (parallel, queue_limit),
+            &Arc::default(),
+        )
     }
 
     fn request() -> Fingerprint {
@@ -361,7 +429,7 @@ mod tests {
     async fn seats_are_given_in_the_order_of_asking() {
         let gate = gate(1, 8);
         let first = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
-        let order = std::sync::Mutex::new(Vec::new());
+        let order = Mutex::new(Vec::new());
         let ask = async |number: u32| {
             let lease = gate.lease(request(), Duration::from_mins(1)).await.unwrap();
             order.lock().unwrap().push(number);
@@ -377,7 +445,7 @@ mod tests {
         let _busy = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
         let (waited, ()) = tokio::join!(gate.lease(request(), Duration::from_mins(1)), async {
             gate.cut();
-            gate.mark_dead();
+            gate.mark_dead(Blame::Nobody);
         });
         assert_eq!(waited.unwrap_err(), GateRefusal::Closed);
         assert_eq!(gate.ending(), Some(Ending::Cut), "the first reason stays");

@@ -25,6 +25,7 @@ mod relay;
 mod reply;
 mod routes;
 mod serve;
+mod suspects;
 mod upstream;
 
 use std::{sync::Arc, time::Duration};
@@ -32,10 +33,11 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 
 pub use self::{
-    gate::Gate,
+    gate::{Blame, Gate},
     record::Record,
     routes::RouteTable,
     serve::{Phase, serve},
+    suspects::Suspects,
 };
 use crate::mailbox::Mailbox;
 
@@ -48,6 +50,8 @@ pub struct Shared {
     pub mailbox: Mailbox,
     /// The limits in force.
     pub limits: Limits,
+    /// Requests under suspicion; the gates share them.
+    pub suspects: Arc<Suspects>,
 }
 
 /// One connection of a client.

@@ -79,7 +79,7 @@ impl Relay {
     ) -> Poll<Item> {
         // An engine that never says `[DONE]` serves all the same: a new one would not say it either.
         if what != UNFINISHED {
-            answer.note_failure();
+            answer.note_break();
         }
         let mut words = LastWords::new(Arc::clone(&self.flushes));
         let Kind::Events(tail) = &self.kind else {

@@ -13,8 +13,12 @@ use tokio::{sync::mpsc, task::JoinSet};
 use super::engine_task::{self, Reporter, Tools};
 use crate::{
     process::StopHandle,
-    proxy::Gate,
-    spec::{Generation, SlotName, profile::Profile},
+    proxy::{Blame, Gate},
+    spec::{
+        Generation, SlotName,
+        death::{Evidence, ExitStatus},
+        profile::Profile,
+    },
     supervisor::{ChildEvent, Command, Event, SlotEvent},
 };
 
@@ -104,7 +108,9 @@ impl Effects {
         if let Some(live) = self.live.get(&slot).filter(|live| live.generation == generation) {
             match event {
                 // Streams in flight must not end as if they were whole.
-                ChildEvent::Exited { .. } => live.handles.gate.mark_dead(),
+                ChildEvent::Exited { ref evidence, .. } => {
+                    live.handles.gate.mark_dead(blame(evidence));
+                }
                 ChildEvent::Reaped => {
                     self.live.remove(&slot);
                     self.gates.remove(&slot);
@@ -129,6 +135,10 @@ impl Effects {
             Command::Spawn { slot, generation, profile } => self.spawn(slot, generation, profile),
             Command::Signal { slot, generation, signal } => {
                 if let Some(handles) = self.live(&slot, generation) {
+                    // Nobody closed it before: the engine is past saving, with requests in flight.
+                    if !handles.gate.is_closed() {
+                        handles.gate.blame();
+                    }
                     // Those who wait for a seat are better off with the next engine.
                     handles.gate.close();
                     handles.stop.signal(signal);
@@ -182,6 +192,21 @@ impl Effects {
         // Reports that nobody reads any more must not hold a task up.
         self.reports.close();
         while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// A kill or an end that somebody asked for says nothing of the requests in flight; a crash, an exit
+/// with a fault and a kill for memory may be of their making.
+fn blame(evidence: &Evidence) -> Blame {
+    match evidence.status {
+        ExitStatus::Signal(1 | 2 | 3 | 9 | 15)
+        | ExitStatus::Code(0 | 129 | 130 | 131 | 137 | 143)
+        | ExitStatus::Unknown
+            if evidence.oom_kills.unwrap_or(0) == 0 =>
+        {
+            Blame::Nobody
+        }
+        ExitStatus::Signal(_) | ExitStatus::Code(_) | ExitStatus::Unknown => Blame::Request,
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
     engine::{self, Endpoint, EngineKind, Launch, wants_port},
     models::{Checked, Checks, Refused},
     process::{self, Child, SpawnFault, SpawnSpec, Spawner},
-    proxy::Gate,
+    proxy::{Gate, Suspects},
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
@@ -47,6 +47,7 @@ pub(super) struct Tools {
     pub(super) settings: Settings,
     pub(super) spawner: Spawner,
     pub(super) checks: Arc<Checks>,
+    pub(super) suspects: Arc<Suspects>,
     /// The daemon's environment, from which engines get an allow-list.
     pub(super) environment: Vec<(OsString, OsString)>,
 }
@@ -140,8 +141,8 @@ async fn announce(tools: &Tools, running: &Running, reporter: &Reporter) -> Arc<
         reporter.slot.clone(),
         reporter.generation,
         (launched.endpoint.clone(), launched.model.clone()),
-        launched.info.parallel,
-        tools.settings.queue_limit,
+        (launched.info.parallel, tools.settings.queue_limit),
+        &tools.suspects,
     );
     let handles = Handles { gate: Arc::clone(&gate), stop: running.child.stop_handle() };
     let event = ChildEvent::Spawned { pid: running.child.pid(), engine: launched.info.clone() };

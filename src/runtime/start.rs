@@ -116,7 +116,7 @@ fn tools(settings: Settings) -> Result<Tools, StartFault> {
         hub_cache: hub_cache_dir(&|name| env::var_os(name)),
         environment: environment.clone(),
     });
-    Ok(Tools { settings, spawner, checks: Arc::new(checks), environment })
+    Ok(Tools { settings, spawner, checks: Arc::new(checks), suspects: Arc::default(), environment })
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, StartFault> {

@@ -105,6 +105,30 @@ async fn an_engine_that_fails_every_request_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_request_that_took_two_engines_down_is_not_given_to_a_third() {
+    let dir = scratch(&[]);
+    let spawn_log = dir.path().join("spawns");
+    let script = format!("poison=arsenic spawn_log={}", spawn_log.display());
+    write_profile(dir.path(), "chat", &fake(&script, ""));
+    let daemon = Daemon::start(dir).await;
+    let ask = async |what: &str| {
+        let messages = json!([{"role": "user", "content": what}]);
+        daemon.post("/v1/chat/completions", &json!({"model": "chat", "messages": messages})).await
+    };
+    assert_eq!(ask("arsenic").await.status(), 502, "it was tried twice");
+    let answer = ask("arsenic").await;
+    assert_eq!(answer.status(), 422);
+    assert_eq!(answer.headers()["x-should-retry"], "false");
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!(body["error"]["code"], "poison_request", "{body}");
+    let spawns = std::fs::read_to_string(spawn_log).unwrap().matches("started").count();
+    assert_eq!(spawns, 2);
+    let slot = daemon.slot("chat").await;
+    assert_eq!((&slot["verdict"], &slot["generation"]), (&json!("crash"), &json!(2)), "{slot}");
+    assert_eq!(ask("sugar").await.status(), 200, "others are served by the next engine");
+}
+
+#[tokio::test]
 async fn a_long_prompt_of_an_engine_too_busy_for_its_health_is_left_alone() {
     // Three times the patience, of CPU time: longer on a busy machine.
     let script = "prompt=6s health=busy";

@@ -57,6 +57,8 @@ pub(crate) struct Script {
     pub(crate) once: Option<PathBuf>,
     /// CPU time before the first token.
     pub(crate) prompt: Duration,
+    /// A request that holds this text makes it crash.
+    pub(crate) poison: Option<String>,
     pub(crate) die_after_tokens: Option<usize>,
     pub(crate) tokens: usize,
     pub(crate) token_gap: Duration,
@@ -98,6 +100,7 @@ impl Script {
             wedge: wedge(take("wedge").as_deref())?,
             once: take("once").map(PathBuf::from),
             prompt: duration(take("prompt"))?.unwrap_or_default(),
+            poison: take("poison"),
             die_after_tokens: take("die_after_tokens").map(|n| number(Some(n), 0)).transpose()?,
             tokens: number(take("tokens"), 8)?,
             token_gap: duration(take("token_gap"))?.unwrap_or_default(),

@@ -20,6 +20,11 @@ impl Engine {
         if path == "/health" {
             return self.answer_health(to);
         }
+        if self.is_poisoned_by(request) {
+            // Rust's own handler takes the first one, and makes the next one deadly.
+            raise(Signal::SIGSEGV)?;
+            raise(Signal::SIGSEGV)?;
+        }
         if request.method == "POST" && self.script.wedge.is_some() {
             self.wedge();
         }
@@ -73,6 +78,11 @@ impl Engine {
                 respond(to, 200, r#"{"status":"ok"}"#)
             }
         }
+    }
+
+    fn is_poisoned_by(&self, request: &Request) -> bool {
+        let Some(poison) = &self.script.poison else { return false };
+        request.body.windows(poison.len()).any(|part| part == poison.as_bytes())
     }
 
     /// Falls into what the script says, unless another process did before.
