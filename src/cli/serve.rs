@@ -1,6 +1,6 @@
 //! `slotd serve`: the daemon, in the foreground.
 
-use std::{env, io, net::SocketAddr, path::PathBuf};
+use std::{env, io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 use tokio::runtime::Builder;
@@ -37,6 +37,9 @@ pub(super) struct Options {
     listen: Option<String>,
 }
 
+/// How long calls that still block are waited for in the end.
+const LEFTOVERS: Duration = Duration::from_secs(1);
+
 /// Runs the daemon until a signal ends it.
 pub(super) fn run(options: Options, control: Option<PathBuf>) -> Result<Exit, Failure> {
     let Options { config, profiles, state_dir, listen } = options;
@@ -66,7 +69,10 @@ pub(super) fn run(options: Options, control: Option<PathBuf>) -> Result<Exit, Fa
         .enable_all()
         .build()
         .map_err(Failure::System)?;
-    match runtime.block_on(Box::pin(runtime::run(settings, announce))) {
+    let ended = runtime.block_on(Box::pin(runtime::run(settings, announce)));
+    // A read of a dead mount may never return; nothing waits for it.
+    runtime.shutdown_timeout(LEFTOVERS);
+    match ended {
         Ok(()) => Ok(Exit::Success),
         Err(fault) => {
             out::note(&format!("slotd: {}\n", told(&fault)));
@@ -85,7 +91,8 @@ fn told(fault: &StartFault) -> String {
     match fault {
         StartFault::State(OpenFault::Held { .. } | OpenFault::Newer { .. })
         | StartFault::NoSocket { .. }
-        | StartFault::ControlTaken { .. } => chain(fault),
+        | StartFault::ControlTaken { .. }
+        | StartFault::Broken => chain(fault),
         StartFault::State(OpenFault::Unusable { .. })
         | StartFault::Listen { .. }
         | StartFault::Make { .. }
@@ -109,7 +116,8 @@ fn exit_of(fault: &StartFault) -> Exit {
         StartFault::State(OpenFault::Unusable { .. })
         | StartFault::Make { .. }
         | StartFault::Spawner(_)
-        | StartFault::System(_) => Exit::Software,
+        | StartFault::System(_)
+        | StartFault::Broken => Exit::Software,
     }
 }
 

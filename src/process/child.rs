@@ -94,16 +94,18 @@ enum Notice {
     Handle(AsyncFd<OwnedFd>),
     /// A thread waits. For macOS and Linux before 5.3.
     Thread(watch::Receiver<bool>),
+    /// Neither could be had: asked again and again.
+    Polled,
 }
 
 impl Child {
     /// Takes over an unreaped child. The caller has entered `runtime`.
-    pub(super) fn new(parts: Parts, runtime: Handle) -> io::Result<Self> {
+    pub(super) fn new(parts: Parts, runtime: Handle) -> Self {
         let Parts { pid, cell, socket, forget } = parts;
         let group = Arc::new(Group { id: pid, cell, leader: Mutex::new(Leader::Unreaped) });
-        let notice = Notice::new(pid).inspect_err(|_| group.kill())?;
+        let notice = Notice::new(pid);
         let body = Body { group, notice, status: None, oom_kills: None, socket, forget };
-        Ok(Self { body: Some(body), runtime })
+        Self { body: Some(body), runtime }
     }
 
     /// Returns the process id, which is the number of the process group too.
@@ -272,11 +274,10 @@ impl Body {
 }
 
 impl Notice {
-    fn new(pid: Pid) -> io::Result<Self> {
-        match sys::open_pidfd(pid) {
-            Ok(handle) => sys::watch(handle, Interest::READABLE).map(Self::Handle),
-            Err(_) => Self::thread(pid),
-        }
+    /// Takes the best that can be had: a child that runs must not be lost for want of a file.
+    fn new(pid: Pid) -> Self {
+        let handle = sys::open_pidfd(pid).and_then(|fd| sys::watch(fd, Interest::READABLE));
+        handle.map(Self::Handle).or_else(|_| Self::thread(pid)).unwrap_or(Self::Polled)
     }
 
     fn thread(pid: Pid) -> io::Result<Self> {
@@ -306,6 +307,7 @@ impl Notice {
                     Ok(mut ready) => ready.clear_ready(),
                     Err(_) => return ExitStatus::Unknown,
                 },
+                Self::Polled => tokio::time::sleep(POLL_MAX).await,
                 Self::Thread(ended) => drop(ended.wait_for(|ended| *ended).await.is_ok()),
             }
         }

@@ -213,10 +213,7 @@ impl Forge {
                 let forget = Forget { name, jobs };
                 let parts = Parts { pid, cell, socket: spec.socket.clone(), forget };
                 let _entered = self.runtime.enter();
-                Child::new(parts, self.runtime.clone()).map_err(|source| SpawnFault::Exhausted {
-                    program: spec.program.clone(),
-                    source,
-                })
+                Ok(Child::new(parts, self.runtime.clone()))
             }
             Err(source) => {
                 cell.remove();

@@ -1,6 +1,6 @@
 //! The running daemon: its parts put together, and taken apart in order.
 
-use std::{convert::Infallible, fs, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, fs, net::SocketAddr, pin::pin, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -10,11 +10,12 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::{
     clock::{self, Clock},
-    driver::Driver,
+    driver::{Driver, Ended},
     effects::Effects,
     engine_task::Tools,
     memory,
@@ -22,6 +23,7 @@ use super::{
     publish::Publisher,
     remember, service_manager,
     signals::{Asked, Signals},
+    start::StartFault,
 };
 use crate::{
     admin::{self, Follow, LogRequest},
@@ -54,7 +56,9 @@ struct Parts {
     end_admin: oneshot::Sender<()>,
     servers: JoinSet<()>,
     helpers: JoinSet<Infallible>,
-    driving: JoinSet<Effects>,
+    keeping: JoinSet<Remembered>,
+    end_keeping: CancellationToken,
+    driving: JoinSet<Ended>,
 }
 
 impl Daemon {
@@ -65,7 +69,7 @@ impl Daemon {
         listener: TcpListener,
         control: UnixListener,
         listening: impl FnOnce(SocketAddr),
-    ) {
+    ) -> Result<(), StartFault> {
         let settings = &self.tools.settings;
         let mut profiles = Profiles::new(settings.profile_dirs.clone(), settings.context());
         // The watch is set before the first look, so that no edit falls between the two.
@@ -75,16 +79,25 @@ impl Daemon {
             error!(%fault, "profiles are not watched, `SIGHUP` reads them again");
         }
         let mut parts = self.start(listener, control, &profiles);
-        let slots = profiles.reload(&parts.mailbox).await;
-        // The driver lives: the sender is not gone. A client that saw the line finds its slots.
-        drop(parts.snapshots.wait_for(|snapshot| snapshot.slots.len() >= slots).await);
-        parts.phase.send_replace(Phase::Serving);
-        listening(self.address);
-        service_manager::ready();
-        info!(address = %self.address, "daemon started");
-        attend(&mut self.signals, &mut profiles, looks, &parts.mailbox).await;
+        if let Some(slots) = reload(&mut self.signals, &mut profiles, &parts.mailbox).await {
+            // The driver lives: the sender is not gone. A client that saw the line finds its slots.
+            drop(parts.snapshots.wait_for(|snapshot| snapshot.slots.len() >= slots).await);
+            parts.phase.send_replace(Phase::Serving);
+            listening(self.address);
+            service_manager::ready();
+            info!(address = %self.address, "daemon started");
+            tokio::select! {
+                () = attend(&mut self.signals, &mut profiles, looks, &parts.mailbox) => {}
+                ended = parts.driving.join_next() => {
+                    // It ends before it is told to in one way only.
+                    let fault = ended.and_then(Result::err);
+                    error!(?fault, "driver broke off");
+                    return Err(StartFault::Broken);
+                }
+            }
+        }
         drop(watch);
-        self.stop(parts).await;
+        self.stop(parts).await
     }
 
     /// Starts the driver and everything around it.
@@ -106,8 +119,9 @@ impl Daemon {
         servers.spawn(admin::serve(control, state, async move { drop(admin_ends.await) }));
         let mut helpers = JoinSet::new();
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
+        let (mut keeping, end_keeping) = (JoinSet::new(), CancellationToken::new());
         let (state, known) = (Arc::clone(&self.state), self.remembered.clone());
-        helpers.spawn(remember::keep(state, snapshots.clone(), known));
+        keeping.spawn(remember::keep(state, snapshots.clone(), known, end_keeping.clone()));
         let memory = remember::recall(&self.remembered);
         let driver = Driver {
             core: Supervisor::new(policy(settings), clock::seed(), memory),
@@ -119,30 +133,46 @@ impl Daemon {
         };
         let mut driving = JoinSet::new();
         driving.spawn(driver.run());
-        Parts { mailbox, snapshots, phase, end_admin, servers, helpers, driving }
+        Parts {
+            mailbox,
+            snapshots,
+            phase,
+            end_admin,
+            servers,
+            helpers,
+            keeping,
+            end_keeping,
+            driving,
+        }
     }
 
     /// Stops every slot, then what is around them, then writes the last state.
-    async fn stop(self, mut parts: Parts) {
+    async fn stop(self, mut parts: Parts) -> Result<(), StartFault> {
         info!("daemon stopping");
         service_manager::stopping();
         parts.phase.send_replace(Phase::Stopping);
         parts.mailbox.tell(Event::ShutdownRequested).await;
-        while let Some(driven) = parts.driving.join_next().await {
-            match driven {
-                Ok(effects) => effects.finish().await,
-                Err(fault) => error!(%fault, "driver broke off"),
-            }
-        }
+        let memory = if let Some(Ok(ended)) = parts.driving.join_next().await {
+            ended.effects.finish().await;
+            Some(ended.memory)
+        } else {
+            error!("driver broke off");
+            None
+        };
         parts.phase.send_replace(Phase::Ended);
         drop(parts.end_admin);
         while parts.servers.join_next().await.is_some() {}
         parts.helpers.shutdown().await;
-        let last: Arc<Snapshot> = Arc::clone(&parts.snapshots.borrow());
-        remember::keep_last(Arc::clone(&self.state), &self.remembered, &last).await;
+        parts.end_keeping.cancel();
+        let written = parts.keeping.join_next().await.and_then(Result::ok);
+        let is_whole = memory.is_some();
+        if let (Some(written), Some(memory)) = (written, memory) {
+            remember::keep_last(Arc::clone(&self.state), written, memory).await;
+        }
         // A socket that nobody serves only confuses; a next daemon would remove it too.
         drop(fs::remove_file(&self.tools.settings.control));
         info!("daemon stopped");
+        if is_whole { Ok(()) } else { Err(StartFault::Broken) }
     }
 
     fn admin_state(
@@ -182,6 +212,32 @@ fn policy(settings: &Settings) -> Policy {
     Policy { waiting_limit, ..Policy::default() }
 }
 
+/// Reads the profiles; `None` when a signal says stop before they are read.
+async fn reload(
+    signals: &mut Signals,
+    profiles: &mut Profiles,
+    mailbox: &Mailbox,
+) -> Option<usize> {
+    loop {
+        let mut asked_again = false;
+        let slots = {
+            let mut reading = pin!(profiles.reload(mailbox));
+            loop {
+                tokio::select! {
+                    slots = &mut reading => break slots,
+                    asked = signals.next() => match asked {
+                        Asked::Stop => return None,
+                        Asked::Reload => asked_again = true,
+                    },
+                }
+            }
+        };
+        if !asked_again {
+            return Some(slots);
+        }
+    }
+}
+
 /// Reads profiles again when they change or a signal says so; returns when a signal says stop.
 async fn attend(
     signals: &mut Signals,
@@ -195,13 +251,15 @@ async fn attend(
                 Asked::Stop => return,
                 Asked::Reload => {
                     service_manager::reloading();
-                    let slots = profiles.reload(mailbox).await;
+                    let Some(slots) = reload(signals, profiles, mailbox).await else { return };
                     info!(slots, "profiles read again");
                     service_manager::ready();
                 }
             },
             Some(()) = looks.recv() => {
-                profiles.reload(mailbox).await;
+                if reload(signals, profiles, mailbox).await.is_none() {
+                    return;
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Nothing awaited here can block: probes, disks and spawns run in tasks of their own and answer by
 //! event.
 
-use std::ops::ControlFlow;
+use std::{collections::BTreeMap, ops::ControlFlow};
 
 use tokio::time::sleep_until;
 use tracing::debug;
@@ -11,7 +11,8 @@ use tracing::debug;
 use super::{clock::Clock, effects::Effects, publish::Publisher, service_manager::Watchdog};
 use crate::{
     mailbox::Inbox,
-    supervisor::{Command, Event, Supervisor},
+    spec::SlotName,
+    supervisor::{Command, Event, Memory, Supervisor},
 };
 
 /// The parts that the loop owns.
@@ -25,10 +26,18 @@ pub(super) struct Driver {
     pub(super) clock: Clock,
 }
 
+/// What is left when the driver has ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// Must still be waited for.
+    pub(super) effects: Effects,
+    /// What is worth remembering of every slot there was.
+    pub(super) memory: BTreeMap<SlotName, Memory>,
+}
+
 impl Driver {
-    /// Runs until the core has said that everything is stopped. Returns what must still be waited
-    /// for.
-    pub(super) async fn run(mut self) -> Effects {
+    /// Runs until the core has said that everything is stopped.
+    pub(super) async fn run(mut self) -> Ended {
         let mut commands = Vec::new();
         while let Some(event) = self.next_event().await {
             if let Some(cell) = self.core.cell(&event) {
@@ -42,7 +51,7 @@ impl Driver {
                 break;
             }
         }
-        self.effects
+        Ended { effects: self.effects, memory: self.core.memory() }
     }
 
     fn perform_all(&mut self, commands: &mut Vec<Command>) -> ControlFlow<()> {
@@ -70,12 +79,13 @@ impl Driver {
         let deadline = self.core.deadline().map(|at| self.clock.instant(at));
         loop {
             tokio::select! {
-                // News of children first: a death leaves the routing table before requests look.
+                // The watchdog before all: a busy driver is no stuck one. Then news of children: a
+                // death leaves the routing table before requests look.
                 biased;
+                () = self.watchdog.due() => self.watchdog.pat(),
                 event = self.effects.next_report() => return Some(event),
                 event = self.inbox.next() => return event,
                 () = wait_until(deadline) => return Some(Event::DeadlinePassed),
-                () = self.watchdog.due() => self.watchdog.pat(),
             }
         }
     }

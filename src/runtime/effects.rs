@@ -5,18 +5,24 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    panic::AssertUnwindSafe,
     sync::Arc,
 };
 
+use futures_util::FutureExt;
 use tokio::{sync::mpsc, task::JoinSet};
+use tracing::error;
 
-use super::engine_task::{self, Reporter, Tools};
+use super::{
+    clock,
+    engine_task::{self, Reporter, Tools},
+};
 use crate::{
     process::StopHandle,
     proxy::{Blame, Gate},
     spec::{
         Generation, SlotName,
-        death::{Evidence, ExitStatus},
+        death::{Evidence, ExitStatus, Verdict},
         profile::Profile,
     },
     supervisor::{ChildEvent, Command, Event, SlotEvent},
@@ -54,7 +60,8 @@ pub(super) struct Effects {
     tools: Arc<Tools>,
     live: BTreeMap<SlotName, Live>,
     gates: BTreeMap<SlotName, Arc<Gate>>,
-    tasks: JoinSet<()>,
+    /// A child's task that panicked says whose it was.
+    tasks: JoinSet<Option<(SlotName, Generation)>>,
     reports: mpsc::Receiver<Report>,
     reporter: mpsc::Sender<Report>,
     answers: VecDeque<Event>,
@@ -88,14 +95,44 @@ impl Effects {
     /// Waits for news of a child. Cancel-safe.
     pub(super) async fn next_report(&mut self) -> Event {
         loop {
-            // Ended tasks are collected as they end; their news came before.
-            while self.tasks.try_join_next().is_some() {}
-            match self.reports.recv().await {
-                Some(report) => return self.take(report),
-                // Cannot be while `reporter` lives.
-                None => std::future::pending().await,
+            tokio::select! {
+                // What a task said before its end goes first.
+                biased;
+                // `None` cannot be while `reporter` lives.
+                Some(report) = self.reports.recv() => return self.take(report),
+                Some(ended) = self.tasks.join_next() => {
+                    if let Ok(Some((slot, generation))) = ended {
+                        return self.broken(slot, generation);
+                    }
+                }
             }
         }
+    }
+
+    /// Makes the news of a task that panicked and took its child with it: the core must not wait.
+    fn broken(&mut self, slot: SlotName, generation: Generation) -> Event {
+        error!(%slot, %generation, "engine's task broke off");
+        let at_unix_ms = clock::unix_ms();
+        let Some(live) = self.live.remove(&slot).filter(|live| live.generation == generation)
+        else {
+            let reason =
+                "slotd's own task for this engine broke off; its log says where".to_owned();
+            let verdict = Verdict::UnexpectedExit;
+            let event = ChildEvent::SpawnFailed { verdict, reason, at_unix_ms, engine: None };
+            return child_event(slot, generation, event);
+        };
+        live.handles.gate.mark_dead(Blame::Nobody);
+        self.gates.remove(&slot);
+        let evidence = Evidence {
+            status: ExitStatus::Unknown,
+            code_cause: None,
+            log: None,
+            oom_kills: None,
+            last_lines: Vec::new(),
+        };
+        // Dropped with its task, the child is killed and reaped behind our back.
+        self.answers.push_back(child_event(slot.clone(), generation, ChildEvent::Reaped));
+        child_event(slot, generation, ChildEvent::Exited { evidence, at_unix_ms })
     }
 
     /// Keeps the handles in step with the child's news and makes the core's event of it.
@@ -163,8 +200,12 @@ impl Effects {
     }
 
     fn spawn(&mut self, slot: SlotName, generation: Generation, profile: Arc<Profile>) {
-        let reporter = self.reporter_for(slot, generation);
-        self.tasks.spawn(engine_task::run(Arc::clone(&self.tools), profile, reporter));
+        let reporter = self.reporter_for(slot.clone(), generation);
+        let task = engine_task::run(Arc::clone(&self.tools), profile, reporter);
+        self.tasks.spawn(async move {
+            let ended = AssertUnwindSafe(task).catch_unwind().await;
+            ended.is_err().then_some((slot, generation))
+        });
     }
 
     fn drain(&mut self, slot: SlotName, generation: Generation) {
@@ -175,6 +216,7 @@ impl Effects {
         self.tasks.spawn(async move {
             gate.drained().await;
             reporter.tell(ChildEvent::Drained).await;
+            None
         });
     }
 

@@ -36,6 +36,8 @@ use crate::{
 
 /// The longest that the checks before a spawn may take: a dead network mount must not hold a slot.
 const CHECKS_DEADLINE: Duration = Duration::from_secs(30);
+/// The longest that a death waits for its log to be read.
+const EVIDENCE_DEADLINE: Duration = Duration::from_secs(1);
 /// How many log lines the cause of a death is looked for in.
 const EVIDENCE_LINES: usize = 100;
 /// How many log lines history keeps with a death.
@@ -211,7 +213,7 @@ async fn check(
 /// A private socket of this generation, or a free port for a command that wants one.
 fn endpoint(tools: &Tools, profile: &Profile, reporter: &Reporter) -> io::Result<Endpoint> {
     if wants_port(&profile.engine) {
-        // Freed again at once: the engine binds it. Somebody may be faster; the probe would notice.
+        // Freed again at once: the engine binds it. If somebody is faster, the next start takes another.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         return Ok(Endpoint::Tcp(listener.local_addr()?));
     }
@@ -285,7 +287,9 @@ async fn gather(running: &Running, status: ExitStatus) -> Evidence {
     let kind = running.launched.kind;
     let log = running.log.clone();
     let reading = spawn_blocking(move || process::tail(&log, EVIDENCE_LINES, process::TAIL_BYTES));
-    let mut last_lines = reading.await.unwrap_or_default();
+    // A death is told without its last lines rather than late.
+    let read = timeout(EVIDENCE_DEADLINE, reading).await;
+    let mut last_lines = read.ok().and_then(Result::ok).unwrap_or_default();
     let finding = engine::log::death_cause(kind, &last_lines);
     last_lines.drain(..last_lines.len().saturating_sub(KEPT_LINES));
     let code_cause = match status {

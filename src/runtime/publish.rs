@@ -36,7 +36,7 @@ impl Publisher {
         }
         self.routes.store(Arc::new(RouteTable::build(snapshot, gates)));
         log_changes(&before, snapshot);
-        service_manager::status(snapshot);
+        service_manager::status(&before, snapshot);
         self.snapshots.send_replace(Arc::clone(snapshot));
     }
 }

@@ -3,15 +3,19 @@
 //! A full disk never stops a slot: a failed write is told once, tried again, and told again when it
 //! works.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::spawn_blocking, time::sleep};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    spec::SlotName,
+    spec::{
+        Generation, SlotName,
+        death::{Death, Evidence},
+    },
     store::{Remembered, SlotMemory, StateDir},
-    supervisor::{Memory, SlotView, Snapshot},
+    supervisor::{Memory, Snapshot},
 };
 
 /// The shortest time between two writes.
@@ -19,46 +23,69 @@ const WRITE_PERIOD: Duration = Duration::from_secs(1);
 /// How long after a failed write the next one is tried.
 const RETRY_PERIOD: Duration = Duration::from_secs(30);
 
-/// Writes until it is dropped.
-#[expect(clippy::infinite_loop, reason = "it ends by being dropped")]
+/// How many deaths of a slot keep the lines that its engine wrote last.
+const DEATHS_WITH_LINES: usize = 3;
+/// How much of such a line is kept, in characters.
+const LINE_CHARS: usize = 300;
+
+/// Writes until `end`; no write is under way when it returns. Returns what is in the file.
 pub(super) async fn keep(
     state: Arc<StateDir>,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     mut written: Remembered,
-) -> Infallible {
+    end: CancellationToken,
+) -> Remembered {
     let mut is_failing = false;
-    loop {
+    while !end.is_cancelled() {
         let latest = merge(&written, &snapshots.borrow_and_update());
-        if latest != written {
-            match save(&state, latest.clone()).await {
-                Ok(()) => {
-                    written = latest;
-                    if is_failing {
-                        info!("state file written again");
-                    }
-                    is_failing = false;
-                }
-                Err(error) => {
-                    if !is_failing {
-                        warn!(%error, "state file not written, slots go on");
-                    }
-                    is_failing = true;
-                    sleep(RETRY_PERIOD).await;
-                    continue;
-                }
-            }
+        let saved = latest == written || save_and_tell(&state, &latest, &mut is_failing).await;
+        if saved {
+            written = latest;
         }
-        sleep(WRITE_PERIOD).await;
-        if snapshots.changed().await.is_err() {
-            // The driver has ended; the last write is `keep_last`'s.
-            std::future::pending::<()>().await;
+        let pause = if saved { WRITE_PERIOD } else { RETRY_PERIOD };
+        let next = async {
+            sleep(pause).await;
+            if saved && snapshots.changed().await.is_err() {
+                // The driver has ended: nothing changes any more.
+                pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = next => {}
+            () = end.cancelled() => {}
         }
     }
+    written
 }
 
-/// Writes what the last snapshot holds; the daemon ends after it.
-pub(super) async fn keep_last(state: Arc<StateDir>, before: &Remembered, snapshot: &Snapshot) {
-    if let Err(error) = save(&state, merge(before, snapshot)).await {
+/// Says whether the file was written. A failure is told once, and its end.
+async fn save_and_tell(state: &Arc<StateDir>, latest: &Remembered, is_failing: &mut bool) -> bool {
+    let saved = save(state, latest.clone()).await;
+    match &saved {
+        Ok(()) if *is_failing => info!("state file written again"),
+        Err(error) if !*is_failing => warn!(%error, "state file not written, slots go on"),
+        Ok(()) | Err(_) => {}
+    }
+    *is_failing = saved.is_err();
+    saved.is_ok()
+}
+
+/// Writes what the core knew in the end; the daemon ends after it.
+pub(super) async fn keep_last(
+    state: Arc<StateDir>,
+    before: Remembered,
+    memory: BTreeMap<SlotName, Memory>,
+) {
+    let mut last = before.clone();
+    last.slots.extend(
+        memory.iter().map(|(name, slot)| {
+            (name.clone(), memory_of(slot.generation, &slot.loads, &slot.deaths))
+        }),
+    );
+    if last == before {
+        return;
+    }
+    if let Err(error) = save(&state, last).await {
         warn!(%error, "state file not written");
     }
 }
@@ -76,22 +103,46 @@ async fn save(state: &Arc<StateDir>, latest: Remembered) -> Result<(), String> {
 fn merge(before: &Remembered, snapshot: &Snapshot) -> Remembered {
     let mut latest = before.clone();
     for (name, slot) in &snapshot.slots {
-        latest.slots.insert(name.clone(), memory_of(slot));
+        let memory = memory_of(slot.generation, &slot.loads, &slot.deaths);
+        latest.slots.insert(name.clone(), memory);
     }
     latest
 }
 
-fn memory_of(slot: &SlotView) -> SlotMemory {
+fn memory_of(generation: Generation, loads: &[Duration], deaths: &[Arc<Death>]) -> SlotMemory {
+    let milliseconds = |load: &Duration| u64::try_from(load.as_millis()).unwrap_or(u64::MAX);
     SlotMemory {
-        generation: slot.generation,
-        loads_ms: slot
-            .loads
-            .iter()
-            .map(|load| u64::try_from(load.as_millis()).unwrap_or(u64::MAX))
-            .collect(),
-        deaths: slot.deaths.clone(),
-        last_used_unix_ms: None,
+        generation,
+        loads_ms: loads.iter().map(milliseconds).collect(),
+        deaths: shortened(deaths),
     }
+}
+
+/// The last lines of engines make up nearly all of the file: few are kept, and those short.
+fn shortened(deaths: &[Arc<Death>]) -> Vec<Arc<Death>> {
+    let old = deaths.len().saturating_sub(DEATHS_WITH_LINES);
+    let shorten = |(at, death): (usize, &Arc<Death>)| {
+        let mut death = Arc::clone(death);
+        if let Some(evidence) = &death.evidence
+            && (at < old || evidence.last_lines.iter().any(|line| line.len() > LINE_CHARS))
+        {
+            let evidence = Evidence {
+                last_lines: if at < old {
+                    Vec::new()
+                } else {
+                    evidence
+                        .last_lines
+                        .iter()
+                        .map(|line| line.chars().take(LINE_CHARS).collect())
+                        .collect()
+                },
+                ..evidence.clone()
+            };
+            death = Arc::new(Death { evidence: Some(evidence), ..(*death).clone() });
+        }
+        death
+    };
+    deaths.iter().enumerate().map(shorten).collect()
 }
 
 /// Reads the core's form of what was remembered.

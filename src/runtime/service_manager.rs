@@ -33,9 +33,12 @@ pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// Tells in one line how the slots are.
-pub(super) fn status(snapshot: &Snapshot) {
-    tell(&[NotifyState::Status(&status_line(snapshot))]);
+/// Tells in one line how the slots are, if that line is news.
+pub(super) fn status(before: &Snapshot, after: &Snapshot) {
+    let line = status_line(after);
+    if line != status_line(before) {
+        tell(&[NotifyState::Status(&line)]);
+    }
 }
 
 /// Says how many slots are ready, and what the others are at: `1/3 ready, loading coder 42 %`.

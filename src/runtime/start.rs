@@ -68,6 +68,9 @@ pub enum StartFault {
     /// Engines cannot be started.
     #[error("prepare to start engines")]
     Spawner(#[from] SpawnerFault),
+    /// A part of the daemon broke while it ran.
+    #[error("the daemon broke off, which is a bug in slotd; its log says where")]
+    Broken,
     /// The operating system refused something else.
     #[error("start the daemon")]
     System(#[from] io::Error),
@@ -77,7 +80,8 @@ pub enum StartFault {
 /// every slot that the profiles describe can be asked for.
 ///
 /// # Errors
-/// [`StartFault`], each variant as it says. A daemon that has started ends without one.
+/// [`StartFault`], each variant as it says. A daemon that has started ends without one but for
+/// [`StartFault::Broken`].
 pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Result<(), StartFault> {
     let clock = Clock::start();
     let signals = Signals::listen()?;
@@ -100,8 +104,7 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
         tools: Arc::new(tools),
         address,
     };
-    daemon.run(listener, control, listening).await;
-    Ok(())
+    daemon.run(listener, control, listening).await
 }
 
 fn tools(settings: Settings) -> Result<Tools, StartFault> {

@@ -4,7 +4,7 @@
 //! engine being ready; a line in its log brings the next look forward. Once it is ready they come
 //! slowly: its end is told by the kernel, not by a look.
 
-use std::{convert::Infallible, path::Path, time::Duration};
+use std::{convert::Infallible, io, path::Path, time::Duration};
 
 use tokio::{
     task::spawn_blocking,
@@ -49,7 +49,8 @@ pub(super) struct Watched<'a> {
 struct Watch<'a> {
     child: Watched<'a>,
     probe: Probe,
-    follower: LogFollower,
+    /// Away while a thread that may block reads with it.
+    follower: Option<LogFollower>,
     standing: Standing,
     pace: Pace,
     readings: Readings,
@@ -67,7 +68,7 @@ enum Standing {
 #[expect(clippy::infinite_loop, reason = "it ends by being dropped")]
 pub(super) async fn watch(child: Watched<'_>, reporter: &Reporter) -> Infallible {
     let probe = Probe::new(child.endpoint, child.kind, child.alias.as_str());
-    let follower = LogFollower::new(child.log.to_path_buf());
+    let follower = Some(LogFollower::new(child.log.to_path_buf()));
     let standing = Standing::Loading { percent: None };
     let pace = Pace::of(child.patience);
     let readings = Readings::default();
@@ -100,15 +101,22 @@ impl Watch<'_> {
 
     /// Reads what the engine wrote since the last time; says whether it wrote that it is ready.
     async fn read_log(&mut self, reporter: &Reporter) -> bool {
-        let Standing::Loading { .. } = self.standing else {
-            if let Err(error) = process::rotate_if_large(self.child.log) {
-                debug!(slot = %self.child.alias, %error, "engine log not cut");
-            }
-            return false;
+        let follower = match self.standing {
+            Standing::Loading { .. } => self.follower.take(),
+            Standing::Ready { .. } | Standing::Unready => None,
         };
+        let (log, is_followed) = (self.child.log.to_path_buf(), follower.is_some());
+        // A disk that hangs must not hold up those who share our thread.
+        let reading = spawn_blocking(move || read_and_cut(follower, &log));
+        let Ok((follower, lines, cut)) = reading.await else { return false };
+        if is_followed {
+            self.follower = follower;
+        }
+        if let Err(error) = cut {
+            debug!(slot = %self.child.alias, %error, "engine log not cut");
+        }
         let mut is_ready = false;
-        // A log that cannot be read is no reason to stop a load: the health answers count.
-        for line in self.follower.read_new().unwrap_or_default() {
+        for line in lines {
             is_ready |= engine::log::is_ready_line(self.child.kind, &line);
             if let Some(percent) = engine::log::progress(self.child.kind, &line) {
                 self.progress(percent, reporter).await;
@@ -191,4 +199,15 @@ impl Watch<'_> {
             reporter.tell(ChildEvent::Progressed { percent }).await;
         }
     }
+}
+
+/// Reads what is new, and cuts a log that has grown too large. A log that cannot be read is no reason
+/// to stop a load: the health answers count.
+fn read_and_cut(
+    follower: Option<LogFollower>,
+    log: &Path,
+) -> (Option<LogFollower>, Vec<String>, io::Result<()>) {
+    let mut follower = follower;
+    let lines = follower.as_mut().and_then(|follower| follower.read_new().ok());
+    (follower, lines.unwrap_or_default(), process::rotate_if_large(log).map(drop))
 }

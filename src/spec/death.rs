@@ -79,14 +79,7 @@ impl Verdict {
 
     /// Tells whether trying again unchanged can only fail again, so that a person is needed.
     pub fn needs_person(self) -> bool {
-        matches!(
-            self,
-            Self::BadConfig
-                | Self::MissingFile
-                | Self::BadModel
-                | Self::PortBusy
-                | Self::SpawnFailed
-        )
+        matches!(self, Self::BadConfig | Self::MissingFile | Self::BadModel | Self::SpawnFailed)
     }
 }
 

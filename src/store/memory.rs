@@ -20,7 +20,7 @@ pub const VERSION: u64 = 1;
 
 const FILE: &str = "state.json";
 const TEMPORARY: &str = "state.json.new";
-/// A larger file is not ours: a thousand slots with full histories take a tenth of it.
+/// A larger file is not ours: a thousand slots with full histories take half of it.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// Everything that is remembered.
@@ -41,8 +41,6 @@ pub struct SlotMemory {
     pub loads_ms: Vec<u64>,
     /// The last deaths, oldest first.
     pub deaths: Vec<Arc<Death>>,
-    /// When it was last used, in milliseconds since 1970.
-    pub last_used_unix_ms: Option<u64>,
 }
 
 impl Default for Remembered {

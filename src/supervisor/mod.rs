@@ -166,6 +166,13 @@ impl Supervisor {
         }
     }
 
+    /// Returns what is worth remembering, also of slots whose profile is gone.
+    pub fn memory(self) -> BTreeMap<SlotName, Memory> {
+        let mut memory = self.memory;
+        memory.extend(self.slots.into_iter().map(|(name, slot)| (name, slot.memory())));
+        memory
+    }
+
     fn forget(&mut self, name: &SlotName) {
         if let Some(slot) = self.slots.remove(name) {
             // The profile may come back; its generations must not begin again.

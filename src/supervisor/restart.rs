@@ -34,9 +34,11 @@ pub(super) enum Next {
 
 /// Decides what follows `death`, which `tally` does not count yet, and counts it.
 ///
+/// 0. An engine that had worked, was told to end from outside and is not wanted for good, rests:
+///    somebody's wish is no death to count.
 /// 1. A cause that only a person can mend gives up; an essential slot retries at the cap.
 /// 2. After `max_restarts` in a row it gives up; an essential slot goes on at the cap.
-/// 3. The first death of an engine that had worked: if it was told to end from outside and nobody
+/// 3. The first death of an engine that had worked: if it ended by itself without a fault and nobody
 ///    wants it loaded for good, it rests; else it starts again at once.
 /// 4. Everything else waits: the base delay, doubled each time up to the cap, jittered.
 pub(super) fn next(
@@ -46,6 +48,10 @@ pub(super) fn next(
     death: &Death,
     random: u64,
 ) -> Next {
+    let resident = profile.autostart || profile.essential;
+    if death.phase == Phase::Serving && !resident && was_told_to_end(death) {
+        return Next::Rest; // (0)
+    }
     let earlier = *tally;
     tally.deaths = tally.deaths.saturating_add(1);
     let hopeless = death.verdict.needs_person() || earlier.deaths >= profile.max_restarts; // (1) (2)
@@ -53,8 +59,7 @@ pub(super) fn next(
         return Next::GiveUp;
     }
     if !hopeless && earlier.deaths == 0 && death.phase == Phase::Serving {
-        let resident = profile.autostart || profile.essential;
-        return if was_told_to_end(death) && !resident { Next::Rest } else { Next::AtOnce }; // (3)
+        return if ended_well(death) && !resident { Next::Rest } else { Next::AtOnce }; // (3)
     }
     let exponent = if hopeless { u32::MAX } else { earlier.delays };
     tally.delays = tally.delays.saturating_add(1);
@@ -67,13 +72,18 @@ fn was_told_to_end(death: &Death) -> bool {
     const INTERRUPT: i32 = 2;
     const TERMINATE: i32 = 15;
     match death.evidence.as_ref().map(|evidence| evidence.status) {
-        Some(ExitStatus::Code(0)) => true,
         Some(ExitStatus::Signal(signal)) => {
             death.verdict == Verdict::KilledByOther
                 && matches!(signal, HANG_UP | INTERRUPT | TERMINATE)
         }
         Some(ExitStatus::Code(_) | ExitStatus::Unknown) | None => false,
     }
+}
+
+/// Tells whether the engine ended without a fault. One that does so again and again is at fault.
+fn ended_well(death: &Death) -> bool {
+    let status = death.evidence.as_ref().map(|evidence| evidence.status);
+    status == Some(ExitStatus::Code(0))
 }
 
 /// Returns the base delay doubled `exponent` times, at most the cap, within ±10 %.
@@ -221,6 +231,9 @@ mod tests {
             let essential = Profile { essential: true, ..profile() };
             assert_eq!(after(&essential, 0, death), Next::AtOnce);
         }
+        // A wish is granted each time; an engine that always ends by itself is at fault.
+        assert!(matches!(after(&profile(), 1, &told[0]), Next::After(_)));
+        assert_eq!(after(&profile(), 9, &told[1]), Next::Rest);
         let killed = death(Verdict::KilledByOther, Phase::Serving, ExitStatus::Signal(9));
         assert_eq!(after(&profile(), 0, &killed), Next::AtOnce);
     }

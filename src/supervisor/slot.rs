@@ -98,7 +98,7 @@ pub(super) enum State {
 pub(super) struct Serving {
     pub(super) began: Monotime,
     pub(super) pid: u32,
-    /// When it has proven itself; `None` once it has.
+    /// When it has proven itself; `None` once it has, and while it is not ready.
     pub(super) proven_at: Option<Monotime>,
     /// When to ask how long it has been idle; `None` without an idle timeout.
     pub(super) idle_check_at: Option<Monotime>,

@@ -158,11 +158,21 @@ async fn a_bad_edit_keeps_the_profile_that_worked() {
 
 #[tokio::test]
 async fn a_removed_profile_drains_its_engine_and_forgets_the_slot() {
-    let daemon = Daemon::start(scratch(&[("chat", &fake("", ""))])).await;
-    assert_eq!(daemon.chat("chat").await.status(), 200);
+    let script = "tokens=40 token_gap=10ms";
+    let daemon = Daemon::start(scratch(&[("chat", &fake(script, ""))])).await;
+    let body = json!({"model": "chat", "stream": true, "messages": []});
+    let mut stream = daemon.post("/v1/chat/completions", &body).await;
+    stream.chunk().await.unwrap().unwrap();
     let pid = daemon.slot("chat").await["pid"].as_u64().unwrap();
     fs::remove_file(daemon.dir.path().join("profiles/chat.toml")).unwrap();
+    let rest = stream.text().await.unwrap();
+    assert!(rest.trim_end().ends_with("data: [DONE]"), "the stream was cut: {rest}");
     gone(pid).await;
+    let end = Instant::now() + DEADLINE;
+    while daemon.chat("chat").await.status() != 404 {
+        assert!(Instant::now() < end, "the slot was never forgotten");
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]

@@ -1,13 +1,16 @@
 //! The whole daemon with real engines and a real model: llama-server and the candle worker.
 
-use std::{env, path::Path, process::Stdio};
+use std::{env, path::Path, process::Stdio, time::Duration};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    process::Command,
+    time::{Instant, timeout},
+};
 
 use super::common::{DEADLINE, Daemon, is_alive, llama_server, model, scratch};
 
@@ -135,6 +138,21 @@ async fn a_stopped_llama_server_is_replaced_and_the_next_request_answered() {
     let reason = after["reason"].as_str().unwrap();
     assert!(reason.contains("used no CPU time") && reason.contains("SIGSTOP"), "{reason}");
     assert!(!is_alive(pid));
+}
+
+#[tokio::test]
+async fn a_long_prompt_of_llama_server_is_left_alone_at_the_shortest_patience() {
+    let keys = "parallel = 1\nhang_timeout = \"2s\"";
+    let long = profile("llama-server", keys).replace("context = 2048", "context = 4096");
+    let daemon = daemon(&[("chat", &long)]).await;
+    let prompt = "The quick brown fox jumps over the lazy dog again. ".repeat(100);
+    let body = json!({"model": "chat", "prompt": prompt, "max_tokens": 1});
+    let began = Instant::now();
+    let status = daemon.post("/v1/completions", &body).await.status();
+    assert_eq!(status, 200);
+    assert!(began.elapsed() > 2 * Duration::from_secs(2), "the prompt was too short to tell");
+    let slot = daemon.slot("chat").await;
+    assert_eq!((&slot["generation"], &slot["verdict"]), (&json!(1), &Value::Null), "{slot}");
 }
 
 #[tokio::test]

@@ -127,14 +127,13 @@ impl Checker {
     ) -> Checked {
         let now = self.now;
         let earlier = self.model.slots.clone();
-        let mut deaths: Vec<_> = self.model.learn(now, event).into_iter().collect();
+        let deaths: Vec<_> = self.model.learn(now, event).into_iter().collect();
         // What a death leads to is settled before the commands that follow from it.
-        self.suffer(&deaths, before, after)?;
+        let mut counted = self.suffer(&deaths, before, after)?;
         for command in commands {
             let moment = Moment { now, event, before: &earlier };
             let given_up = self.model.obey(moment, command)?;
-            self.suffer(given_up.as_slice(), before, after)?;
-            deaths.extend(given_up);
+            counted.append(&mut self.suffer(given_up.as_slice(), before, after)?);
         }
         for (name, view) in &after.slots {
             self.states.insert(state_name(&view.state));
@@ -142,7 +141,7 @@ impl Checker {
             let step = TallyStep {
                 before: was.tally,
                 after: view.tally,
-                died: deaths.iter().any(|(dead, _)| dead == name),
+                died: counted.contains(name),
                 may_be_forgiven: self.may_be_forgiven(name, event),
             };
             step.hold(name)?;
@@ -150,13 +149,15 @@ impl Checker {
         rules::hold(&self.model, now, after)
     }
 
-    /// Tells the model of unplanned deaths, with the cause that the core found.
+    /// Tells the model of unplanned deaths, with the cause that the core found; returns whose deaths
+    /// count.
     fn suffer(
         &mut self,
         deaths: &[(SlotName, Unplanned)],
         before: &Snapshot,
         after: &Snapshot,
-    ) -> Checked {
+    ) -> Checked<BTreeSet<SlotName>> {
+        let mut counted = BTreeSet::new();
         for (name, Unplanned { had_served }) in deaths {
             let truth = self.model.slots.get_mut(name).unwrap();
             let dead = truth.generation;
@@ -168,6 +169,10 @@ impl Checker {
                 return Err(format!("{name}: the death of generation {dead} was not recorded"));
             };
             self.verdicts.insert(record.verdict);
+            if *had_served && rules::was_a_wish(record, &truth.profile) {
+                continue;
+            }
+            counted.insert(name.clone());
             let needs_person = rules::needs_person(record.verdict);
             let tally = before.slots.get(name).map_or(0, |view| view.tally);
             truth.suffer(self.now, &self.model.policy, (*had_served, needs_person), tally);
@@ -180,7 +185,7 @@ impl Checker {
             generations.dedup();
             check(generations.len() == recorded, || "a death was recorded twice".to_owned())?;
         }
-        Ok(())
+        Ok(counted)
     }
 
     fn may_be_forgiven(&self, name: &SlotName, event: &Event) -> bool {
@@ -199,7 +204,7 @@ impl Checker {
         };
         let is_proven = match self.model.slots.get(name).map(|truth| truth.child) {
             Some(Child::Alive(alive)) => alive
-                .ready_since
+                .steady_since
                 .is_some_and(|since| since.after(self.model.policy.healthy_after) <= self.now),
             _ => false,
         };

@@ -65,6 +65,8 @@ pub(crate) struct Alive {
     pub(crate) stepped_at: Monotime,
     pub(crate) percent: Option<u8>,
     pub(crate) ready_since: Option<Monotime>,
+    /// Since when it has been ready without a break.
+    pub(crate) steady_since: Option<Monotime>,
     pub(crate) is_ready: bool,
     /// The last sign of life, or the moment from which on signs are missed.
     pub(crate) lively_at: Monotime,
@@ -267,6 +269,7 @@ impl Truth {
                     stepped_at: now,
                     percent: None,
                     ready_since: None,
+                    steady_since: None,
                     is_ready: false,
                     lively_at: now,
                     pieces: 0,
@@ -295,6 +298,11 @@ impl Truth {
             (Child::Alive(alive), ChildEvent::BecameReady) => {
                 alive.is_ready = true;
                 alive.ready_since.get_or_insert(now);
+                alive.steady_since = Some(now);
+            }
+            (Child::Alive(alive), ChildEvent::BecameUnready) => {
+                alive.is_ready = false;
+                alive.steady_since = None;
             }
             (Child::Alive(alive), ChildEvent::VitalsRead { vitals })
                 if !vitals.continues || vitals.pieces != alive.pieces =>
@@ -302,7 +310,6 @@ impl Truth {
                 alive.lively_at = now;
                 alive.pieces = vitals.pieces;
             }
-            (Child::Alive(alive), ChildEvent::BecameUnready) => alive.is_ready = false,
             (Child::Alive(alive), ChildEvent::Drained) => {
                 if let Some(drain) = &mut alive.drain {
                     drain.is_drained = true;

@@ -1,7 +1,11 @@
 //! What must hold after each event: the core's snapshot against the model.
 
 use slotd::{
-    spec::{Monotime, SlotName, death::Phase, death::Verdict as Cause},
+    spec::{
+        Monotime, SlotName,
+        death::{Death, ExitStatus, Phase, Verdict as Cause},
+        profile::Profile,
+    },
     supervisor::{SlotView, Snapshot, StateView},
 };
 
@@ -119,8 +123,9 @@ impl Rule<'_> {
         } else if let Some(drain) = alive.drain {
             let may_drain = !drain.is_drained && drain.cut_at > now;
             check(may_drain, || "drained, and not told to end".to_owned())?;
-        } else if let Some(since) = alive.ready_since {
-            let is_proven = since.after(self.model.policy.healthy_after) <= now;
+        } else if alive.ready_since.is_some() {
+            let proven_at = |since: Monotime| since.after(self.model.policy.healthy_after);
+            let is_proven = alive.steady_since.is_some_and(|since| proven_at(since) <= now);
             let is_forgiven = !is_proven || self.view.tally == 0;
             check(is_forgiven, || "a healthy run did not wipe the tally".to_owned())?;
         } else if !alive.is_killed {
@@ -165,14 +170,15 @@ impl TallyStep {
     }
 }
 
+/// Tells whether somebody outside told an engine to end that nobody wants loaded for good.
+pub(crate) fn was_a_wish(death: &Death, profile: &Profile) -> bool {
+    let status = death.evidence.as_ref().map(|evidence| evidence.status);
+    let was_told = matches!(status, Some(ExitStatus::Signal(1 | 2 | 15)));
+    let is_resident = profile.autostart || profile.essential;
+    was_told && death.verdict == Cause::KilledByOther && !is_resident
+}
+
 /// Tells whether a cause needs a person, by the documented list and not by the code under test.
 pub(crate) fn needs_person(cause: Cause) -> bool {
-    matches!(
-        cause,
-        Cause::BadConfig
-            | Cause::MissingFile
-            | Cause::BadModel
-            | Cause::PortBusy
-            | Cause::SpawnFailed
-    )
+    matches!(cause, Cause::BadConfig | Cause::MissingFile | Cause::BadModel | Cause::SpawnFailed)
 }

@@ -30,7 +30,8 @@ impl Slot {
                 context.commands.push(Command::Grant { waiter });
                 State::Ready(serving)
             }
-            Input::BecameUnready => State::Unready(serving),
+            // Only ready time proves anything.
+            Input::BecameUnready => State::Unready(Serving { proven_at: None, ..serving }),
             Input::ActivityMeasured { in_flight, idle_for } => {
                 self.after_activity(serving, (in_flight, idle_for), context)
             }
@@ -69,7 +70,8 @@ impl Slot {
             }
             Input::BecameReady => {
                 self.grant_all(context);
-                State::Ready(serving)
+                let proven_at = Some(context.now.after(context.policy.healthy_after));
+                State::Ready(Serving { proven_at, ..serving })
             }
             Input::Load
             | Input::Unload

@@ -19,6 +19,18 @@ fn an_engine_told_to_end_from_outside_rests_until_it_is_asked_for() {
 }
 
 #[test]
+fn being_told_to_end_again_and_again_is_no_failure() {
+    let mut stage = Stage::on_demand();
+    for _ in 0..20 {
+        assert_eq!(spawns(&stage.demand()), 1);
+        stage.spawn();
+        stage.child(ChildEvent::BecameReady);
+        stage.die(ended(ExitStatus::Signal(15)));
+        assert_eq!((stage.state(), stage.view().tally), ("offline", 0));
+    }
+}
+
+#[test]
 fn a_resident_engine_told_to_end_from_outside_comes_back() {
     let mut stage = Stage::serving(Profile { autostart: true, ..profile("chat") });
     assert_eq!(spawns(&stage.die(ended(ExitStatus::Signal(15)))), 1);

@@ -44,6 +44,21 @@ fn a_healthy_run_wipes_the_tally() {
 }
 
 #[test]
+fn only_ready_time_wipes_the_tally() {
+    let mut stage = Stage::serving(profile("chat"));
+    stage.die(ended(CRASH));
+    stage.spawn();
+    stage.child(ChildEvent::BecameReady);
+    stage.pass(Duration::from_secs(59));
+    stage.child(ChildEvent::BecameUnready);
+    stage.pass(Duration::from_mins(10));
+    assert_eq!(stage.view().tally, 1);
+    stage.child(ChildEvent::BecameReady);
+    stage.pass(Duration::from_mins(1));
+    assert_eq!(stage.view().tally, 0);
+}
+
+#[test]
 fn an_engine_that_dies_at_start_is_spawned_four_times_in_a_minute_of_hammering() {
     let mut stage = Stage::new(Profile { max_restarts: 10, ..profile("chat") });
     let mut spawned_at = Vec::new();
