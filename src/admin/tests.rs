@@ -13,7 +13,9 @@ use crate::{
     mailbox::{self, Inbox},
     spec::{
         Bytes as MemoryBytes, Generation,
-        death::{Death, Evidence, ExitStatus, Phase, Verdict},
+        death::{
+            Confidence, Death, Evidence, ExitStatus, MemorySample, MemoryTimeline, Phase, Verdict,
+        },
         profile::{EngineChoice, ModelSource, Profile},
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, StateView},
@@ -148,16 +150,24 @@ fn death() -> Arc<Death> {
         generation: Generation(2),
         pid: Some(411),
         verdict: Verdict::KilledByOther,
+        confidence: Confidence::Certain,
         reason: "SIGKILL ended it".to_owned(),
         phase: Phase::Serving,
         ran_for: Duration::from_millis(65_300),
         at_unix_ms: 1_790_000_000_000,
         evidence: Some(Evidence {
-            status: ExitStatus::Signal(9),
-            code_cause: None,
-            log: None,
             oom_kills: Some(0),
+            memory: Box::new(MemoryTimeline {
+                total_bytes: Some(MemoryBytes(16 << 30)),
+                limit_bytes: None,
+                samples: vec![MemorySample {
+                    before_ms: 420,
+                    rss_bytes: Some(MemoryBytes(98_362_432)),
+                    available_bytes: Some(MemoryBytes(8 << 30)),
+                }],
+            }),
             last_lines: vec!["all slots are idle".to_owned()],
+            ..Evidence::of(ExitStatus::Signal(9))
         }),
     })
 }
@@ -221,6 +231,7 @@ async fn a_slot_is_shown_with_every_key() {
           "generation": 2,
           "pid": 411,
           "verdict": "killed-by-other",
+          "confidence": "certain",
           "reason": "SIGKILL ended it",
           "phase": "serving",
           "ran_for_ms": 65300,
@@ -232,6 +243,20 @@ async fn a_slot_is_shown_with_every_key() {
             "code_cause": null,
             "log": null,
             "oom_kills": 0,
+            "daemon_oom_kills": null,
+            "machine_oom_kills": null,
+            "kernel_log": "unreadable",
+            "memory": {
+              "total_bytes": 17179869184,
+              "limit_bytes": null,
+              "samples": [
+                {
+                  "before_ms": 420,
+                  "rss_bytes": 98362432,
+                  "available_bytes": 8589934592
+                }
+              ]
+            },
             "last_lines": [
               "all slots are idle"
             ]

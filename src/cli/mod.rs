@@ -1,6 +1,6 @@
 //! The command line: argv in, exit code out.
 //!
-//! A file a subcommand. The clients (`ps`, `status`, `logs`, `load`, `unload`, `restart`) talk to a
+//! A file a subcommand. The clients (`ps`, `status`, `why`, `logs`, `load`, `unload`, `restart`) talk to a
 //! daemon over its control socket; `validate`, `schema`, `completions` and `man` need none. Only
 //! `out` writes, only `exit` knows exit codes, only [`main`] reports failures.
 
@@ -24,6 +24,7 @@ mod status;
 mod table;
 mod text;
 mod validate;
+mod why;
 mod worker;
 
 use std::{
@@ -72,6 +73,8 @@ enum Command {
     Ps(ps::Options),
     /// Tell how a slot is, why, and what can be done; or how the daemon is
     Status(status::Options),
+    /// Tell the story of a slot's last death
+    Why(why::Options),
     /// Show what a slot's engines wrote
     Logs(logs::Options),
     /// Load a slot and wait until it is ready
@@ -119,6 +122,9 @@ fn dispatch(cli: Cli) -> ExitCode {
         }
         Command::Status(options) => {
             talk(control.as_deref(), async |client| status::run(&options, client).await)
+        }
+        Command::Why(options) => {
+            talk(control.as_deref(), async |client| why::run(&options, client).await)
         }
         Command::Logs(options) => {
             talk(control.as_deref(), async |client| logs::run(&options, client).await)

@@ -200,6 +200,25 @@ impl Cell {
         read(&self.unified, "memory.events").or_else(|| read(&self.memory, "memory.oom_control"))
     }
 
+    /// Returns the lowest memory limit from here upwards; `None` without one.
+    pub(super) fn memory_limit(&self) -> Option<u64> {
+        // Without a limit version 1 gives the largest number of whole pages.
+        let unlimited = 1 << 62;
+        let of_memory = self.memory.as_ref().and_then(|dir| {
+            let text = fs::read_to_string(dir.join("memory.stat")).ok()?;
+            counter(&text, "hierarchical_memory_limit")
+        });
+        let above = self.unified.iter().flat_map(|dir| dir.ancestors());
+        let of_unified = above
+            .filter_map(|dir| fs::read_to_string(dir.join("memory.max")).ok()?.trim().parse().ok());
+        of_unified.chain(of_memory).filter(|limit| *limit < unlimited).min()
+    }
+
+    /// Returns the name of the directories.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.unified.as_ref().or(self.memory.as_ref())?.file_name()?.to_str()
+    }
+
     /// Removes the directories; they must be empty.
     pub(super) fn remove(&self) {
         for path in [&self.unified, &self.memory].into_iter().flatten() {
@@ -265,6 +284,13 @@ async fn changed(_: &Path, _: Duration) {
     tokio::time::sleep(POLL_MAX).await;
 }
 
+/// Returns the daemon's own directories, for their counters.
+pub(super) fn own_cell() -> Cell {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    Cell { unified: unified_own(&own, &mounts), memory: memory_base(&own, &mounts) }
+}
+
 fn try_directory(path: &Path, must_have: &str) -> io::Result<()> {
     fs::create_dir(path)?;
     let tried = fs::metadata(path.join(must_have))
@@ -306,13 +332,17 @@ fn counter(text: &str, key: &str) -> Option<u64> {
 /// Returns where children's directories go in the unified hierarchy: below our own cgroup, or
 /// beside it where the service manager put us into a leaf of what it delegated.
 fn unified_base(own: &str, mounts: &str) -> Option<PathBuf> {
-    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let dir = mounted(mounts, path, |kind, _| kind == "cgroup2")?;
+    let dir = unified_own(own, mounts)?;
     if dir.file_name().is_some_and(|name| name == OWN_LEAF) {
         dir.parent().map(Path::to_path_buf)
     } else {
         Some(dir)
     }
+}
+
+fn unified_own(own: &str, mounts: &str) -> Option<PathBuf> {
+    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    mounted(mounts, path, |kind, _| kind == "cgroup2")
 }
 
 /// Returns where children's directories go in the memory hierarchy of version 1: below our own.

@@ -25,6 +25,7 @@ use tracing::debug;
 
 use super::{
     cgroup::Cell,
+    counters::Counters,
     identity,
     spawn::Forget,
     sys::{self, Peek},
@@ -130,6 +131,11 @@ impl Child {
     pub fn oom_kills(&self) -> Option<u64> {
         let body = self.body();
         body.oom_kills.or_else(|| body.group.cell.oom_kills())
+    }
+
+    /// Returns a reader of its counters, which may be read while somebody waits for its end.
+    pub fn counters(&self) -> Counters {
+        Counters::new(self.body().group.cell.clone())
     }
 
     /// Returns a handle for signals.

@@ -15,11 +15,13 @@
 
 mod cgroup;
 mod child;
+mod counters;
 mod evidence;
 mod fault;
 mod follow;
 pub mod guard;
 mod identity;
+mod kernel_log;
 mod log;
 mod register;
 mod spawn;
@@ -27,8 +29,10 @@ mod sys;
 mod text;
 
 pub use child::{Child, StopHandle};
+pub use counters::{Counters, daemon_oom_kills};
 pub use evidence::{TAIL_BYTES, tail};
 pub use fault::{SpawnFault, StartFault};
 pub use follow::{LogFollower, LogLine, follow, read_tail};
+pub use kernel_log::{KernelTail, has_kernels_pids};
 pub use log::{KEEP_GENERATIONS, ROTATE_BYTES, log_path, prune, rotate_if_large};
 pub use spawn::{Cgroups, SpawnSpec, Spawner, SpawnerOptions};

@@ -123,13 +123,7 @@ impl Effects {
         };
         live.handles.gate.mark_dead(Blame::Nobody);
         self.gates.remove(&slot);
-        let evidence = Evidence {
-            status: ExitStatus::Unknown,
-            code_cause: None,
-            log: None,
-            oom_kills: None,
-            last_lines: Vec::new(),
-        };
+        let evidence = Evidence::of(ExitStatus::Unknown);
         // Dropped with its task, the child is killed and reaped behind our back.
         self.answers.push_back(child_event(slot.clone(), generation, ChildEvent::Reaped));
         child_event(slot, generation, ChildEvent::Exited { evidence, at_unix_ms })

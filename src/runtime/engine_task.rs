@@ -18,6 +18,7 @@ use tracing::debug;
 use super::{
     clock,
     effects::{Handles, Report},
+    last_seconds::{Before, LastSeconds},
     watch::{self, Watched},
 };
 use crate::{
@@ -92,6 +93,7 @@ struct Running {
     child: Child,
     launched: Launched,
     log: PathBuf,
+    last_seconds: LastSeconds,
 }
 
 /// What was started.
@@ -130,8 +132,10 @@ pub(super) async fn run(tools: Arc<Tools>, profile: Arc<Profile>, reporter: Repo
         biased;
         status = running.child.wait() => status,
         never = watch => match never {},
+        never = running.last_seconds.keep() => match never {},
     };
-    let evidence = gather(&running, status).await;
+    let evidence = running.last_seconds.at_the_end(status);
+    let evidence = with_log(evidence, running.launched.kind, running.log).await;
     reporter.tell(ChildEvent::Exited { evidence, at_unix_ms: clock::unix_ms() }).await;
     running.child.reap().await;
     reporter.tell(ChildEvent::Reaped).await;
@@ -175,11 +179,13 @@ async fn start(
     };
     let log = log_of(tools, reporter).await;
     let spec = spec(tools, reporter, (launch, &endpoint), log.clone());
+    let before = Before::begin();
     match tools.spawner.spawn(spec).await {
         Ok(child) => {
+            let last_seconds = before.of(child.pid(), child.counters());
             let model = checked.insisted_name(profile);
             let launched = Launched { kind: checked.kind, endpoint, info, model };
-            Ok(Running { child, launched, log })
+            Ok(Running { child, launched, log, last_seconds })
         }
         Err(fault) => Err(Failure::of_spawn(&fault, info)),
     }
@@ -282,19 +288,17 @@ impl Failure {
     }
 }
 
-/// Gathers what is known about a death, from the kernel and from the log's end.
-async fn gather(running: &Running, status: ExitStatus) -> Evidence {
-    let kind = running.launched.kind;
-    let log = running.log.clone();
+/// Adds what the engine itself says: its exit code and its log's end.
+async fn with_log(evidence: Evidence, kind: EngineKind, log: PathBuf) -> Evidence {
     let reading = spawn_blocking(move || process::tail(&log, EVIDENCE_LINES, process::TAIL_BYTES));
     // A death is told without its last lines rather than late.
     let read = timeout(EVIDENCE_DEADLINE, reading).await;
     let mut last_lines = read.ok().and_then(Result::ok).unwrap_or_default();
     let finding = engine::log::death_cause(kind, &last_lines);
     last_lines.drain(..last_lines.len().saturating_sub(KEPT_LINES));
-    let code_cause = match status {
+    let code_cause = match evidence.status {
         ExitStatus::Code(code) => engine::code_cause(kind, code),
         ExitStatus::Signal(_) | ExitStatus::Unknown => None,
     };
-    Evidence { status, code_cause, log: finding, oom_kills: running.child.oom_kills(), last_lines }
+    Evidence { code_cause, log: finding, last_lines, ..evidence }
 }

@@ -10,6 +10,7 @@ mod daemon;
 mod driver;
 mod effects;
 mod engine_task;
+mod last_seconds;
 mod memory;
 mod profiles;
 mod publish;

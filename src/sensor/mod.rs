@@ -7,5 +7,5 @@ mod host;
 mod processes;
 
 pub use activity::{Activity, activity};
-pub use host::{HostMemory, host_memory};
+pub use host::{HostMemory, host_memory, machine_oom_kills};
 pub use processes::Processes;

@@ -100,7 +100,11 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::spec::{Generation, death::Evidence, profile::EngineChoice};
+    use crate::spec::{
+        Generation,
+        death::{Confidence, Evidence},
+        profile::EngineChoice,
+    };
 
     fn profile() -> Profile {
         Profile {
@@ -127,22 +131,16 @@ mod tests {
     }
 
     fn death(verdict: Verdict, phase: Phase, status: ExitStatus) -> Death {
-        let evidence = Evidence {
-            status,
-            code_cause: None,
-            log: None,
-            oom_kills: None,
-            last_lines: Vec::new(),
-        };
         Death {
             generation: Generation(1),
             pid: Some(1),
             verdict,
+            confidence: Confidence::Certain,
             reason: String::new(),
             phase,
             ran_for: Duration::from_secs(1),
             at_unix_ms: 0,
-            evidence: Some(evidence),
+            evidence: Some(Evidence::of(status)),
         }
     }
 

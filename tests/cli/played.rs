@@ -17,7 +17,7 @@ use slotd::{
     mailbox::{self, Inbox},
     spec::{
         Generation, Monotime, SlotName,
-        death::{Death, Phase, Verdict},
+        death::{Confidence, Death, Phase, Verdict},
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -158,6 +158,7 @@ fn become_ready(view: &mut SlotView) {
 
 fn fail(view: &mut SlotView) {
     view.deaths.push(Arc::new(Death {
+        confidence: Confidence::Certain,
         generation: view.generation,
         pid: Some(1),
         verdict: Verdict::BadModel,

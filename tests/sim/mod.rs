@@ -15,7 +15,7 @@ use std::{sync::Arc, time::Duration};
 use slotd::{
     spec::{
         Generation, SlotName,
-        death::{Evidence, ExitStatus, LogCause, LogFinding},
+        death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding},
         profile::{EngineChoice, Profile},
     },
     supervisor::{ChildEvent, EngineInfo, Event, SlotEvent, Vitals},
@@ -126,11 +126,15 @@ pub(crate) fn exited(evidence: Evidence) -> ChildEvent {
 }
 
 pub(crate) fn ended(status: ExitStatus) -> Evidence {
-    Evidence { status, code_cause: None, log: None, oom_kills: Some(0), last_lines: Vec::new() }
+    Evidence { oom_kills: Some(0), ..Evidence::of(status) }
 }
 
 pub(crate) fn logged(status: ExitStatus, cause: LogCause) -> Evidence {
-    let log = Some(LogFinding { cause, line: "error: as the engine says it".to_owned() });
+    let log = Some(LogFinding {
+        cause,
+        line: "error: as the engine says it".to_owned(),
+        confidence: Confidence::Likely,
+    });
     Evidence { log, ..ended(status) }
 }
 

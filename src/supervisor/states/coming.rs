@@ -3,7 +3,7 @@
 use crate::{
     spec::{
         Monotime,
-        death::{Death, Phase, Verdict},
+        death::{Confidence, Death, Phase, Verdict},
     },
     supervisor::{
         command::{Refusal, StopSignal},
@@ -180,6 +180,8 @@ impl Slot {
             generation: self.generation,
             pid: None,
             verdict,
+            // The check or the call that failed says so itself.
+            confidence: Confidence::Certain,
             reason,
             phase: Phase::Starting,
             ran_for: context.now.since(began),
@@ -208,6 +210,7 @@ impl Slot {
             generation: self.generation,
             pid: Some(pid),
             verdict: Verdict::StartTimeout,
+            confidence: Confidence::Certain,
             reason: format!("{stood} and was killed{held}"),
             phase: Phase::Starting,
             ran_for: context.now.since(began),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     spec::{
         Monotime,
-        death::{Death, Phase},
+        death::{Confidence, Death, Phase},
     },
     supervisor::{
         command::{Command, Refusal, StopSignal},
@@ -182,6 +182,7 @@ impl Slot {
             generation: self.generation,
             pid: Some(pid),
             verdict,
+            confidence: Confidence::Certain,
             reason,
             phase: Phase::Serving,
             ran_for: context.now.since(began),
