@@ -88,6 +88,7 @@ impl Machine {
             max_restarts: 5,
             start_timeout: DEADLINE,
             stop_timeout: DEADLINE,
+            hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
         }

@@ -134,6 +134,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         max_restarts: 5,
         start_timeout: Duration::from_mins(1),
         stop_timeout: Duration::from_secs(10),
+        hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
     };

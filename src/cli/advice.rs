@@ -52,7 +52,11 @@ pub(super) fn remedy(slot: &SlotObject, death: &DeathObject) -> Option<String> {
             "lower `context`, `parallel` or `gpu_layers` in {source}, or name a smaller \
              quantisation; see what else is on the device"
         ),
-        Verdict::Crash | Verdict::UnexpectedExit => format!(
+        Verdict::Hung => format!(
+            "raise `hang_timeout` in {source} if it only was slow; if it comes again, report it to \
+             the engine with its version"
+        ),
+        Verdict::Crash | Verdict::Poisoned | Verdict::UnexpectedExit => format!(
             "`slotd logs {name}` shows all that it wrote; if it comes again, report it to the \
              engine with its version"
         ),
@@ -90,8 +94,12 @@ fn after_failure(slot: &SlotObject) -> String {
         Some(Verdict::StartTimeout) => format!(
             "raise `start_timeout` in {source} if the load only needs longer, then `slotd load {name}`"
         ),
+        Some(Verdict::Hung) => format!(
+            "raise `hang_timeout` in {source} if it only was slow, then `slotd load {name}`"
+        ),
         Some(
             Verdict::Crash
+            | Verdict::Poisoned
             | Verdict::KilledByOther
             | Verdict::UnexpectedExit
             | Verdict::StoppedByUs,

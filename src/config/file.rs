@@ -85,7 +85,8 @@ pub(super) struct ProfileFile {
     pub(super) max_restarts: u32,
 
     /// How long a load may take, `100ms` to `24h`: a whole number and one of `ms`, `s`, `m`, `h`,
-    /// `d`. Default: `10m`.
+    /// `d`. It counts anew with each step forward of an engine that tells how far it is. Default:
+    /// `10m`.
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"), extend("default" = "10m"))]
     pub(super) start_timeout: Duration,
 
@@ -93,6 +94,12 @@ pub(super) struct ProfileFile {
     /// `1h`. Default: `10s`.
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"), extend("default" = "10s"))]
     pub(super) stop_timeout: Duration,
+
+    /// How long an engine may show no sign of life (no answer to a look at its health, no token, no
+    /// use of the CPU) before it is replaced, `2s` to `24h`, or `off`. A long prompt is no hang.
+    /// Default: `60s`.
+    #[schemars(with = "String", regex(pattern = r"^([0-9]+ ?(ms|s|m|h|d)|off)$"), extend("default" = "60s"))]
+    pub(super) hang_timeout: Option<Duration>,
 
     /// How long without a request before the slot is unloaded, `100ms` to `365d`; the next request
     /// loads it again. Default: never.
@@ -120,7 +127,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 18] = [
+pub(super) const KEYS: [&str; 19] = [
     "model",
     "engine",
     "command",
@@ -137,6 +144,7 @@ pub(super) const KEYS: [&str; 18] = [
     "max_restarts",
     "start_timeout",
     "stop_timeout",
+    "hang_timeout",
     "idle_timeout",
     "on_exit",
 ];
@@ -176,6 +184,11 @@ impl ProfileFile {
             stop_timeout: walk
                 .take_duration("stop_timeout", &STOP_TIMEOUT)
                 .unwrap_or(Duration::from_secs(10)),
+            hang_timeout: walk.take_duration_or_off(
+                "hang_timeout",
+                &HANG_TIMEOUT,
+                Duration::from_mins(1),
+            ),
             idle_timeout: walk.take_duration("idle_timeout", &IDLE_TIMEOUT),
             on_exit: walk.take_choice("on_exit", &ON_EXIT).unwrap_or_default(),
         }
@@ -192,6 +205,7 @@ fn better_key(typed: &str) -> Option<String> {
         "np" | "concurrency" | "slots" => "parallel",
         "cmd" | "exec" => "command",
         "ttl" | "keep_alive" => "idle_timeout",
+        "liveness_timeout" | "watchdog" => "hang_timeout",
         "preload" | "pinned" => "autostart",
         "path" | "file" | "model_path" | "gguf" => "model",
         "backend" | "runtime" => "engine",
@@ -233,5 +247,6 @@ const MAX_RESTARTS: RangeInclusive<u32> = 0..=1000;
 const START_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_hours(24);
 const STOP_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
+const HANG_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_hours(24);
 const IDLE_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_hours(24 * 365);

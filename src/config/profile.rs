@@ -75,6 +75,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
         max_restarts: typed.max_restarts,
         start_timeout: typed.start_timeout,
         stop_timeout: typed.stop_timeout,
+        hang_timeout: typed.hang_timeout,
         idle_timeout: typed.idle_timeout,
         on_exit: typed.on_exit,
     });

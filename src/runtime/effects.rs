@@ -23,13 +23,13 @@ use super::{
 };
 use crate::{
     process::StopHandle,
-    proxy::Gate,
+    proxy::{Blame, Gate},
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
         profile::Profile,
     },
-    supervisor::{ChildEvent, Command, Event, SlotEvent, StopSignal},
+    supervisor::{ChildEvent, Command, Event, SlotEvent},
 };
 
 /// How many reports of children may wait for the driver. A child's task waits when it is full.
@@ -127,7 +127,7 @@ impl Effects {
             let event = ChildEvent::SpawnFailed { verdict, reason, at_unix_ms, engine: None };
             return child_event(slot, generation, event);
         };
-        live.handles.gate.mark_dead();
+        live.handles.gate.mark_dead(Blame::Nobody);
         self.gates.remove(&slot);
         let evidence = Evidence::of(ExitStatus::Unknown);
         // Dropped with its task, the child is killed and reaped behind our back.
@@ -145,7 +145,9 @@ impl Effects {
         if let Some(live) = self.live.get(&slot).filter(|live| live.generation == generation) {
             match event {
                 // Streams in flight must not end as if they were whole.
-                ChildEvent::Exited { .. } => live.handles.gate.mark_dead(),
+                ChildEvent::Exited { ref evidence, .. } => {
+                    live.handles.gate.mark_dead(blame(evidence));
+                }
                 ChildEvent::Reaped => {
                     self.live.remove(&slot);
                     self.gates.remove(&slot);
@@ -157,7 +159,8 @@ impl Effects {
                 | ChildEvent::BecameUnready
                 | ChildEvent::Drained
                 | ChildEvent::ActivityMeasured { .. }
-                | ChildEvent::MemoryMeasured { .. } => {}
+                | ChildEvent::MemoryMeasured { .. }
+                | ChildEvent::VitalsRead { .. } => {}
             }
         }
         child_event(slot, generation, event)
@@ -169,9 +172,12 @@ impl Effects {
             Command::Spawn { slot, generation, profile } => self.spawn(slot, generation, profile),
             Command::Signal { slot, generation, signal } => {
                 if let Some(handles) = self.live(&slot, generation) {
-                    if signal == StopSignal::Kill {
-                        handles.gate.close();
+                    // Nobody closed it before: the engine is past saving, with requests in flight.
+                    if !handles.gate.is_closed() {
+                        handles.gate.blame();
                     }
+                    // Those who wait for a seat are better off with the next engine.
+                    handles.gate.close();
                     handles.stop.signal(signal);
                 }
             }
@@ -255,6 +261,21 @@ impl Effects {
         // Reports that nobody reads any more must not hold a task up.
         self.reports.close();
         while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// A kill or an end that somebody asked for says nothing of the requests in flight; a crash, an exit
+/// with a fault and a kill for memory may be of their making.
+fn blame(evidence: &Evidence) -> Blame {
+    match evidence.status {
+        ExitStatus::Signal(1 | 2 | 3 | 9 | 15)
+        | ExitStatus::Code(0 | 129 | 130 | 131 | 137 | 143)
+        | ExitStatus::Unknown
+            if evidence.oom_kills.unwrap_or(0) == 0 =>
+        {
+            Blame::Nobody
+        }
+        ExitStatus::Signal(_) | ExitStatus::Code(_) | ExitStatus::Unknown => Blame::Request,
     }
 }
 

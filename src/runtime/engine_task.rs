@@ -32,7 +32,7 @@ use crate::{
     engine::{self, Endpoint, EngineKind, Launch, wants_port},
     models::{Checked, Checks, Refused},
     process::{self, Child, SpawnFault, SpawnSpec, Spawner},
-    proxy::Gate,
+    proxy::{Gate, Suspects},
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
@@ -59,6 +59,7 @@ pub(super) struct Tools {
     pub(super) spawner: Spawner,
     pub(super) state: Arc<StateDir>,
     pub(super) checks: Arc<Checks>,
+    pub(super) suspects: Arc<Suspects>,
     /// The daemon's environment, from which engines get an allow-list.
     pub(super) environment: Vec<(OsString, OsString)>,
 }
@@ -129,8 +130,9 @@ pub(super) async fn run(tools: Arc<Tools>, profile: Arc<Profile>, reporter: Repo
     let event =
         ChildEvent::Spawned { pid: running.child.pid(), engine: running.launched.info.clone() };
     let handles = handles(&tools, &running, &reporter);
+    let gate = Arc::clone(&handles.gate);
     reporter.send(event, Some(handles)).await;
-    attend(&tools, running, &profile, &reporter, Begins::Loading).await;
+    attend((&tools, &profile), running, &gate, &reporter, Begins::Loading).await;
 }
 
 /// Prepares to go on with an engine of an earlier daemon: the ways to it, and the rest of its life.
@@ -153,17 +155,18 @@ pub(super) fn adopted(
     let last_seconds = Before::begin().of(child.pid(), child.counters());
     let running = Running { child, launched, log, last_seconds, nonce, leave };
     let handles = handles(&tools, &running, &reporter);
-    let profile = Arc::clone(profile);
-    let attending =
-        async move { attend(&tools, running, &profile, &reporter, Begins::Ready).await };
+    let (profile, gate) = (Arc::clone(profile), Arc::clone(&handles.gate));
+    let attending = async move {
+        attend((&tools, &profile), running, &gate, &reporter, Begins::Ready).await;
+    };
     (handles, attending)
 }
 
 /// Watches a child until its end, or until it is to be left.
 async fn attend(
-    tools: &Arc<Tools>,
+    (tools, profile): (&Arc<Tools>, &Profile),
     mut running: Running,
-    profile: &Profile,
+    gate: &Gate,
     reporter: &Reporter,
     begins: Begins,
 ) {
@@ -186,6 +189,9 @@ async fn attend(
         log: &running.log,
         keeping: keeping.as_ref(),
         begins,
+        pid: running.child.pid(),
+        gate,
+        patience: profile.hang_timeout,
     };
     // Boxed: the watch holds a request while it waits, and this task lives as long as the engine.
     let watch = Box::pin(watch::watch(watched, reporter));
@@ -228,8 +234,8 @@ fn handles(tools: &Tools, running: &Running, reporter: &Reporter) -> Handles {
         reporter.slot.clone(),
         reporter.generation,
         (launched.endpoint.clone(), launched.model.clone()),
-        launched.info.parallel,
-        tools.settings.queue_limit,
+        (launched.info.parallel, tools.settings.queue_limit),
+        &tools.suspects,
     );
     Handles { gate, stop: running.child.stop_handle(), leave: Arc::clone(&running.leave) }
 }

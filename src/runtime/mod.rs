@@ -18,6 +18,7 @@ mod listen;
 mod memory;
 mod profiles;
 mod publish;
+mod readings;
 mod remember;
 mod service_manager;
 mod signals;

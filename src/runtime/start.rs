@@ -154,7 +154,8 @@ fn tools(
         hub_cache: hub_cache_dir(&|name| env::var_os(name)),
         environment: environment.clone(),
     });
-    Ok(Tools { settings, spawner, state, checks: Arc::new(checks), environment })
+    let checks = Arc::new(checks);
+    Ok(Tools { settings, spawner, state, checks, suspects: Arc::default(), environment })
 }
 
 pub(super) fn make_dir(path: &Path) -> Result<(), StartFault> {

@@ -2,8 +2,10 @@
 //!
 //! Owns what the readings need between two looks. It decides nothing.
 
+mod activity;
 mod host;
 mod processes;
 
+pub use activity::{Activity, activity};
 pub use host::{HostMemory, host_memory, machine_oom_kills};
 pub use processes::Processes;

@@ -22,6 +22,10 @@ pub enum Verdict {
     Crash,
     /// It did not become ready in time.
     StartTimeout,
+    /// It stood still or spun: no answer, no token, no use, for `hang_timeout`.
+    Hung,
+    /// It failed every request, whatever its health said.
+    Poisoned,
     /// The engine refused its arguments.
     BadConfig,
     /// A file that it needs is not there.
@@ -38,13 +42,15 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every verdict.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::StoppedByUs,
         Self::KilledByOther,
         Self::OomHost,
         Self::OomDevice,
         Self::Crash,
         Self::StartTimeout,
+        Self::Hung,
+        Self::Poisoned,
         Self::BadConfig,
         Self::MissingFile,
         Self::BadModel,
@@ -62,6 +68,8 @@ impl Verdict {
             Self::OomDevice => "oom-device",
             Self::Crash => "crash",
             Self::StartTimeout => "start-timeout",
+            Self::Hung => "hung",
+            Self::Poisoned => "poisoned",
             Self::BadConfig => "bad-config",
             Self::MissingFile => "missing-file",
             Self::BadModel => "bad-model",
@@ -69,6 +77,11 @@ impl Verdict {
             Self::UnexpectedExit => "unexpected-exit",
             Self::SpawnFailed => "spawn-failed",
         }
+    }
+
+    /// Tells whether slotd itself ended it, because it was past saving.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::StartTimeout | Self::Hung | Self::Poisoned)
     }
 
     /// Tells whether trying again unchanged can only fail again, so that a person is needed.

@@ -45,6 +45,9 @@ pub struct Profile {
     pub start_timeout: Duration,
     /// How long in-flight requests, and then the engine after `SIGTERM`, are given to end.
     pub stop_timeout: Duration,
+    /// How long an engine may show no sign of life before it is replaced; never without it.
+    #[serde(default)]
+    pub hang_timeout: Option<Duration>,
     /// How long without a request before the slot is unloaded; never without it.
     pub idle_timeout: Option<Duration>,
     /// What becomes of its engine when the daemon ends.

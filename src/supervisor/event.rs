@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::health::Vitals;
 use crate::spec::{
     Bytes, Generation, SlotName, WaiterId, death::Evidence, death::Verdict, profile::Profile,
 };
@@ -115,6 +116,11 @@ pub enum ChildEvent {
     MemoryMeasured {
         /// Resident bytes.
         rss: Bytes,
+    },
+    /// Its vital signs were read: something is missing that a healthy engine shows, or no longer is.
+    VitalsRead {
+        /// What was seen.
+        vitals: Vitals,
     },
     /// The process has ended. Its group may still hold others.
     Exited {

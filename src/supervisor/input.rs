@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{event::ChildEvent, event::EngineInfo, event::SlotEvent};
+use super::{event::ChildEvent, event::EngineInfo, event::SlotEvent, health::Vitals};
 use crate::spec::{
     Bytes, Generation, WaiterId,
     death::{Evidence, Verdict},
@@ -46,6 +46,8 @@ pub(super) enum Input {
     ActivityMeasured { in_flight: u32, idle_for: Duration },
     /// Resident bytes of the child.
     MemoryMeasured { rss: Bytes },
+    /// Vital signs of the child.
+    VitalsRead { vitals: Vitals },
     /// The child has ended.
     Exited { evidence: Evidence, at_unix_ms: u64 },
     /// Nothing of the child is left.
@@ -73,6 +75,7 @@ impl Input {
             Self::Drained => "drained",
             Self::ActivityMeasured { .. } => "activity-measured",
             Self::MemoryMeasured { .. } => "memory-measured",
+            Self::VitalsRead { .. } => "vitals-read",
             Self::Exited { .. } => "exited",
             Self::Reaped => "reaped",
         }
@@ -104,6 +107,7 @@ impl Input {
                 Self::ActivityMeasured { in_flight, idle_for }
             }
             ChildEvent::MemoryMeasured { rss } => Self::MemoryMeasured { rss },
+            ChildEvent::VitalsRead { vitals } => Self::VitalsRead { vitals },
             ChildEvent::Exited { evidence, at_unix_ms } => Self::Exited { evidence, at_unix_ms },
             ChildEvent::Reaped => Self::Reaped,
         }

@@ -8,6 +8,7 @@
 mod command;
 mod deaths;
 mod event;
+mod health;
 mod input;
 mod policy;
 mod random;
@@ -23,6 +24,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 pub use self::{
     command::{Command, Refusal, StopSignal},
     event::{ChildEvent, EngineInfo, Event, SlotEvent},
+    health::Vitals,
     policy::Policy,
     snapshot::{SlotView, Snapshot, StateView},
 };

@@ -17,6 +17,8 @@ pub struct Policy {
     /// The longest backoff that a request is held over after a working engine died; beyond it the
     /// request is turned away with the time of the next attempt.
     pub bridge: Duration,
+    /// How many different requests in a row an engine must fail to be taken for poisoned.
+    pub poisoned_after: u32,
 }
 
 impl Default for Policy {
@@ -27,6 +29,7 @@ impl Default for Policy {
             healthy_after: Duration::from_mins(1),
             waiting_limit: 512,
             bridge: Duration::from_secs(30),
+            poisoned_after: 5,
         }
     }
 }

@@ -125,6 +125,7 @@ mod tests {
             max_restarts: 3,
             start_timeout: Duration::from_mins(1),
             stop_timeout: Duration::from_secs(10),
+            hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
         }

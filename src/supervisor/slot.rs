@@ -24,6 +24,7 @@ use super::{
     Memory,
     command::{Command, Refusal, StopSignal},
     event::EngineInfo,
+    health::Pulse,
     policy::Policy,
     random::Random,
     restart::Tally,
@@ -70,9 +71,10 @@ pub(super) enum State {
     Spawning { began: Monotime },
     /// The spawn was ordered and is no longer wanted.
     Cancelling { after: After },
-    /// The child loads. Its time counts from `spawned_at`, not from the order, which `began` is: the
-    /// checks before a spawn are no part of the load.
-    Starting { pid: u32, began: Monotime, spawned_at: Monotime, percent: Option<u8> },
+    /// The child loads. Its time counts from `stepped_at`: its spawn, or the last step forward that it
+    /// told. It does not count from the order, which `began` is: the checks before a spawn are no part
+    /// of the load.
+    Starting { pid: u32, began: Monotime, stepped_at: Monotime, percent: Option<u8> },
     /// It takes requests.
     Ready(Serving),
     /// It says that it is not ready.
@@ -92,7 +94,7 @@ pub(super) enum State {
 }
 
 /// A child that has been ready.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Serving {
     pub(super) began: Monotime,
     pub(super) pid: u32,
@@ -100,6 +102,8 @@ pub(super) struct Serving {
     pub(super) proven_at: Option<Monotime>,
     /// When to ask how long it has been idle; `None` without an idle timeout.
     pub(super) idle_check_at: Option<Monotime>,
+    /// What its vital signs have come to; `None` until they were read.
+    pub(super) pulse: Option<Box<Pulse>>,
 }
 
 /// How a stop goes on.
@@ -109,7 +113,10 @@ pub(super) enum Stop {
     Terminated { kill_at: Monotime, was: Phase },
     /// `SIGKILL` was sent after the grace.
     Killed { was: Phase },
-    /// `SIGKILL` was sent because it did not become ready.
+    /// `SIGTERM` was sent because it hung or failed every request: its death is recorded already.
+    Condemned { kill_at: Monotime },
+    /// `SIGKILL` was sent because it did not become ready, or after the grace of a condemned one: its
+    /// death is recorded already.
     TimedOut,
 }
 
@@ -234,7 +241,12 @@ impl Slot {
     }
 
     /// Takes no more requests and lets those in flight end.
-    pub(super) fn drain(&self, serving: Serving, after: After, context: &mut Context<'_>) -> State {
+    pub(super) fn drain(
+        &self,
+        serving: &Serving,
+        after: After,
+        context: &mut Context<'_>,
+    ) -> State {
         context
             .commands
             .push(Command::Drain { slot: self.name.clone(), generation: self.generation });
@@ -286,12 +298,15 @@ impl Slot {
     /// Returns when the slot wants to be woken.
     pub(super) fn deadline(&self) -> Option<Monotime> {
         match &self.state {
-            State::Starting { spawned_at, .. } => Some(self.give_up_at(*spawned_at)),
+            State::Starting { stepped_at, .. } => Some(self.give_up_at(*stepped_at)),
             State::Ready(serving) | State::Unready(serving) => {
                 [serving.proven_at, serving.idle_check_at].into_iter().flatten().min()
             }
             State::Draining { cut_at, .. } => Some(*cut_at),
-            State::Stopping { stop: Stop::Terminated { kill_at, .. }, .. } => Some(*kill_at),
+            State::Stopping {
+                stop: Stop::Terminated { kill_at, .. } | Stop::Condemned { kill_at },
+                ..
+            } => Some(*kill_at),
             State::Backoff { retry_at } => Some(*retry_at),
             State::Stopping { stop: Stop::Killed { .. } | Stop::TimedOut, .. }
             | State::Offline
@@ -303,9 +318,9 @@ impl Slot {
         }
     }
 
-    /// Returns when a load that began at `spawned_at` is given up, by the profile now in force.
-    pub(super) fn give_up_at(&self, spawned_at: Monotime) -> Monotime {
-        spawned_at.after(self.profile.start_timeout)
+    /// Returns when a load that last came forward at `stepped_at` is given up, by the profile now in force.
+    pub(super) fn give_up_at(&self, stepped_at: Monotime) -> Monotime {
+        stepped_at.after(self.profile.start_timeout)
     }
 
     /// Returns the slot as others see it.
@@ -336,8 +351,8 @@ impl Slot {
                 attempt,
                 give_up_at: self.give_up_at(began),
             },
-            State::Starting { pid, spawned_at, percent, .. } => {
-                let give_up_at = self.give_up_at(spawned_at);
+            State::Starting { pid, stepped_at, percent, .. } => {
+                let give_up_at = self.give_up_at(stepped_at);
                 StateView::Starting { pid: Some(pid), percent, attempt, give_up_at }
             }
             State::Ready(Serving { pid, .. }) => StateView::Ready { pid },

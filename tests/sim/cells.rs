@@ -23,7 +23,7 @@ pub(crate) const STATES: [&str; 11] = [
 ];
 
 /// Everything that a state has an arm for.
-pub(crate) const EVENTS: [&str; 19] = [
+pub(crate) const EVENTS: [&str; 20] = [
     "load",
     "unload",
     "restart",
@@ -41,6 +41,7 @@ pub(crate) const EVENTS: [&str; 19] = [
     "drained",
     "activity-measured",
     "memory-measured",
+    "vitals-read",
     "exited",
     "reaped",
 ];

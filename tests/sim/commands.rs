@@ -1,6 +1,6 @@
 //! What each command may mean, held against the model at the moment it is given.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use slotd::{
     spec::{Generation, Monotime, SlotName, WaiterId, profile::OnExit},
@@ -41,9 +41,8 @@ impl Model {
             Command::Signal { slot, generation, signal } => {
                 let truth = self.truth(slot)?;
                 truth.is_present(*generation)?;
-                if truth.signal(moment, slot, *signal)? {
-                    return Ok(Some((slot.clone(), Unplanned { had_served: false })));
-                }
+                let given_up = truth.signal(moment, slot, *signal)?;
+                return Ok(given_up.map(|death| (slot.clone(), death)));
             }
             Command::Drain { slot, generation } => {
                 let truth = self.truth(slot)?;
@@ -152,8 +151,14 @@ impl Truth {
         Ok(())
     }
 
-    /// Returns whether the signal gives a load up.
-    fn signal(&mut self, moment: Moment<'_>, slot: &SlotName, signal: StopSignal) -> Checked<bool> {
+    /// Returns the death in it, if the signal gives a load up, or an engine that hangs.
+    fn signal(
+        &mut self,
+        moment: Moment<'_>,
+        slot: &SlotName,
+        signal: StopSignal,
+    ) -> Checked<Option<Unplanned>> {
+        let patience = self.profile.hang_timeout;
         let (stop, start) = (self.profile.stop_timeout, self.profile.start_timeout);
         let is_planned_stop = moment.is_order_to_stop(slot);
         let was_cancelled = moment.was_cancelled(slot);
@@ -171,26 +176,29 @@ impl Truth {
                         check(!drain.is_leaving, || "told to end, and to be kept".to_owned())?;
                     }
                     None if alive.ready_since.is_some() => {
-                        return Err("told to end without a drain".to_owned());
+                        let is_lost = moment.shows_no_life(slot, alive, patience);
+                        check(is_lost, || "told to end without a drain".to_owned())?;
+                        alive.kill_at = Some(now.after(stop));
+                        return Ok(Some(Unplanned { had_served: true }));
                     }
                     None => check(is_planned_stop || was_cancelled, || {
                         "a load was stopped without an order".to_owned()
                     })?,
                 }
                 alive.kill_at = Some(now.after(stop));
-                Ok(false)
+                Ok(None)
             }
             (StopSignal::Kill, Some(kill_at)) => {
                 check(kill_at <= now, || "killed before its grace was over".to_owned())?;
                 alive.is_killed = true;
-                Ok(false)
+                Ok(None)
             }
             (StopSignal::Kill, None) => {
                 check(alive.ready_since.is_none(), || "killed without a grace".to_owned())?;
-                let give_up_at = alive.spawned_at.after(start);
+                let give_up_at = alive.stepped_at.after(start);
                 check(give_up_at <= now, || "a load was killed before its time".to_owned())?;
                 alive.is_killed = true;
-                Ok(true)
+                Ok(Some(Unplanned { had_served: false }))
             }
         }
     }
@@ -248,6 +256,18 @@ impl Moment<'_> {
                     && matches!(event, SlotEvent::UnloadRequested | SlotEvent::RestartRequested)
             }
         }
+    }
+
+    /// Tells whether the event says that the engine has failed every request, or that there was no
+    /// byte from it for the whole of the patience.
+    fn shows_no_life(&self, name: &SlotName, alive: &Alive, patience: Option<Duration>) -> bool {
+        let Event::Slot { slot, event: SlotEvent::Child { event, .. } } = self.event else {
+            return false;
+        };
+        let ChildEvent::VitalsRead { vitals } = event else { return false };
+        let is_silent =
+            patience.is_some_and(|patience| self.now.since(alive.lively_at) >= patience);
+        slot == name && (is_silent || vitals.failed_in_row >= 5)
     }
 
     fn was_cancelled(&self, name: &SlotName) -> bool {

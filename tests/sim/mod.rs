@@ -18,7 +18,7 @@ use slotd::{
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding},
         profile::{EngineChoice, OnExit, Profile},
     },
-    supervisor::{ChildEvent, EngineInfo, Event, SlotEvent},
+    supervisor::{ChildEvent, EngineInfo, Event, SlotEvent, Vitals},
 };
 
 /// `SplitMix64`, so that a seed gives the same day on every machine.
@@ -83,6 +83,7 @@ pub(crate) fn profile(name: &str) -> Profile {
         max_restarts: 3,
         start_timeout: Duration::from_mins(2),
         stop_timeout: Duration::from_secs(10),
+        hang_timeout: Some(Duration::from_mins(1)),
         idle_timeout: None,
         on_exit: OnExit::Stop,
     }
@@ -105,6 +106,20 @@ pub(crate) fn spawned(pid: u32) -> ChildEvent {
     let engine =
         EngineInfo { name: "command".to_owned(), program: "engine".to_owned(), parallel: 1 };
     ChildEvent::Spawned { pid, engine }
+}
+
+/// An engine that is fine and has nothing to do.
+pub(crate) fn vitals() -> Vitals {
+    Vitals {
+        continues: true,
+        has_answered: true,
+        in_flight: 0,
+        pieces: 0,
+        failed_in_row: 0,
+        given_up_in_row: 0,
+        cpu: Some(Duration::ZERO),
+        is_stopped: false,
+    }
 }
 
 pub(crate) fn exited(evidence: Evidence) -> ChildEvent {

@@ -61,11 +61,16 @@ pub(crate) enum Child {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Alive {
     pub(crate) pid: u32,
-    pub(crate) spawned_at: Monotime,
+    /// The spawn, or the last step forward of its load.
+    pub(crate) stepped_at: Monotime,
+    pub(crate) percent: Option<u8>,
     pub(crate) ready_since: Option<Monotime>,
     /// Since when it has been ready without a break.
     pub(crate) steady_since: Option<Monotime>,
     pub(crate) is_ready: bool,
+    /// The last sign of life, or the moment from which on signs are missed.
+    pub(crate) lively_at: Monotime,
+    pub(crate) pieces: u64,
     pub(crate) drain: Option<Drain>,
     pub(crate) kill_at: Option<Monotime>,
     pub(crate) is_killed: bool,
@@ -90,10 +95,13 @@ impl Alive {
     fn adopted(pid: u32, now: Monotime) -> Self {
         Self {
             pid,
-            spawned_at: now,
+            stepped_at: now,
+            percent: None,
             ready_since: Some(now),
             steady_since: Some(now),
             is_ready: true,
+            lively_at: now,
+            pieces: 0,
             drain: None,
             kill_at: None,
             is_killed: false,
@@ -160,6 +168,7 @@ impl Truth {
             (Child::Alive(Alive { drain: Some(_), .. }), _) => false,
             (Child::Alive(alive), ChildEvent::Progressed { .. }) => alive.ready_since.is_none(),
             (Child::Alive(alive), ChildEvent::BecameReady) => !alive.is_ready,
+            (Child::Alive(alive), ChildEvent::VitalsRead { .. }) => alive.ready_since.is_some(),
             (
                 Child::Alive(alive),
                 ChildEvent::BecameUnready | ChildEvent::ActivityMeasured { .. },
@@ -289,10 +298,13 @@ impl Truth {
             (Child::Ordered { .. }, ChildEvent::Spawned { pid, .. }) => {
                 self.child = Child::Alive(Alive {
                     pid: *pid,
-                    spawned_at: now,
+                    stepped_at: now,
+                    percent: None,
                     ready_since: None,
                     steady_since: None,
                     is_ready: false,
+                    lively_at: now,
+                    pieces: 0,
                     drain: None,
                     kill_at: None,
                     is_killed: false,
@@ -309,6 +321,12 @@ impl Truth {
                 self.child = Child::Dead { pid: alive.pid };
                 return (!is_planned).then_some(Unplanned { had_served });
             }
+            (Child::Alive(alive), ChildEvent::Progressed { percent })
+                if alive.percent < Some((*percent).min(100)) =>
+            {
+                alive.percent = Some((*percent).min(100));
+                alive.stepped_at = now;
+            }
             (Child::Alive(alive), ChildEvent::BecameReady) => {
                 alive.is_ready = true;
                 alive.ready_since.get_or_insert(now);
@@ -317,6 +335,12 @@ impl Truth {
             (Child::Alive(alive), ChildEvent::BecameUnready) => {
                 alive.is_ready = false;
                 alive.steady_since = None;
+            }
+            (Child::Alive(alive), ChildEvent::VitalsRead { vitals })
+                if !vitals.continues || vitals.pieces != alive.pieces =>
+            {
+                alive.lively_at = now;
+                alive.pieces = vitals.pieces;
             }
             (Child::Alive(alive), ChildEvent::Drained) => {
                 if let Some(drain) = &mut alive.drain {

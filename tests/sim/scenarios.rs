@@ -2,6 +2,7 @@
 
 mod edits;
 mod ends;
+mod hangs;
 mod restarts;
 
 use std::time::Duration;

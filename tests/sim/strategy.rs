@@ -9,7 +9,7 @@ use slotd::{
         death::Verdict,
         profile::{OnExit, Profile},
     },
-    supervisor::{ChildEvent, Event, Policy, SlotEvent},
+    supervisor::{ChildEvent, Event, Policy, SlotEvent, Vitals},
 };
 
 use super::{
@@ -35,6 +35,7 @@ pub(crate) struct Traits {
     start_timeout_s: u64,
     stop_timeout_s: u64,
     idle_timeout_s: Option<u64>,
+    hang_timeout_s: Option<u64>,
     /// Changes the engine.
     context: u32,
     on_exit: OnExit,
@@ -102,12 +103,13 @@ fn traits() -> impl Strategy<Value = Traits> {
     let start = prop_oneof![1 => Just(1_u64), 2 => Just(30), 3 => Just(600)];
     let stop = prop_oneof![1 => Just(0_u64), 2 => Just(2), 3 => Just(10), 1 => Just(90)];
     let idle = prop_oneof![2 => Just(None), 1 => Just(Some(0_u64)), 2 => Just(Some(30))];
-    (flags, start, stop, idle, (0..3_u32, on_exit)).prop_map(
+    let hang = prop_oneof![1 => Just(None), 2 => Just(Some(2_u64)), 1 => Just(Some(60))];
+    (flags, start, stop, (idle, hang), (0..3_u32, on_exit)).prop_map(
         |(
             (autostart, essential, max_restarts),
             start_timeout_s,
             stop_timeout_s,
-            idle,
+            (idle, hang),
             (context, on_exit),
         )| {
             Traits {
@@ -117,6 +119,7 @@ fn traits() -> impl Strategy<Value = Traits> {
                 start_timeout_s,
                 stop_timeout_s,
                 idle_timeout_s: idle,
+                hang_timeout_s: hang,
                 context,
                 on_exit,
             }
@@ -287,6 +290,9 @@ impl Player {
                 ChildEvent::Drained
             }
             Child::Alive(_) if choice.is_multiple_of(5) => death,
+            Child::Alive(alive) if alive.ready_since.is_some() && choice % 16 < 3 => {
+                ChildEvent::VitalsRead { vitals: vital_signs(choice) }
+            }
             Child::Alive(alive) if alive.is_ready && choice % 8 < 4 => ChildEvent::BecameUnready,
             Child::Alive(alive) if alive.is_ready => ChildEvent::ActivityMeasured {
                 in_flight: u32::from(choice % 16 > 12),
@@ -308,7 +314,7 @@ impl Player {
             Which::Future => present.next(),
         };
         let deaths = deaths();
-        let event = match what % 10 {
+        let event = match what % 11 {
             0 => spawned(pid_of(generation)),
             1 => spawn_failed(what),
             2 => ChildEvent::Progressed { percent: u8::try_from(what * 2).unwrap_or(255) },
@@ -317,7 +323,8 @@ impl Player {
             5 => ChildEvent::Drained,
             6 => ChildEvent::ActivityMeasured { in_flight: 0, idle_for: Duration::from_secs(99) },
             7 => ChildEvent::MemoryMeasured { rss: Bytes(u64::try_from(what).unwrap() << 20) },
-            8 => exited(deaths[what % deaths.len()].clone()),
+            8 => ChildEvent::VitalsRead { vitals: vital_signs(what / 11) },
+            9 => exited(deaths[what % deaths.len()].clone()),
             _ => ChildEvent::Reaped,
         };
         of_child(&name, generation, event)
@@ -332,6 +339,7 @@ impl Traits {
             max_restarts: self.max_restarts,
             start_timeout: Duration::from_secs(self.start_timeout_s),
             stop_timeout: Duration::from_secs(self.stop_timeout_s),
+            hang_timeout: self.hang_timeout_s.map(Duration::from_secs),
             idle_timeout: self.idle_timeout_s.map(Duration::from_secs),
             context: Some(1024 << self.context),
             on_exit: self.on_exit,
@@ -342,6 +350,19 @@ impl Traits {
 
 fn pid_of(generation: Generation) -> u32 {
     1000 + u32::try_from(generation.0 % 1_000_000).unwrap()
+}
+
+/// Mostly of an engine that stands still; some of one that spins, stalls or fails all it is asked.
+fn vital_signs(choice: usize) -> Vitals {
+    let silent = Vitals { has_answered: false, ..super::vitals() };
+    match choice % 8 {
+        0 => super::vitals(),
+        1 => Vitals { failed_in_row: 5, ..super::vitals() },
+        2 => Vitals { cpu: None, ..silent },
+        3 => Vitals { in_flight: 1, ..super::vitals() },
+        4 => Vitals { continues: false, pieces: 1, ..silent },
+        _ => silent,
+    }
 }
 
 fn spawn_failed(choice: usize) -> ChildEvent {

@@ -23,6 +23,8 @@ pub(super) fn told(death: &DeathObject) -> Vec<String> {
     let mut lines = vec![status(evidence.status)];
     if death.verdict == Verdict::StartTimeout {
         lines.push("slotd's own clock: it killed it itself".to_owned());
+    } else if death.verdict.is_ours() {
+        lines.push("slotd's own watch: it told it to end itself".to_owned());
     } else {
         lines.push("slotd had sent it no signal".to_owned());
     }

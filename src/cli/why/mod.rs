@@ -141,6 +141,8 @@ fn happened(death: &DeathObject) -> Vec<String> {
         Verdict::OomDevice => "there was not enough memory of the device for it",
         Verdict::Crash => "it crashed",
         Verdict::StartTimeout => "it was not ready in time",
+        Verdict::Hung => "it hung, and slotd replaced it",
+        Verdict::Poisoned => "it failed every request, and slotd replaced it",
         Verdict::BadConfig => "it refused its arguments",
         Verdict::MissingFile => "a file that it needs is not there",
         Verdict::BadModel => "it cannot load the model file",
@@ -159,7 +161,7 @@ fn happened(death: &DeathObject) -> Vec<String> {
     };
     let mut lines = vec![format!("{what} ({when}, generation {})", death.generation)];
     // Otherwise each part of the sentence comes again as evidence.
-    if death.evidence.is_none() || death.verdict == Verdict::StartTimeout {
+    if death.evidence.is_none() || death.verdict.is_ours() {
         lines.push(death.reason.clone());
     }
     lines

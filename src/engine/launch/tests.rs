@@ -39,6 +39,7 @@ fn profile(engine: EngineChoice) -> Profile {
         max_restarts: 5,
         start_timeout: Duration::from_mins(5),
         stop_timeout: Duration::from_secs(10),
+        hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
     }

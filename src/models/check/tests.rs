@@ -85,6 +85,7 @@ impl Machine {
             max_restarts: 5,
             start_timeout: Duration::from_mins(5),
             stop_timeout: Duration::from_secs(10),
+            hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
         }

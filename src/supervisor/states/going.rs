@@ -56,6 +56,7 @@ impl Slot {
             | Input::BecameReady
             | Input::BecameUnready
             | Input::ActivityMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Reaped => state,
         }
     }
@@ -70,7 +71,9 @@ impl Slot {
         match input {
             Input::Exited { evidence, at_unix_ms } => {
                 match stop {
-                    Stop::TimedOut => self.complete_last_death(evidence, at_unix_ms),
+                    Stop::Condemned { .. } | Stop::TimedOut => {
+                        self.complete_last_death(evidence, at_unix_ms);
+                    }
                     Stop::Terminated { was, .. } | Stop::Killed { was } => {
                         let exit = (evidence, at_unix_ms);
                         self.bury_planned((pid, began), (was, OurPart::Stopped), exit, context);
@@ -83,7 +86,14 @@ impl Slot {
                     self.signal(StopSignal::Kill, context);
                     State::Stopping { began, pid, stop: Stop::Killed { was }, after }
                 }
-                Stop::Terminated { .. } | Stop::Killed { .. } | Stop::TimedOut => state,
+                Stop::Condemned { kill_at } if kill_at <= context.now => {
+                    self.signal(StopSignal::Kill, context);
+                    State::Stopping { began, pid, stop: Stop::TimedOut, after }
+                }
+                Stop::Terminated { .. }
+                | Stop::Condemned { .. }
+                | Stop::Killed { .. }
+                | Stop::TimedOut => state,
             },
             Input::Load
             | Input::Restart
@@ -104,6 +114,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Reaped => state,
         }
     }
@@ -137,6 +148,7 @@ impl Slot {
             | Input::Drained
             | Input::ActivityMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. } => State::Reaping { pid, after },
         }
     }
@@ -180,6 +192,7 @@ impl Slot {
             | Input::Drained
             | Input::ActivityMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. }
             | Input::Reaped => after,
         }

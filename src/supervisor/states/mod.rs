@@ -62,6 +62,7 @@ impl Slot {
             | Input::Drained
             | Input::ActivityMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. }
             | Input::Reaped => false,
         }
