@@ -129,7 +129,9 @@ pub fn examine(identity: &Identity, slot: &SlotName, generation: Generation) -> 
 /// would be killed with it.
 fn is_cell(path: &Path, slot: &SlotName, generation: Generation, pid: Pid) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let is_named = name.starts_with(&format!("slotd-{slot}.g{generation}@"));
+    let is_named = name.strip_prefix("slotd-").and_then(|rest| rest.split_once('.'));
+    let is_named =
+        is_named.is_some_and(|(_, of)| of.starts_with(&format!("{slot}.g{generation}@")));
     let members = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
     is_named && members.lines().any(|line| line.parse() == Ok(pid.as_raw()))
 }

@@ -11,6 +11,7 @@ use std::{
     io::{self, PipeReader, Read},
     os::{
         fd::OwnedFd,
+        unix::ffi::OsStrExt,
         unix::fs::{DirBuilderExt, OpenOptionsExt},
         unix::process::CommandExt,
     },
@@ -21,6 +22,7 @@ use std::{
 };
 
 use nix::unistd::Pid;
+use sha2::{Digest, Sha256};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -56,8 +58,31 @@ pub struct SpawnerOptions {
     pub guard: Option<PathBuf>,
     /// Whether cgroups are used where there are any.
     pub cgroups: Cgroups,
+    /// Whose cgroups are whose: of all that dead daemons left, only what has this mark is ended. Two
+    /// daemons of one state directory have the same mark, others another one.
+    pub owner: Owner,
     /// Cgroup directories of an earlier daemon that are not leftovers: of engines that are adopted.
     pub adopted: Vec<PathBuf>,
+}
+
+/// Marks the cgroups of all daemons of one state directory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Owner(u32);
+
+impl Owner {
+    /// Returns the mark of a state directory, the same in every build of slotd.
+    pub fn of(state_dir: &Path) -> Self {
+        let path = state_dir.canonicalize().unwrap_or_else(|_| state_dir.to_owned());
+        let digest: [u8; 32] = Sha256::digest(path.as_os_str().as_bytes()).into();
+        let [a, b, c, d, ..] = digest;
+        Self(u32::from_be_bytes([a, b, c, d]))
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
 }
 
 /// Whether cgroups are used.
@@ -155,7 +180,7 @@ impl Spawner {
         let maker = tx.downgrade();
         let work = move || {
             let hierarchies = match options.cgroups {
-                Cgroups::Detect => Hierarchies::detect(),
+                Cgroups::Detect => Hierarchies::detect(options.owner),
                 Cgroups::Off => Hierarchies::none(),
             };
             hierarchies.clean_stale(&options.adopted, CLEAN_LIMIT);

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     config::daemon::Settings,
     models::{Checks, Places, hub_cache_dir},
-    process::{Cgroups, Spawner, SpawnerOptions, StartFault as SpawnerFault},
+    process::{Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault},
     store::{OpenFault, StateDir},
 };
 
@@ -145,6 +145,7 @@ fn tools(
     let spawner = Spawner::start(SpawnerOptions {
         guard: Some(program.clone()),
         cgroups: Cgroups::Detect,
+        owner: Owner::of(&settings.state_dir),
         adopted,
     })?;
     let checks = Checks::new(Places {

@@ -220,7 +220,7 @@ async fn kept_engines_outlive_a_killed_daemon_and_serve_the_next_one_without_a_r
     assert!(broken <= 4 && statuses.len() > broken, "{statuses:?}");
     let log = fs::read_to_string(&spawns).unwrap();
     let started = log.lines().filter(|line| line.starts_with("started ")).count();
-    assert_eq!(started, 2, "an engine was spawned anew");
+    assert_eq!(started, 2, "an engine was spawned anew\n{log}\n{}", daemon.log());
     adopted_engines_die_and_stop_like_any_other(&daemon, &before).await;
 }
 

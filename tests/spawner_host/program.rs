@@ -12,7 +12,7 @@ use std::{
 };
 
 use slotd::{
-    process::{Cgroups, SpawnSpec, Spawner, SpawnerOptions, guard, log_path},
+    process::{Cgroups, Owner, SpawnSpec, Spawner, SpawnerOptions, guard, log_path},
     spec::{Generation, profile::OnExit},
 };
 
@@ -34,8 +34,12 @@ fn main() -> ExitCode {
 async fn host(arguments: &[String]) -> Result<(), Box<dyn Error>> {
     let [cgroups, dir, commands @ ..] = arguments else { return Err("no arguments".into()) };
     let cgroups = if cgroups == "off" { Cgroups::Off } else { Cgroups::Detect };
-    let options =
-        SpawnerOptions { guard: Some(std::env::current_exe()?), cgroups, adopted: Vec::new() };
+    let options = SpawnerOptions {
+        guard: Some(std::env::current_exe()?),
+        cgroups,
+        owner: Owner::of(Path::new("/")),
+        adopted: Vec::new(),
+    };
     let spawner = Spawner::start(options)?;
     let mut children = Vec::new();
     for (index, command) in commands.split(|argument| argument == "--").enumerate() {
