@@ -5,6 +5,7 @@
 
 mod environment;
 mod flags;
+mod ladder;
 mod launch;
 pub mod log;
 
@@ -13,6 +14,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 pub use self::{
     environment::inherited,
     flags::Flags,
+    ladder::{LadderInput, ladder},
     launch::{Launch, LaunchFault, LaunchInput, launch},
 };
 use crate::spec::{death::LogCause, profile::EngineChoice};

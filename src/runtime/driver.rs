@@ -65,7 +65,8 @@ impl Driver {
                 | Command::Signal { .. }
                 | Command::Drain { .. }
                 | Command::CutRequests { .. }
-                | Command::MeasureActivity { .. } => self.effects.perform(command),
+                | Command::MeasureActivity { .. }
+                | Command::MeasureRoom { .. } => self.effects.perform(command),
             }
         }
         ControlFlow::Continue(())

@@ -26,9 +26,11 @@ use crate::{
     models::{Checked, Checks, Refused},
     process::{self, Child, SpawnFault, SpawnSpec, Spawner},
     proxy::Gate,
+    sensor,
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
+        ladder::Rung,
         profile::Profile,
     },
     supervisor::{ChildEvent, EngineInfo},
@@ -98,13 +100,19 @@ struct Launched {
     kind: EngineKind,
     endpoint: Endpoint,
     info: EngineInfo,
+    /// The rungs that it could have been started on.
+    rungs: Arc<[Rung]>,
     /// The name of its model that it insists on.
     model: Option<String>,
 }
 
 /// Runs one child and returns once nothing of it is left.
-pub(super) async fn run(tools: Arc<Tools>, profile: Arc<Profile>, reporter: Reporter) {
-    let mut running = match start(&tools, &profile, &reporter).await {
+pub(super) async fn run(
+    tools: Arc<Tools>,
+    (profile, rung): (Arc<Profile>, usize),
+    reporter: Reporter,
+) {
+    let mut running = match start(&tools, (&profile, rung), &reporter).await {
         Ok(running) => running,
         Err(Failure { verdict, reason, engine }) => {
             let at_unix_ms = clock::unix_ms();
@@ -143,14 +151,18 @@ async fn announce(tools: &Tools, running: &Running, reporter: &Reporter) {
         tools.settings.queue_limit,
     );
     let handles = Handles { gate, stop: running.child.stop_handle() };
-    let event = ChildEvent::Spawned { pid: running.child.pid(), engine: launched.info.clone() };
+    let event = ChildEvent::Spawned {
+        pid: running.child.pid(),
+        engine: launched.info.clone(),
+        rungs: Arc::clone(&launched.rungs),
+    };
     reporter.send(event, Some(handles)).await;
 }
 
 /// Checks, then starts.
 async fn start(
     tools: &Arc<Tools>,
-    profile: &Arc<Profile>,
+    (profile, rung): (&Arc<Profile>, usize),
     reporter: &Reporter,
 ) -> Result<Running, Failure> {
     let endpoint = endpoint(tools, profile, reporter).map_err(|source| {
@@ -160,8 +172,11 @@ async fn start(
         )
     })?;
     let checked = check(tools, profile, &endpoint).await?;
+    let rungs: Arc<[Rung]> = checked.ladder(profile, sensor::has_gpu()).into();
+    // The core clamps alike once it knows the rungs.
+    let rung = rungs.get(rung).or(rungs.last()).cloned().unwrap_or_default();
     let launch = checked
-        .launch(profile, &endpoint, &tools.environment)
+        .launch((profile, &rung), &endpoint, &tools.environment)
         .map_err(|fault| Failure::of_check(Refused::of_launch(&fault, &checked)))?;
     let info = EngineInfo {
         name: checked.kind.as_str().to_owned(),
@@ -173,7 +188,7 @@ async fn start(
     match tools.spawner.spawn(spec).await {
         Ok(child) => {
             let model = checked.insisted_name(profile);
-            let launched = Launched { kind: checked.kind, endpoint, info, model };
+            let launched = Launched { kind: checked.kind, endpoint, info, rungs, model };
             Ok(Running { child, launched, log })
         }
         Err(fault) => Err(Failure::of_spawn(&fault, info)),

@@ -69,6 +69,11 @@ impl Verdict {
         }
     }
 
+    /// Tells whether memory was short, the host's or a device's.
+    pub fn is_oom(self) -> bool {
+        matches!(self, Self::OomHost | Self::OomDevice)
+    }
+
     /// Tells whether trying again unchanged can only fail again, so that a person is needed.
     pub fn needs_person(self) -> bool {
         matches!(self, Self::BadConfig | Self::MissingFile | Self::BadModel | Self::SpawnFailed)

@@ -15,7 +15,8 @@
 //! ```
 //!
 //! This file owns the data and the moves that several states share, `requests` those about waiting
-//! requests, `deaths` those about history; `states` owns what each state does with each event. A state that waits for something carries what follows it ([`After`]), so
+//! requests, `deaths` those about history, `ladder` about its
+//! rung; `states` owns what each state does with each event. A state that waits for something carries what follows it ([`After`]), so
 //! that "wanted" is never a flag beside the state.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -24,6 +25,7 @@ use super::{
     Memory,
     command::{Command, Refusal, StopSignal},
     event::EngineInfo,
+    ladder::Ladder,
     policy::Policy,
     random::Random,
     restart::Tally,
@@ -54,6 +56,7 @@ pub(super) struct Slot {
     pub(super) generation: Generation,
     pub(super) engine: Option<EngineInfo>,
     pub(super) tally: Tally,
+    pub(super) ladder: Ladder,
     pub(super) restarts: u32,
     pub(super) waiting: BTreeSet<WaiterId>,
     pub(super) rss: Option<Bytes>,
@@ -100,6 +103,8 @@ pub(super) struct Serving {
     pub(super) proven_at: Option<Monotime>,
     /// When to ask how long it has been idle; `None` without an idle timeout.
     pub(super) idle_check_at: Option<Monotime>,
+    /// When to look for room to climb; `None` on the first rung.
+    pub(super) room_check_at: Option<Monotime>,
 }
 
 /// How a stop goes on.
@@ -120,6 +125,8 @@ pub(super) enum After {
     Rest,
     /// Start the engine that the profile now describes: somebody asked.
     Start,
+    /// Start one rung higher.
+    Climb,
     /// Start again after a death.
     Restart,
     /// Wait for the next attempt.
@@ -136,7 +143,7 @@ impl Slot {
         name: SlotName,
         profile: Arc<Profile>,
         memory: Memory,
-        now: Monotime,
+        (now, policy): (Monotime, &Policy),
     ) -> Self {
         Self {
             name,
@@ -146,6 +153,7 @@ impl Slot {
             generation: memory.generation,
             engine: None,
             tally: Tally::default(),
+            ladder: Ladder::new(memory.rung, now, policy),
             restarts: 0,
             waiting: BTreeSet::new(),
             rss: None,
@@ -156,7 +164,8 @@ impl Slot {
 
     /// Returns what is worth remembering when the slot goes.
     pub(super) fn memory(self) -> Memory {
-        Memory { generation: self.generation, loads: self.loads, deaths: self.deaths }
+        let rung = self.ladder.at();
+        Memory { generation: self.generation, loads: self.loads, deaths: self.deaths, rung }
     }
 
     /// Tells whether nothing is left of the slot and its profile.
@@ -190,6 +199,7 @@ impl Slot {
     /// Forgets deaths: a person asked, an edit changed something, or a run proved healthy.
     pub(super) fn forgive(&mut self) {
         self.tally = Tally::default();
+        self.ladder.forgive();
     }
 
     /// Orders a new child.
@@ -201,6 +211,7 @@ impl Slot {
             slot: self.name.clone(),
             generation: self.generation,
             profile: Arc::clone(&self.profile),
+            rung: self.ladder.start(),
         });
         State::Spawning { began: context.now }
     }
@@ -219,6 +230,10 @@ impl Slot {
                 State::Offline
             }
             After::Start => self.start(context),
+            After::Climb => {
+                self.ladder.climb();
+                self.start(context)
+            }
             After::Restart => self.restart(context),
             After::Backoff { retry_at } if retry_at <= context.now => self.restart(context),
             After::Backoff { retry_at } => State::Backoff { retry_at },
@@ -270,7 +285,8 @@ impl Slot {
         match &self.state {
             State::Starting { spawned_at, .. } => Some(self.give_up_at(*spawned_at)),
             State::Ready(serving) | State::Unready(serving) => {
-                [serving.proven_at, serving.idle_check_at].into_iter().flatten().min()
+                let Serving { proven_at, idle_check_at, room_check_at, .. } = *serving;
+                [proven_at, idle_check_at, room_check_at].into_iter().flatten().min()
             }
             State::Draining { cut_at, .. } => Some(*cut_at),
             State::Stopping { stop: Stop::Terminated { kill_at, .. }, .. } => Some(*kill_at),
@@ -298,6 +314,8 @@ impl Slot {
             since: self.since,
             generation: self.generation,
             engine: self.engine.clone(),
+            rung: self.ladder.view(self.has_child()),
+            rung_index: self.ladder.at(),
             tally: self.tally.deaths,
             restarts: self.restarts,
             waiting: self.waiting.len(),
@@ -305,6 +323,21 @@ impl Slot {
             rss: self.rss,
             deaths: self.deaths.clone(),
             loads: self.loads.clone(),
+        }
+    }
+
+    /// Tells whether a child is there or ordered.
+    fn has_child(&self) -> bool {
+        match self.state {
+            State::Offline | State::Backoff { .. } | State::Failed | State::Gone => false,
+            State::Spawning { .. }
+            | State::Cancelling { .. }
+            | State::Starting { .. }
+            | State::Ready(_)
+            | State::Unready(_)
+            | State::Draining { .. }
+            | State::Stopping { .. }
+            | State::Reaping { .. } => true,
         }
     }
 

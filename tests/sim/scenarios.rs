@@ -2,6 +2,7 @@
 
 mod edits;
 mod ends;
+mod ladder;
 mod restarts;
 
 use std::time::Duration;

@@ -153,7 +153,12 @@ pub(crate) struct Player {
 impl Player {
     /// Plays a whole run and ends it; the checker that saw it.
     pub(crate) fn play(script: &Script) -> (Result<(), String>, Checker) {
-        let policy = Policy { waiting_limit: 3, ..Policy::default() };
+        let policy = Policy {
+            waiting_limit: 3,
+            climb_after: Duration::from_secs(20),
+            same_cause_deaths: 2,
+            ..Policy::default()
+        };
         let names: Vec<_> = ["a", "b", "c", "d"].iter().take(script.slots.len()).collect();
         let mut player = Self {
             checker: Checker::new(policy, script.seed),
@@ -254,6 +259,11 @@ impl Player {
                 ChildEvent::Drained
             }
             Child::Alive(_) if choice.is_multiple_of(5) => death,
+            Child::Alive(alive) if alive.is_ready && choice % 8 > 5 => ChildEvent::RoomMeasured {
+                in_flight: u32::from(choice % 16 > 14),
+                idle_for: Duration::from_secs(if choice.is_multiple_of(3) { 29 } else { 31 }),
+                free: (!choice.is_multiple_of(7)).then_some(Bytes(1 << 33)),
+            },
             Child::Alive(alive) if alive.is_ready && choice % 8 < 4 => ChildEvent::BecameUnready,
             Child::Alive(alive) if alive.is_ready => ChildEvent::ActivityMeasured {
                 in_flight: u32::from(choice % 16 > 12),
@@ -275,7 +285,7 @@ impl Player {
             Which::Future => present.next(),
         };
         let deaths = deaths();
-        let event = match what % 10 {
+        let event = match what % 11 {
             0 => spawned(pid_of(generation)),
             1 => spawn_failed(what),
             2 => ChildEvent::Progressed { percent: u8::try_from(what * 2).unwrap_or(255) },
@@ -284,7 +294,12 @@ impl Player {
             5 => ChildEvent::Drained,
             6 => ChildEvent::ActivityMeasured { in_flight: 0, idle_for: Duration::from_secs(99) },
             7 => ChildEvent::MemoryMeasured { rss: Bytes(u64::try_from(what).unwrap() << 20) },
-            8 => exited(deaths[what % deaths.len()].clone()),
+            8 => ChildEvent::RoomMeasured {
+                in_flight: 0,
+                idle_for: Duration::from_secs(99),
+                free: Some(Bytes(1 << 33)),
+            },
+            9 => exited(deaths[what % deaths.len()].clone()),
             _ => ChildEvent::Reaped,
         };
         of_child(&name, generation, event)

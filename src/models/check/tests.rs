@@ -3,6 +3,7 @@ use std::{
 };
 
 use super::*;
+use crate::spec::ladder::LadderChoice;
 use crate::spec::profile::EngineChoice;
 
 /// A machine of its own: programs, models, caches.
@@ -79,6 +80,7 @@ impl Machine {
             parallel: None,
             threads: None,
             gpu_layers: self.gpu_layers,
+            ladder: LadderChoice::default(),
             autostart: false,
             essential: false,
             max_restarts: 5,

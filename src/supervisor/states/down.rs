@@ -37,6 +37,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::Exited { .. }
             | Input::Reaped => State::Offline,
@@ -77,6 +78,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::Exited { .. }
             | Input::Reaped => same,
@@ -110,6 +112,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::Exited { .. }
             | Input::Reaped => State::Failed,

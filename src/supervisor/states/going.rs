@@ -56,6 +56,7 @@ impl Slot {
             | Input::BecameReady
             | Input::BecameUnready
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::Reaped => state,
         }
     }
@@ -104,6 +105,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::Reaped => state,
         }
     }
@@ -136,6 +138,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::Exited { .. } => State::Reaping { pid, after },
         }
@@ -177,6 +180,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::Exited { .. }
             | Input::Reaped => after,
@@ -185,7 +189,7 @@ impl Slot {
 
     fn edit_on_the_way_out(&mut self, after: After) -> After {
         match after {
-            After::Rest | After::Start => after,
+            After::Rest | After::Start | After::Climb => after,
             After::Restart | After::Backoff { .. } | After::Fail => {
                 self.forgive();
                 After::Start
@@ -203,7 +207,7 @@ impl Slot {
         context: &mut Context<'_>,
     ) -> After {
         match after {
-            After::Start | After::Restart => {
+            After::Start | After::Climb | After::Restart => {
                 self.hold(waiter, context);
                 after
             }

@@ -31,6 +31,15 @@ impl Slot {
             Input::ActivityMeasured { in_flight, idle_for } => {
                 self.after_activity(serving, (in_flight, idle_for), context)
             }
+            Input::RoomMeasured { in_flight, idle_for, free } => {
+                let room = (free, self.rss);
+                let activity = (in_flight, idle_for);
+                if self.ladder.may_climb(context.now, context.policy, activity, room) {
+                    self.drain(serving, After::Climb, context)
+                } else {
+                    State::Ready(serving)
+                }
+            }
             Input::Load
             | Input::Unload
             | Input::Restart
@@ -82,6 +91,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::Exited { .. }
             | Input::Reaped => {
@@ -138,6 +148,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::Reaped => Err(serving),
         }
     }
@@ -153,6 +164,7 @@ impl Slot {
             pid,
             proven_at: Some(context.now.after(context.policy.healthy_after)),
             idle_check_at: self.idle_check_at(context.now),
+            room_check_at: self.ladder.look_at(context.now, context.policy),
         }
     }
 
@@ -164,6 +176,14 @@ impl Slot {
         if serving.proven_at.is_some_and(|at| at <= context.now) {
             serving.proven_at = None;
             self.forgive();
+            self.ladder.prove();
+        }
+        if serving.room_check_at.is_some_and(|at| at <= context.now) {
+            serving.room_check_at = self.ladder.look_at(context.now, context.policy);
+            context.commands.push(Command::MeasureRoom {
+                slot: self.name.clone(),
+                generation: self.generation,
+            });
         }
         if serving.idle_check_at.is_some_and(|at| at <= context.now) {
             serving.idle_check_at = self.idle_check_at(context.now);
