@@ -231,7 +231,7 @@ impl Ladder {
         let name = match self.rungs.get(index) {
             Some(rung) => rung.name().into_owned(),
             None if index == 0 => return None,
-            None => format!("rung {index}"),
+            None => format!("rung {}", index + 1),
         };
         Some(RungView { index, of: self.rungs.len(), name })
     }
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn a_shorter_ladder_ends_at_its_last_rung() {
         let mut remembered = Ladder::new(7, at(0), &Policy::default());
-        assert_eq!(remembered.view(false).unwrap().name, "rung 7");
+        assert_eq!(remembered.view(false).unwrap().name, "rung 8");
         remembered.learn([Rung::default(), Rung::default()].into());
         assert_eq!(remembered.at(), 1);
     }

@@ -12,5 +12,6 @@
 
 mod common;
 mod faults;
+mod ladder;
 #[cfg(feature = "worker")]
 mod real;
