@@ -7,7 +7,7 @@ ARGS ?=
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run model engine build check test sim bench install uninstall clean
+.PHONY: help run model engine build check test sim deaths bench install uninstall clean
 
 help: ## List the targets
 	@awk -F ': .*## |: ## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ test: ## Everything, with real engines and a real model; installs what it needs 
 
 sim: ## A simulated day of a box; SEED=… repeats one
 	$(if $(SEED),SLOTD_SIM_SEED='$(SEED)') cargo test --locked --no-default-features --test core -- a_day_of_a_box --nocapture
+
+deaths: ## Die in every way this machine has with real engines, check each verdict, write docs/DEATHS.md
+	@scripts/deaths
 
 bench: build ## What slotd costs, as ratios measured side by side
 	@scripts/bench

@@ -78,10 +78,12 @@ async fn help_names_every_subcommand_and_exit_code() {
       schema       Print the JSON Schema of a profile
       ps           List the slots
       status       Tell how a slot is, why, and what can be done; or how the daemon is
+      why          Tell the story of a slot's last death
       logs         Show what a slot's engines wrote
       load         Load a slot and wait until it is ready
       unload       Unload a slot; the next request loads it again
       restart      Replace a slot's engine by a new one and wait until it is ready
+      upgrade      Let the running daemon go on as the program on disk, without refusing a client
       worker       Serve one model with the candle engine; the daemon starts it for slots
       completions  Print the completion script of a shell
       man          Write the manual pages
@@ -101,7 +103,7 @@ async fn help_names_every_subcommand_and_exit_code() {
        69  no daemon answers, no such slot, a load failed, or the address is taken
        70  something broke inside slotd
        71  there is not enough memory (`worker`)
-       75  another daemon holds the state directory
+       75  another daemon holds the state directory or the control socket
        77  a file, directory or socket may not be used
        78  the settings have faults
       130  interrupted
@@ -212,7 +214,7 @@ async fn schema_completions_and_manual_pages_are_made() {
     }
     assert_eq!(run(dir.path(), ["man", "pages/man1"]).await.status.code(), Some(0));
     let pages = dir.path().join("pages/man1");
-    for page in ["slotd.1", "slotd-ps.1", "slotd-status.1"] {
+    for page in ["slotd.1", "slotd-ps.1", "slotd-status.1", "slotd-why.1"] {
         assert!(pages.join(page).is_file(), "{page} is not there");
     }
     fs::write(dir.path().join("file"), "").expect("a file");
@@ -239,9 +241,9 @@ async fn ps_prints_what_the_api_says() {
     assert_eq!((&said[0]["slot"], &said[1]["state"]), (&"chat".into(), &"offline".into()));
     let table = text(&played.slotd(["ps"]).await.stdout);
     assert_snapshot!(table, @r"
-    SLOT   STATE    ENGINE  MODEL   PID  MEM  REQ  WAIT  RESTARTS  VERDICT  SINCE
-    chat   offline  auto    m.gguf  -    -    -    0     0         -        3.0s
-    embed  offline  auto    m.gguf  -    -    -    0     0         -        3.0s
+    SLOT   STATE    ENGINE  MODEL   PID  MEM  REQ  WAIT  RUNG  RESTARTS  VERDICT  SINCE
+    chat   offline  auto    m.gguf  -    -    -    0     -     0         -        3.0s
+    embed  offline  auto    m.gguf  -    -    -    0     -     0         -        3.0s
     ");
 }
 

@@ -19,9 +19,8 @@ use slotd::{
     probe::{Health, Probe},
     spec::{
         death::{LogCause, Verdict},
-        ladder::LadderChoice,
-        ladder::Rung,
-        profile::{Capability, EngineChoice, ModelSource, Profile},
+        ladder::{LadderChoice, Rung},
+        profile::{Capability, EngineChoice, ModelSource, OnExit, Profile},
     },
 };
 use tempfile::TempDir;
@@ -91,7 +90,9 @@ impl Machine {
             max_restarts: 5,
             start_timeout: DEADLINE,
             stop_timeout: DEADLINE,
+            hang_timeout: None,
             idle_timeout: None,
+            on_exit: OnExit::Stop,
         }
     }
 

@@ -14,6 +14,9 @@ pub struct DaemonObject {
     pub version: String,
     /// Its process id.
     pub pid: u32,
+    /// How many programs were before this one in its process: one more after each `slotd upgrade`.
+    #[serde(default)]
+    pub images: u32,
     /// How long it has run.
     pub uptime_ms: u64,
     /// Where the endpoint listens: `ADDR:PORT`.
@@ -54,6 +57,7 @@ impl DaemonObject {
         Self {
             version: daemon.version.to_owned(),
             pid: daemon.pid,
+            images: daemon.images,
             uptime_ms: ms((state.now)().since(daemon.started)),
             listen: daemon.listen.to_string(),
             control: daemon.control.clone(),

@@ -12,6 +12,7 @@
 //! POST /v1/slots/{slot}/restart
 //! GET  /v1/slots/{slot}/watch        one slot a line: at once, and after each change
 //! GET  /v1/slots/{slot}/logs         text; ?lines=N (100), ?follow=true
+//! POST /v1/daemon/upgrade            202, once the program on disk takes the daemon's place
 //! GET  /v1/daemon                    the daemon and the faults of profiles
 //! GET  /healthz                      ok
 //! ```
@@ -32,7 +33,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::{
     daemon::{DaemonObject, FaultObject},
@@ -70,6 +71,9 @@ pub struct State {
     pub logs: LogReader,
     /// What is wrong with profiles at present.
     pub faults: Arc<ArcSwap<Vec<Fault>>>,
+    /// Takes wishes to go on with the program on disk; answered with what it calls itself, or why
+    /// not.
+    pub upgrades: mpsc::Sender<oneshot::Sender<Result<String, String>>>,
     /// The daemon itself.
     pub daemon: Arc<Daemon>,
 }
@@ -81,6 +85,8 @@ pub struct Daemon {
     pub version: &'static str,
     /// Its process id.
     pub pid: u32,
+    /// How many programs were before this one in its process.
+    pub images: u32,
     /// When it started, by its own clock.
     pub started: Monotime,
     /// Where the endpoint listens.

@@ -9,7 +9,8 @@ use axum::{
     routing::{get, post},
 };
 use serde::Deserialize;
-use tokio::sync::watch;
+use serde_json::json;
+use tokio::sync::{oneshot, watch};
 
 use super::{
     DaemonObject, Follow, LogRequest, SlotObject, State,
@@ -45,6 +46,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/slots/{slot}/watch", get(watch_slot))
         .route("/v1/slots/{slot}/logs", get(logs))
         .route("/v1/daemon", get(daemon))
+        .route("/v1/daemon/upgrade", post(upgrade))
         .route("/healthz", get(|| async { "ok\n" }))
         .fallback(|uri: Uri| async move { Refusal::NoSuchPath(uri.path().to_owned()) })
         .method_not_allowed_fallback(|| async { Refusal::WrongMethod })
@@ -123,6 +125,15 @@ async fn logs(
 
 async fn daemon(Extract(app): Extract<App>) -> Json<DaemonObject> {
     Json(DaemonObject::of(&app.state))
+}
+
+/// The answer of `POST /v1/daemon/upgrade`: what the next program calls itself.
+async fn upgrade(Extract(app): Extract<App>) -> Result<Response, Refusal> {
+    let (answer, answered) = oneshot::channel();
+    // One wish at a time; a daemon that is on its way out takes none.
+    app.state.upgrades.try_send(answer).map_err(|_| Refusal::Ending)?;
+    let version = answered.await.map_err(|_| Refusal::Ending)?.map_err(Refusal::NoUpgrade)?;
+    Ok((StatusCode::ACCEPTED, Json(json!({ "version": version }))).into_response())
 }
 
 fn find(app: &App, typed: &str) -> Result<SlotName, Refusal> {

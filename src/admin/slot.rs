@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     spec::{
         Bytes, Generation, Monotime, SlotName,
-        death::{Death, Evidence, Phase, Verdict},
+        death::{Confidence, Death, Evidence, Phase, Verdict},
         ladder::RungView,
         profile::{Capability, ModelSource},
     },
@@ -89,6 +89,9 @@ pub struct DeathObject {
     pub pid: Option<u32>,
     /// The cause.
     pub verdict: Verdict,
+    /// How much the verdict can be relied on: `guessed`, `likely` or `certain`.
+    #[serde(default)]
+    pub confidence: Confidence,
     /// One sentence for a person.
     pub reason: String,
     /// How far it had come.
@@ -155,6 +158,7 @@ impl DeathObject {
             generation: death.generation,
             pid: death.pid,
             verdict: death.verdict,
+            confidence: death.confidence,
             reason: death.reason.clone(),
             phase: death.phase,
             ran_for_ms: ms(death.ran_for),

@@ -6,16 +6,23 @@ use futures_util::{StreamExt, stream};
 use insta::{assert_json_snapshot, assert_snapshot};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{net::UnixListener, sync::oneshot, task::JoinHandle, time::timeout};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::timeout,
+};
 
 use super::*;
 use crate::{
     mailbox::{self, Inbox},
     spec::{
         Bytes as MemoryBytes, Generation,
-        death::{Death, Evidence, ExitStatus, Phase, Verdict},
+        death::{
+            Confidence, Death, Evidence, ExitStatus, MemorySample, MemoryTimeline, Phase, Verdict,
+        },
         ladder::LadderChoice,
-        profile::{EngineChoice, ModelSource, Profile},
+        profile::{EngineChoice, ModelSource, OnExit, Profile},
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, StateView},
 };
@@ -55,9 +62,12 @@ impl Api {
                 }
             }),
             faults: Arc::new(ArcSwap::from_pointee(vec![fault()])),
+            // Nobody reads it: the daemon is on its way out.
+            upgrades: mpsc::channel(1).0,
             daemon: Arc::new(Daemon {
                 version: "1.2.3",
                 pid: 7,
+                images: 0,
                 started: Monotime::from_start(Duration::from_secs(40)),
                 listen: "127.0.0.1:7568".parse().unwrap(),
                 control: PathBuf::from("/run/slotd/control.sock"),
@@ -126,7 +136,9 @@ fn view(slot: &str, state: StateView) -> SlotView {
         max_restarts: 5,
         start_timeout: Duration::from_mins(1),
         stop_timeout: Duration::from_secs(10),
+        hang_timeout: None,
         idle_timeout: None,
+        on_exit: OnExit::Stop,
     };
     SlotView {
         profile: Arc::new(profile),
@@ -151,16 +163,24 @@ fn death() -> Arc<Death> {
         generation: Generation(2),
         pid: Some(411),
         verdict: Verdict::KilledByOther,
+        confidence: Confidence::Certain,
         reason: "SIGKILL ended it".to_owned(),
         phase: Phase::Serving,
         ran_for: Duration::from_millis(65_300),
         at_unix_ms: 1_790_000_000_000,
         evidence: Some(Evidence {
-            status: ExitStatus::Signal(9),
-            code_cause: None,
-            log: None,
             oom_kills: Some(0),
+            memory: Box::new(MemoryTimeline {
+                total_bytes: Some(MemoryBytes(16 << 30)),
+                limit_bytes: None,
+                samples: vec![MemorySample {
+                    before_ms: 420,
+                    rss_bytes: Some(MemoryBytes(98_362_432)),
+                    available_bytes: Some(MemoryBytes(8 << 30)),
+                }],
+            }),
             last_lines: vec!["all slots are idle".to_owned()],
+            ..Evidence::of(ExitStatus::Signal(9))
         }),
     })
 }
@@ -225,6 +245,7 @@ async fn a_slot_is_shown_with_every_key() {
           "generation": 2,
           "pid": 411,
           "verdict": "killed-by-other",
+          "confidence": "certain",
           "reason": "SIGKILL ended it",
           "phase": "serving",
           "ran_for_ms": 65300,
@@ -236,6 +257,20 @@ async fn a_slot_is_shown_with_every_key() {
             "code_cause": null,
             "log": null,
             "oom_kills": 0,
+            "daemon_oom_kills": null,
+            "machine_oom_kills": null,
+            "kernel_log": "unreadable",
+            "memory": {
+              "total_bytes": 17179869184,
+              "limit_bytes": null,
+              "samples": [
+                {
+                  "before_ms": 420,
+                  "rss_bytes": 98362432,
+                  "available_bytes": 8589934592
+                }
+              ]
+            },
             "last_lines": [
               "all slots are idle"
             ]
@@ -259,6 +294,7 @@ async fn the_daemon_tells_of_itself_and_of_bad_profiles() {
     {
       "version": "1.2.3",
       "pid": 7,
+      "images": 0,
       "uptime_ms": 60000,
       "listen": "127.0.0.1:7568",
       "control": "/run/slotd/control.sock",

@@ -1,6 +1,9 @@
 //! What a person can do about a slot's state.
 
-use crate::{admin::SlotObject, spec::death::Verdict};
+use crate::{
+    admin::{DeathObject, SlotObject},
+    spec::death::Verdict,
+};
 
 use super::text::brief;
 
@@ -26,6 +29,49 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
     }
 }
 
+/// Says what would keep a death from happening again; `None` where nothing but luck would.
+pub(super) fn remedy(slot: &SlotObject, death: &DeathObject) -> Option<String> {
+    let name = &slot.slot;
+    let source = slot.source.display();
+    let limit = death.evidence.as_ref().and_then(|evidence| evidence.memory.limit_bytes);
+    Some(match death.verdict {
+        Verdict::StoppedByUs => return None,
+        Verdict::KilledByOther => {
+            "ask who sent the signal: another admin, a script, a daemon that watches memory; \
+             nothing in the profile is to blame"
+                .to_owned()
+        }
+        Verdict::OomHost => {
+            let raise = limit.map(|limit| format!("raise the limit of {limit}, or "));
+            format!(
+                "{}lower `context` or `parallel` in {source}, or name a smaller quantisation",
+                raise.unwrap_or_default()
+            )
+        }
+        Verdict::OomDevice => format!(
+            "lower `context`, `parallel` or `gpu_layers` in {source}, or name a smaller \
+             quantisation; see what else is on the device"
+        ),
+        Verdict::Hung => format!(
+            "raise `hang_timeout` in {source} if it only was slow; if it comes again, report it to \
+             the engine with its version"
+        ),
+        Verdict::Crash | Verdict::Poisoned | Verdict::UnexpectedExit => format!(
+            "`slotd logs {name}` shows all that it wrote; if it comes again, report it to the \
+             engine with its version"
+        ),
+        Verdict::StartTimeout => {
+            format!("raise `start_timeout` in {source} if the load only needs longer")
+        }
+        Verdict::BadConfig => format!("correct {source}"),
+        Verdict::MissingFile | Verdict::SpawnFailed => {
+            format!("mend what is missing, or name another in {source}")
+        }
+        Verdict::BadModel => format!("fetch the model again, or name another in {source}"),
+        Verdict::PortBusy => "end the program that holds the address".to_owned(),
+    })
+}
+
 fn after_failure(slot: &SlotObject) -> String {
     let name = &slot.slot;
     let source = slot.source.display();
@@ -48,8 +94,12 @@ fn after_failure(slot: &SlotObject) -> String {
         Some(Verdict::StartTimeout) => format!(
             "raise `start_timeout` in {source} if the load only needs longer, then `slotd load {name}`"
         ),
+        Some(Verdict::Hung) => format!(
+            "raise `hang_timeout` in {source} if it only was slow, then `slotd load {name}`"
+        ),
         Some(
             Verdict::Crash
+            | Verdict::Poisoned
             | Verdict::KilledByOther
             | Verdict::UnexpectedExit
             | Verdict::StoppedByUs,

@@ -88,6 +88,13 @@ impl Client {
         self.ask(Method::GET, "/v1/daemon").await
     }
 
+    /// Asks the daemon to go on as the program on disk; returns what that calls itself.
+    pub(super) async fn upgrade(&self) -> Result<String, Failure> {
+        let accepted: Value = self.ask(Method::POST, "/v1/daemon/upgrade").await?;
+        let version = accepted.get("version").and_then(Value::as_str);
+        Ok(version.unwrap_or("slotd").to_owned())
+    }
+
     /// Gives an order and returns the slot as it was when the order was taken.
     pub(super) async fn order(&self, slot: &SlotName, order: Order) -> Result<SlotObject, Failure> {
         self.ask(Method::POST, &format!("/v1/slots/{slot}/{}", order.verb())).await

@@ -6,7 +6,7 @@ use crate::{
     admin::{DaemonObject, DeathObject, FaultObject, SlotObject},
     spec::{
         Bytes, Generation,
-        death::{Evidence, ExitStatus, LogCause, LogFinding, Phase, Verdict},
+        death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding, Phase, Verdict},
         ladder::RungView,
         profile::Capability,
     },
@@ -76,19 +76,18 @@ pub(super) fn backoff() -> SlotObject {
         generation: Generation(7),
         pid: Some(4111),
         verdict: Verdict::Crash,
+        confidence: Confidence::Certain,
         reason: "SIGSEGV ended it after it had been ready".to_owned(),
         phase: Phase::Serving,
         ran_for_ms: 65_300,
         at_unix_ms: 1_795_251_612_345,
         evidence: Some(Evidence {
-            status: ExitStatus::Signal(11),
-            code_cause: None,
-            log: None,
             oom_kills: Some(0),
             last_lines: vec![
                 "slot launch_slot_: id  0 | task 12 | processing task".to_owned(),
                 "ggml.c:3456: GGML_ASSERT(ne[0] > 0) failed".to_owned(),
             ],
+            ..Evidence::of(ExitStatus::Signal(11))
         }),
     };
     SlotObject {
@@ -120,19 +119,18 @@ pub(super) fn failed() -> SlotObject {
         generation: Generation(1),
         pid: Some(4099),
         verdict: Verdict::BadModel,
+        confidence: Confidence::Likely,
         reason: reason.to_owned(),
         phase: Phase::Starting,
         ran_for_ms: 210,
         at_unix_ms: 1_795_251_612_345,
         evidence: Some(Evidence {
-            status: ExitStatus::Code(1),
-            code_cause: None,
             log: Some(LogFinding {
                 cause: LogCause::BadModel,
                 line: "gguf_init_from_file: tensor data is not within file bounds".to_owned(),
+                confidence: Confidence::Likely,
             }),
-            oom_kills: None,
-            last_lines: Vec::new(),
+            ..Evidence::of(ExitStatus::Code(1))
         }),
     };
     SlotObject {
@@ -191,6 +189,7 @@ pub(super) fn daemon() -> DaemonObject {
     DaemonObject {
         version: "1.2.3".to_owned(),
         pid: 4001,
+        images: 0,
         uptime_ms: 273_600_000,
         listen: "127.0.0.1:7568".to_owned(),
         control: PathBuf::from("/run/slotd/control.sock"),

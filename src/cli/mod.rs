@@ -1,6 +1,6 @@
 //! The command line: argv in, exit code out.
 //!
-//! A file a subcommand. The clients (`ps`, `status`, `logs`, `load`, `unload`, `restart`) talk to a
+//! A file a subcommand. The clients (`ps`, `status`, `why`, `logs`, `load`, `unload`, `restart`) talk to a
 //! daemon over its control socket; `validate`, `schema`, `completions` and `man` need none. Only
 //! `out` writes, only `exit` knows exit codes, only [`main`] reports failures.
 
@@ -23,7 +23,9 @@ mod serve;
 mod status;
 mod table;
 mod text;
+mod upgrade;
 mod validate;
+mod why;
 mod worker;
 
 use std::{
@@ -72,6 +74,8 @@ enum Command {
     Ps(ps::Options),
     /// Tell how a slot is, why, and what can be done; or how the daemon is
     Status(status::Options),
+    /// Tell the story of a slot's last death
+    Why(why::Options),
     /// Show what a slot's engines wrote
     Logs(logs::Options),
     /// Load a slot and wait until it is ready
@@ -80,6 +84,8 @@ enum Command {
     Unload(order::Options),
     /// Replace a slot's engine by a new one and wait until it is ready
     Restart(order::Options),
+    /// Let the running daemon go on as the program on disk, without refusing a client
+    Upgrade(upgrade::Options),
     /// Serve one model with the candle engine; the daemon starts it for slots
     Worker(worker::Options),
     /// End what a killed daemon leaves behind; started by the daemon alone
@@ -120,8 +126,14 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Status(options) => {
             talk(control.as_deref(), async |client| status::run(&options, client).await)
         }
+        Command::Why(options) => {
+            talk(control.as_deref(), async |client| why::run(&options, client).await)
+        }
         Command::Logs(options) => {
             talk(control.as_deref(), async |client| logs::run(&options, client).await)
+        }
+        Command::Upgrade(options) => {
+            talk(control.as_deref(), async |client| upgrade::run(&options, client).await)
         }
         Command::Load(options) => {
             talk(control.as_deref(), async |client| order::run(Order::Load, &options, client).await)

@@ -92,11 +92,13 @@ fn told(fault: &StartFault) -> String {
         StartFault::State(OpenFault::Held { .. } | OpenFault::Newer { .. })
         | StartFault::NoSocket { .. }
         | StartFault::ControlTaken { .. }
+        | StartFault::BeyondLoopback { .. }
         | StartFault::Broken => chain(fault),
         StartFault::State(OpenFault::Unusable { .. })
         | StartFault::Listen { .. }
         | StartFault::Make { .. }
         | StartFault::Spawner(_)
+        | StartFault::Become { .. }
         | StartFault::System(_) => format!("failed to {}", chain(fault)),
     }
 }
@@ -106,7 +108,9 @@ fn exit_of(fault: &StartFault) -> Exit {
         StartFault::State(OpenFault::Held { .. }) | StartFault::ControlTaken { .. } => {
             Exit::TryAgain
         }
-        StartFault::State(OpenFault::Newer { .. }) | StartFault::NoSocket { .. } => Exit::BadConfig,
+        StartFault::State(OpenFault::Newer { .. })
+        | StartFault::NoSocket { .. }
+        | StartFault::BeyondLoopback { .. } => Exit::BadConfig,
         StartFault::State(OpenFault::Unusable { source, .. }) | StartFault::Make { source, .. }
             if source.kind() == io::ErrorKind::PermissionDenied =>
         {
@@ -116,6 +120,7 @@ fn exit_of(fault: &StartFault) -> Exit {
         StartFault::State(OpenFault::Unusable { .. })
         | StartFault::Make { .. }
         | StartFault::Spawner(_)
+        | StartFault::Become { .. }
         | StartFault::System(_)
         | StartFault::Broken => Exit::Software,
     }

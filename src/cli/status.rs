@@ -15,7 +15,7 @@ use crate::{
     admin::{DaemonObject, DeathObject, SlotObject},
     spec::{
         SlotName,
-        death::{Evidence, ExitStatus, Verdict},
+        death::{Evidence, ExitStatus, KernelLog, Verdict},
     },
 };
 
@@ -193,8 +193,9 @@ impl Text {
     fn death(&mut self, death: &DeathObject) {
         let pid = death.pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
         self.line(&format!(
-            "last death: {}, {} (generation {}{pid}, after {})",
+            "last death: {} ({}), {} (generation {}{pid}, after {})",
             death.verdict,
+            death.confidence,
             utc(death.at_unix_ms),
             death.generation,
             brief(death.ran_for_ms),
@@ -226,7 +227,13 @@ fn summary(evidence: &Evidence) -> String {
         Some(finding) => format!("its log says `{}`", finding.line),
         None => "nothing known in its log".to_owned(),
     };
-    format!("{status}; {oom}; {log}")
+    let kernel = match &evidence.kernel_log {
+        KernelLog::Unreadable => "",
+        KernelLog::Silent => "; the kernel's log is silent",
+        KernelLog::OomKill { .. } => "; the kernel's log names an OOM kill",
+        KernelLog::Fault { .. } => "; the kernel's log names a fault",
+    };
+    format!("{status}; {oom}; {log}{kernel}")
 }
 
 #[cfg(test)]
@@ -289,7 +296,7 @@ mod tests {
           loads in  about 1.3s
           restarts  2
 
-        last death: crash, 2026-11-21 09:00:12 UTC (generation 7, pid 4111, after 1m 5s)
+        last death: crash (certain), 2026-11-21 09:00:12 UTC (generation 7, pid 4111, after 1m 5s)
           reason    SIGSEGV ended it after it had been ready
           evidence  signal 11; no OOM kill; nothing known in its log
           | slot launch_slot_: id  0 | task 12 | processing task
@@ -310,7 +317,7 @@ mod tests {
           engine    llama-server
           profile   /etc/slotd/profiles/vision.toml
 
-        last death: bad-model, 2026-11-21 09:00:12 UTC (generation 1, pid 4099, after 210ms)
+        last death: bad-model (likely), 2026-11-21 09:00:12 UTC (generation 1, pid 4099, after 210ms)
           reason    it exited with code 1 while starting; its log says `gguf_init_from_file: tensor data is not within file bounds`
           evidence  exit code 1; no OOM counter; its log says `gguf_init_from_file: tensor data is not within file bounds`
 

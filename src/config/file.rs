@@ -11,7 +11,10 @@ use super::{
     ladder::{self, LadderShape},
     walk::{At, MayBeEmpty, Walk},
 };
-use crate::spec::{ladder::LadderChoice, profile::Capability};
+use crate::spec::{
+    ladder::LadderChoice,
+    profile::{Capability, OnExit},
+};
 
 /// A slotd profile: the file NAME.toml describes the slot NAME. One line is enough: `model = "…"`.
 #[derive(Debug, JsonSchema)]
@@ -95,7 +98,8 @@ pub(super) struct ProfileFile {
     pub(super) max_restarts: u32,
 
     /// How long a load may take, `100ms` to `24h`: a whole number and one of `ms`, `s`, `m`, `h`,
-    /// `d`. Default: `10m`.
+    /// `d`. It counts anew with each step forward of an engine that tells how far it is. Default:
+    /// `10m`.
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"), extend("default" = "10m"))]
     pub(super) start_timeout: Duration,
 
@@ -104,10 +108,21 @@ pub(super) struct ProfileFile {
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"), extend("default" = "10s"))]
     pub(super) stop_timeout: Duration,
 
+    /// How long an engine may show no sign of life (no answer to a look at its health, no token, no
+    /// use of the CPU) before it is replaced, `2s` to `24h`, or `off`. A long prompt is no hang.
+    /// Default: `60s`.
+    #[schemars(with = "String", regex(pattern = r"^([0-9]+ ?(ms|s|m|h|d)|off)$"), extend("default" = "60s"))]
+    pub(super) hang_timeout: Option<Duration>,
+
     /// How long without a request before the slot is unloaded, `100ms` to `365d`; the next request
     /// loads it again. Default: never.
     #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"))]
     pub(super) idle_timeout: Option<Duration>,
+
+    /// What becomes of a loaded engine when the daemon ends: `stop`, or `keep`, which lets it run on
+    /// until the next daemon adopts it. Default: `stop`.
+    #[schemars(with = "String", extend("enum" = ["stop", "keep"], "default" = "stop"))]
+    pub(super) on_exit: OnExit,
 }
 
 /// The word in `engine`.
@@ -125,7 +140,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 18] = [
+pub(super) const KEYS: [&str; 20] = [
     "model",
     "engine",
     "command",
@@ -143,7 +158,9 @@ pub(super) const KEYS: [&str; 18] = [
     "max_restarts",
     "start_timeout",
     "stop_timeout",
+    "hang_timeout",
     "idle_timeout",
+    "on_exit",
 ];
 
 impl ProfileFile {
@@ -182,7 +199,13 @@ impl ProfileFile {
             stop_timeout: walk
                 .take_duration("stop_timeout", &STOP_TIMEOUT)
                 .unwrap_or(Duration::from_secs(10)),
+            hang_timeout: walk.take_duration_or_off(
+                "hang_timeout",
+                &HANG_TIMEOUT,
+                Duration::from_mins(1),
+            ),
             idle_timeout: walk.take_duration("idle_timeout", &IDLE_TIMEOUT),
+            on_exit: walk.take_choice("on_exit", &ON_EXIT).unwrap_or_default(),
         }
     }
 }
@@ -197,6 +220,7 @@ fn better_key(typed: &str) -> Option<String> {
         "np" | "concurrency" | "slots" => "parallel",
         "cmd" | "exec" => "command",
         "ttl" | "keep_alive" => "idle_timeout",
+        "liveness_timeout" | "watchdog" => "hang_timeout",
         "preload" | "pinned" => "autostart",
         "path" | "file" | "model_path" | "gguf" => "model",
         "backend" | "runtime" => "engine",
@@ -225,6 +249,8 @@ const ENGINES: [(&str, EngineKey); 4] = [
     ("command", EngineKey::Command),
 ];
 
+const ON_EXIT: [(&str, OnExit); 2] = [("stop", OnExit::Stop), ("keep", OnExit::Keep)];
+
 pub(super) const OWN_DEFAULT: &str = "leave the key out to use the engine's own default";
 const NEVER_GIVE_UP: &str = "to never give up on the slot, set `essential = true`";
 
@@ -236,5 +262,6 @@ const MAX_RESTARTS: RangeInclusive<u32> = 0..=1000;
 const START_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_hours(24);
 const STOP_TIMEOUT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
+const HANG_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_hours(24);
 const IDLE_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_hours(24 * 365);

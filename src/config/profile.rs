@@ -77,7 +77,9 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
         max_restarts: typed.max_restarts,
         start_timeout: typed.start_timeout,
         stop_timeout: typed.stop_timeout,
+        hang_timeout: typed.hang_timeout,
         idle_timeout: typed.idle_timeout,
+        on_exit: typed.on_exit,
     });
     Reading { profile, claims, faults }
 }

@@ -312,6 +312,18 @@ impl<'t> Walk<'t> {
         }
     }
 
+    /// Takes a duration in `range`, `default` without one, or `off`, which is none.
+    pub(super) fn take_duration_or_off(
+        &mut self,
+        key: &str,
+        range: &RangeInclusive<Duration>,
+        default: Duration,
+    ) -> Option<Duration> {
+        let is_off =
+            self.table.get(key).is_some_and(|found| found.get_ref().as_str() == Some("off"));
+        (!is_off).then(|| self.take_duration(key, range).unwrap_or(default))
+    }
+
     /// Takes a number of bytes in `range`.
     pub(super) fn take_size(&mut self, key: &str, range: &RangeInclusive<Bytes>) -> Option<Bytes> {
         let hint = "write a whole number and a unit: `\"32MiB\"`, `\"1GiB\"`";

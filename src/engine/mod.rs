@@ -11,6 +11,8 @@ pub mod log;
 
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 pub use self::{
     environment::inherited,
     flags::Flags,
@@ -20,7 +22,8 @@ pub use self::{
 use crate::spec::{death::LogCause, profile::EngineChoice};
 
 /// Where an engine listens.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Endpoint {
     /// A Unix socket.
     Unix(PathBuf),
@@ -38,7 +41,8 @@ impl fmt::Display for Endpoint {
 }
 
 /// The engines that slotd can start.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum EngineKind {
     /// llama.cpp's server.
     LlamaServer,

@@ -19,7 +19,10 @@ use nix::{
 };
 use tracing::{debug, warn};
 
-use super::identity::{Tag, is_gone};
+use super::{
+    identity::{Tag, is_gone},
+    spawn::Owner,
+};
 use crate::spec::{Generation, SlotName};
 
 /// Reports that the unified hierarchy refused a child.
@@ -39,6 +42,7 @@ pub(super) struct Hierarchies {
     unified: Option<PathBuf>,
     memory: Option<PathBuf>,
     tag: Option<Tag>,
+    owner: Option<Owner>,
 }
 
 /// The directories of one spawn. Empty where there are no cgroups.
@@ -53,15 +57,15 @@ pub(super) struct Cell {
 impl Hierarchies {
     /// Returns the hierarchies of a machine without cgroups.
     pub(super) fn none() -> Self {
-        Self { unified: None, memory: None, tag: None }
+        Self { unified: None, memory: None, tag: None, owner: None }
     }
 
     /// Finds the hierarchies in which this process may make directories, by making one.
-    pub(super) fn detect() -> Self {
+    pub(super) fn detect(owner: Owner) -> Self {
         let Some(tag) = Tag::own() else { return Self::none() };
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let probe = format!("slotd-probe@{}", tag.as_str());
+        let probe = format!("slotd-{owner}.probe@{}", tag.as_str());
         let usable = |base: Option<PathBuf>, file: &str| {
             base.filter(|base| match try_directory(&base.join(&probe), file) {
                 Ok(()) => true,
@@ -78,13 +82,13 @@ impl Hierarchies {
             debug!(path = %base.display(), delegated = done.is_ok(), "cgroups were found");
         }
         let memory = usable(memory_base(&own, &mounts), "memory.oom_control");
-        Self { unified, memory, tag: Some(tag) }
+        Self { unified, memory, tag: Some(tag), owner: Some(owner) }
     }
 
     /// Makes the directories of one spawn.
     pub(super) fn make(&self, slot: &SlotName, generation: Generation) -> Cell {
-        let Some(tag) = &self.tag else { return Cell::default() };
-        let name = format!("slotd-{slot}.g{generation}@{}", tag.as_str());
+        let (Some(tag), Some(owner)) = (&self.tag, self.owner) else { return Cell::default() };
+        let name = format!("slotd-{owner}.{slot}.g{generation}@{}", tag.as_str());
         let make = |base: &Option<PathBuf>| {
             let path = base.as_ref()?.join(&name);
             match fs::create_dir(&path) {
@@ -108,13 +112,19 @@ impl Hierarchies {
         warn!(hierarchy = %char::from(report), "cgroup refused a child and is left alone");
     }
 
-    /// Ends and removes what daemons that no longer live have left. Blocks up to `limit`.
-    pub(super) fn clean_stale(&self, limit: Duration) {
+    /// Ends and removes what daemons of the same owner that no longer live have left, except
+    /// `adopted`. Blocks up to `limit`.
+    pub(super) fn clean_stale(&self, adopted: &[PathBuf], limit: Duration) {
+        let Some(owner) = self.owner else { return };
         let stale = |base: &Option<PathBuf>| {
             let entries = base.as_ref().and_then(|base| fs::read_dir(base).ok());
             entries.into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path())
         };
-        let stale = |base| stale(base).filter(|path| is_stale(path)).collect::<Vec<_>>();
+        let stale = |base| {
+            stale(base)
+                .filter(|path| is_stale(path, owner) && !adopted.contains(path))
+                .collect::<Vec<_>>()
+        };
         let unified =
             stale(&self.unified).into_iter().map(|path| Cell { unified: Some(path), memory: None });
         let memory =
@@ -200,6 +210,25 @@ impl Cell {
         read(&self.unified, "memory.events").or_else(|| read(&self.memory, "memory.oom_control"))
     }
 
+    /// Returns the lowest memory limit from here upwards; `None` without one.
+    pub(super) fn memory_limit(&self) -> Option<u64> {
+        // Without a limit version 1 gives the largest number of whole pages.
+        let unlimited = 1 << 62;
+        let of_memory = self.memory.as_ref().and_then(|dir| {
+            let text = fs::read_to_string(dir.join("memory.stat")).ok()?;
+            counter(&text, "hierarchical_memory_limit")
+        });
+        let above = self.unified.iter().flat_map(|dir| dir.ancestors());
+        let of_unified = above
+            .filter_map(|dir| fs::read_to_string(dir.join("memory.max")).ok()?.trim().parse().ok());
+        of_unified.chain(of_memory).filter(|limit| *limit < unlimited).min()
+    }
+
+    /// Returns the name of the directories.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.unified.as_ref().or(self.memory.as_ref())?.file_name()?.to_str()
+    }
+
     /// Removes the directories; they must be empty.
     pub(super) fn remove(&self) {
         for path in [&self.unified, &self.memory].into_iter().flatten() {
@@ -265,6 +294,13 @@ async fn changed(_: &Path, _: Duration) {
     tokio::time::sleep(POLL_MAX).await;
 }
 
+/// Returns the daemon's own directories, for their counters.
+pub(super) fn own_cell() -> Cell {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    Cell { unified: unified_own(&own, &mounts), memory: memory_base(&own, &mounts) }
+}
+
 fn try_directory(path: &Path, must_have: &str) -> io::Result<()> {
     fs::create_dir(path)?;
     let tried = fs::metadata(path.join(must_have))
@@ -273,9 +309,9 @@ fn try_directory(path: &Path, must_have: &str) -> io::Result<()> {
     tried.map(drop)
 }
 
-fn is_stale(path: &Path) -> bool {
+fn is_stale(path: &Path, owner: Owner) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let tag = name.strip_prefix("slotd-").and_then(|rest| rest.rsplit_once('@'));
+    let tag = name.strip_prefix(&format!("slotd-{owner}.")).and_then(|rest| rest.rsplit_once('@'));
     tag.is_some_and(|(_, tag)| is_gone(tag))
 }
 
@@ -306,13 +342,17 @@ fn counter(text: &str, key: &str) -> Option<u64> {
 /// Returns where children's directories go in the unified hierarchy: below our own cgroup, or
 /// beside it where the service manager put us into a leaf of what it delegated.
 fn unified_base(own: &str, mounts: &str) -> Option<PathBuf> {
-    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let dir = mounted(mounts, path, |kind, _| kind == "cgroup2")?;
+    let dir = unified_own(own, mounts)?;
     if dir.file_name().is_some_and(|name| name == OWN_LEAF) {
         dir.parent().map(Path::to_path_buf)
     } else {
         Some(dir)
     }
+}
+
+fn unified_own(own: &str, mounts: &str) -> Option<PathBuf> {
+    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    mounted(mounts, path, |kind, _| kind == "cgroup2")
 }
 
 /// Returns where children's directories go in the memory hierarchy of version 1: below our own.
@@ -402,7 +442,7 @@ mod tests {
 
     #[test]
     fn a_cell_ends_its_members_in_either_hierarchy() {
-        let found = Hierarchies::detect();
+        let found = Hierarchies::detect(Owner::of(Path::new("/")));
         let slot: SlotName = "unit".parse().unwrap();
         let unified = Hierarchies { memory: None, ..found.clone() };
         let memory = Hierarchies { unified: None, ..found };
@@ -416,11 +456,16 @@ mod tests {
     }
 
     #[test]
-    fn only_directories_with_our_name_and_a_dead_owner_are_stale() {
-        assert!(!is_stale(Path::new("/sys/fs/cgroup/user.slice")));
-        assert!(!is_stale(Path::new("/sys/fs/cgroup/slotd-chat.g1@1-2-3")));
-        let own = Hierarchies::detect().tag;
-        let own = own.map(|tag| format!("slotd-chat.g1@{}", tag.as_str()));
-        assert!(!own.is_some_and(|name| is_stale(Path::new(&name))));
+    fn only_directories_with_our_mark_and_a_dead_owner_are_stale() {
+        let (ours, other) = (Owner::of(Path::new("/a")), Owner::of(Path::new("/b")));
+        let stale = |name: &str| is_stale(&Path::new("/sys/fs/cgroup").join(name), ours);
+        assert!(!stale("user.slice"));
+        assert!(!stale("slotd-chat.g1@1-2-3"));
+        let Some(tag) = Hierarchies::detect(ours).tag else { return };
+        assert!(!stale(&format!("slotd-{ours}.chat.g1@{}", tag.as_str())), "of this very process");
+        // The same process number, of another process.
+        let dead = format!("{}1", tag.as_str());
+        assert!(stale(&format!("slotd-{ours}.chat.g1@{dead}")));
+        assert!(!stale(&format!("slotd-{other}.chat.g1@{dead}")), "another daemon's kept engine");
     }
 }

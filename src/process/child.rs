@@ -24,15 +24,23 @@ use tokio::{
 use tracing::debug;
 
 use super::{
+    adopt,
     cgroup::Cell,
+    counters::Counters,
     identity,
     spawn::Forget,
     sys::{self, Peek},
 };
-use crate::{spec::death::ExitStatus, supervisor::StopSignal};
+use crate::{
+    spec::{death::ExitStatus, identity::Identity},
+    supervisor::StopSignal,
+};
 
 const POLL_MIN: Duration = Duration::from_millis(5);
 const POLL_MAX: Duration = Duration::from_millis(50);
+/// How often, and how far apart, the status of an adopted child is looked for.
+const STATUS_TRIES: u32 = 20;
+const STATUS_PAUSE: Duration = Duration::from_millis(1);
 
 /// An engine process. Its owner awaits [`Child::wait`], then [`Child::reap`]; dropping it earlier
 /// kills everything that belongs to it.
@@ -49,13 +57,30 @@ pub struct StopHandle {
     group: Arc<Group>,
 }
 
+/// Lets a child outlive the daemon: first its identity is written down, then the guard forgets it.
+#[derive(Clone, Debug)]
+pub struct KeepHandle {
+    group: Arc<Group>,
+    forget: Forget,
+}
+
 /// What a spawn hands over.
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) pid: Pid,
+    pub(super) hold: Hold,
     pub(super) cell: Cell,
     pub(super) socket: Option<PathBuf>,
     pub(super) forget: Forget,
+}
+
+/// What makes sure that a signal reaches this child and nobody else.
+#[derive(Debug)]
+pub(super) enum Hold {
+    /// It is our child: its number is ours until we reap it.
+    Number,
+    /// Another daemon's child, which anybody may reap: only this handle still names it then.
+    Handle(OwnedFd),
 }
 
 #[derive(Debug)]
@@ -72,6 +97,7 @@ struct Body {
 struct Group {
     /// Process id of the leader, which is the number of the group.
     id: Pid,
+    hold: Hold,
     cell: Cell,
     leader: Mutex<Leader>,
 }
@@ -92,6 +118,8 @@ enum Leader {
 enum Notice {
     /// The kernel's handle on the process becomes readable.
     Handle(AsyncFd<OwnedFd>),
+    /// The same, of another daemon's child: its status is not for us to wait for.
+    Adopted(AsyncFd<OwnedFd>, Option<u64>),
     /// A thread waits. For macOS and Linux before 5.3.
     Thread(watch::Receiver<bool>),
     /// Neither could be had: asked again and again.
@@ -101,9 +129,9 @@ enum Notice {
 impl Child {
     /// Takes over an unreaped child. The caller has entered `runtime`.
     pub(super) fn new(parts: Parts, runtime: Handle) -> Self {
-        let Parts { pid, cell, socket, forget } = parts;
-        let group = Arc::new(Group { id: pid, cell, leader: Mutex::new(Leader::Unreaped) });
-        let notice = Notice::new(pid);
+        let Parts { pid, hold, cell, socket, forget } = parts;
+        let group = Arc::new(Group { id: pid, hold, cell, leader: Mutex::new(Leader::Unreaped) });
+        let notice = Notice::new(pid, &group.hold);
         let body = Body { group, notice, status: None, oom_kills: None, socket, forget };
         Self { body: Some(body), runtime }
     }
@@ -130,6 +158,23 @@ impl Child {
     pub fn oom_kills(&self) -> Option<u64> {
         let body = self.body();
         body.oom_kills.or_else(|| body.group.cell.oom_kills())
+    }
+
+    /// Returns a reader of its counters, which may be read while somebody waits for its end.
+    pub fn counters(&self) -> Counters {
+        Counters::new(self.body().group.cell.clone())
+    }
+
+    /// Returns what it takes to let the child outlive the daemon.
+    pub fn keep_handle(&self) -> KeepHandle {
+        let body = self.body();
+        KeepHandle { group: Arc::clone(&body.group), forget: body.forget.clone() }
+    }
+
+    /// Lets the child run on, watched and signalled by nobody.
+    pub fn leave(mut self) {
+        // What is in the body only holds files.
+        drop(self.body.take());
     }
 
     /// Returns a handle for signals.
@@ -174,6 +219,19 @@ impl StopHandle {
     }
 }
 
+impl KeepHandle {
+    /// Returns what a later daemon recognises the child by, as long as it lives; `nonce` is what its
+    /// environment holds. `None` where that cannot be read.
+    pub fn identity(&self, nonce: String) -> Option<Identity> {
+        adopt::identify(self.group.number(), nonce, &self.group.cell)
+    }
+
+    /// Takes the child off the guard's list: from here on it outlives a daemon that is killed.
+    pub async fn release(&self) {
+        self.forget.release().await;
+    }
+}
+
 impl Group {
     fn leader(&self) -> MutexGuard<'_, Leader> {
         // The value is one word: a panic elsewhere cannot leave it half changed.
@@ -186,9 +244,16 @@ impl Group {
 
     /// Sends `signal` while the leader pins the number.
     fn signal(&self, leader: Leader, signal: Signal) {
-        if leader == Leader::Unreaped
-            && let Err(error) = killpg(self.id, signal)
-        {
+        let sent = match (&self.hold, leader) {
+            (Hold::Number, Leader::Unreaped) => killpg(self.id, signal),
+            (Hold::Number, Leader::Reaped | Leader::Gone) | (Hold::Handle(_), Leader::Gone) => {
+                Ok(())
+            }
+            (Hold::Handle(handle), Leader::Unreaped | Leader::Reaped) => {
+                sys::signal_group(handle, Some(signal))
+            }
+        };
+        if let Err(error) = sent {
             debug!(pid = self.number(), %signal, %error, "process group took no signal");
         }
     }
@@ -215,6 +280,9 @@ impl Group {
     /// Reaps every ended child of ours in the group: the leader, and as init or subreaper orphans
     /// too.
     fn reap_members(&self) {
+        if matches!(self.hold, Hold::Handle(_)) {
+            return;
+        }
         let members = Pid::from_raw(-self.id.as_raw());
         let still = |status| status == WaitStatus::StillAlive;
         while waitpid(members, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| !still(status)) {}
@@ -226,8 +294,14 @@ impl Group {
         let mut looks = 0_u32;
         loop {
             self.reap_members();
-            // ESRCH alone means empty: macOS answers EPERM for a group of zombies.
-            if killpg(self.id, Signal::SIGKILL) == Err(Errno::ESRCH) {
+            let sent = match &self.hold {
+                Hold::Number => killpg(self.id, Signal::SIGKILL),
+                Hold::Handle(handle) => sys::signal_group(handle, Some(Signal::SIGKILL)),
+            };
+            // ESRCH alone means empty: macOS answers EPERM for a group of zombies. EINVAL for a handle is
+            // an old kernel: beyond the leader, which has ended, nobody can be named for sure.
+            let is_old = matches!(self.hold, Hold::Handle(_)) && sent == Err(Errno::EINVAL);
+            if is_old || sent == Err(Errno::ESRCH) {
                 return;
             }
             looks = looks.saturating_add(1);
@@ -275,7 +349,12 @@ impl Body {
 
 impl Notice {
     /// Takes the best that can be had: a child that runs must not be lost for want of a file.
-    fn new(pid: Pid) -> Self {
+    fn new(pid: Pid, hold: &Hold) -> Self {
+        if let Hold::Handle(handle) = hold {
+            let started = identity::start_time(pid.as_raw().unsigned_abs());
+            let handle = handle.try_clone().and_then(|fd| sys::watch(fd, Interest::READABLE));
+            return handle.map_or(Self::Polled, |handle| Self::Adopted(handle, started));
+        }
         let handle = sys::open_pidfd(pid).and_then(|fd| sys::watch(fd, Interest::READABLE));
         handle.map(Self::Handle).or_else(|_| Self::thread(pid)).unwrap_or(Self::Polled)
     }
@@ -293,6 +372,16 @@ impl Notice {
     }
 
     async fn ended(&mut self, pid: Pid) -> ExitStatus {
+        if let Self::Adopted(handle, started) = self {
+            while !sys::has_ended(handle.get_ref()) {
+                match handle.readable().await {
+                    Ok(mut ready) => ready.clear_ready(),
+                    Err(_) => return ExitStatus::Unknown,
+                }
+            }
+            let pid = pid.as_raw().unsigned_abs();
+            return exit_of_adopted(handle.get_ref(), (pid, *started)).await;
+        }
         loop {
             match sys::peek_exit(pid, Peek::Now) {
                 Ok(Some(status)) => return status,
@@ -303,7 +392,7 @@ impl Notice {
                 }
             }
             match self {
-                Self::Handle(handle) => match handle.readable().await {
+                Self::Handle(handle) | Self::Adopted(handle, _) => match handle.readable().await {
                     Ok(mut ready) => ready.clear_ready(),
                     Err(_) => return ExitStatus::Unknown,
                 },
@@ -312,4 +401,17 @@ impl Notice {
             }
         }
     }
+}
+
+/// Reads the status of an adopted child: of a zombie from `/proc`, of one that its real parent has
+/// reaped from the kernel's handle. No news of a death waits long for it.
+async fn exit_of_adopted(handle: &OwnedFd, (pid, started): (u32, Option<u64>)) -> ExitStatus {
+    for _ in 0..STATUS_TRIES {
+        let zombie = started.and_then(|started| identity::unreaped_status(pid, started));
+        if let Some(status) = zombie.map(sys::exit_status).or_else(|| sys::exit_of(handle)) {
+            return status;
+        }
+        tokio::time::sleep(STATUS_PAUSE).await;
+    }
+    ExitStatus::Unknown
 }

@@ -40,6 +40,17 @@ pub(super) fn start_time(pid: u32) -> Option<u64> {
     after_name(&stat)?.nth(19)?.parse().ok()
 }
 
+/// Returns the wait status of a process that has ended and that nobody has reaped yet, if it is the
+/// one that started at `started`. Source: `proc_pid_stat(5)`, fields 3, 22 and 52.
+pub(super) fn unreaped_status(pid: u32, started: u64) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = after_name(&stat)?;
+    let is_zombie = fields.next()? == "Z";
+    let is_same = fields.nth(18)?.parse() == Ok(started);
+    let status = fields.nth(29)?.parse().ok()?;
+    (is_zombie && is_same).then_some(status)
+}
+
 /// Tells whether process group `group` has a member that is not a zombie; `None` where there is no
 /// `/proc`.
 pub(super) fn has_live_member(group: u32) -> Option<bool> {

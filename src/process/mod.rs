@@ -13,22 +13,30 @@
 //! The leader stays a zombie from `wait` to `reap`: it pins the process group's number, so that a
 //! signal to the group can never reach a stranger.
 
+mod adopt;
 mod cgroup;
 mod child;
+mod counters;
 mod evidence;
 mod fault;
 mod follow;
 pub mod guard;
 mod identity;
+mod inherit;
+mod kernel_log;
 mod log;
 mod register;
 mod spawn;
 mod sys;
 mod text;
 
-pub use child::{Child, StopHandle};
+pub use adopt::{Examined, Proven, examine, listens_on};
+pub use child::{Child, KeepHandle, StopHandle};
+pub use counters::{Counters, daemon_oom_kills};
 pub use evidence::{TAIL_BYTES, tail};
 pub use fault::{SpawnFault, StartFault};
 pub use follow::{LogFollower, LogLine, follow, read_tail};
+pub use inherit::{Giver, Inherited, STALE_AFTER_HANDOVER, hand_over, images, inherited};
+pub use kernel_log::{KernelTail, has_kernels_pids};
 pub use log::{KEEP_GENERATIONS, ROTATE_BYTES, log_path, prune, rotate_if_large};
-pub use spawn::{Cgroups, SpawnSpec, Spawner, SpawnerOptions};
+pub use spawn::{Cgroups, Owner, SpawnSpec, Spawner, SpawnerOptions};

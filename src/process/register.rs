@@ -14,6 +14,7 @@ use tokio::{
     process::Child,
     runtime::Handle,
     sync::{mpsc, oneshot},
+    task::JoinHandle,
     time::Instant,
 };
 use tracing::warn;
@@ -54,6 +55,8 @@ struct Guard {
     /// Takes the pipe of a guard that must not act any more. If it is dropped, the guard finds its
     /// pipe closed and acts.
     dismiss: oneshot::Sender<PipeWriter>,
+    /// Ends when the guard is reaped.
+    watch: JoinHandle<()>,
 }
 
 impl Register {
@@ -96,6 +99,15 @@ impl Register {
             warn!(pid, "guard ended and is replaced");
             self.replace();
         }
+    }
+
+    /// Ends the guard for good, without letting it act. Blocks until it is reaped.
+    pub(super) fn dismiss_guard(&mut self) {
+        let (Some(guard), Some(starter)) = (self.guard.take(), self.starter.take()) else { return };
+        // If its watch has ended, so has the guard.
+        drop(guard.dismiss.send(guard.lines));
+        // A watch that broke off is of no more use.
+        drop(starter.runtime.block_on(guard.watch));
     }
 
     fn tell(&mut self, line: &str) {
@@ -146,8 +158,8 @@ impl Starter {
         let pid = child.id().unwrap_or(0);
         let (dismiss, dismissed) = oneshot::channel();
         // It ends with the guard, which ends with its pipe; the runtime's end drops it.
-        drop(self.runtime.spawn(watch(child, pid, dismissed, self.jobs.clone())));
-        Ok(Guard { pid, lines, dismiss })
+        let watch = self.runtime.spawn(watch(child, pid, dismissed, self.jobs.clone()));
+        Ok(Guard { pid, lines, dismiss, watch })
     }
 }
 

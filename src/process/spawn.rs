@@ -11,6 +11,7 @@ use std::{
     io::{self, PipeReader, Read},
     os::{
         fd::OwnedFd,
+        unix::ffi::OsStrExt,
         unix::fs::{DirBuilderExt, OpenOptionsExt},
         unix::process::CommandExt,
     },
@@ -21,6 +22,7 @@ use std::{
 };
 
 use nix::unistd::Pid;
+use sha2::{Digest, Sha256};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -28,14 +30,15 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
+    adopt::Proven,
     cgroup::{Cell, Hierarchies},
-    child::{Child, Parts},
+    child::{Child, Hold, Parts},
     fault::{SpawnFault, StartFault, is_shortage},
     identity,
     register::{Entry, Register},
-    sys::{self, Setup},
+    sys::{self, Peek, Setup},
 };
-use crate::spec::{Generation, SlotName};
+use crate::spec::{Generation, SlotName, profile::OnExit};
 
 /// How many jobs may wait for the thread. A caller that finds the queue full waits.
 const QUEUE: usize = 64;
@@ -55,6 +58,31 @@ pub struct SpawnerOptions {
     pub guard: Option<PathBuf>,
     /// Whether cgroups are used where there are any.
     pub cgroups: Cgroups,
+    /// Whose cgroups are whose: of all that dead daemons left, only what has this mark is ended. Two
+    /// daemons of one state directory have the same mark, others another one.
+    pub owner: Owner,
+    /// Cgroup directories of an earlier daemon that are not leftovers: of engines that are adopted.
+    pub adopted: Vec<PathBuf>,
+}
+
+/// Marks the cgroups of all daemons of one state directory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Owner(u32);
+
+impl Owner {
+    /// Returns the mark of a state directory, the same in every build of slotd.
+    pub fn of(state_dir: &Path) -> Self {
+        let path = state_dir.canonicalize().unwrap_or_else(|_| state_dir.to_owned());
+        let digest: [u8; 32] = Sha256::digest(path.as_os_str().as_bytes()).into();
+        let [a, b, c, d, ..] = digest;
+        Self(u32::from_be_bytes([a, b, c, d]))
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
 }
 
 /// Whether cgroups are used.
@@ -85,6 +113,8 @@ pub struct SpawnSpec {
     pub socket: Option<PathBuf>,
     /// The directory in which it starts.
     pub working_dir: PathBuf,
+    /// Whether it ends with the daemon; one that is kept does so until [`super::KeepHandle::release`].
+    pub on_exit: OnExit,
 }
 
 /// Starts engines. Cheap to clone; once the last clone and the last [`Child`] are gone, the thread
@@ -101,16 +131,29 @@ pub(super) enum Job {
     Forget(String),
     /// The guard with this process id has ended.
     GuardEnded(u32),
+    /// The child is to outlive the daemon.
+    Release(String, oneshot::Sender<()>),
+    /// Nothing is left to be guarded.
+    DismissGuard(oneshot::Sender<()>),
 }
 
 /// Tells the thread that nothing is left of one child.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Forget {
     name: String,
     jobs: mpsc::Sender<Job>,
 }
 
 impl Forget {
+    /// Returns once the guard has been told: it reads what it was told before it sees our end.
+    pub(super) async fn release(&self) {
+        let (tx, rx) = oneshot::channel();
+        if self.jobs.send(Job::Release(self.name.clone(), tx)).await.is_ok() {
+            // Without the thread there is no guard.
+            drop(rx.await);
+        }
+    }
+
     pub(super) async fn tell(&self) {
         // Without the thread there is no guard to be told.
         drop(self.jobs.send(Job::Forget(self.name.clone())).await);
@@ -137,10 +180,10 @@ impl Spawner {
         let maker = tx.downgrade();
         let work = move || {
             let hierarchies = match options.cgroups {
-                Cgroups::Detect => Hierarchies::detect(),
+                Cgroups::Detect => Hierarchies::detect(options.owner),
                 Cgroups::Off => Hierarchies::none(),
             };
-            hierarchies.clean_stale(CLEAN_LIMIT);
+            hierarchies.clean_stale(&options.adopted, CLEAN_LIMIT);
             let mut forge = Forge { hierarchies, register, runtime, jobs: maker };
             while let Some(job) = jobs.blocking_recv() {
                 forge.perform(job);
@@ -166,6 +209,35 @@ impl Spawner {
             tokio::time::sleep(BUSY_PAUSE).await;
         }
         self.try_spawn(spec).await
+    }
+
+    /// Takes over an engine of an earlier daemon. Like any child, it is killed when dropped.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O.
+    pub fn adopt(
+        &self,
+        (slot, generation): (&SlotName, Generation),
+        proven: Proven,
+        socket: Option<PathBuf>,
+    ) -> Child {
+        let forget = Forget { name: name_of(slot, generation), jobs: self.jobs.clone() };
+        let Proven { pid, handle, cell } = proven;
+        // After an upgrade in place the engine is a child of this very process.
+        let is_child = sys::peek_exit(pid, Peek::Now).is_ok();
+        let hold = if is_child { Hold::Number } else { Hold::Handle(handle) };
+        let parts = Parts { pid, hold, cell, socket, forget };
+        Child::new(parts, Handle::current())
+    }
+
+    /// Ends the guard without letting it act, and returns once it is reaped. Called when everything
+    /// that it knows has ended.
+    pub async fn dismiss_guard(&self) {
+        let (tx, rx) = oneshot::channel();
+        if self.jobs.send(Job::DismissGuard(tx)).await.is_ok() {
+            // Without the thread there is no guard.
+            drop(rx.await);
+        }
     }
 
     async fn try_spawn(&self, spec: SpawnSpec) -> Result<Child, SpawnFault> {
@@ -196,7 +268,17 @@ impl Forge {
                 drop(answer.send(result));
             }
             Job::Forget(name) => self.register.remove(&name),
+            Job::Release(name, answer) => {
+                self.register.remove(&name);
+                // Who asked may be gone.
+                answer.send(()).ok();
+            }
             Job::GuardEnded(pid) => self.register.guard_ended(pid),
+            Job::DismissGuard(answer) => {
+                self.register.dismiss_guard();
+                // Who asked may be gone.
+                answer.send(()).ok();
+            }
         }
     }
 
@@ -204,14 +286,15 @@ impl Forge {
         let jobs = self.jobs.upgrade().ok_or(SpawnFault::Ended)?;
         let log = prepare(spec)?;
         let mut cell = self.hierarchies.make(&spec.slot, spec.generation);
-        let name = format!("{}.g{}", spec.slot, spec.generation);
+        let name = name_of(&spec.slot, spec.generation);
         // Before the fork: a daemon that is killed in between has its cgroup on record.
         self.register.add(&name, Entry { group: None, cell: cell.clone() });
         match self.fork(spec, log, &mut cell) {
             Ok(pid) => {
                 self.register.add(&name, Entry { group: Some(leader(pid)), cell: cell.clone() });
                 let forget = Forget { name, jobs };
-                let parts = Parts { pid, cell, socket: spec.socket.clone(), forget };
+                let hold = Hold::Number;
+                let parts = Parts { pid, hold, cell, socket: spec.socket.clone(), forget };
                 let _entered = self.runtime.enter();
                 Ok(Child::new(parts, self.runtime.clone()))
             }
@@ -236,6 +319,7 @@ impl Forge {
             .stdout(log.try_clone()?)
             .stderr(log);
         let setup = Setup {
+            on_exit: spec.on_exit,
             parent: Pid::this(),
             joins: cell.joins(),
             oom_score: oom_score(),
@@ -262,6 +346,11 @@ impl Forge {
             debug!(slot = %spec.slot, report = %char::from(report), "child could not set itself up");
         }
     }
+}
+
+/// The name under which the guard knows a child.
+fn name_of(slot: &SlotName, generation: Generation) -> String {
+    format!("{slot}.g{generation}")
 }
 
 fn leader(pid: Pid) -> (i32, Option<u64>) {
@@ -319,6 +408,7 @@ impl fmt::Debug for SpawnSpec {
             .field("log", &self.log)
             .field("socket", &self.socket)
             .field("working_dir", &self.working_dir)
+            .field("on_exit", &self.on_exit)
             .finish()
     }
 }
@@ -358,6 +448,7 @@ mod tests {
             log: "/tmp/log".into(),
             socket: None,
             working_dir: "/".into(),
+            on_exit: OnExit::Stop,
         };
         let shown = format!("{spec:?} {spec:#?}");
         assert!(!shown.contains("canary"), "{shown}");

@@ -4,7 +4,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, FromRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     process::Command,
@@ -12,22 +12,26 @@ use std::{
 
 use nix::{
     errno::Errno,
+    fcntl::{FcntlArg, FdFlag, fcntl},
     libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         resource::{Resource, setrlimit},
-        signal::SigSet,
+        signal::{SigSet, Signal},
         stat::{Mode, umask},
     },
     unistd::{Pid, getppid, write},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::spec::death::ExitStatus;
+use crate::spec::{death::ExitStatus, profile::OnExit};
 
 /// What a child does between `fork` and `exec`. All of it is prepared before the fork: the child of
 /// a threaded process may neither allocate nor lock.
 #[derive(Debug)]
 pub(super) struct Setup {
+    /// Whether the child is to end with the daemon.
+    pub(super) on_exit: OnExit,
     /// The daemon. A child that finds another parent came too late for the parent-death signal.
     pub(super) parent: Pid,
     /// Open `cgroup.procs` files to join, each with the byte that reports a refusal.
@@ -83,8 +87,10 @@ impl Setup {
 
     #[cfg(target_os = "linux")]
     fn die_with_parent(&self) -> io::Result<()> {
-        use nix::sys::{prctl, signal::Signal};
-        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        use nix::sys::prctl;
+        if self.on_exit == OnExit::Stop {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+        }
         // The parent may have died before the line above: then no signal comes any more.
         if getppid() == self.parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
     }
@@ -165,15 +171,36 @@ fn mark_each(end: libc::c_int) {
     }
 }
 
-/// Opens a handle that becomes readable when the child `pid` ends.
+/// Takes over the file with number `fd` if it is a listening socket, and closes it at `exec`. What
+/// is anything else belongs to somebody and is not touched.
+#[expect(unsafe_code, reason = "a file that is known by its number alone has no safe form")]
+pub(super) fn take_listener(fd: RawFd) -> Option<OwnedFd> {
+    let mut listens: libc::c_int = 0;
+    let mut size = libc::socklen_t::try_from(size_of::<libc::c_int>()).ok()?;
+    let value = (&raw mut listens).cast();
+    // SAFETY: the call fills `listens`, whose size it is told; a number that is no socket is refused.
+    let done = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN, value, &raw mut size)
+    };
+    if done != 0 || listens == 0 {
+        return None;
+    }
+    // SAFETY: it is open. This program has not opened a listening socket yet (the caller's promise),
+    // so nobody in it owns this one.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+    Some(socket)
+}
+
+/// Opens a handle that becomes readable when the process `pid` ends.
 ///
 /// # Errors
-/// `ENOSYS` before Linux 5.3 and elsewhere; the caller then waits in a thread.
+/// `ESRCH` when there is none, `ENOSYS` before Linux 5.3 and elsewhere; the caller then waits in a thread.
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "no safe wrapper of `pidfd_open` is at hand")]
 pub(super) fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
-    use std::os::fd::{FromRawFd, RawFd};
-    // SAFETY: the call takes two numbers. `pid` is an unreaped child, so it names nobody else.
+    // SAFETY: the call takes two numbers. Of whom the handle is, is the caller's to know: an unreaped
+    // child, or a process that is examined through the handle.
     let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
     let raw = RawFd::try_from(raw).map_err(io::Error::other)?;
     if raw < 0 {
@@ -186,6 +213,88 @@ pub(super) fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
 #[cfg(not(target_os = "linux"))]
 pub(super) fn open_pidfd(_: Pid) -> io::Result<OwnedFd> {
     Err(Errno::ENOSYS.into())
+}
+
+/// Tells whether the process behind a handle has ended.
+pub(super) fn has_ended(handle: &OwnedFd) -> bool {
+    let mut files = [PollFd::new(handle.as_fd(), PollFlags::POLLIN)];
+    // What cannot be asked counts as ended: nothing is done to it then.
+    poll(&mut files, PollTimeout::ZERO) != Ok(0)
+}
+
+/// Signals the process group that the process behind a handle leads, or led; `None` asks whether
+/// there is a member. It can reach nobody else: a handle never names another process.
+///
+/// # Errors
+/// `ESRCH` when nobody is left; `EINVAL` before Linux 6.9, where only the leader can be reached.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "no safe wrapper of `pidfd_send_signal` is at hand")]
+pub(super) fn signal_group(handle: &OwnedFd, signal: Option<Signal>) -> nix::Result<()> {
+    use std::os::fd::AsRawFd;
+    /// Source: `linux/pidfd.h`, `PIDFD_SIGNAL_PROCESS_GROUP`.
+    const WHOLE_GROUP: libc::c_uint = 1 << 2;
+    #[expect(clippy::as_conversions, reason = "the number of a signal is what it is defined as")]
+    let number = signal.map_or(0, |signal| signal as libc::c_int);
+    let send = |flags: libc::c_uint| {
+        let info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: the call takes numbers and a null pointer, which means "as `kill` would send it".
+        let done = unsafe {
+            libc::syscall(libc::SYS_pidfd_send_signal, handle.as_raw_fd(), number, info, flags)
+        };
+        Errno::result(done).map(drop)
+    };
+    match send(WHOLE_GROUP) {
+        Err(Errno::EINVAL) => send(0).and(Err(Errno::EINVAL)),
+        done => done,
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn signal_group(_: &OwnedFd, _: Option<Signal>) -> nix::Result<()> {
+    Err(Errno::EINVAL)
+}
+
+/// Reads how the process behind a handle ended, though it was nobody's child here; `None` before its
+/// parent has reaped it, and before Linux 6.15.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "no safe wrapper of this `ioctl` is at hand")]
+pub(super) fn exit_of(handle: &OwnedFd) -> Option<ExitStatus> {
+    use std::os::fd::AsRawFd;
+    /// Source: `linux/pidfd.h`: `struct pidfd_info` as of its first version, 64 bytes.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    const WITH_EXIT: u64 = 1 << 3;
+    /// `_IOWR(0xFF, 11, struct pidfd_info)`.
+    const GET_INFO: libc::c_ulong = 0xc040_ff0b;
+    let mut info = Info { mask: WITH_EXIT, ..Info::default() };
+    // SAFETY: the request carries the size of `info`, which is writable and of the kernel's layout.
+    let done = unsafe { libc::ioctl(handle.as_raw_fd(), GET_INFO, &raw mut info) };
+    if done != 0 || info.mask & WITH_EXIT == 0 {
+        return None;
+    }
+    Some(exit_status(info.exit_code))
+}
+
+/// Reads a wait status.
+pub(super) fn exit_status(status: i32) -> ExitStatus {
+    if libc::WIFSIGNALED(status) {
+        ExitStatus::Signal(libc::WTERMSIG(status))
+    } else if libc::WIFEXITED(status) {
+        ExitStatus::Code(libc::WEXITSTATUS(status))
+    } else {
+        ExitStatus::Unknown
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn exit_of(_: &OwnedFd) -> Option<ExitStatus> {
+    None
 }
 
 /// Lets the runtime watch a file. The caller has entered it.

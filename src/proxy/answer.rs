@@ -45,7 +45,8 @@ pub(super) enum IsLast {
 }
 
 impl Answer {
-    pub(super) fn new((response, line): (Response<Incoming>, Line), lease: Lease) -> Self {
+    pub(super) fn new((response, line): (Response<Incoming>, Line), mut lease: Lease) -> Self {
+        lease.note_word();
         let (head, incoming) = response.into_parts();
         Self { status: head.status, headers: head.headers, incoming, line, lease }
     }
@@ -71,6 +72,7 @@ impl Answer {
             };
             // Trailers are of no use to these clients.
             if let Ok(data) = frame.into_data() {
+                self.gate().record().note_piece();
                 let is_last =
                     if self.incoming.is_end_stream() { IsLast::Yes } else { IsLast::NotKnown };
                 return Poll::Ready(Piece::Data(data, is_last));
@@ -78,8 +80,19 @@ impl Answer {
         }
     }
 
+    /// Notes that the engine broke off.
+    pub(super) fn note_break(&mut self) {
+        self.lease.note_break();
+    }
+
+    /// Notes that the engine failed the request.
+    pub(super) fn note_failure(&mut self) {
+        self.lease.note_failure();
+    }
+
     /// Gives the connection and the seat back: the body has been read whole.
     pub(super) fn finish(mut self, context: &mut Context<'_>) {
+        self.lease.note_answer();
         self.line.settle(context);
         self.lease.gate().keep(self.line);
     }

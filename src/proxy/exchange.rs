@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    HeaderMap, Method, Request, Uri,
+    HeaderMap, Method, Request, StatusCode, Uri,
     header::{self, HeaderName, HeaderValue},
 };
 use tokio::time::{Instant, timeout, timeout_at};
@@ -17,6 +17,7 @@ use super::{
     body::rename_model,
     gate::{Ending, Gate, GateRefusal, Lease},
     normalise,
+    record::Fingerprint,
     reply::Fault,
     upstream::SendFault,
 };
@@ -37,6 +38,7 @@ pub(super) struct Order {
     pub(super) path: Uri,
     pub(super) headers: HeaderMap,
     pub(super) bytes: Bytes,
+    pub(super) fingerprint: Fingerprint,
     /// Until when the request may wait for an engine. The engine's own work has no deadline.
     pub(super) deadline: Instant,
 }
@@ -48,20 +50,26 @@ pub(super) struct Order {
 /// 2. No ready engine: ask the core, wait for its answer, look again.
 /// 3. The engine dies before it has said anything: once more from the start.
 pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, Fault> {
+    if client.shared.suspects.is_guilty(&order.slot, order.fingerprint) {
+        // No engine is loaded only to be spared.
+        return Err(Fault::poison(&order.slot));
+    }
     let mut may_try_again = true;
     loop {
-        let lease = turn(&client.shared, &order).await?;
+        let mut lease = turn(&client.shared, &order).await?;
         let fault = match send(&lease, &order).await {
             Ok(answer) => return accepted(Answer::new(answer, lease), &order.slot).await,
             Err(fault) => fault,
         };
         let what = match fault {
             SendFault::Garbled(_) => {
+                lease.note_failure();
                 return Err(Fault::engine_misbehaved(&order.slot, "answered what is no HTTP"));
             }
             SendFault::Cut => "was stopped before it answered",
             SendFault::Gone => "died before it answered",
         };
+        lease.note_break();
         let has_died = matches!(fault, SendFault::Gone) && has_died(lease.gate()).await;
         if !(has_died && may_try_again && Instant::now() < order.deadline) {
             return Err(Fault::engine_died(&order.slot, what));
@@ -75,7 +83,10 @@ async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
     for _ in 0..ROUNDS {
         if let Some(gate) = open_gate(shared, &order.slot) {
             let patience = order.deadline.saturating_duration_since(Instant::now());
-            match gate.lease(patience).await {
+            match gate.lease(order.fingerprint, patience).await {
+                Ok(lease) if lease.gate().is_guilty(order.fingerprint) => {
+                    return Err(Fault::poison(&order.slot));
+                }
                 Ok(lease) => return Ok(lease), // (1)
                 Err(GateRefusal::Closed) => {}
                 Err(refusal) => return Err(Fault::of_gate(&order.slot, refusal)),
@@ -141,11 +152,17 @@ fn rebuild(order: &Order, bytes: Bytes) -> Request<Full<Bytes>> {
 }
 
 /// Lets an answer through; reads a refusal and gives it the form that clients know.
-async fn accepted(answer: Answer, slot: &SlotName) -> Result<Answer, Fault> {
+async fn accepted(mut answer: Answer, slot: &SlotName) -> Result<Answer, Fault> {
     if answer.status.is_success() {
         return Ok(answer);
     }
     let (status, mut headers) = (answer.status, HeaderMap::new());
+    // What it cannot do at all, or not yet, says nothing of what it can.
+    let says_little =
+        matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE);
+    if status.is_server_error() && !says_little {
+        answer.note_failure();
+    }
     copy_headers(&answer.headers, &mut headers);
     match timeout(REFUSAL_DEADLINE, answer.read(REFUSAL_BYTES)).await {
         Ok(Some(body)) => {

@@ -17,6 +17,7 @@ use super::{
     exchange::{Order, copy_headers, reach},
     hold::{Held, Pending},
     listing,
+    record::Fingerprint,
     relay::Relay,
     reply::{Body, Fault},
 };
@@ -82,7 +83,9 @@ async fn serve(
     let deadline = Instant::now() + patience;
     // An absolute form names a host, which is not the engine's.
     let path = path.path_and_query().cloned().map_or(path, Uri::from);
-    let order = Order { slot: slot.clone(), path, headers, bytes: asked.bytes, deadline };
+    let fingerprint = Fingerprint::of(&asked.bytes);
+    let order =
+        Order { slot: slot.clone(), path, headers, bytes: asked.bytes, fingerprint, deadline };
     let mut pending: Pending = Box::pin(reach(Arc::clone(client), order));
     if !asked.is_stream {
         return finish(pending.await, client);

@@ -6,8 +6,8 @@ use std::{
     fmt,
     num::NonZeroU32,
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -19,7 +19,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::upstream::Upstream;
+use super::{
+    record::{Fingerprint, Record},
+    suspects::Suspects,
+    upstream::Upstream,
+};
 use crate::{
     engine::Endpoint,
     spec::{Generation, SlotName},
@@ -39,6 +43,12 @@ pub struct Gate {
     queue_limit: usize,
     born: Instant,
     last_access_ms: AtomicU64,
+    record: Record,
+    /// Requests whose exchange the engine broke: it may have died of one.
+    broken: Mutex<Vec<Fingerprint>>,
+    /// Set when the engine was found dead, or past saving, and a request may be to blame.
+    is_blamed: AtomicBool,
+    suspects: Arc<Suspects>,
     released: Notify,
     ending: OnceLock<Ending>,
     ended: CancellationToken,
@@ -51,6 +61,15 @@ pub(super) enum Ending {
     Cut,
     /// The engine is dead.
     Died,
+}
+
+/// What an engine's end may be laid to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Blame {
+    /// It crashed, or took too much memory: a request may have done that.
+    Request,
+    /// Somebody ended it, or it was done.
+    Nobody,
 }
 
 /// Why a request was not let in.
@@ -73,13 +92,13 @@ pub(super) enum GateRefusal {
 impl Gate {
     /// Makes an open gate for an engine that works on `parallel` requests at once (at least one)
     /// and in front of which `queue_limit` more may wait. `model` is the name that the engine insists
-    /// on, if it does.
+    /// on, if it does. `suspects` are shared by all gates.
     pub fn new(
         slot: SlotName,
         generation: Generation,
         (endpoint, model): (Endpoint, Option<String>),
-        parallel: u32,
-        queue_limit: u32,
+        (parallel, queue_limit): (u32, u32),
+        suspects: &Arc<Suspects>,
     ) -> Arc<Self> {
         let parallel = NonZeroU32::new(parallel).unwrap_or(NonZeroU32::MIN).get();
         let parallel = usize::try_from(parallel).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
@@ -94,6 +113,10 @@ impl Gate {
             queue_limit: usize::try_from(queue_limit).unwrap_or(usize::MAX),
             born: Instant::now(),
             last_access_ms: AtomicU64::new(0),
+            record: Record::default(),
+            broken: Mutex::default(),
+            is_blamed: AtomicBool::new(false),
+            suspects: Arc::clone(suspects),
             released: Notify::new(),
             ending: OnceLock::new(),
             ended: CancellationToken::new(),
@@ -104,7 +127,11 @@ impl Gate {
     ///
     /// # Errors
     /// [`GateRefusal`], each variant as it says.
-    pub(super) async fn lease(self: &Arc<Self>, patience: Duration) -> Result<Lease, GateRefusal> {
+    pub(super) async fn lease(
+        self: &Arc<Self>,
+        request: Fingerprint,
+        patience: Duration,
+    ) -> Result<Lease, GateRefusal> {
         // Tokio hands a released seat to those who wait first, so this never jumps the queue.
         let permit = match Arc::clone(&self.seats).try_acquire_owned() {
             Ok(permit) => permit,
@@ -112,7 +139,8 @@ impl Gate {
             Err(TryAcquireError::NoPermits) => self.wait_for_seat(patience).await?,
         };
         self.touch();
-        Ok(Lease { gate: Arc::clone(self), permit: Some(permit) })
+        let gate = Arc::clone(self);
+        Ok(Lease { gate, permit: Some(permit), request, outcome: Outcome::Nothing })
     }
 
     async fn wait_for_seat(&self, patience: Duration) -> Result<OwnedSemaphorePermit, GateRefusal> {
@@ -152,6 +180,11 @@ impl Gate {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// Returns what became of the requests so far.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
     /// Returns how long ago the last request ended, or the gate was made; zero while one is being
     /// served.
     pub fn idle_for(&self) -> Duration {
@@ -189,8 +222,24 @@ impl Gate {
     }
 
     /// Closes the gate of a dead engine: every exchange in flight ends with an error.
-    pub fn mark_dead(&self) {
+    pub fn mark_dead(&self, blame: Blame) {
+        if blame == Blame::Request {
+            self.blame();
+        }
         self.end(Ending::Died);
+    }
+
+    /// Notes that a request in flight may be what the engine ends of: those whose exchanges broke
+    /// already are suspects, those in flight will be when they end.
+    pub fn blame(&self) {
+        self.is_blamed.store(true, Ordering::SeqCst);
+        let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        self.suspects.note(&self.slot, self.generation, broken.drain(..));
+    }
+
+    /// Tells whether this request has taken engines of this slot down.
+    pub(super) fn is_guilty(&self, request: Fingerprint) -> bool {
+        self.suspects.is_guilty(&self.slot, request)
     }
 
     fn end(&self, ending: Ending) {
@@ -204,7 +253,8 @@ impl Gate {
         &self.upstream
     }
 
-    pub(super) fn is_closed(&self) -> bool {
+    /// Tells whether nobody is let in any more.
+    pub fn is_closed(&self) -> bool {
         self.seats.is_closed()
     }
 
@@ -241,9 +291,58 @@ impl fmt::Debug for Gate {
 pub(super) struct Lease {
     gate: Arc<Gate>,
     permit: Option<OwnedSemaphorePermit>,
+    request: Fingerprint,
+    outcome: Outcome,
+}
+
+/// How far an exchange has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Outcome {
+    /// Not a byte came.
+    Nothing,
+    /// The engine said something.
+    Something,
+    /// It is whole.
+    Answered,
 }
 
 impl Lease {
+    /// Notes that the engine said something, if only that it will not.
+    pub(super) fn note_word(&mut self) {
+        self.outcome = Outcome::Something;
+        self.gate.record.note_piece();
+    }
+
+    /// Notes that the answer is whole.
+    pub(super) fn note_answer(&mut self) {
+        self.outcome = Outcome::Answered;
+        self.gate.record.note_answer();
+        self.gate.suspects.clear(&self.gate.slot, self.request);
+    }
+
+    /// Notes that the engine broke the exchange off, and perhaps itself.
+    pub(super) fn note_break(&mut self) {
+        self.note_failure();
+        let mut broken = self.gate.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        // What broke long before a death is pushed out by what broke in it.
+        if broken.len() >= self.gate.parallel {
+            broken.remove(0);
+        }
+        broken.push(self.request);
+        drop(broken);
+        if self.gate.is_blamed.load(Ordering::SeqCst) {
+            self.gate.blame();
+        }
+    }
+
+    /// Notes that the engine failed the request. One that is being ended is not to blame.
+    pub(super) fn note_failure(&mut self) {
+        self.outcome = Outcome::Something;
+        if !self.gate.is_closed() {
+            self.gate.record.note_failure(self.request);
+        }
+    }
+
     /// Returns the gate that the seat belongs to.
     pub(super) fn gate(&self) -> &Arc<Gate> {
         &self.gate
@@ -253,6 +352,12 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.gate.touch();
+        if self.outcome != Outcome::Answered && self.gate.is_blamed.load(Ordering::SeqCst) {
+            self.note_break();
+        }
+        if self.outcome == Outcome::Nothing && !self.gate.is_closed() {
+            self.gate.record.note_given_up();
+        }
         // The seat goes back before the waiters of `drained` count.
         drop(self.permit.take());
         self.gate.released.notify_waiters();
@@ -286,36 +391,47 @@ mod tests {
 
     fn gate(parallel: u32, queue_limit: u32) -> Arc<Gate> {
         let endpoint = Endpoint::Unix("/nowhere.sock".into());
-        Gate::new("chat".parse().unwrap(), Generation(1), (endpoint, None), parallel, queue_limit)
+        Gate::new(
+            "chat".parse().unwrap(),
+            Generation(1),
+            (endpoint, None),
+            (parallel, queue_limit),
+            &Arc::default(),
+        )
+    }
+
+    fn request() -> Fingerprint {
+        Fingerprint::of(b"{}")
     }
 
     #[tokio::test]
     async fn a_full_gate_queues_then_refuses_then_times_out() {
         let gate = gate(1, 1);
         let patience = Duration::from_millis(20);
-        let first = gate.lease(patience).await.unwrap();
-        let (second, third) = tokio::join!(gate.lease(patience), gate.lease(patience));
+        let first = gate.lease(request(), patience).await.unwrap();
+        let (second, third) =
+            tokio::join!(gate.lease(request(), patience), gate.lease(request(), patience));
         assert_eq!(second.unwrap_err(), GateRefusal::TimedOut);
         assert_eq!(third.unwrap_err(), GateRefusal::Full { waiting: 1 });
         assert_eq!(gate.waiting(), 0);
         drop(first);
-        assert!(gate.lease(patience).await.is_ok(), "the turn came back");
+        assert!(gate.lease(request(), patience).await.is_ok(), "the turn came back");
     }
 
     #[tokio::test]
     async fn a_cut_gate_is_drained_whoever_still_holds_a_seat() {
         let gate = gate(1, 1);
-        let _stalled = gate.lease(Duration::from_secs(1)).await.unwrap();
+        let _stalled = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
         tokio::join!(gate.drained(), async { gate.cut() });
     }
 
     #[tokio::test]
     async fn seats_are_given_in_the_order_of_asking() {
         let gate = gate(1, 8);
-        let first = gate.lease(Duration::from_secs(1)).await.unwrap();
-        let order = std::sync::Mutex::new(Vec::new());
+        let first = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let order = Mutex::new(Vec::new());
         let ask = async |number: u32| {
-            let lease = gate.lease(Duration::from_mins(1)).await.unwrap();
+            let lease = gate.lease(request(), Duration::from_mins(1)).await.unwrap();
             order.lock().unwrap().push(number);
             drop(lease);
         };
@@ -326,10 +442,10 @@ mod tests {
     #[tokio::test]
     async fn those_who_wait_at_a_dead_engine_are_sent_away() {
         let gate = gate(1, 8);
-        let _busy = gate.lease(Duration::from_secs(1)).await.unwrap();
-        let (waited, ()) = tokio::join!(gate.lease(Duration::from_mins(1)), async {
+        let _busy = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let (waited, ()) = tokio::join!(gate.lease(request(), Duration::from_mins(1)), async {
             gate.cut();
-            gate.mark_dead();
+            gate.mark_dead(Blame::Nobody);
         });
         assert_eq!(waited.unwrap_err(), GateRefusal::Closed);
         assert_eq!(gate.ending(), Some(Ending::Cut), "the first reason stays");
@@ -338,11 +454,30 @@ mod tests {
     #[tokio::test]
     async fn a_closed_gate_is_drained_by_its_last_lease() {
         let gate = gate(2, 1);
-        let lease = gate.lease(Duration::from_secs(1)).await.unwrap();
+        let lease = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
         gate.close();
-        assert_eq!(gate.lease(Duration::from_secs(1)).await.unwrap_err(), GateRefusal::Closed);
+        assert_eq!(
+            gate.lease(request(), Duration::from_secs(1)).await.unwrap_err(),
+            GateRefusal::Closed
+        );
         assert_eq!(gate.in_flight(), 1);
         tokio::join!(gate.drained(), async { drop(lease) });
         assert_eq!(gate.in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_without_a_byte_is_noted_unless_the_gate_is_closed() {
+        let gate = gate(2, 1);
+        let first = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let mut second = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        drop(first);
+        assert_eq!(gate.record().given_up_in_row(), 1);
+        second.note_failure();
+        drop(second);
+        assert_eq!((gate.record().given_up_in_row(), gate.record().failed_in_row()), (1, 1));
+        let mut last = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        gate.close();
+        last.note_failure();
+        assert_eq!(gate.record().failed_in_row(), 1);
     }
 }

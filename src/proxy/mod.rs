@@ -20,10 +20,12 @@ mod gate;
 mod hold;
 mod listing;
 mod normalise;
+mod record;
 mod relay;
 mod reply;
 mod routes;
 mod serve;
+mod suspects;
 mod upstream;
 
 use std::{sync::Arc, time::Duration};
@@ -31,9 +33,11 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 
 pub use self::{
-    gate::Gate,
+    gate::{Blame, Gate},
+    record::Record,
     routes::RouteTable,
     serve::{Phase, serve},
+    suspects::Suspects,
 };
 use crate::mailbox::Mailbox;
 
@@ -46,6 +50,8 @@ pub struct Shared {
     pub mailbox: Mailbox,
     /// The limits in force.
     pub limits: Limits,
+    /// Requests under suspicion; the gates share them.
+    pub suspects: Arc<Suspects>,
 }
 
 /// One connection of a client.

@@ -71,7 +71,16 @@ impl Relay {
 
     /// Breaks off: an error event if there can be one, then the abort, once all is written that came
     /// before.
-    fn break_off(&mut self, answer: &Answer, what: &str, context: &mut Context<'_>) -> Poll<Item> {
+    fn break_off(
+        &mut self,
+        answer: &mut Answer,
+        what: &str,
+        context: &mut Context<'_>,
+    ) -> Poll<Item> {
+        // An engine that never says `[DONE]` serves all the same: a new one would not say it either.
+        if what != UNFINISHED {
+            answer.note_break();
+        }
         let mut words = LastWords::new(Arc::clone(&self.flushes));
         let Kind::Events(tail) = &self.kind else {
             let over = words.poll_over(context);
@@ -121,7 +130,7 @@ impl Relay {
         const CUT: &str = "was stopped in mid-answer";
         const DIED: &str = "died in mid-answer";
         if answer.gate().ending() == Some(Ending::Cut) {
-            return self.break_off(&answer, CUT, context);
+            return self.break_off(&mut answer, CUT, context);
         }
         match answer.poll_piece(context) {
             Poll::Ready(Piece::Data(data, is_last)) => {
@@ -137,13 +146,13 @@ impl Relay {
                 answer.finish(context);
                 Poll::Ready(None)
             }
-            Poll::Ready(Piece::End) => self.break_off(&answer, UNFINISHED, context),
+            Poll::Ready(Piece::End) => self.break_off(&mut answer, UNFINISHED, context),
             // All that the client waits for has come: how the connection ended is no matter.
             Poll::Ready(Piece::Break) if self.is_done() => Poll::Ready(None),
-            Poll::Ready(Piece::Break) => self.break_off(&answer, DIED, context),
+            Poll::Ready(Piece::Break) => self.break_off(&mut answer, DIED, context),
             Poll::Pending if ended.as_mut().poll(context).is_ready() => {
                 let was_cut = answer.gate().ending() == Some(Ending::Cut);
-                self.break_off(&answer, if was_cut { CUT } else { DIED }, context)
+                self.break_off(&mut answer, if was_cut { CUT } else { DIED }, context)
             }
             Poll::Pending => {
                 self.state = State::Flowing { answer, ended };

@@ -116,6 +116,15 @@ impl Fault {
         Self::new(StatusCode::BAD_GATEWAY, SERVER, "bad_engine_answer", message)
     }
 
+    /// The request has taken engines down, and would the next one.
+    pub(super) fn poison(slot: &SlotName) -> Self {
+        let message = format!(
+            "two engines of slot `{slot}` died with this very request in flight, so it is not given to a third; change it, or try again in ten minutes; `slotd logs {slot}` may say why"
+        );
+        let fault = Self::refused(StatusCode::UNPROCESSABLE_ENTITY, "poison_request", message);
+        Self { retry: Retry::Never, ..fault }
+    }
+
     /// The wait was as long as it may be.
     pub(super) fn still_loading(slot: &SlotName) -> Self {
         let message = format!("slot `{slot}` is still loading, try again");

@@ -20,7 +20,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -40,6 +40,8 @@ const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long open connections are given when the listener ends.
 const END_DEADLINE: Duration = Duration::from_secs(2);
+/// How long the first request of a connection is waited for when no more connections are taken.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// The most of a request's head. hyper takes 100 headers at most by itself.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
@@ -53,20 +55,31 @@ pub enum Phase {
     Starting,
     /// It serves.
     Serving,
+    /// Another daemon is to go on with the same socket: no more connections are taken, open ones end
+    /// with the request they are at.
+    Leaving,
     /// It is stopping: those who wait are answered, readiness says no.
     Stopping,
     /// It ends: the listener closes.
     Ended,
 }
 
-/// Serves connections until `phase` says [`Phase::Ended`], then gives open ones a moment.
+impl Phase {
+    /// Tells whether no more connections are taken.
+    fn is_closed(self) -> bool {
+        matches!(self, Self::Leaving | Self::Ended)
+    }
+}
+
+/// Serves connections until `phase` says [`Phase::Leaving`] or [`Phase::Ended`], and returns when
+/// open ones have ended; after `Ended` they are given a moment.
 pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Receiver<Phase>) {
     let mut connections = JoinSet::new();
     let watcher = phase.clone();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = phase.wait_for(|phase| *phase == Phase::Ended) => break,
+            _ = phase.wait_for(|phase| phase.is_closed()) => break,
         };
         while connections.try_join_next().is_some() {}
         match accepted {
@@ -82,10 +95,22 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
         }
     }
     drop(listener);
-    let ended = async { while connections.join_next().await.is_some() {} };
-    if timeout(END_DEADLINE, ended).await.is_err() {
+    end(connections, phase).await;
+}
+
+/// Waits until open connections have ended; once the phase is [`Phase::Ended`], not for long.
+async fn end(mut connections: JoinSet<()>, mut phase: watch::Receiver<Phase>) {
+    tokio::select! {
+        () = all_ended(&mut connections) => return,
+        _ = phase.wait_for(|phase| *phase == Phase::Ended) => {}
+    }
+    if timeout(END_DEADLINE, all_ended(&mut connections)).await.is_err() {
         connections.shutdown().await;
     }
+}
+
+async fn all_ended(connections: &mut JoinSet<()>) {
+    while connections.join_next().await.is_some() {}
 }
 
 async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Receiver<Phase>) {
@@ -95,7 +120,10 @@ async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Re
     }
     let stream = Counted::new(TokioIo::new(stream), Arc::clone(&client.flushes));
     let ready = phase.clone();
+    let begun = Arc::new(Notify::new());
+    let begins = Arc::clone(&begun);
     let service = service_fn(move |request| {
+        begins.notify_one();
         let (client, phase) = (Arc::clone(&client), *ready.borrow());
         async move { Ok::<_, Infallible>(answer(&client, phase, request).await) }
     });
@@ -105,7 +133,16 @@ async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Re
         .max_header_size(MAX_HEAD_BYTES)
         .serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection);
-    let ended = async { drop(phase.wait_for(|phase| *phase == Phase::Ended).await) };
+    let ended = async {
+        let is_leaving = phase
+            .wait_for(|phase| phase.is_closed())
+            .await
+            .is_ok_and(|phase| *phase == Phase::Leaving);
+        if is_leaving {
+            // Who has just connected gets an answer: their request is on its way.
+            drop(timeout(FIRST_REQUEST, begun.notified()).await);
+        }
+    };
     let served = tokio::select! {
         served = connection.as_mut() => Some(served),
         () = ended => None,

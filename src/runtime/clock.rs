@@ -44,6 +44,11 @@ pub(super) fn unix_ms() -> u64 {
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// Draws a number that nobody can guess, as 32 hexadecimal digits.
+pub(super) fn nonce() -> String {
+    format!("{:016x}{:016x}", seed(), seed())
+}
+
 /// Returns a number that differs from start to start, for the seed of the core's jitter.
 pub(super) fn seed() -> u64 {
     let mut bytes = [0; 8];

@@ -1,29 +1,34 @@
 //! The running daemon: its parts put together, and taken apart in order.
 
-use std::{convert::Infallible, fs, net::SocketAddr, pin::pin, sync::Arc};
+use std::{collections::BTreeMap, convert::Infallible, fs, mem, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::BoxStream};
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::UnixListener,
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::{
+    adopt::Adopted,
+    attend::{self, Reason},
     clock::{self, Clock},
     driver::{Driver, Ended},
     effects::Effects,
     engine_task::Tools,
+    listen::{Keeper, Kept, Sockets},
     memory,
     profiles::Profiles,
     publish::Publisher,
     remember, service_manager,
-    signals::{Asked, Signals},
+    signals::Signals,
     start::StartFault,
+    upgrade::{self, Next},
 };
 use crate::{
     admin::{self, Follow, LogRequest},
@@ -33,7 +38,7 @@ use crate::{
     proxy::{self, Limits, Phase, RouteTable, Shared},
     spec::SlotName,
     store::{Remembered, StateDir},
-    supervisor::{Event, Policy, Snapshot, Supervisor},
+    supervisor::{Event, Memory, Policy, Snapshot, Supervisor},
 };
 
 /// Everything that start-up has made.
@@ -44,7 +49,18 @@ pub(super) struct Daemon {
     pub(super) state: Arc<StateDir>,
     pub(super) remembered: Remembered,
     pub(super) tools: Arc<Tools>,
+    pub(super) adopted: Vec<Adopted>,
     pub(super) address: SocketAddr,
+    pub(super) next: Next,
+}
+
+/// How a daemon ended.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// It was told to stop.
+    Stop,
+    /// The next image goes on with its sockets.
+    Upgrade { kept: Kept, next: Next },
 }
 
 /// What runs while the daemon does.
@@ -54,6 +70,9 @@ struct Parts {
     phase: watch::Sender<Phase>,
     /// Dropping it ends the control API.
     end_admin: oneshot::Sender<()>,
+    /// What the endpoint serves with.
+    shared: Shared,
+    endpoint: JoinSet<()>,
     servers: JoinSet<()>,
     helpers: JoinSet<Infallible>,
     keeping: JoinSet<Remembered>,
@@ -66,10 +85,9 @@ impl Daemon {
     /// slot can be asked for.
     pub(super) async fn run(
         mut self,
-        listener: TcpListener,
-        control: UnixListener,
+        sockets: Sockets,
         listening: impl FnOnce(SocketAddr),
-    ) -> Result<(), StartFault> {
+    ) -> Result<Ending, StartFault> {
         let settings = &self.tools.settings;
         let mut profiles = Profiles::new(settings.profile_dirs.clone(), settings.context());
         // The watch is set before the first look, so that no edit falls between the two.
@@ -78,42 +96,57 @@ impl Daemon {
         if let Err(fault) = &watch {
             error!(%fault, "profiles are not watched, `SIGHUP` reads them again");
         }
-        let mut parts = self.start(listener, control, &profiles);
-        if let Some(slots) = reload(&mut self.signals, &mut profiles, &parts.mailbox).await {
+        let Sockets { endpoint, control, kept } = sockets;
+        let (ask, mut upgrades) = mpsc::channel(1);
+        let mut parts = self.start(control, &profiles, ask);
+        let is_read = attend::reload(&mut self.signals, &mut profiles, &parts.mailbox).await;
+        let mut reason = Reason::Stop;
+        if is_read.is_some() {
             // The driver lives: the sender is not gone. A client that saw the line finds its slots.
-            drop(parts.snapshots.wait_for(|snapshot| snapshot.slots.len() >= slots).await);
+            drop(parts.snapshots.wait_for(|snapshot| profiles.are_all_in(snapshot)).await);
+            // Who has come before waits in the socket's queue: a slot of an unread profile is none.
             parts.phase.send_replace(Phase::Serving);
+            let (shared, phase) = (parts.shared.clone(), parts.phase.subscribe());
+            parts.endpoint.spawn(proxy::serve(endpoint, shared, phase));
             listening(self.address);
             service_manager::ready();
             info!(address = %self.address, "daemon started");
-            tokio::select! {
-                () = attend(&mut self.signals, &mut profiles, looks, &parts.mailbox) => {}
+            let changes = (looks, &mut upgrades);
+            let others = (&parts.mailbox, &self.next);
+            reason = tokio::select! {
+                reason = attend::attend(&mut self.signals, &mut profiles, changes, others) => reason,
                 ended = parts.driving.join_next() => {
                     // It ends before it is told to in one way only.
                     let fault = ended.and_then(Result::err);
                     error!(?fault, "driver broke off");
                     return Err(StartFault::Broken);
                 }
-            }
+            };
         }
         drop(watch);
-        self.stop(parts).await
+        self.stop(parts, kept, reason).await
     }
 
     /// Starts the driver and everything around it.
-    fn start(&self, listener: TcpListener, control: UnixListener, profiles: &Profiles) -> Parts {
+    fn start(
+        &mut self,
+        control: UnixListener,
+        profiles: &Profiles,
+        ask: mpsc::Sender<upgrade::Asked>,
+    ) -> Parts {
         let settings = &self.tools.settings;
         let (mailbox, inbox) = mailbox::channel();
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
         let (publisher, snapshots) = Publisher::new(Arc::clone(&routes));
-        let (phase, phases) = watch::channel(Phase::Starting);
+        let phase = watch::Sender::new(Phase::Starting);
         let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
         let limits = Limits::new(max_body, settings.queue_timeout);
-        let shared = Shared { routes: Arc::clone(&routes), mailbox: mailbox.clone(), limits };
+        let suspects = Arc::clone(&self.tools.suspects);
+        let shared =
+            Shared { routes: Arc::clone(&routes), mailbox: mailbox.clone(), limits, suspects };
         let (end_admin, admin_ends) = oneshot::channel();
-        let state = self.admin_state(&mailbox, &snapshots, (profiles, &routes));
+        let state = self.admin_state(&mailbox, &snapshots, (profiles, &routes), ask);
         let mut servers = JoinSet::new();
-        servers.spawn(proxy::serve(listener, shared, phases));
         servers.spawn(admin::serve(control, state, async move { drop(admin_ends.await) }));
         let mut helpers = JoinSet::new();
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
@@ -121,10 +154,14 @@ impl Daemon {
         let (state, known) = (Arc::clone(&self.state), self.remembered.clone());
         keeping.spawn(remember::keep(state, snapshots.clone(), known, end_keeping.clone()));
         let memory = remember::recall(&self.remembered);
+        let mut effects = Effects::new(Arc::clone(&self.tools));
+        for engine in mem::take(&mut self.adopted) {
+            effects.adopt(engine);
+        }
         let driver = Driver {
             core: Supervisor::new(policy(settings), clock::seed(), memory),
             inbox,
-            effects: Effects::new(Arc::clone(&self.tools)),
+            effects,
             publisher,
             watchdog: service_manager::Watchdog::from_environment(),
             clock: self.clock,
@@ -136,6 +173,8 @@ impl Daemon {
             snapshots,
             phase,
             end_admin,
+            shared,
+            endpoint: JoinSet::new(),
             servers,
             helpers,
             keeping,
@@ -145,32 +184,51 @@ impl Daemon {
     }
 
     /// Stops every slot, then what is around them, then writes the last state.
-    async fn stop(self, mut parts: Parts) -> Result<(), StartFault> {
-        info!("daemon stopping");
-        service_manager::stopping();
-        parts.phase.send_replace(Phase::Stopping);
+    async fn stop(
+        self,
+        mut parts: Parts,
+        kept: Kept,
+        reason: Reason,
+    ) -> Result<Ending, StartFault> {
+        info!(?reason, "daemon stopping");
+        match reason {
+            Reason::Stop => service_manager::stopping(),
+            Reason::Upgrade => service_manager::reloading(),
+        }
+        let kept = leave_the_door(&mut parts, kept, reason).await;
         parts.mailbox.tell(Event::ShutdownRequested).await;
-        let memory = if let Some(Ok(ended)) = parts.driving.join_next().await {
-            ended.effects.finish().await;
-            Some(ended.memory)
-        } else {
+        let Some(Ok(ended)) = parts.driving.join_next().await else {
             error!("driver broke off");
-            None
+            return Err(StartFault::Broken);
         };
+        ended.effects.finish().await;
+        self.wind_up(parts, ended.memory).await;
+        match (reason, kept) {
+            (Reason::Upgrade, Some(kept)) if !self.signals.ask_for_the_end() => {
+                Ok(Ending::Upgrade { kept, next: self.next })
+            }
+            (Reason::Stop | Reason::Upgrade, _) => {
+                // A socket that nobody serves only confuses; a next daemon would remove it too.
+                drop(fs::remove_file(&self.tools.settings.control));
+                Ok(Ending::Stop)
+            }
+        }
+    }
+
+    /// Ends what is around the slots, once all of them are down.
+    async fn wind_up(&self, mut parts: Parts, memory: BTreeMap<SlotName, Memory>) {
         parts.phase.send_replace(Phase::Ended);
         drop(parts.end_admin);
+        while parts.endpoint.join_next().await.is_some() {}
         while parts.servers.join_next().await.is_some() {}
         parts.helpers.shutdown().await;
         parts.end_keeping.cancel();
-        let written = parts.keeping.join_next().await.and_then(Result::ok);
-        let is_whole = memory.is_some();
-        if let (Some(written), Some(memory)) = (written, memory) {
+        if let Some(Ok(written)) = parts.keeping.join_next().await {
             remember::keep_last(Arc::clone(&self.state), written, memory).await;
         }
-        // A socket that nobody serves only confuses; a next daemon would remove it too.
-        drop(fs::remove_file(&self.tools.settings.control));
+        // Reaped before this process is another program, which would not know it.
+        self.tools.spawner.dismiss_guard().await;
         info!("daemon stopped");
-        if is_whole { Ok(()) } else { Err(StartFault::Broken) }
     }
 
     fn admin_state(
@@ -178,6 +236,7 @@ impl Daemon {
         mailbox: &Mailbox,
         snapshots: &watch::Receiver<Arc<Snapshot>>,
         (profiles, routes): (&Profiles, &Arc<ArcSwap<RouteTable>>),
+        ask: mpsc::Sender<upgrade::Asked>,
     ) -> admin::State {
         let settings = &self.tools.settings;
         let clock = self.clock;
@@ -190,10 +249,12 @@ impl Daemon {
             in_flight: Arc::new(move |slot| routes.load().in_flight(slot)),
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
             faults: profiles.faults(),
+            upgrades: ask,
             daemon: Arc::new(admin::Daemon {
                 version: env!("CARGO_PKG_VERSION"),
                 pid: std::process::id(),
                 started: clock.now(),
+                images: process::images(),
                 listen: self.address,
                 control: settings.control.clone(),
                 state_dir: settings.state_dir.clone(),
@@ -213,56 +274,35 @@ fn policy(settings: &Settings) -> Policy {
     Policy { waiting_limit, climb_after, climb_idle, ..usual }
 }
 
-/// Reads the profiles; `None` when a signal says stop before they are read.
-async fn reload(
-    signals: &mut Signals,
-    profiles: &mut Profiles,
-    mailbox: &Mailbox,
-) -> Option<usize> {
-    loop {
-        let mut asked_again = false;
-        let slots = {
-            let mut reading = pin!(profiles.reload(mailbox));
-            loop {
-                tokio::select! {
-                    slots = &mut reading => break slots,
-                    asked = signals.next() => match asked {
-                        Asked::Stop => return None,
-                        Asked::Reload => asked_again = true,
-                    },
-                }
-            }
-        };
-        if !asked_again {
-            return Some(slots);
+/// Decides what becomes of clients while the daemon goes; returns the sockets if they stay open.
+async fn leave_the_door(parts: &mut Parts, kept: Kept, reason: Reason) -> Option<Kept> {
+    match (reason, kept.keeper()) {
+        (Reason::Stop, Keeper::Nobody) => {
+            drop(kept);
+            parts.phase.send_replace(Phase::Stopping);
+            None
+        }
+        // Who comes from here on waits in the sockets' queues for the next daemon.
+        (Reason::Upgrade, _) | (Reason::Stop, Keeper::ServiceManager) => {
+            close_the_door(parts).await;
+            Some(kept)
         }
     }
 }
 
-/// Reads profiles again when they change or a signal says so; returns when a signal says stop.
-async fn attend(
-    signals: &mut Signals,
-    profiles: &mut Profiles,
-    mut looks: mpsc::Receiver<()>,
-    mailbox: &Mailbox,
-) {
-    loop {
-        tokio::select! {
-            asked = signals.next() => match asked {
-                Asked::Stop => return,
-                Asked::Reload => {
-                    service_manager::reloading();
-                    let Some(slots) = reload(signals, profiles, mailbox).await else { return };
-                    info!(slots, "profiles read again");
-                    service_manager::ready();
-                }
-            },
-            Some(()) = looks.recv() => {
-                if reload(signals, profiles, mailbox).await.is_none() {
-                    return;
-                }
-            }
-        }
+/// Takes no more connections, and lets requests of open ones end: each slot is still there for
+/// them. Those that outlast the longest `stop_timeout` are left to their slots' stops.
+async fn close_the_door(parts: &mut Parts) {
+    let limit = {
+        let snapshot = parts.snapshots.borrow();
+        snapshot.slots.values().map(|slot| slot.profile.stop_timeout).max()
+    };
+    parts.phase.send_replace(Phase::Leaving);
+    let ended = timeout(limit.unwrap_or_default(), async {
+        while parts.endpoint.join_next().await.is_some() {}
+    });
+    if ended.await.is_err() {
+        info!("requests are still in flight and are cut");
     }
 }
 

@@ -65,6 +65,7 @@ impl Driver {
                 | Command::Signal { .. }
                 | Command::Drain { .. }
                 | Command::CutRequests { .. }
+                | Command::Leave { .. }
                 | Command::MeasureActivity { .. }
                 | Command::MeasureRoom { .. } => self.effects.perform(command),
             }

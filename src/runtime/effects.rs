@@ -11,25 +11,26 @@ use std::{
 
 use futures_util::FutureExt;
 use tokio::{
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::{JoinSet, spawn_blocking},
 };
 use tracing::error;
 
 use super::{
+    adopt::Adopted,
     clock,
     engine_task::{self, Reporter, Tools},
 };
 use crate::{
     process::StopHandle,
-    proxy::Gate,
+    proxy::{Blame, Gate},
     sensor,
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
         profile::Profile,
     },
-    supervisor::{ChildEvent, Command, Event, SlotEvent, StopSignal},
+    supervisor::{ChildEvent, Command, Event, SlotEvent},
 };
 
 /// How many reports of children may wait for the driver. A child's task waits when it is full.
@@ -50,6 +51,8 @@ pub(super) struct Report {
 pub(super) struct Handles {
     pub(super) gate: Arc<Gate>,
     pub(super) stop: StopHandle,
+    /// Tells the child's task to let it run on.
+    pub(super) leave: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -125,15 +128,9 @@ impl Effects {
             let event = ChildEvent::SpawnFailed { verdict, reason, at_unix_ms, engine: None };
             return child_event(slot, generation, event);
         };
-        live.handles.gate.mark_dead();
+        live.handles.gate.mark_dead(Blame::Nobody);
         self.gates.remove(&slot);
-        let evidence = Evidence {
-            status: ExitStatus::Unknown,
-            code_cause: None,
-            log: None,
-            oom_kills: None,
-            last_lines: Vec::new(),
-        };
+        let evidence = Evidence::of(ExitStatus::Unknown);
         // Dropped with its task, the child is killed and reaped behind our back.
         self.answers.push_back(child_event(slot.clone(), generation, ChildEvent::Reaped));
         child_event(slot, generation, ChildEvent::Exited { evidence, at_unix_ms })
@@ -149,7 +146,9 @@ impl Effects {
         if let Some(live) = self.live.get(&slot).filter(|live| live.generation == generation) {
             match event {
                 // Streams in flight must not end as if they were whole.
-                ChildEvent::Exited { .. } => live.handles.gate.mark_dead(),
+                ChildEvent::Exited { ref evidence, .. } => {
+                    live.handles.gate.mark_dead(blame(evidence));
+                }
                 ChildEvent::Reaped => {
                     self.live.remove(&slot);
                     self.gates.remove(&slot);
@@ -162,7 +161,8 @@ impl Effects {
                 | ChildEvent::Drained
                 | ChildEvent::ActivityMeasured { .. }
                 | ChildEvent::RoomMeasured { .. }
-                | ChildEvent::MemoryMeasured { .. } => {}
+                | ChildEvent::MemoryMeasured { .. }
+                | ChildEvent::VitalsRead { .. } => {}
             }
         }
         child_event(slot, generation, event)
@@ -176,9 +176,12 @@ impl Effects {
             }
             Command::Signal { slot, generation, signal } => {
                 if let Some(handles) = self.live(&slot, generation) {
-                    if signal == StopSignal::Kill {
-                        handles.gate.close();
+                    // Nobody closed it before: the engine is past saving, with requests in flight.
+                    if !handles.gate.is_closed() {
+                        handles.gate.blame();
                     }
+                    // Those who wait for a seat are better off with the next engine.
+                    handles.gate.close();
                     handles.stop.signal(signal);
                 }
             }
@@ -186,6 +189,13 @@ impl Effects {
             Command::CutRequests { slot, generation } => {
                 if let Some(handles) = self.live(&slot, generation) {
                     handles.gate.cut();
+                }
+            }
+            Command::Leave { slot, generation } => {
+                if let Some(handles) = self.live(&slot, generation) {
+                    handles.leave.notify_one();
+                    self.live.remove(&slot);
+                    self.gates.remove(&slot);
                 }
             }
             Command::MeasureActivity { slot, generation } => {
@@ -199,6 +209,26 @@ impl Effects {
             Command::MeasureRoom { slot, generation } => self.measure_room(slot, generation),
             Command::Grant { .. } | Command::Refuse { .. } | Command::Finish => {}
         }
+    }
+
+    /// Goes on with an engine of an earlier daemon. Called before the driver runs: the core hears of
+    /// it before anything else.
+    pub(super) fn adopt(&mut self, adopted: Adopted) {
+        let record = adopted.record.clone();
+        let (slot, generation) = (record.slot, record.generation);
+        let reporter = self.reporter_for(slot.clone(), generation);
+        let profile = Arc::new(record.profile);
+        let (handles, attending) =
+            engine_task::adopted(Arc::clone(&self.tools), adopted, &profile, reporter);
+        self.gates.insert(slot.clone(), Arc::clone(&handles.gate));
+        self.live.insert(slot.clone(), Live { generation, handles });
+        let owner = (slot.clone(), generation);
+        self.tasks.spawn(async move {
+            let ended = AssertUnwindSafe(attending).catch_unwind().await;
+            ended.is_err().then_some(owner)
+        });
+        let (pid, engine) = (record.identity.pid, record.engine);
+        self.answers.push_back(Event::EngineAdopted { slot, generation, pid, engine, profile });
     }
 
     fn spawn(&mut self, slot: SlotName, generation: Generation, wanted: (Arc<Profile>, usize)) {
@@ -248,6 +278,21 @@ impl Effects {
         // Reports that nobody reads any more must not hold a task up.
         self.reports.close();
         while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// A kill or an end that somebody asked for says nothing of the requests in flight; a crash, an exit
+/// with a fault and a kill for memory may be of their making.
+fn blame(evidence: &Evidence) -> Blame {
+    match evidence.status {
+        ExitStatus::Signal(1 | 2 | 3 | 9 | 15)
+        | ExitStatus::Code(0 | 129 | 130 | 131 | 137 | 143)
+        | ExitStatus::Unknown
+            if evidence.oom_kills.unwrap_or(0) == 0 =>
+        {
+            Blame::Nobody
+        }
+        ExitStatus::Signal(_) | ExitStatus::Code(_) | ExitStatus::Unknown => Blame::Request,
     }
 }
 

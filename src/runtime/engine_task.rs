@@ -12,28 +12,37 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::spawn_blocking,
+    time::timeout,
+};
 use tracing::debug;
 
 use super::{
+    adopt::Adopted,
     clock,
     effects::{Handles, Report},
-    watch::{self, Watched},
+    keep::Keeping,
+    last_seconds::{Before, LastSeconds},
+    watch::{self, Begins, Watched},
 };
 use crate::{
     config::daemon::Settings,
     engine::{self, Endpoint, EngineKind, Launch, wants_port},
     models::{Checked, Checks, Refused},
     process::{self, Child, SpawnFault, SpawnSpec, Spawner},
-    proxy::Gate,
+    proxy::{Gate, Suspects},
     sensor,
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
+        identity::NONCE_VARIABLE,
         ladder::Rung,
-        profile::Profile,
+        profile::{OnExit, Profile},
     },
-    supervisor::{ChildEvent, EngineInfo},
+    store::StateDir,
+    supervisor::{ChildEvent, EngineInfo, StopSignal},
 };
 
 /// The longest that the checks before a spawn may take: a dead network mount must not hold a slot.
@@ -50,7 +59,9 @@ const KEPT_LINES: usize = 20;
 pub(super) struct Tools {
     pub(super) settings: Settings,
     pub(super) spawner: Spawner,
+    pub(super) state: Arc<StateDir>,
     pub(super) checks: Arc<Checks>,
+    pub(super) suspects: Arc<Suspects>,
     /// The daemon's environment, from which engines get an allow-list.
     pub(super) environment: Vec<(OsString, OsString)>,
 }
@@ -93,6 +104,10 @@ struct Running {
     child: Child,
     launched: Launched,
     log: PathBuf,
+    last_seconds: LastSeconds,
+    /// For one that is to be kept: what stands in its environment.
+    nonce: Option<String>,
+    leave: Arc<Notify>,
 }
 
 /// What was started.
@@ -112,7 +127,7 @@ pub(super) async fn run(
     (profile, rung): (Arc<Profile>, usize),
     reporter: Reporter,
 ) {
-    let mut running = match start(&tools, (&profile, rung), &reporter).await {
+    let running = match start(&tools, (&profile, rung), &reporter).await {
         Ok(running) => running,
         Err(Failure { verdict, reason, engine }) => {
             let at_unix_ms = clock::unix_ms();
@@ -120,43 +135,122 @@ pub(super) async fn run(
             return;
         }
     };
-    announce(&tools, &running, &reporter).await;
+    let event = ChildEvent::Spawned {
+        pid: running.child.pid(),
+        engine: running.launched.info.clone(),
+        rungs: Arc::clone(&running.launched.rungs),
+    };
+    let handles = handles(&tools, &running, &reporter);
+    let gate = Arc::clone(&handles.gate);
+    reporter.send(event, Some(handles)).await;
+    attend((&tools, &profile), running, &gate, &reporter, Begins::Loading).await;
+}
+
+/// Prepares to go on with an engine of an earlier daemon: the ways to it, and the rest of its life.
+pub(super) fn adopted(
+    tools: Arc<Tools>,
+    adopted: Adopted,
+    profile: &Arc<Profile>,
+    reporter: Reporter,
+) -> (Handles, impl Future<Output = ()> + use<>) {
+    let Adopted { record, child } = adopted;
+    let logs = tools.settings.state_dir.join("logs");
+    let launched = Launched {
+        kind: record.kind,
+        endpoint: record.endpoint,
+        info: record.engine,
+        // Those of the next start are told then.
+        rungs: Arc::default(),
+        model: record.model,
+    };
+    let log = process::log_path(&logs, &reporter.slot, reporter.generation);
+    let (nonce, leave) = (Some(record.identity.nonce), Arc::default());
+    let last_seconds = Before::begin().of(child.pid(), child.counters());
+    let running = Running { child, launched, log, last_seconds, nonce, leave };
+    let handles = handles(&tools, &running, &reporter);
+    let (profile, gate) = (Arc::clone(profile), Arc::clone(&handles.gate));
+    let attending = async move {
+        attend((&tools, &profile), running, &gate, &reporter, Begins::Ready).await;
+    };
+    (handles, attending)
+}
+
+/// Watches a child until its end, or until it is to be left.
+async fn attend(
+    (tools, profile): (&Arc<Tools>, &Profile),
+    mut running: Running,
+    gate: &Gate,
+    reporter: &Reporter,
+    begins: Begins,
+) {
+    let keeping = running.nonce.clone().map(|nonce| {
+        let Launched { kind, endpoint, info, model, .. } = &running.launched;
+        Keeping {
+            state: Arc::clone(&tools.state),
+            handle: running.child.keep_handle(),
+            slot: (reporter.slot.clone(), reporter.generation),
+            nonce,
+            engine: (*kind, endpoint.clone(), info.clone()),
+            model: model.clone(),
+            profile: profile.clone(),
+        }
+    });
     let watched = Watched {
         endpoint: &running.launched.endpoint,
         kind: running.launched.kind,
         alias: &reporter.slot,
         log: &running.log,
+        keeping: keeping.as_ref(),
+        begins,
+        pid: running.child.pid(),
+        gate,
+        patience: profile.hang_timeout,
     };
     // Boxed: the watch holds a request while it waits, and this task lives as long as the engine.
-    let watch = Box::pin(watch::watch(watched, &reporter));
-    let status = tokio::select! {
+    let watch = Box::pin(watch::watch(watched, reporter));
+    let ended = tokio::select! {
         // The end first: a dead child is not probed once more.
         biased;
-        status = running.child.wait() => status,
+        status = running.child.wait() => Some(status),
+        () = running.leave.notified() => None,
         never = watch => match never {},
+        never = running.last_seconds.keep() => match never {},
     };
-    let evidence = gather(&running, status).await;
+    let Some(status) = ended else { return leave(running.child, keeping.as_ref()).await };
+    let evidence = running.last_seconds.at_the_end(status);
+    let evidence = with_log(evidence, running.launched.kind, running.log).await;
     reporter.tell(ChildEvent::Exited { evidence, at_unix_ms: clock::unix_ms() }).await;
     running.child.reap().await;
+    if let Some(keeping) = keeping {
+        keeping.forget().await;
+    }
     reporter.tell(ChildEvent::Reaped).await;
 }
 
-async fn announce(tools: &Tools, running: &Running, reporter: &Reporter) {
+/// Lets a child run on; one of which no later daemon would know is ended instead.
+async fn leave(mut child: Child, keeping: Option<&Keeping>) {
+    let is_recorded = match keeping {
+        Some(keeping) => keeping.record().await,
+        None => false,
+    };
+    if is_recorded {
+        child.leave();
+    } else {
+        child.stop_handle().signal(StopSignal::Kill);
+        child.reap().await;
+    }
+}
+
+fn handles(tools: &Tools, running: &Running, reporter: &Reporter) -> Handles {
     let launched = &running.launched;
     let gate = Gate::new(
         reporter.slot.clone(),
         reporter.generation,
         (launched.endpoint.clone(), launched.model.clone()),
-        launched.info.parallel,
-        tools.settings.queue_limit,
+        (launched.info.parallel, tools.settings.queue_limit),
+        &tools.suspects,
     );
-    let handles = Handles { gate, stop: running.child.stop_handle() };
-    let event = ChildEvent::Spawned {
-        pid: running.child.pid(),
-        engine: launched.info.clone(),
-        rungs: Arc::clone(&launched.rungs),
-    };
-    reporter.send(event, Some(handles)).await;
+    Handles { gate, stop: running.child.stop_handle(), leave: Arc::clone(&running.leave) }
 }
 
 /// Checks, then starts.
@@ -184,12 +278,17 @@ async fn start(
         parallel: launch.parallel,
     };
     let log = log_of(tools, reporter).await;
-    let spec = spec(tools, reporter, (launch, &endpoint), log.clone());
+    let nonce = (profile.on_exit == OnExit::Keep).then(clock::nonce);
+    let mut spec = spec(tools, reporter, (launch, &endpoint), log.clone());
+    spec.on_exit = profile.on_exit;
+    spec.env.extend(nonce.as_ref().map(|nonce| (NONCE_VARIABLE.into(), nonce.into())));
+    let before = Before::begin();
     match tools.spawner.spawn(spec).await {
         Ok(child) => {
+            let last_seconds = before.of(child.pid(), child.counters());
             let model = checked.insisted_name(profile);
             let launched = Launched { kind: checked.kind, endpoint, info, rungs, model };
-            Ok(Running { child, launched, log })
+            Ok(Running { child, launched, log, last_seconds, nonce, leave: Arc::default() })
         }
         Err(fault) => Err(Failure::of_spawn(&fault, info)),
     }
@@ -263,6 +362,7 @@ fn spec(
         log,
         socket,
         working_dir: tools.settings.state_dir.clone(),
+        on_exit: OnExit::Stop,
     }
 }
 
@@ -292,19 +392,17 @@ impl Failure {
     }
 }
 
-/// Gathers what is known about a death, from the kernel and from the log's end.
-async fn gather(running: &Running, status: ExitStatus) -> Evidence {
-    let kind = running.launched.kind;
-    let log = running.log.clone();
+/// Adds what the engine itself says: its exit code and its log's end.
+async fn with_log(evidence: Evidence, kind: EngineKind, log: PathBuf) -> Evidence {
     let reading = spawn_blocking(move || process::tail(&log, EVIDENCE_LINES, process::TAIL_BYTES));
     // A death is told without its last lines rather than late.
     let read = timeout(EVIDENCE_DEADLINE, reading).await;
     let mut last_lines = read.ok().and_then(Result::ok).unwrap_or_default();
     let finding = engine::log::death_cause(kind, &last_lines);
     last_lines.drain(..last_lines.len().saturating_sub(KEPT_LINES));
-    let code_cause = match status {
+    let code_cause = match evidence.status {
         ExitStatus::Code(code) => engine::code_cause(kind, code),
         ExitStatus::Signal(_) | ExitStatus::Unknown => None,
     };
-    Evidence { status, code_cause, log: finding, oom_kills: running.child.oom_kills(), last_lines }
+    Evidence { code_cause, log: finding, last_lines, ..evidence }
 }

@@ -58,11 +58,13 @@ async fn tell(mailbox: &Mailbox, (slot, generation): &(SlotName, Generation), rs
 
 fn engines(snapshot: &Snapshot) -> BTreeMap<(SlotName, Generation), u32> {
     let running = snapshot.slots.iter().filter_map(|(name, slot)| match slot.state {
-        StateView::Ready { pid } | StateView::Unready { pid } => {
+        StateView::Ready { pid }
+        | StateView::Unready { pid }
+        | StateView::Starting { pid: Some(pid), .. } => {
             Some(((name.clone(), slot.generation), pid))
         }
         StateView::Offline
-        | StateView::Starting { .. }
+        | StateView::Starting { pid: None, .. }
         | StateView::Draining { .. }
         | StateView::Stopping { .. }
         | StateView::Reaping { .. }

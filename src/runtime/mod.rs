@@ -1,22 +1,29 @@
 //! The shell: start-up and shutdown order, and the only code that owns tasks, clock and signals.
 //!
 //! Start: lock the state directory, bind the endpoint and the control socket, start the guard and
-//! the spawner, read the profiles, run the driver, say that it listens. Shutdown runs the other way:
+//! the spawner, read the profiles, run the driver, serve the endpoint, say that it listens. Shutdown runs the other way:
 //! the core stops every slot while the endpoint answers those who wait, then the listeners end, then
 //! the last state is written.
 
+mod adopt;
+mod attend;
 mod clock;
 mod daemon;
 mod driver;
 mod effects;
 mod engine_task;
+mod keep;
+mod last_seconds;
+mod listen;
 mod memory;
 mod profiles;
 mod publish;
+mod readings;
 mod remember;
 mod service_manager;
 mod signals;
 mod start;
+mod upgrade;
 mod watch;
 
 pub use start::{StartFault, run};

@@ -11,7 +11,7 @@ use tracing::{error, info};
 use crate::{
     config::{self, Context, Fault, Keeper},
     mailbox::Mailbox,
-    supervisor::Event,
+    supervisor::{Event, Snapshot},
 };
 
 /// The profiles in force, and what is wrong with those that are not.
@@ -20,6 +20,8 @@ pub(super) struct Profiles {
     directories: Vec<PathBuf>,
     context: Context,
     keeper: Keeper,
+    /// The core has heard of profiles, be there none.
+    is_told: bool,
     faults: Arc<ArcSwap<Vec<Fault>>>,
 }
 
@@ -27,12 +29,17 @@ impl Profiles {
     /// Prepares to read `directories`; nothing is read yet.
     pub(super) fn new(directories: Vec<PathBuf>, context: Context) -> Self {
         let faults = Arc::new(ArcSwap::from_pointee(Vec::new()));
-        Self { directories, context, keeper: Keeper::default(), faults }
+        Self { directories, context, keeper: Keeper::default(), is_told: false, faults }
     }
 
     /// Returns the faults in force, for the control API.
     pub(super) fn faults(&self) -> Arc<ArcSwap<Vec<Fault>>> {
         Arc::clone(&self.faults)
+    }
+
+    /// Tells whether every slot that should be there is.
+    pub(super) fn are_all_in(&self, snapshot: &Snapshot) -> bool {
+        self.keeper.profiles().keys().all(|slot| snapshot.slots.contains_key(slot))
     }
 
     /// Reads the directories and tells the core what is in force; returns how many slots that is.
@@ -51,7 +58,8 @@ impl Profiles {
         }
         self.faults.store(Arc::new(self.keeper.faults().to_vec()));
         let profiles = self.keeper.profiles();
-        if *profiles != before {
+        if *profiles != before || !self.is_told {
+            self.is_told = true;
             info!(slots = profiles.len(), "profiles applied");
             mailbox.tell(Event::ProfilesChanged { profiles: profiles.clone() }).await;
         }

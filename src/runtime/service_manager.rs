@@ -1,6 +1,6 @@
 //! Messages to the service manager: ready, status, watchdog, stopping. Silent where there is none.
 
-use std::time::Duration;
+use std::{os::fd::BorrowedFd, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::time::{Instant, sleep_until};
@@ -31,6 +31,20 @@ pub(super) fn reloading() {
 /// Tells that the daemon is on its way down.
 pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);
+}
+
+/// Puts a socket into the service manager's store, from which the next daemon gets it back. Without a
+/// store (`FileDescriptorStoreMax=`) it is closed again there.
+pub(super) fn store_socket(name: &str, socket: BorrowedFd<'_>) {
+    let states = [NotifyState::FdStore, NotifyState::FdName(name)];
+    if let Err(error) = sd_notify::notify_with_fds(&states, &[socket]) {
+        debug!(%error, "socket not stored");
+    }
+}
+
+/// Takes sockets of this name out of the store.
+pub(super) fn forget_socket(name: &str) {
+    tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
 }
 
 /// Tells in one line how the slots are, if that line is news.

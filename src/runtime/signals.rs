@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use signal_hook::{
@@ -26,6 +29,7 @@ pub(super) enum Asked {
 /// The signals that the daemon listens to.
 #[derive(Debug)]
 pub(super) struct Signals {
+    told: Arc<AtomicBool>,
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
@@ -45,10 +49,16 @@ impl Signals {
             flag::register(number, Arc::clone(&told))?;
         }
         Ok(Self {
+            told,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
         })
+    }
+
+    /// Tells whether a signal has asked for the end, whoever waits for it or not.
+    pub(super) fn ask_for_the_end(&self) -> bool {
+        self.told.load(Ordering::SeqCst)
     }
 
     /// Waits for the next signal. Cancel-safe.

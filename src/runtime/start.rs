@@ -3,29 +3,28 @@
 use std::{
     env, fs, io,
     net::SocketAddr,
-    os::unix::{
-        fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
-        net::UnixStream,
-    },
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process,
     sync::Arc,
 };
 
 use thiserror::Error;
-use tokio::net::{TcpListener, UnixListener};
 use tracing::warn;
 
 use super::{
+    adopt,
     clock::{self, Clock},
-    daemon::Daemon,
+    daemon::{Daemon, Ending},
     engine_task::Tools,
+    listen,
     signals::Signals,
+    upgrade::Next,
 };
 use crate::{
     config::daemon::Settings,
     models::{Checks, Places, hub_cache_dir},
-    process::{Cgroups, Spawner, SpawnerOptions, StartFault as SpawnerFault},
+    process::{Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault},
     store::{OpenFault, StateDir},
 };
 
@@ -43,6 +42,14 @@ pub enum StartFault {
         /// The cause.
         #[source]
         source: io::Error,
+    },
+    /// A socket unit names an address that others can reach.
+    #[error(
+        "the socket that was inherited listens on {address}, and slotd serves loopback only; mend `ListenStream=` of the socket unit"
+    )]
+    BeyondLoopback {
+        /// The address.
+        address: SocketAddr,
     },
     /// A directory or a socket of the daemon's own cannot be made.
     #[error("make `{path}`")]
@@ -71,6 +78,15 @@ pub enum StartFault {
     /// A part of the daemon broke while it ran.
     #[error("the daemon broke off, which is a bug in slotd; its log says where")]
     Broken,
+    /// The program on disk did not take this one's place.
+    #[error("become `{program}`")]
+    Become {
+        /// The program.
+        program: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// The operating system refused something else.
     #[error("start the daemon")]
     System(#[from] io::Error),
@@ -92,26 +108,46 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
     }
     make_dir(&settings.runtime_dir)?;
     make_dir(&settings.engine_sockets())?;
-    let listener = bind(settings.listen).await?;
-    let address = listener.local_addr()?;
-    let control = bind_control(&settings.control)?;
-    let tools = tools(settings)?;
+    let sockets = listen::open(&settings)?;
+    let address = sockets.endpoint.local_addr()?;
+    let next = Next::of_this_program()?;
+    let state = Arc::new(state);
+    let found = adopt::find(&state, &loaded.remembered, clock::unix_ms())?;
+    let spared = found.iter().flat_map(adopt::Found::cgroups).collect();
+    let tools = tools(settings, next.program().to_path_buf(), (Arc::clone(&state), spared))?;
+    let tools = Arc::new(tools);
+    let adopted = adopt::adopt(&tools, found).await;
     let daemon = Daemon {
         clock,
         signals,
-        state: Arc::new(state),
+        state,
         remembered: loaded.remembered,
-        tools: Arc::new(tools),
+        tools,
+        adopted,
         address,
+        next,
     };
-    daemon.run(listener, control, listening).await
+    match daemon.run(sockets, listening).await? {
+        Ending::Stop => Ok(()),
+        Ending::Upgrade { kept, next } => {
+            let source = next.become_it(&kept);
+            Err(StartFault::Become { program: next.program().to_path_buf(), source })
+        }
+    }
 }
 
-fn tools(settings: Settings) -> Result<Tools, StartFault> {
-    let program = env::current_exe()?;
+fn tools(
+    settings: Settings,
+    program: PathBuf,
+    (state, adopted): (Arc<StateDir>, Vec<PathBuf>),
+) -> Result<Tools, StartFault> {
     let environment: Vec<_> = env::vars_os().collect();
-    let spawner =
-        Spawner::start(SpawnerOptions { guard: Some(program.clone()), cgroups: Cgroups::Detect })?;
+    let spawner = Spawner::start(SpawnerOptions {
+        guard: Some(program.clone()),
+        cgroups: Cgroups::Detect,
+        owner: Owner::of(&settings.state_dir),
+        adopted,
+    })?;
     let checks = Checks::new(Places {
         llama_server: settings.llama_server.clone(),
         own_program: program,
@@ -119,40 +155,11 @@ fn tools(settings: Settings) -> Result<Tools, StartFault> {
         hub_cache: hub_cache_dir(&|name| env::var_os(name)),
         environment: environment.clone(),
     });
-    Ok(Tools { settings, spawner, checks: Arc::new(checks), environment })
+    let checks = Arc::new(checks);
+    Ok(Tools { settings, spawner, state, checks, suspects: Arc::default(), environment })
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, StartFault> {
-    TcpListener::bind(address).await.map_err(|source| StartFault::Listen { address, source })
-}
-
-/// Binds the control socket for this user alone. A socket that nobody serves is a dead daemon's and
-/// goes; anything else that is there stays.
-fn bind_control(path: &Path) -> Result<UnixListener, StartFault> {
-    let fault = |source| StartFault::Make { path: path.to_path_buf(), source };
-    if let Some(folder) = path.parent() {
-        make_dir(folder)?;
-    }
-    match fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(StartFault::NoSocket { path: path.to_path_buf() });
-        }
-        Ok(_) if UnixStream::connect(path).is_ok() => {
-            return Err(StartFault::ControlTaken { path: path.to_path_buf() });
-        }
-        Ok(_) => fs::remove_file(path).map_err(fault)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(fault(error)),
-    }
-    // Made under another name and moved there: nobody can connect before the permissions are right.
-    let fresh = path.with_extension(format!("{}", process::id()));
-    let listener = UnixListener::bind(&fresh).map_err(fault)?;
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).map_err(fault)?;
-    fs::rename(&fresh, path).map_err(fault)?;
-    Ok(listener)
-}
-
-fn make_dir(path: &Path) -> Result<(), StartFault> {
+pub(super) fn make_dir(path: &Path) -> Result<(), StartFault> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -12,19 +12,23 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::engine_task::Reporter;
+use super::{
+    engine_task::Reporter,
+    keep::Keeping,
+    readings::{Pace, Readings, Signs},
+};
 use crate::{
     engine::{self, Endpoint, EngineKind},
     probe::{Health, Probe},
     process::{self, LogFollower},
+    proxy::Gate,
+    sensor,
     spec::SlotName,
-    supervisor::ChildEvent,
+    supervisor::{ChildEvent, Vitals},
 };
 
 /// How long one look may take.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
-/// How often a ready engine is looked at.
-const READY_PERIOD: Duration = Duration::from_secs(2);
 /// How many looks in a row must say "not ready" before a ready engine leaves the routing table.
 const UNREADY_AFTER: u32 = 2;
 
@@ -35,6 +39,23 @@ pub(super) struct Watched<'a> {
     pub(super) kind: EngineKind,
     pub(super) alias: &'a SlotName,
     pub(super) log: &'a Path,
+    /// To be written down before it gets its first request.
+    pub(super) keeping: Option<&'a Keeping>,
+    pub(super) begins: Begins,
+    /// Its process id, which is its process group too.
+    pub(super) pid: u32,
+    pub(super) gate: &'a Gate,
+    /// `hang_timeout` at its start: sets the pace of the looks.
+    pub(super) patience: Option<Duration>,
+}
+
+/// How far a child is when its watch begins.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Begins {
+    /// It was spawned a moment ago.
+    Loading,
+    /// An earlier daemon has had it; it has just answered.
+    Ready,
 }
 
 /// What is known so far.
@@ -44,6 +65,8 @@ struct Watch<'a> {
     /// Away while a thread that may block reads with it.
     follower: Option<LogFollower>,
     standing: Standing,
+    pace: Pace,
+    readings: Readings,
 }
 
 /// Where the looks have come to.
@@ -59,8 +82,13 @@ enum Standing {
 pub(super) async fn watch(child: Watched<'_>, reporter: &Reporter) -> Infallible {
     let probe = Probe::new(child.endpoint, child.kind, child.alias.as_str());
     let follower = Some(LogFollower::new(child.log.to_path_buf()));
-    let standing = Standing::Loading { percent: None };
-    let mut watch = Watch { child, probe, follower, standing };
+    let standing = match child.begins {
+        Begins::Loading => Standing::Loading { percent: None },
+        Begins::Ready => Standing::Ready { bad_looks: 0 },
+    };
+    let pace = Pace::of(child.patience);
+    let readings = Readings::default();
+    let mut watch = Watch { child, probe, follower, standing, pace, readings };
     let began = Instant::now();
     loop {
         let hurry = watch.read_log(reporter).await;
@@ -83,7 +111,7 @@ impl Watch<'_> {
             }
             Standing::Loading { .. } => Duration::from_millis(100),
             Standing::Unready => Duration::from_millis(250),
-            Standing::Ready { .. } => READY_PERIOD,
+            Standing::Ready { .. } => self.pace.period,
         }
     }
 
@@ -114,9 +142,16 @@ impl Watch<'_> {
     }
 
     async fn look(&mut self, reporter: &Reporter) {
-        let health = self.probe.look(LOOK_DEADLINE).await;
+        let health = self.probe.look(self.deadline()).await;
+        if !matches!(self.standing, Standing::Loading { .. }) {
+            self.read_vitals(&health, reporter).await;
+        }
         match (self.standing, health) {
-            (Standing::Loading { .. } | Standing::Unready, Health::Ready) => {
+            (standing @ (Standing::Loading { .. } | Standing::Unready), Health::Ready) => {
+                if let (Standing::Loading { .. }, Some(keeping)) = (standing, self.child.keeping) {
+                    // One that cannot be written down serves all the same, and ends with the daemon.
+                    keeping.record().await;
+                }
                 self.standing = Standing::Ready { bad_looks: 0 };
                 reporter.tell(ChildEvent::BecameReady).await;
             }
@@ -139,6 +174,41 @@ impl Watch<'_> {
             }
             (Standing::Loading { .. } | Standing::Unready, _) => {}
         }
+    }
+
+    /// A load may keep an engine from answering for as long as it likes.
+    fn deadline(&self) -> Duration {
+        match self.standing {
+            Standing::Loading { .. } => LOOK_DEADLINE,
+            Standing::Ready { .. } | Standing::Unready => self.pace.deadline,
+        }
+    }
+
+    /// Reads the engine's vital signs while one is missing, and once more when it is back.
+    async fn read_vitals(&mut self, health: &Health, reporter: &Reporter) {
+        let now = Instant::now();
+        let record = self.child.gate.record();
+        let signs = Signs {
+            // "Loading" after it was ready: it changes its model, or wakes up.
+            has_answered: matches!(health, Health::Ready | Health::Loading { .. }),
+            in_flight: self.child.gate.in_flight(),
+            pieces: record.pieces(),
+            failed_in_row: record.failed_in_row(),
+        };
+        let Some(continues) = self.readings.next(now, signs, self.pace) else { return };
+        let group = self.child.pid;
+        let activity = spawn_blocking(move || sensor::activity(group)).await.ok().flatten();
+        let vitals = Vitals {
+            continues,
+            has_answered: signs.has_answered,
+            in_flight: signs.in_flight,
+            pieces: signs.pieces,
+            failed_in_row: signs.failed_in_row,
+            given_up_in_row: record.given_up_in_row(),
+            cpu: activity.map(|activity| activity.cpu),
+            is_stopped: activity.is_some_and(|activity| activity.is_stopped),
+        };
+        reporter.tell(ChildEvent::VitalsRead { vitals }).await;
     }
 
     async fn progress(&mut self, percent: u8, reporter: &Reporter) {

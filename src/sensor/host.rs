@@ -1,5 +1,7 @@
 //! Memory of the machine.
 
+use std::fs;
+
 use sysinfo::System;
 
 use crate::spec::Bytes;
@@ -25,9 +27,23 @@ pub fn host_memory() -> HostMemory {
     HostMemory { total, available }
 }
 
+/// Returns how many processes the kernel has killed for want of memory since it started, all
+/// cgroups together; `None` where nobody counts.
+/// Source: `proc_vmstat(5)`, since Linux 4.13.
+pub fn machine_oom_kills() -> Option<u64> {
+    let text = fs::read_to_string("/proc/vmstat").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_machine_counts_its_oom_kills() {
+        assert!(machine_oom_kills().is_some());
+    }
 
     #[test]
     fn no_more_is_available_than_there_is() {

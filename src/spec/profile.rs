@@ -48,8 +48,25 @@ pub struct Profile {
     pub start_timeout: Duration,
     /// How long in-flight requests, and then the engine after `SIGTERM`, are given to end.
     pub stop_timeout: Duration,
+    /// How long an engine may show no sign of life before it is replaced; never without it.
+    #[serde(default)]
+    pub hang_timeout: Option<Duration>,
     /// How long without a request before the slot is unloaded; never without it.
     pub idle_timeout: Option<Duration>,
+    /// What becomes of its engine when the daemon ends.
+    #[serde(default)]
+    pub on_exit: OnExit,
+}
+
+/// What becomes of an engine when the daemon ends, however that comes about.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnExit {
+    /// It ends too.
+    #[default]
+    Stop,
+    /// Once it has been ready, it goes on, and the next daemon adopts it.
+    Keep,
 }
 
 /// Names a model.
@@ -153,5 +170,6 @@ impl Profile {
             && self.threads == other.threads
             && self.gpu_layers == other.gpu_layers
             && self.ladder == other.ladder
+            && self.on_exit == other.on_exit
     }
 }

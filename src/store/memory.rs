@@ -118,18 +118,19 @@ pub(super) fn load(dir: &Path, now_unix_ms: u64) -> Result<Loaded, OpenFault> {
 pub(super) fn save(dir: &Path, remembered: &Remembered) -> Result<(), SaveFault> {
     let path = dir.join(FILE);
     let temporary = dir.join(TEMPORARY);
-    write(dir, &temporary, &path, remembered).map_err(|source| {
+    let written = serde_json::to_vec(remembered).map_err(io::Error::from);
+    written.and_then(|bytes| write(dir, &temporary, &path, &bytes)).map_err(|source| {
         // What was written so far would only fill the disk further.
         drop(fs::remove_file(&temporary));
         SaveFault { path, source }
     })
 }
 
-fn write(dir: &Path, temporary: &Path, path: &Path, remembered: &Remembered) -> io::Result<()> {
-    let bytes = serde_json::to_vec(remembered)?;
+/// Writes a file whole or not at all, by way of `temporary` in the same directory.
+pub(super) fn write(dir: &Path, temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
-    file.write_all(&bytes)?;
+    file.write_all(bytes)?;
     // The content must be on the disk before the name points to it.
     file.sync_all()?;
     fs::rename(temporary, path)?;

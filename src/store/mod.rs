@@ -4,6 +4,7 @@
 //! file that cannot be read is set aside. The one exception is a file of a newer version, which is
 //! left alone, because writing it back would lose what the newer slotd knew.
 
+mod engines;
 mod lock;
 mod memory;
 
@@ -16,6 +17,8 @@ use std::{
 
 use thiserror::Error;
 
+use crate::spec::{Generation, SlotName};
+pub use engines::{EngineRecord, EngineRecords};
 pub use memory::{Loaded, Remembered, SaveFault, SetAside, SlotMemory, VERSION};
 
 /// A state directory that this process holds. Released when dropped, and by the kernel when the
@@ -69,10 +72,7 @@ impl StateDir {
     /// # Errors
     /// [`OpenFault::Held`] if another daemon has it, [`OpenFault::Unusable`] if it cannot be used.
     pub fn open(path: &Path, pid: u32) -> Result<Self, OpenFault> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
+        make_private(path)
             .map_err(|source| OpenFault::Unusable { path: path.to_path_buf(), source })?;
         let lock = lock::take(path, pid)?;
         Ok(Self { path: path.to_path_buf(), _lock: lock })
@@ -100,6 +100,36 @@ impl StateDir {
     pub fn save(&self, remembered: &Remembered) -> Result<(), SaveFault> {
         memory::save(&self.path, remembered)
     }
+
+    /// Writes down an engine that is to outlive the daemon; it is on the disk when this returns.
+    ///
+    /// # Errors
+    /// [`SaveFault`]; there is no record then.
+    pub fn record_engine(&self, record: &EngineRecord) -> Result<(), SaveFault> {
+        engines::save(&self.path, record)
+    }
+
+    /// Takes an engine's record away; one that is not there is as good.
+    ///
+    /// # Errors
+    /// When the file is there and stays.
+    pub fn forget_engine(&self, slot: &SlotName, generation: Generation) -> io::Result<()> {
+        engines::forget(&self.path, slot, generation)
+    }
+
+    /// Reads the records of engines that an earlier daemon has left. What cannot be understood is
+    /// set aside, as [`StateDir::load`] does.
+    ///
+    /// # Errors
+    /// [`OpenFault::Newer`] alone.
+    pub fn engines(&self, now_unix_ms: u64) -> Result<EngineRecords, OpenFault> {
+        engines::load(&self.path, now_unix_ms)
+    }
+}
+
+/// Makes a directory with its parents, for this user alone.
+fn make_private(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Returns how many bytes an unprivileged process may still write to the file system of `path`;

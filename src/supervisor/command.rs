@@ -38,6 +38,13 @@ pub enum Command {
         /// The child's generation.
         generation: Generation,
     },
+    /// Let the child run on without us: it is to outlive the daemon. Nothing is heard of it any more.
+    Leave {
+        /// The slot.
+        slot: SlotName,
+        /// The child's generation.
+        generation: Generation,
+    },
     /// End all requests that are still being served, each with an error.
     CutRequests {
         /// The slot.

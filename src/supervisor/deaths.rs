@@ -39,12 +39,13 @@ impl Slot {
         (evidence, at_unix_ms): (Evidence, u64),
         context: &Context<'_>,
     ) {
-        let (verdict, reason) = verdict::judge(&evidence, phase, ours);
+        let judgement = verdict::judge(&evidence, phase, ours);
         self.record(Death {
             generation: self.generation,
             pid: Some(pid),
-            verdict,
-            reason,
+            verdict: judgement.verdict,
+            confidence: judgement.confidence,
+            reason: judgement.reason,
             phase,
             ran_for: context.now.since(began),
             at_unix_ms,

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::health::Vitals;
 use crate::spec::{
     Bytes, Generation, SlotName, WaiterId, death::Evidence, death::Verdict, ladder::Rung,
     profile::Profile,
@@ -16,6 +17,21 @@ pub enum Event {
     ProfilesChanged {
         /// Every slot that should exist.
         profiles: BTreeMap<SlotName, Arc<Profile>>,
+    },
+    /// An engine that an earlier daemon had left is ready and watched. Comes before the first
+    /// [`Event::ProfilesChanged`], which then treats its slot as any other; of no effect for a slot
+    /// that is there already.
+    EngineAdopted {
+        /// The slot.
+        slot: SlotName,
+        /// The engine's generation.
+        generation: Generation,
+        /// Its process id.
+        pid: u32,
+        /// Which engine it is.
+        engine: EngineInfo,
+        /// What it was started for.
+        profile: Arc<Profile>,
     },
     /// The daemon was told to end.
     ShutdownRequested,
@@ -112,6 +128,11 @@ pub enum ChildEvent {
     MemoryMeasured {
         /// Resident bytes.
         rss: Bytes,
+    },
+    /// Its vital signs were read: something is missing that a healthy engine shows, or no longer is.
+    VitalsRead {
+        /// What was seen.
+        vitals: Vitals,
     },
     /// The process has ended. Its group may still hold others.
     Exited {

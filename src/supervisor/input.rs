@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{event::ChildEvent, event::EngineInfo, event::SlotEvent};
+use super::{event::ChildEvent, event::EngineInfo, event::SlotEvent, health::Vitals};
 use crate::spec::{
     Bytes, Generation, WaiterId,
     death::{Evidence, Verdict},
@@ -49,6 +49,8 @@ pub(super) enum Input {
     RoomMeasured { in_flight: u32, idle_for: Duration, free: Option<Bytes> },
     /// Resident bytes of the child.
     MemoryMeasured { rss: Bytes },
+    /// Vital signs of the child.
+    VitalsRead { vitals: Vitals },
     /// The child has ended.
     Exited { evidence: Evidence, at_unix_ms: u64 },
     /// Nothing of the child is left.
@@ -77,6 +79,7 @@ impl Input {
             Self::ActivityMeasured { .. } => "activity-measured",
             Self::RoomMeasured { .. } => "room-measured",
             Self::MemoryMeasured { .. } => "memory-measured",
+            Self::VitalsRead { .. } => "vitals-read",
             Self::Exited { .. } => "exited",
             Self::Reaped => "reaped",
         }
@@ -111,6 +114,7 @@ impl Input {
                 Self::RoomMeasured { in_flight, idle_for, free }
             }
             ChildEvent::MemoryMeasured { rss } => Self::MemoryMeasured { rss },
+            ChildEvent::VitalsRead { vitals } => Self::VitalsRead { vitals },
             ChildEvent::Exited { evidence, at_unix_ms } => Self::Exited { evidence, at_unix_ms },
             ChildEvent::Reaped => Self::Reaped,
         }

@@ -135,7 +135,9 @@ impl Ladder {
         if matches!(step, Step::Down | Step::BackDown) {
             let had_climbed = self.footing != Footing::Settled;
             self.setbacks = self.setbacks.saturating_add(u32::from(had_climbed));
-            self.at = (self.at + 1).min(self.rungs.len().saturating_sub(1));
+            // A trial can fail before its rungs are known.
+            let last = self.rungs.len().checked_sub(1).unwrap_or(self.at + 1);
+            self.at = (self.at + 1).min(last);
             self.footing = Footing::Settled;
             self.streak = None;
         }
@@ -168,6 +170,8 @@ impl Ladder {
         let may_help = match cause {
             Verdict::Crash
             | Verdict::StartTimeout
+            | Verdict::Hung
+            | Verdict::Poisoned
             | Verdict::KilledByOther
             | Verdict::UnexpectedExit => true,
             Verdict::StoppedByUs
@@ -253,7 +257,7 @@ impl Ladder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Generation;
+    use crate::spec::{Generation, death::Confidence};
 
     fn ladder(contexts: &[u32]) -> Ladder {
         let mut ladder = Ladder::new(0, Monotime::default(), &Policy::default());
@@ -267,6 +271,7 @@ mod tests {
             generation: Generation(1),
             pid: Some(1),
             verdict,
+            confidence: Confidence::Certain,
             reason: String::new(),
             phase,
             ran_for: Duration::ZERO,

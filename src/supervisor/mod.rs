@@ -8,6 +8,7 @@
 mod command;
 mod deaths;
 mod event;
+mod health;
 mod input;
 mod ladder;
 mod policy;
@@ -24,6 +25,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 pub use self::{
     command::{Command, Refusal, StopSignal},
     event::{ChildEvent, EngineInfo, Event, SlotEvent},
+    health::Vitals,
     policy::Policy,
     snapshot::{SlotView, Snapshot, StateView},
 };
@@ -96,8 +98,13 @@ impl Supervisor {
     pub fn handle(&mut self, now: Monotime, event: Event, commands: &mut Vec<Command>) {
         self.now = self.now.max(now);
         self.fire_timers(commands);
+        // The last drain may have been what was due.
+        self.finish_when_stopped(commands);
         match event {
             Event::ProfilesChanged { profiles } => self.change_profiles(profiles, commands),
+            Event::EngineAdopted { slot, generation, pid, engine, profile } => {
+                self.adopt(slot, (generation, pid), engine, profile);
+            }
             Event::ShutdownRequested => self.shut_down(commands),
             Event::DeadlinePassed => {}
             Event::Slot { slot, event } => self.slot_event(&slot, event, commands),
@@ -226,6 +233,24 @@ impl Supervisor {
         if autostart {
             self.tell(name, Input::Load, commands);
         }
+    }
+
+    /// Takes over an engine that is ready, with the profile that it was started for.
+    fn adopt(
+        &mut self,
+        name: SlotName,
+        (generation, pid): (Generation, u32),
+        engine: EngineInfo,
+        profile: Arc<Profile>,
+    ) {
+        if self.mode != Mode::Running || self.slots.contains_key(&name) {
+            return;
+        }
+        // The state file may be older than the engine.
+        let memory = Memory { generation, ..self.memory.remove(&name).unwrap_or_default() };
+        let mut slot = Slot::new(name.clone(), profile, memory, (self.now, &self.policy));
+        slot.adopt(pid, engine, &self.policy);
+        self.slots.insert(name, slot);
     }
 
     fn shut_down(&mut self, commands: &mut Vec<Command>) {

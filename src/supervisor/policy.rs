@@ -25,6 +25,8 @@ pub struct Policy {
     pub climb_cap: Duration,
     /// How long an engine must have been idle to be stopped for a climb.
     pub climb_idle: Duration,
+    /// How many different requests in a row an engine must fail to be taken for poisoned.
+    pub poisoned_after: u32,
 }
 
 impl Default for Policy {
@@ -39,6 +41,7 @@ impl Default for Policy {
             climb_after: Duration::from_mins(10),
             climb_cap: Duration::from_hours(24),
             climb_idle: Duration::from_secs(30),
+            poisoned_after: 5,
         }
     }
 }

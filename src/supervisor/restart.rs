@@ -115,7 +115,12 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::spec::{Generation, death::Evidence, ladder::LadderChoice, profile::EngineChoice};
+    use crate::spec::{
+        Generation,
+        death::{Confidence, Evidence},
+        ladder::LadderChoice,
+        profile::{EngineChoice, OnExit},
+    };
 
     fn profile() -> Profile {
         Profile {
@@ -137,27 +142,23 @@ mod tests {
             max_restarts: 3,
             start_timeout: Duration::from_mins(1),
             stop_timeout: Duration::from_secs(10),
+            hang_timeout: None,
             idle_timeout: None,
+            on_exit: OnExit::Stop,
         }
     }
 
     fn death(verdict: Verdict, phase: Phase, status: ExitStatus) -> Death {
-        let evidence = Evidence {
-            status,
-            code_cause: None,
-            log: None,
-            oom_kills: None,
-            last_lines: Vec::new(),
-        };
         Death {
             generation: Generation(1),
             pid: Some(1),
             verdict,
+            confidence: Confidence::Certain,
             reason: String::new(),
             phase,
             ran_for: Duration::from_secs(1),
             at_unix_ms: 0,
-            evidence: Some(evidence),
+            evidence: Some(Evidence::of(status)),
         }
     }
 

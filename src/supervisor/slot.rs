@@ -25,6 +25,7 @@ use super::{
     Memory,
     command::{Command, Refusal, StopSignal},
     event::EngineInfo,
+    health::Pulse,
     ladder::Ladder,
     policy::Policy,
     random::Random,
@@ -73,9 +74,10 @@ pub(super) enum State {
     Spawning { began: Monotime },
     /// The spawn was ordered and is no longer wanted.
     Cancelling { after: After },
-    /// The child loads. Its time counts from `spawned_at`, not from the order, which `began` is: the
-    /// checks before a spawn are no part of the load.
-    Starting { pid: u32, began: Monotime, spawned_at: Monotime, percent: Option<u8> },
+    /// The child loads. Its time counts from `stepped_at`: its spawn, or the last step forward that it
+    /// told. It does not count from the order, which `began` is: the checks before a spawn are no part
+    /// of the load.
+    Starting { pid: u32, began: Monotime, stepped_at: Monotime, percent: Option<u8> },
     /// It takes requests.
     Ready(Serving),
     /// It says that it is not ready.
@@ -95,7 +97,7 @@ pub(super) enum State {
 }
 
 /// A child that has been ready.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Serving {
     pub(super) began: Monotime,
     pub(super) pid: u32,
@@ -105,6 +107,8 @@ pub(super) struct Serving {
     pub(super) idle_check_at: Option<Monotime>,
     /// When to look for room to climb; `None` on the first rung.
     pub(super) room_check_at: Option<Monotime>,
+    /// What its vital signs have come to; `None` until they were read.
+    pub(super) pulse: Option<Box<Pulse>>,
 }
 
 /// How a stop goes on.
@@ -114,7 +118,10 @@ pub(super) enum Stop {
     Terminated { kill_at: Monotime, was: Phase },
     /// `SIGKILL` was sent after the grace.
     Killed { was: Phase },
-    /// `SIGKILL` was sent because it did not become ready.
+    /// `SIGTERM` was sent because it hung or failed every request: its death is recorded already.
+    Condemned { kill_at: Monotime },
+    /// `SIGKILL` was sent because it did not become ready, or after the grace of a condemned one: its
+    /// death is recorded already.
     TimedOut,
 }
 
@@ -133,6 +140,8 @@ pub(super) enum After {
     Backoff { retry_at: Monotime },
     /// Fail.
     Fail,
+    /// Nothing: the child is not told to end but left running for the next daemon.
+    Leave,
     /// Forget the slot.
     Remove,
 }
@@ -225,7 +234,8 @@ impl Slot {
     /// Does what was to follow once the child is gone.
     pub(super) fn settle(&mut self, after: After, context: &mut Context<'_>) -> State {
         match after {
-            After::Rest => {
+            // One that was to be left and ended by itself is down like any other.
+            After::Rest | After::Leave => {
                 self.refuse_all(&Refusal::Unloaded, context);
                 State::Offline
             }
@@ -246,7 +256,12 @@ impl Slot {
     }
 
     /// Takes no more requests and lets those in flight end.
-    pub(super) fn drain(&self, serving: Serving, after: After, context: &mut Context<'_>) -> State {
+    pub(super) fn drain(
+        &self,
+        serving: &Serving,
+        after: After,
+        context: &mut Context<'_>,
+    ) -> State {
         context
             .commands
             .push(Command::Drain { slot: self.name.clone(), generation: self.generation });
@@ -256,6 +271,21 @@ impl Slot {
             cut_at: context.now.after(self.profile.stop_timeout),
             after,
         }
+    }
+
+    /// Ends the wait for requests in flight: the child is told to end, or left alone.
+    pub(super) fn part(
+        &mut self,
+        child: (u32, Monotime),
+        after: After,
+        context: &mut Context<'_>,
+    ) -> State {
+        if after == After::Leave {
+            let (slot, generation) = (self.name.clone(), self.generation);
+            context.commands.push(Command::Leave { slot, generation });
+            return State::Offline;
+        }
+        self.terminate(child, Phase::Serving, after, context)
     }
 
     /// Tells a child to end. `began` is when it was spawned, `was` how far it had come.
@@ -283,13 +313,16 @@ impl Slot {
     /// Returns when the slot wants to be woken.
     pub(super) fn deadline(&self) -> Option<Monotime> {
         match &self.state {
-            State::Starting { spawned_at, .. } => Some(self.give_up_at(*spawned_at)),
+            State::Starting { stepped_at, .. } => Some(self.give_up_at(*stepped_at)),
             State::Ready(serving) | State::Unready(serving) => {
                 let Serving { proven_at, idle_check_at, room_check_at, .. } = *serving;
                 [proven_at, idle_check_at, room_check_at].into_iter().flatten().min()
             }
             State::Draining { cut_at, .. } => Some(*cut_at),
-            State::Stopping { stop: Stop::Terminated { kill_at, .. }, .. } => Some(*kill_at),
+            State::Stopping {
+                stop: Stop::Terminated { kill_at, .. } | Stop::Condemned { kill_at },
+                ..
+            } => Some(*kill_at),
             State::Backoff { retry_at } => Some(*retry_at),
             State::Stopping { stop: Stop::Killed { .. } | Stop::TimedOut, .. }
             | State::Offline
@@ -301,9 +334,9 @@ impl Slot {
         }
     }
 
-    /// Returns when a load that began at `spawned_at` is given up, by the profile now in force.
-    pub(super) fn give_up_at(&self, spawned_at: Monotime) -> Monotime {
-        spawned_at.after(self.profile.start_timeout)
+    /// Returns when a load that last came forward at `stepped_at` is given up, by the profile now in force.
+    pub(super) fn give_up_at(&self, stepped_at: Monotime) -> Monotime {
+        stepped_at.after(self.profile.start_timeout)
     }
 
     /// Returns the slot as others see it.
@@ -351,8 +384,8 @@ impl Slot {
                 attempt,
                 give_up_at: self.give_up_at(began),
             },
-            State::Starting { pid, spawned_at, percent, .. } => {
-                let give_up_at = self.give_up_at(spawned_at);
+            State::Starting { pid, stepped_at, percent, .. } => {
+                let give_up_at = self.give_up_at(stepped_at);
                 StateView::Starting { pid: Some(pid), percent, attempt, give_up_at }
             }
             State::Ready(Serving { pid, .. }) => StateView::Ready { pid },

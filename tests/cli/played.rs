@@ -17,12 +17,18 @@ use slotd::{
     mailbox::{self, Inbox},
     spec::{
         Generation, Monotime, SlotName,
-        death::{Death, Phase, Verdict},
+        death::{Confidence, Death, Phase, Verdict},
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, Snapshot, StateView},
 };
 use tempfile::TempDir;
-use tokio::{net::UnixListener, process::Command, sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    net::UnixListener,
+    process::Command,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
 
 use super::{DEADLINE, scratch, slotd};
 
@@ -63,6 +69,7 @@ impl Played {
         let socket = dir.path().join("control.sock");
         let listener = UnixListener::bind(&socket).expect("a socket");
         let state = State {
+            upgrades: mpsc::channel(1).0,
             snapshots: seen,
             mailbox,
             now: Arc::new(|| Monotime::from_start(Duration::from_secs(3))),
@@ -70,6 +77,7 @@ impl Played {
             logs: Arc::new(|_, _| stream::iter([Bytes::from("a line of the log\n")]).boxed()),
             faults: Arc::new(ArcSwap::from_pointee(Vec::new())),
             daemon: Arc::new(admin::Daemon {
+                images: 0,
                 version: "1.2.3",
                 pid: 7,
                 started: Monotime::default(),
@@ -160,6 +168,7 @@ fn become_ready(view: &mut SlotView) {
 
 fn fail(view: &mut SlotView) {
     view.deaths.push(Arc::new(Death {
+        confidence: Confidence::Certain,
         generation: view.generation,
         pid: Some(1),
         verdict: Verdict::BadModel,

@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    net::TcpListener,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -90,8 +92,24 @@ impl Daemon {
 
     /// Starts a daemon with environment variables of its own.
     pub(crate) async fn start_with(dir: TempDir, env: &[(&str, &Path)]) -> Self {
-        let log = fs::File::create(dir.path().join("daemon.log")).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_slotd"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
+        command.envs(env.iter().copied()).stdin(Stdio::null());
+        Self::run(dir, command).await
+    }
+
+    /// Starts a daemon that inherits a listening socket, as from a socket unit.
+    pub(crate) async fn start_activated(dir: TempDir, listener: &TcpListener) -> Self {
+        let script = "LISTEN_FDS=1 LISTEN_PID=$$ LISTEN_FDNAMES=slotd.socket; export LISTEN_FDS LISTEN_PID LISTEN_FDNAMES; exec \"$@\" 3<&0 </dev/null";
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_slotd")]);
+        command.stdin(OwnedFd::from(listener.try_clone().unwrap()));
+        Self::run(dir, command).await
+    }
+
+    async fn run(dir: TempDir, mut command: Command) -> Self {
+        let log = dir.path().join("daemon.log");
+        let log = fs::File::options().create(true).append(true).open(log).unwrap();
+        let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--state-dir"])
             .arg(dir.path().join("state"))
             .arg("--profiles")
@@ -99,8 +117,6 @@ impl Daemon {
             .env_remove("NOTIFY_SOCKET")
             .env("XDG_CONFIG_HOME", dir.path())
             .env("RUST_LOG", "slotd=debug")
-            .envs(env.iter().copied())
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
             .kill_on_drop(true)
@@ -199,6 +215,17 @@ impl Daemon {
         let messages = serde_json::json!([{"role": "user", "content": "Say hello."}]);
         let body = serde_json::json!({"model": model, "messages": messages, "max_tokens": 8});
         self.post("/v1/chat/completions", &body).await
+    }
+
+    /// Kills the daemon as an admin or the kernel would; returns its directory.
+    pub(crate) async fn killed(mut self) -> TempDir {
+        self.child.kill().await.unwrap();
+        self.dir
+    }
+
+    /// The daemon as the control API shows it.
+    pub(crate) async fn daemon(&self) -> Value {
+        self.control.get("http://slotd/v1/daemon").send().await.unwrap().json().await.unwrap()
     }
 
     /// Signals the daemon.

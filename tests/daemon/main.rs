@@ -1,5 +1,6 @@
 //! The whole daemon on real processes: `faults` with the fake engine, for what cannot be ordered of
-//! a real one; `real` with llama-server, the candle worker and a real model.
+//! a real one, `hangs` with it too; `restarts` of the daemon itself; `real` with llama-server, the
+//! candle worker and a real model.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,6 +13,8 @@
 
 mod common;
 mod faults;
+mod hangs;
 mod ladder;
 #[cfg(feature = "worker")]
 mod real;
+mod restarts;

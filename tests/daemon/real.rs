@@ -113,6 +113,59 @@ async fn a_killed_llama_server_is_replaced_while_twenty_streams_run() {
 }
 
 #[tokio::test]
+async fn a_kept_llama_server_serves_the_next_daemon_without_a_reload() {
+    let keep = profile("llama-server", "on_exit = \"keep\"");
+    let daemon = daemon(&[("chat", &keep)]).await;
+    assert_eq!(daemon.chat("chat").await.status(), 200);
+    let before = daemon.until_state("chat", "ready").await;
+    let daemon = Daemon::start(daemon.killed().await).await;
+    let after = daemon.slot("chat").await;
+    assert_eq!((&after["state"], &after["pid"]), (&json!("ready"), &before["pid"]));
+    assert_eq!(daemon.chat("chat").await.status(), 200);
+    daemon.order("chat", "unload").await;
+    daemon.until_state("chat", "offline").await;
+    assert!(!is_alive(before["pid"].as_u64().unwrap()));
+}
+
+#[tokio::test]
+async fn a_stopped_llama_server_is_replaced_and_the_next_request_answered() {
+    let keys = "parallel = 2\nhang_timeout = \"5s\"";
+    let daemon = daemon(&[("chat", &profile("llama-server", keys))]).await;
+    let messages = json!([{"role": "user", "content": "Tell a very long story."}]);
+    let body = json!({"model": "chat", "stream": true, "messages": messages, "max_tokens": 1500,
+        "ignore_eos": true});
+    let mut stream = daemon.post("/v1/chat/completions", &body).await;
+    let mut text = stream.chunk().await.unwrap().unwrap().to_vec();
+    let before = daemon.slot("chat").await;
+    let pid = before["pid"].as_u64().unwrap();
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGSTOP).unwrap();
+    assert_eq!(daemon.chat("chat").await.status(), 200, "it went to the next engine");
+    while let Ok(Some(chunk)) = stream.chunk().await {
+        text.extend_from_slice(&chunk);
+    }
+    let text = String::from_utf8(text).unwrap();
+    assert!(!text.contains("[DONE]") && text.contains("engine_died"), "the stream ended cleanly");
+    let after = daemon.until_state("chat", "ready").await;
+    assert_eq!((&after["verdict"], &after["restarts"]), (&json!("hung"), &json!(1)));
+    let reason = after["reason"].as_str().unwrap();
+    assert!(reason.contains("used no CPU time") && reason.contains("SIGSTOP"), "{reason}");
+    assert!(!is_alive(pid));
+}
+
+#[tokio::test]
+async fn a_long_prompt_of_llama_server_is_left_alone_at_the_shortest_patience() {
+    let keys = "parallel = 1\nhang_timeout = \"2s\"";
+    let long = profile("llama-server", keys).replace("context = 2048", "context = 4096");
+    let daemon = daemon(&[("chat", &long)]).await;
+    let prompt = "The quick brown fox jumps over the lazy dog again. ".repeat(100);
+    let body = json!({"model": "chat", "prompt": prompt, "max_tokens": 1});
+    let status = daemon.post("/v1/completions", &body).await.status();
+    assert_eq!(status, 200);
+    let slot = daemon.slot("chat").await;
+    assert_eq!((&slot["generation"], &slot["verdict"]), (&json!(1), &Value::Null), "{slot}");
+}
+
+#[tokio::test]
 async fn an_edit_adds_a_worker_while_llama_server_streams() {
     let daemon = daemon(&[("first", &profile("llama-server", "parallel = 1"))]).await;
     let messages = json!([{"role": "user", "content": "Count."}]);

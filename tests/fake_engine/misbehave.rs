@@ -6,10 +6,12 @@ use std::{
     io::{self, Write},
     os::unix::process::CommandExt,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use nix::{
     sys::signal::{Signal, raise},
+    time::{ClockId, clock_gettime},
     unistd::setsid,
 };
 
@@ -76,6 +78,11 @@ fn own_session(command: &mut Command) {
     let run = || setsid().map(drop).map_err(io::Error::from);
     // SAFETY: `run` makes one system call.
     unsafe { command.pre_exec(run) };
+}
+
+/// CPU time of this thread so far.
+pub(crate) fn cpu_time() -> io::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 
 /// Writes `bytes` bytes to stdout.

@@ -35,6 +35,10 @@ use script::{AllocAt, Script};
 pub(crate) struct Engine {
     pub(crate) script: Script,
     pub(crate) is_ready: AtomicBool,
+    /// Whether it fell into what `wedge` says.
+    pub(crate) is_wedged: AtomicBool,
+    /// How many prompts are worked on.
+    pub(crate) prompts: AtomicU64,
     pub(crate) next_id: AtomicU64,
     /// What `alloc` took, kept so that it stays in use.
     pub(crate) hoard: Mutex<Vec<u8>>,
@@ -70,6 +74,8 @@ fn run(script: Script) -> io::Result<u8> {
     }
     let engine = Arc::new(Engine {
         is_ready: AtomicBool::new(false),
+        is_wedged: AtomicBool::new(false),
+        prompts: AtomicU64::new(0),
         next_id: AtomicU64::new(1),
         hoard: Mutex::default(),
         script,
@@ -130,6 +136,9 @@ fn listen(engine: &Arc<Engine>) -> io::Result<()> {
 
 fn accept_all(engine: &Arc<Engine>, accept: impl Fn() -> io::Result<Connection>) {
     while let Ok(connection) = accept() {
+        if engine.is_deaf() {
+            return;
+        }
         let engine = Arc::clone(engine);
         thread::spawn(move || {
             // A client that goes away is no fault of the engine.
@@ -143,6 +152,9 @@ fn answer_all(engine: &Engine, connection: &Connection) -> io::Result<()> {
     let mut answers = connection.try_clone()?;
     while let Some(request) = Request::read(&mut requests)? {
         engine.answer(&request, &mut answers)?;
+        if engine.is_deaf() {
+            break;
+        }
     }
     Ok(())
 }

@@ -9,6 +9,21 @@ pub(crate) enum Health {
     Hang,
     Garbage,
     Status(u16),
+    /// No answer while a prompt is worked on.
+    Busy,
+}
+
+/// What the engine falls into with its first request, for good.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Wedge {
+    /// It burns CPU time, and answers nothing, not even its health.
+    Spin,
+    /// It answers its health, and nothing else; it uses no CPU time.
+    Stall,
+    /// It answers that request, and takes no connection afterwards.
+    Deaf,
+    /// It answers its health, and everything else with this status.
+    Fail(u16),
 }
 
 /// When `alloc` happens.
@@ -37,6 +52,13 @@ pub(crate) struct Script {
     pub(crate) setsid: bool,
     pub(crate) hold_stdout: bool,
     pub(crate) health: Health,
+    pub(crate) wedge: Option<Wedge>,
+    /// Only the process that makes this file falls into `wedge`.
+    pub(crate) once: Option<PathBuf>,
+    /// CPU time before the first token.
+    pub(crate) prompt: Duration,
+    /// A request that holds this text makes it crash.
+    pub(crate) poison: Option<String>,
     pub(crate) die_after_tokens: Option<usize>,
     pub(crate) tokens: usize,
     pub(crate) token_gap: Duration,
@@ -75,6 +97,10 @@ impl Script {
             setsid: take("setsid").is_some(),
             hold_stdout: take("hold_stdout").is_some(),
             health: health(take("health").as_deref())?,
+            wedge: wedge(take("wedge").as_deref())?,
+            once: take("once").map(PathBuf::from),
+            prompt: duration(take("prompt"))?.unwrap_or_default(),
+            poison: take("poison"),
             die_after_tokens: take("die_after_tokens").map(|n| number(Some(n), 0)).transpose()?,
             tokens: number(take("tokens"), 8)?,
             token_gap: duration(take("token_gap"))?.unwrap_or_default(),
@@ -119,6 +145,17 @@ fn health(text: Option<&str>) -> Result<Health, String> {
         None | Some("ok") => Ok(Health::Ok),
         Some("hang") => Ok(Health::Hang),
         Some("garbage") => Ok(Health::Garbage),
+        Some("busy") => Ok(Health::Busy),
         Some(status) => number(Some(status.to_owned()), 503).map(Health::Status),
     }
+}
+
+fn wedge(text: Option<&str>) -> Result<Option<Wedge>, String> {
+    Ok(Some(match text {
+        None => return Ok(None),
+        Some("spin") => Wedge::Spin,
+        Some("stall") => Wedge::Stall,
+        Some("deaf") => Wedge::Deaf,
+        Some(status) => Wedge::Fail(number(Some(status.to_owned()), 500)?),
+    }))
 }

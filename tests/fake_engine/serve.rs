@@ -1,6 +1,6 @@
 //! The OpenAI API, with made-up tokens.
 
-use std::{io, sync::atomic::Ordering};
+use std::{fs::File, io, sync::atomic::Ordering, time::Duration};
 
 use nix::sys::signal::{Signal, raise};
 use serde_json::{Value, json};
@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use crate::{
     Engine, append,
     http::{self, Connection, Request, respond},
+    misbehave::cpu_time,
     pause,
-    script::{AllocAt, Health},
+    script::{AllocAt, Health, Wedge},
     wait_for_ever,
 };
 
@@ -18,6 +19,17 @@ impl Engine {
         let path = request.path.split('?').next().unwrap_or_default();
         if path == "/health" {
             return self.answer_health(to);
+        }
+        if self.is_poisoned_by(request) {
+            // Rust's own handler takes the first one, and makes the next one deadly.
+            raise(Signal::SIGSEGV)?;
+            raise(Signal::SIGSEGV)?;
+        }
+        if request.method == "POST" && self.script.wedge.is_some() {
+            self.wedge();
+        }
+        if let Some(done) = self.answer_wedged(to) {
+            return done;
         }
         if !self.is_ready.load(Ordering::SeqCst) {
             return respond(to, 503, &fault(503, "Loading model", "unavailable_error"));
@@ -51,12 +63,69 @@ impl Engine {
         if !self.is_ready.load(Ordering::SeqCst) {
             return respond(to, 503, &fault(503, "Loading model", "unavailable_error"));
         }
+        if self.is_wedged.load(Ordering::SeqCst) && self.script.wedge == Some(Wedge::Spin) {
+            wait_for_ever();
+        }
         match self.script.health {
             Health::Ok => respond(to, 200, r#"{"status":"ok"}"#),
             Health::Garbage => io::Write::write_all(to, b"\0\xff this is no HTTP\r\n\r\n"),
             Health::Status(status) => respond(to, status, &fault(status, "scripted", "scripted")),
             Health::Hang => wait_for_ever(),
+            Health::Busy => {
+                while self.prompts.load(Ordering::SeqCst) > 0 {
+                    pause(Duration::from_millis(10));
+                }
+                respond(to, 200, r#"{"status":"ok"}"#)
+            }
         }
+    }
+
+    fn is_poisoned_by(&self, request: &Request) -> bool {
+        let Some(poison) = &self.script.poison else { return false };
+        request.body.windows(poison.len()).any(|part| part == poison.as_bytes())
+    }
+
+    /// Falls into what the script says, unless another process did before.
+    fn wedge(&self) {
+        let is_first = |once| File::create_new(once).is_ok();
+        if self.script.once.as_deref().is_none_or(is_first) {
+            self.is_wedged.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Does what a wedged engine does; `None` if it answers all the same.
+    fn answer_wedged(&self, to: &mut Connection) -> Option<io::Result<()>> {
+        if !self.is_wedged.load(Ordering::SeqCst) {
+            return None;
+        }
+        match self.script.wedge? {
+            Wedge::Spin => spin(),
+            Wedge::Stall => wait_for_ever(),
+            Wedge::Deaf => None,
+            Wedge::Fail(status) => {
+                let body = fault(status, "Compute error.", "server_error");
+                Some(respond(to, status, &body))
+            }
+        }
+    }
+
+    /// Tells whether it takes no more connections.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.script.wedge == Some(Wedge::Deaf) && self.is_wedged.load(Ordering::SeqCst)
+    }
+
+    /// Uses the CPU for as long as the prompt takes.
+    fn work_on_prompt(&self) -> io::Result<()> {
+        if self.script.prompt.is_zero() {
+            return Ok(());
+        }
+        self.prompts.fetch_add(1, Ordering::SeqCst);
+        let end = cpu_time()? + self.script.prompt;
+        while cpu_time()? < end {
+            std::hint::spin_loop();
+        }
+        self.prompts.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
     }
 
     fn log_request(&self, line: &str) -> io::Result<()> {
@@ -67,6 +136,7 @@ impl Engine {
         if self.script.alloc_at == AllocAt::Request {
             self.alloc();
         }
+        self.work_on_prompt()?;
         let Ok(body) = serde_json::from_slice::<Value>(&request.body) else {
             return respond(to, 400, &fault(400, "the body is no JSON", "invalid_request_error"));
         };
@@ -130,6 +200,12 @@ impl Engine {
             "usage": {"prompt_tokens": inputs, "total_tokens": inputs},
         });
         respond(to, 200, &answer.to_string())
+    }
+}
+
+fn spin() -> ! {
+    loop {
+        std::hint::spin_loop();
     }
 }
 

@@ -16,8 +16,8 @@ use nix::{
     unistd::Pid,
 };
 use slotd::{
-    process::{Cgroups, Child, SpawnSpec, Spawner, SpawnerOptions, log_path},
-    spec::Generation,
+    process::{Cgroups, Child, Owner, SpawnSpec, Spawner, SpawnerOptions, log_path},
+    spec::{Generation, profile::OnExit},
 };
 use tempfile::TempDir;
 
@@ -93,6 +93,11 @@ pub(crate) fn post_completion(socket: &Path) {
     stream.write_all(request).unwrap();
 }
 
+/// That of all tests, and of `spawner_host`.
+fn owner() -> Owner {
+    Owner::of(Path::new("/"))
+}
+
 /// A spawner with a directory for its logs.
 pub(crate) struct Bench {
     pub(crate) spawner: Spawner,
@@ -102,11 +107,16 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(cgroups: Cgroups) -> Self {
-        Self::start(SpawnerOptions { guard: None, cgroups })
+        Self::start(SpawnerOptions { guard: None, cgroups, owner: owner(), adopted: Vec::new() })
     }
 
     pub(crate) fn with_guard(cgroups: Cgroups) -> Self {
-        Self::start(SpawnerOptions { guard: Some(program("spawner_host")), cgroups })
+        Self::start(SpawnerOptions {
+            guard: Some(program("spawner_host")),
+            cgroups,
+            owner: owner(),
+            adopted: Vec::new(),
+        })
     }
 
     fn start(options: SpawnerOptions) -> Self {
@@ -137,6 +147,7 @@ impl Bench {
             log: self.log(generation),
             socket: Some(self.socket()),
             working_dir: self.dir().to_path_buf(),
+            on_exit: OnExit::Stop,
         }
     }
 

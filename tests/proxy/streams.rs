@@ -1,5 +1,7 @@
 //! Streams: every byte as it came, and never a clean end that is none.
 
+use slotd::proxy::Blame;
+
 use crate::{
     client::chat,
     world::{World, soon},
@@ -133,7 +135,7 @@ async fn a_dead_engine_whose_socket_stays_open_ends_its_streams() {
     line.begin_stream().await;
     line.chunk(EVENT).await;
     let head = client.head().await;
-    gate.mark_dead();
+    gate.mark_dead(Blame::Nobody);
     let answer = client.rest(head).await;
     assert!(!answer.is_whole);
     assert_eq!(answer.text().split("\n\n").count(), 3, "{}", answer.text());

@@ -1,6 +1,6 @@
 //! Connections to engines: reused, replaced, and requests that outlive an engine.
 
-use slotd::supervisor::StateView;
+use slotd::{proxy::Blame, supervisor::StateView};
 
 use crate::{
     client::chat,
@@ -86,7 +86,7 @@ async fn a_request_whose_engine_died_unheard_goes_to_the_next_engine() {
         let (line, _) = old.request().await;
         drop((line, old));
         world.set_state("chat", StateView::Reaping { pid: 1 });
-        gate.mark_dead();
+        gate.mark_dead(Blame::Nobody);
         let waiter = world.demanded().await;
         let (new, _gate) = world.make_ready("chat", 2, (4, 4));
         world.answer(waiter, Ok(()));
@@ -105,12 +105,12 @@ async fn a_request_that_two_engines_died_of_is_not_given_to_a_third() {
     client.post(chat("chat", false)).await;
     drop(old.request().await);
     world.set_state("chat", StateView::Reaping { pid: 1 });
-    gate.mark_dead();
+    gate.mark_dead(Blame::Nobody);
     let waiter = world.demanded().await;
     let (new, gate) = world.make_ready("chat", 2, (4, 4));
     world.answer(waiter, Ok(()));
     drop(new.request().await);
-    gate.mark_dead();
+    gate.mark_dead(Blame::Nobody);
     let answer = client.answer().await;
     assert_eq!(answer.head.status, 502);
     insta::assert_snapshot!(answer.error(), @r#"{"message":"the engine of slot `chat` died before it answered; `slotd status chat` says why","type":"server_error","param":null,"code":"engine_died"}"#);
@@ -131,7 +131,7 @@ async fn an_engine_that_is_not_there_yet_dead_is_waited_for() {
     })
     .await;
     world.set_state("chat", StateView::Reaping { pid: 1 });
-    gate.mark_dead();
+    gate.mark_dead(Blame::Nobody);
     let waiter = world.demanded().await;
     let (new, _gate) = world.make_ready("chat", 2, (4, 4));
     world.answer(waiter, Ok(()));

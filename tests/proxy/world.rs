@@ -9,7 +9,7 @@ use slotd::{
     spec::{
         Generation, Monotime, SlotName, WaiterId,
         ladder::LadderChoice,
-        profile::{EngineChoice, ModelSource, Profile},
+        profile::{EngineChoice, ModelSource, OnExit, Profile},
     },
     supervisor::{Event, Refusal, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -50,7 +50,8 @@ impl World {
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
         let (mailbox, inbox) = mailbox::channel();
         let (phase, phases) = watch::channel(Phase::Serving);
-        let shared = Shared { routes: Arc::clone(&routes), mailbox, limits };
+        let suspects = Arc::default();
+        let shared = Shared { routes: Arc::clone(&routes), mailbox, limits, suspects };
         let mut server = JoinSet::new();
         server.spawn(serve(listener, shared, phases));
         let dir = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
@@ -109,8 +110,13 @@ impl World {
         let name: SlotName = slot.parse().unwrap();
         let generation = Generation(generation);
         let model = self.snapshot.slots.get(&name).and_then(|view| insisted_name(&view.profile));
-        let gate =
-            Gate::new(name.clone(), generation, (engine.endpoint(), model), parallel, queue_limit);
+        let gate = Gate::new(
+            name.clone(),
+            generation,
+            (engine.endpoint(), model),
+            (parallel, queue_limit),
+            &Arc::default(),
+        );
         self.gates.insert(name, Arc::clone(&gate));
         self.set_state(slot, StateView::Ready { pid: 1 });
         self.snapshot.slots.get_mut(slot).unwrap().generation = generation;
@@ -175,7 +181,9 @@ fn profile(slot: &str) -> Profile {
         max_restarts: 5,
         start_timeout: Duration::from_mins(1),
         stop_timeout: Duration::from_secs(5),
+        hang_timeout: None,
         idle_timeout: None,
+        on_exit: OnExit::Stop,
     }
 }
 

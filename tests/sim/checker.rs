@@ -207,7 +207,7 @@ impl Checker {
     fn may_be_forgiven(&self, name: &SlotName, event: &Event) -> bool {
         let is_said = match event {
             Event::ProfilesChanged { .. } => true,
-            Event::ShutdownRequested | Event::DeadlinePassed => false,
+            Event::ShutdownRequested | Event::DeadlinePassed | Event::EngineAdopted { .. } => false,
             Event::Slot { slot, event } => {
                 slot == name
                     && matches!(
@@ -231,6 +231,9 @@ impl Checker {
     fn is_noise(&self, before: &Snapshot, event: &Event) -> bool {
         match event {
             Event::DeadlinePassed => self.core.deadline().is_none_or(|at| at > self.now),
+            Event::EngineAdopted { slot, .. } => {
+                before.slots.contains_key(slot) || self.model.shutdown_at.is_some()
+            }
             Event::ProfilesChanged { .. } | Event::ShutdownRequested => self.model.is_finished,
             Event::Slot { slot, event } => match event {
                 SlotEvent::WaiterLeft { waiter } => self.model.pending.get(waiter) != Some(slot),

@@ -1,9 +1,9 @@
 //! What each command may mean, held against the model at the moment it is given.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use slotd::{
-    spec::{Generation, Monotime, SlotName, WaiterId},
+    spec::{Generation, Monotime, SlotName, WaiterId, profile::OnExit},
     supervisor::{ChildEvent, Command, Event, Refusal, SlotEvent, StopSignal},
 };
 
@@ -43,9 +43,8 @@ impl Model {
             Command::Signal { slot, generation, signal } => {
                 let truth = self.truth(slot)?;
                 truth.is_present(*generation)?;
-                if truth.signal(moment, slot, *signal)? {
-                    return Ok(Some((slot.clone(), Unplanned { had_served: false })));
-                }
+                let given_up = truth.signal(moment, slot, *signal)?;
+                return Ok(given_up.map(|death| (slot.clone(), death)));
             }
             Command::Drain { slot, generation } => {
                 let truth = self.truth(slot)?;
@@ -56,6 +55,12 @@ impl Model {
                 let truth = self.truth(slot)?;
                 truth.is_present(*generation)?;
                 truth.cut(moment.now)?;
+            }
+            Command::Leave { slot, generation } => {
+                check(self.shutdown_at.is_some(), || "left while the daemon lives".to_owned())?;
+                let truth = self.truth(slot)?;
+                truth.is_present(*generation)?;
+                truth.leave()?;
             }
             Command::MeasureActivity { slot, generation } => {
                 let truth = self.truth(slot)?;
@@ -170,8 +175,14 @@ impl Truth {
         Ok(())
     }
 
-    /// Returns whether the signal gives a load up.
-    fn signal(&mut self, moment: Moment<'_>, slot: &SlotName, signal: StopSignal) -> Checked<bool> {
+    /// Returns the death in it, if the signal gives a load up, or an engine that hangs.
+    fn signal(
+        &mut self,
+        moment: Moment<'_>,
+        slot: &SlotName,
+        signal: StopSignal,
+    ) -> Checked<Option<Unplanned>> {
+        let patience = self.profile.hang_timeout;
         let (stop, start) = (self.profile.stop_timeout, self.profile.start_timeout);
         let is_planned_stop = moment.is_order_to_stop(slot);
         let was_cancelled = moment.was_cancelled(slot);
@@ -182,30 +193,36 @@ impl Truth {
             (StopSignal::Terminate, Some(_)) => Err("a second `SIGTERM`".to_owned()),
             (StopSignal::Terminate, None) => {
                 match alive.drain {
-                    Some(drain) => check(drain.is_drained || drain.is_cut, || {
-                        "told to end with requests in flight".to_owned()
-                    })?,
+                    Some(drain) => {
+                        check(drain.is_drained || drain.is_cut, || {
+                            "told to end with requests in flight".to_owned()
+                        })?;
+                        check(!drain.is_leaving, || "told to end, and to be kept".to_owned())?;
+                    }
                     None if alive.ready_since.is_some() => {
-                        return Err("told to end without a drain".to_owned());
+                        let is_lost = moment.shows_no_life(slot, alive, patience);
+                        check(is_lost, || "told to end without a drain".to_owned())?;
+                        alive.kill_at = Some(now.after(stop));
+                        return Ok(Some(Unplanned { had_served: true }));
                     }
                     None => check(is_planned_stop || was_cancelled, || {
                         "a load was stopped without an order".to_owned()
                     })?,
                 }
                 alive.kill_at = Some(now.after(stop));
-                Ok(false)
+                Ok(None)
             }
             (StopSignal::Kill, Some(kill_at)) => {
                 check(kill_at <= now, || "killed before its grace was over".to_owned())?;
                 alive.is_killed = true;
-                Ok(false)
+                Ok(None)
             }
             (StopSignal::Kill, None) => {
                 check(alive.ready_since.is_none(), || "killed without a grace".to_owned())?;
-                let give_up_at = alive.spawned_at.after(start);
+                let give_up_at = alive.stepped_at.after(start);
                 check(give_up_at <= now, || "a load was killed before its time".to_owned())?;
                 alive.is_killed = true;
-                Ok(true)
+                Ok(Some(Unplanned { had_served: false }))
             }
         }
     }
@@ -216,12 +233,24 @@ impl Truth {
         let is_ordered = moment.is_order_to_stop(slot);
         let is_climb = moment.says_room(self);
         self.ladder.may_climb = is_climb;
+        let keeps = self.profile.on_exit == OnExit::Keep;
         let alive = self.alive()?;
         let is_serving =
             alive.ready_since.is_some() && alive.drain.is_none() && !alive.is_stopping();
         check(is_serving, || "a drain of an engine that does not serve".to_owned())?;
         check(is_idle || is_ordered || is_climb, || "a drain that nobody ordered".to_owned())?;
-        alive.drain = Some(Drain { cut_at, is_drained: false, is_cut: false });
+        let is_leaving = keeps && matches!(moment.event, Event::ShutdownRequested);
+        alive.drain = Some(Drain { cut_at, is_drained: false, is_cut: false, is_leaving });
+        Ok(())
+    }
+
+    fn leave(&mut self) -> Checked {
+        let alive = self.alive()?;
+        check(!alive.is_stopping(), || "left, and told to end before".to_owned())?;
+        let may_leave =
+            alive.drain.is_some_and(|drain| drain.is_leaving && (drain.is_drained || drain.is_cut));
+        check(may_leave, || "left without its due".to_owned())?;
+        self.child = Child::None;
         Ok(())
     }
 
@@ -247,12 +276,24 @@ impl Moment<'_> {
                     before.is_some_and(|before| !profile.starts_same_engine(before))
                 })
             }
-            Event::DeadlinePassed => false,
+            Event::DeadlinePassed | Event::EngineAdopted { .. } => false,
             Event::Slot { slot, event } => {
                 slot == name
                     && matches!(event, SlotEvent::UnloadRequested | SlotEvent::RestartRequested)
             }
         }
+    }
+
+    /// Tells whether the event says that the engine has failed every request, or that there was no
+    /// byte from it for the whole of the patience.
+    fn shows_no_life(&self, name: &SlotName, alive: &Alive, patience: Option<Duration>) -> bool {
+        let Event::Slot { slot, event: SlotEvent::Child { event, .. } } = self.event else {
+            return false;
+        };
+        let ChildEvent::VitalsRead { vitals } = event else { return false };
+        let is_silent =
+            patience.is_some_and(|patience| self.now.since(alive.lively_at) >= patience);
+        slot == name && (is_silent || vitals.failed_in_row >= 5)
     }
 
     fn was_cancelled(&self, name: &SlotName) -> bool {

@@ -15,12 +15,11 @@ use std::{sync::Arc, time::Duration};
 use slotd::{
     spec::{
         Generation, SlotName,
-        death::{Evidence, ExitStatus, LogCause, LogFinding},
-        ladder::LadderChoice,
-        ladder::Rung,
-        profile::{EngineChoice, Profile},
+        death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding},
+        ladder::{LadderChoice, Rung},
+        profile::{EngineChoice, OnExit, Profile},
     },
-    supervisor::{ChildEvent, EngineInfo, Event, SlotEvent},
+    supervisor::{ChildEvent, EngineInfo, Event, SlotEvent, Vitals},
 };
 
 /// `SplitMix64`, so that a seed gives the same day on every machine.
@@ -86,7 +85,9 @@ pub(crate) fn profile(name: &str) -> Profile {
         max_restarts: 3,
         start_timeout: Duration::from_mins(2),
         stop_timeout: Duration::from_secs(10),
+        hang_timeout: Some(Duration::from_mins(1)),
         idle_timeout: None,
+        on_exit: OnExit::Stop,
     }
 }
 
@@ -111,16 +112,34 @@ pub(crate) fn spawned(pid: u32) -> ChildEvent {
     ChildEvent::Spawned { pid, engine, rungs }
 }
 
+/// An engine that is fine and has nothing to do.
+pub(crate) fn vitals() -> Vitals {
+    Vitals {
+        continues: true,
+        has_answered: true,
+        in_flight: 0,
+        pieces: 0,
+        failed_in_row: 0,
+        given_up_in_row: 0,
+        cpu: Some(Duration::ZERO),
+        is_stopped: false,
+    }
+}
+
 pub(crate) fn exited(evidence: Evidence) -> ChildEvent {
     ChildEvent::Exited { evidence, at_unix_ms: 1_700_000_000_000 }
 }
 
 pub(crate) fn ended(status: ExitStatus) -> Evidence {
-    Evidence { status, code_cause: None, log: None, oom_kills: Some(0), last_lines: Vec::new() }
+    Evidence { oom_kills: Some(0), ..Evidence::of(status) }
 }
 
 pub(crate) fn logged(status: ExitStatus, cause: LogCause) -> Evidence {
-    let log = Some(LogFinding { cause, line: "error: as the engine says it".to_owned() });
+    let log = Some(LogFinding {
+        cause,
+        line: "error: as the engine says it".to_owned(),
+        confidence: Confidence::Likely,
+    });
     Evidence { log, ..ended(status) }
 }
 

@@ -78,7 +78,8 @@ impl Footing {
         if self.is_on_trial {
             self.is_on_trial = false;
             self.streak = None;
-            self.rung = (self.rung + 1).min(self.rungs.saturating_sub(1));
+            let last = self.rungs.checked_sub(1).unwrap_or(self.rung + 1);
+            self.rung = (self.rung + 1).min(last);
             return Fall::FailedTrial;
         }
         let is_oom = matches!(cause, Verdict::OomHost | Verdict::OomDevice);
@@ -86,6 +87,8 @@ impl Footing {
             cause,
             Verdict::Crash
                 | Verdict::StartTimeout
+                | Verdict::Hung
+                | Verdict::Poisoned
                 | Verdict::KilledByOther
                 | Verdict::UnexpectedExit
         );
@@ -135,11 +138,16 @@ pub(crate) enum Child {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Alive {
     pub(crate) pid: u32,
-    pub(crate) spawned_at: Monotime,
+    /// The spawn, or the last step forward of its load.
+    pub(crate) stepped_at: Monotime,
+    pub(crate) percent: Option<u8>,
     pub(crate) ready_since: Option<Monotime>,
     /// Since when it has been ready without a break.
     pub(crate) steady_since: Option<Monotime>,
     pub(crate) is_ready: bool,
+    /// The last sign of life, or the moment from which on signs are missed.
+    pub(crate) lively_at: Monotime,
+    pub(crate) pieces: u64,
     pub(crate) drain: Option<Drain>,
     pub(crate) kill_at: Option<Monotime>,
     pub(crate) is_killed: bool,
@@ -150,6 +158,8 @@ pub(crate) struct Drain {
     pub(crate) cut_at: Monotime,
     pub(crate) is_drained: bool,
     pub(crate) is_cut: bool,
+    /// It is to be left to the next daemon.
+    pub(crate) is_leaving: bool,
 }
 
 /// A death that nobody planned.
@@ -159,6 +169,22 @@ pub(crate) struct Unplanned {
 }
 
 impl Alive {
+    fn adopted(pid: u32, now: Monotime) -> Self {
+        Self {
+            pid,
+            stepped_at: now,
+            percent: None,
+            ready_since: Some(now),
+            steady_since: Some(now),
+            is_ready: true,
+            lively_at: now,
+            pieces: 0,
+            drain: None,
+            kill_at: None,
+            is_killed: false,
+        }
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.kill_at.is_some() || self.is_killed
     }
@@ -221,6 +247,7 @@ impl Truth {
             (Child::Alive(Alive { drain: Some(_), .. }), _) => false,
             (Child::Alive(alive), ChildEvent::Progressed { .. }) => alive.ready_since.is_none(),
             (Child::Alive(alive), ChildEvent::BecameReady) => !alive.is_ready,
+            (Child::Alive(alive), ChildEvent::VitalsRead { .. }) => alive.ready_since.is_some(),
             (
                 Child::Alive(alive),
                 ChildEvent::BecameUnready
@@ -261,6 +288,17 @@ impl Model {
             Event::ShutdownRequested => {
                 self.shutdown_at.get_or_insert(now);
                 self.slots.values_mut().for_each(Truth::cancel);
+                None
+            }
+            Event::EngineAdopted { slot, generation, pid, profile, .. } => {
+                if self.shutdown_at.is_none() && !self.profiles.contains_key(slot) {
+                    self.slots.entry(slot.clone()).or_insert_with(|| {
+                        let mut truth = Truth::new(Arc::clone(profile));
+                        truth.generation = *generation;
+                        truth.child = Child::Alive(Alive::adopted(*pid, now));
+                        truth
+                    });
+                }
                 None
             }
             Event::DeadlinePassed => None,
@@ -324,6 +362,9 @@ impl Model {
             SlotEvent::UnloadRequested => {
                 truth.clear();
                 truth.cancel();
+                if let Child::Alive(Alive { drain: Some(drain), .. }) = &mut truth.child {
+                    drain.is_leaving = false;
+                }
                 truth.is_put_down = true;
             }
             SlotEvent::Demanded { .. } => truth.is_put_down = false,
@@ -346,10 +387,13 @@ impl Truth {
                 self.ladder.rung = self.ladder.rung.min(rungs.len() - 1);
                 self.child = Child::Alive(Alive {
                     pid: *pid,
-                    spawned_at: now,
+                    stepped_at: now,
+                    percent: None,
                     ready_since: None,
                     steady_since: None,
                     is_ready: false,
+                    lively_at: now,
+                    pieces: 0,
                     drain: None,
                     kill_at: None,
                     is_killed: false,
@@ -366,6 +410,12 @@ impl Truth {
                 self.child = Child::Dead { pid: alive.pid };
                 return (!is_planned).then_some(Unplanned { had_served });
             }
+            (Child::Alive(alive), ChildEvent::Progressed { percent })
+                if alive.percent < Some((*percent).min(100)) =>
+            {
+                alive.percent = Some((*percent).min(100));
+                alive.stepped_at = now;
+            }
             (Child::Alive(alive), ChildEvent::BecameReady) => {
                 alive.is_ready = true;
                 alive.ready_since.get_or_insert(now);
@@ -375,6 +425,12 @@ impl Truth {
             (Child::Alive(alive), ChildEvent::BecameUnready) => {
                 alive.is_ready = false;
                 alive.steady_since = None;
+            }
+            (Child::Alive(alive), ChildEvent::VitalsRead { vitals })
+                if !vitals.continues || vitals.pieces != alive.pieces =>
+            {
+                alive.lively_at = now;
+                alive.pieces = vitals.pieces;
             }
             (Child::Alive(alive), ChildEvent::Drained) => {
                 if let Some(drain) = &mut alive.drain {

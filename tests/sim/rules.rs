@@ -129,7 +129,7 @@ impl Rule<'_> {
             let is_forgiven = !is_proven || self.view.tally == 0;
             check(is_forgiven, || "a healthy run did not wipe the tally".to_owned())?;
         } else if !alive.is_killed {
-            let give_up_at = alive.spawned_at.after(self.truth.profile.start_timeout);
+            let give_up_at = alive.stepped_at.after(self.truth.profile.start_timeout);
             check(give_up_at > now, || "a load goes on past its time".to_owned())?;
         }
         Ok(())

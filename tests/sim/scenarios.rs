@@ -2,6 +2,7 @@
 
 mod edits;
 mod ends;
+mod hangs;
 mod ladder;
 mod restarts;
 

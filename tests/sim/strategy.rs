@@ -4,8 +4,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use proptest::{collection::vec, prelude::*};
 use slotd::{
-    spec::{Bytes, Generation, Monotime, SlotName, WaiterId, death::Verdict, profile::Profile},
-    supervisor::{ChildEvent, Event, Policy, SlotEvent},
+    spec::{
+        Bytes, Generation, Monotime, SlotName, WaiterId,
+        death::Verdict,
+        profile::{OnExit, Profile},
+    },
+    supervisor::{ChildEvent, Event, Policy, SlotEvent, Vitals},
 };
 
 use super::{
@@ -17,6 +21,8 @@ use super::{
 pub(crate) struct Script {
     pub(crate) seed: u64,
     pub(crate) slots: Vec<Traits>,
+    /// Engines that an earlier daemon had left, each started for what it was then.
+    pub(crate) left: Vec<(usize, Traits)>,
     pub(crate) actions: Vec<(Pause, Action)>,
 }
 
@@ -29,8 +35,10 @@ pub(crate) struct Traits {
     start_timeout_s: u64,
     stop_timeout_s: u64,
     idle_timeout_s: Option<u64>,
+    hang_timeout_s: Option<u64>,
     /// Changes the engine.
     context: u32,
+    on_exit: OnExit,
 }
 
 /// How the clock moves before an action.
@@ -80,20 +88,30 @@ pub(crate) enum Which {
 pub(crate) fn script() -> impl Strategy<Value = Script> {
     let slots = vec(traits(), 1..=4);
     let actions = vec((pause(), action()), 1..160);
-    (any::<u64>(), slots, actions).prop_map(|(seed, slots, actions)| Script {
+    let left = vec((0..4_usize, traits()), 0..3);
+    (any::<u64>(), slots, left, actions).prop_map(|(seed, slots, left, actions)| Script {
         seed,
         slots,
+        left,
         actions,
     })
 }
 
 fn traits() -> impl Strategy<Value = Traits> {
+    let on_exit = prop_oneof![Just(OnExit::Stop), Just(OnExit::Keep)];
     let flags = (any::<bool>(), proptest::bool::weighted(0.25), 0..4_u32);
     let start = prop_oneof![1 => Just(1_u64), 2 => Just(30), 3 => Just(600)];
     let stop = prop_oneof![1 => Just(0_u64), 2 => Just(2), 3 => Just(10), 1 => Just(90)];
     let idle = prop_oneof![2 => Just(None), 1 => Just(Some(0_u64)), 2 => Just(Some(30))];
-    (flags, start, stop, idle, 0..3_u32).prop_map(
-        |((autostart, essential, max_restarts), start_timeout_s, stop_timeout_s, idle, context)| {
+    let hang = prop_oneof![1 => Just(None), 2 => Just(Some(2_u64)), 1 => Just(Some(60))];
+    (flags, start, stop, (idle, hang), (0..3_u32, on_exit)).prop_map(
+        |(
+            (autostart, essential, max_restarts),
+            start_timeout_s,
+            stop_timeout_s,
+            (idle, hang),
+            (context, on_exit),
+        )| {
             Traits {
                 autostart,
                 essential,
@@ -101,7 +119,9 @@ fn traits() -> impl Strategy<Value = Traits> {
                 start_timeout_s,
                 stop_timeout_s,
                 idle_timeout_s: idle,
+                hang_timeout_s: hang,
                 context,
+                on_exit,
             }
         },
     )
@@ -174,6 +194,10 @@ impl Player {
         for (name, traits) in self.names.iter().zip(&script.slots) {
             self.profiles.insert(name.clone(), Arc::new(traits.of(name)));
         }
+        for (pick, traits) in &script.left {
+            let event = self.adoption(*pick, *traits);
+            self.checker.step(Monotime::default(), event)?;
+        }
         let profiles = self.profiles.clone();
         self.checker.step(Monotime::default(), Event::ProfilesChanged { profiles })?;
         let early = script.actions.len() * 3 / 4;
@@ -188,6 +212,18 @@ impl Player {
         }
         self.checker.drive_to_the_end()?;
         self.checker.replay()
+    }
+
+    /// Some are of slots whose profile is gone.
+    fn adoption(&self, pick: usize, traits: Traits) -> Event {
+        let names = ["a", "b", "c", "d"];
+        let slot = slot(names[pick % names.len()]);
+        let profile = match self.profiles.get(&slot) {
+            Some(same) if traits.autostart => Arc::clone(same),
+            _ => Arc::new(traits.of(&slot)),
+        };
+        let ChildEvent::Spawned { pid, engine, .. } = spawned(77) else { unreachable!() };
+        Event::EngineAdopted { slot, generation: Generation(5), pid, engine, profile }
     }
 
     fn after(&self, pause: Pause) -> Monotime {
@@ -264,6 +300,9 @@ impl Player {
                 idle_for: Duration::from_secs(if choice.is_multiple_of(3) { 29 } else { 31 }),
                 free: (!choice.is_multiple_of(7)).then_some(Bytes(1 << 33)),
             },
+            Child::Alive(alive) if alive.ready_since.is_some() && choice % 16 < 3 => {
+                ChildEvent::VitalsRead { vitals: vital_signs(choice) }
+            }
             Child::Alive(alive) if alive.is_ready && choice % 8 < 4 => ChildEvent::BecameUnready,
             Child::Alive(alive) if alive.is_ready => ChildEvent::ActivityMeasured {
                 in_flight: u32::from(choice % 16 > 12),
@@ -285,7 +324,7 @@ impl Player {
             Which::Future => present.next(),
         };
         let deaths = deaths();
-        let event = match what % 11 {
+        let event = match what % 12 {
             0 => spawned(pid_of(generation)),
             1 => spawn_failed(what),
             2 => ChildEvent::Progressed { percent: u8::try_from(what * 2).unwrap_or(255) },
@@ -294,12 +333,13 @@ impl Player {
             5 => ChildEvent::Drained,
             6 => ChildEvent::ActivityMeasured { in_flight: 0, idle_for: Duration::from_secs(99) },
             7 => ChildEvent::MemoryMeasured { rss: Bytes(u64::try_from(what).unwrap() << 20) },
-            8 => ChildEvent::RoomMeasured {
+            8 => ChildEvent::VitalsRead { vitals: vital_signs(what / 11) },
+            9 => ChildEvent::RoomMeasured {
                 in_flight: 0,
                 idle_for: Duration::from_secs(99),
                 free: Some(Bytes(1 << 33)),
             },
-            9 => exited(deaths[what % deaths.len()].clone()),
+            10 => exited(deaths[what % deaths.len()].clone()),
             _ => ChildEvent::Reaped,
         };
         of_child(&name, generation, event)
@@ -314,8 +354,10 @@ impl Traits {
             max_restarts: self.max_restarts,
             start_timeout: Duration::from_secs(self.start_timeout_s),
             stop_timeout: Duration::from_secs(self.stop_timeout_s),
+            hang_timeout: self.hang_timeout_s.map(Duration::from_secs),
             idle_timeout: self.idle_timeout_s.map(Duration::from_secs),
             context: Some(1024 << self.context),
+            on_exit: self.on_exit,
             ..profile(name.as_str())
         }
     }
@@ -323,6 +365,19 @@ impl Traits {
 
 fn pid_of(generation: Generation) -> u32 {
     1000 + u32::try_from(generation.0 % 1_000_000).unwrap()
+}
+
+/// Mostly of an engine that stands still; some of one that spins, stalls or fails all it is asked.
+fn vital_signs(choice: usize) -> Vitals {
+    let silent = Vitals { has_answered: false, ..super::vitals() };
+    match choice % 8 {
+        0 => super::vitals(),
+        1 => Vitals { failed_in_row: 5, ..super::vitals() },
+        2 => Vitals { cpu: None, ..silent },
+        3 => Vitals { in_flight: 1, ..super::vitals() },
+        4 => Vitals { continues: false, pieces: 1, ..silent },
+        _ => silent,
+    }
 }
 
 fn spawn_failed(choice: usize) -> ChildEvent {

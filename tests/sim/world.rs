@@ -15,12 +15,16 @@ use slotd::{
     spec::{
         Bytes, Generation, Monotime, SlotName, WaiterId,
         death::{Evidence, ExitStatus, LogCause, Verdict},
-        profile::Profile,
+        profile::{OnExit, Profile},
     },
-    supervisor::{ChildEvent, Command, Event, Policy, Refusal, SlotEvent, StateView, StopSignal},
+    supervisor::{
+        ChildEvent, Command, Event, Policy, Refusal, SlotEvent, StateView, StopSignal, Vitals,
+    },
 };
 
-use super::{Dice, checker::Checker, ended, exited, logged, of_child, of_slot, profile, spawned};
+use super::{
+    Dice, checker::Checker, ended, exited, logged, of_child, of_slot, profile, spawned, vitals,
+};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -226,6 +230,12 @@ impl World {
                     }
                 }
             }
+            Command::Leave { slot, generation } => {
+                if self.process(&slot, generation).is_some_and(|process| process.in_flight > 0) {
+                    return Err(format!("{slot} was left with requests in flight"));
+                }
+                self.processes.remove(&slot);
+            }
             Command::CutRequests { slot, generation } => {
                 let cut = self
                     .process(&slot, generation)
@@ -289,7 +299,7 @@ impl World {
 
     fn spawn(&mut self, slot: &SlotName, generation: Generation) {
         // Now and then the model lies on a disk that has to wake up first.
-        let is_slow = self.dice.chance(80);
+        let is_slow = self.dice.chance(160);
         let latency = self.dice.millis(2, if is_slow { 25_000 } else { 400 });
         let child = (slot, generation);
         if self.dice.chance(60) {
@@ -333,11 +343,32 @@ impl World {
         self.report(load, child, ChildEvent::MemoryMeasured { rss: Bytes(self.planned << 20) });
         let life = load + self.dice.exponential(Duration::from_mins(25));
         self.plan(life, Happening::Death { slot: slot.clone(), generation });
+        if self.dice.chance(150) {
+            self.fall_ill(load, child);
+        }
         if self.dice.chance(200) {
             let from = load + self.dice.exponential(Duration::from_mins(4));
             let to = from + self.dice.exponential(Duration::from_secs(20));
             self.report(from, child, ChildEvent::BecameUnready);
             self.report(to, child, ChildEvent::BecameReady);
+        }
+    }
+
+    /// Some engines stand still some day, and are looked at until they are gone; some fail all that
+    /// they are asked.
+    fn fall_ill(&mut self, load: Duration, child: (&SlotName, Generation)) {
+        let from = load + self.dice.exponential(Duration::from_mins(8));
+        if self.dice.chance(300) {
+            let vitals = Vitals { failed_in_row: 5, ..vitals() };
+            self.report(from, child, ChildEvent::VitalsRead { vitals });
+            return;
+        }
+        // Some get over it.
+        let looks = self.dice.within(5, 60);
+        for look in 0..looks {
+            let later = from + Duration::from_secs(2) * u32::try_from(look).unwrap();
+            let vitals = Vitals { continues: look > 0, has_answered: false, ..vitals() };
+            self.report(later, child, ChildEvent::VitalsRead { vitals });
         }
     }
 
@@ -350,7 +381,13 @@ impl World {
         let Some(process) = self.process(slot, generation) else {
             return Err(format!("a signal for a process of {slot} that is not there"));
         };
-        if process.in_flight > 0 {
+        let in_flight = process.in_flight;
+        let death = self.checker.view(slot).and_then(|view| view.deaths.last());
+        let is_condemned = death.is_some_and(|death| {
+            let is_ill = matches!(death.verdict, Verdict::Hung | Verdict::Poisoned);
+            death.generation == generation && is_ill
+        });
+        if in_flight > 0 && !is_condemned {
             return Err(format!("{slot} was told to end with requests in flight"));
         }
         let later = match signal {
@@ -598,7 +635,12 @@ fn residents() -> Vec<Profile> {
         Profile { idle_timeout: idle(5), ..base("coder") },
         Profile { idle_timeout: idle(1), max_restarts: 1, ..base("embed") },
         Profile { autostart: true, idle_timeout: idle(30), ..base("large") },
-        Profile { max_restarts: 0, stop_timeout: Duration::from_secs(3), ..base("rerank") },
+        Profile {
+            max_restarts: 0,
+            stop_timeout: Duration::from_secs(3),
+            on_exit: OnExit::Keep,
+            ..base("rerank")
+        },
         Profile { essential: true, idle_timeout: idle(10), ..base("speech") },
         Profile { max_restarts: 10, stop_timeout: Duration::ZERO, ..base("vision") },
     ]

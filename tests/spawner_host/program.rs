@@ -12,8 +12,8 @@ use std::{
 };
 
 use slotd::{
-    process::{Cgroups, SpawnSpec, Spawner, SpawnerOptions, guard, log_path},
-    spec::Generation,
+    process::{Cgroups, Owner, SpawnSpec, Spawner, SpawnerOptions, guard, log_path},
+    spec::{Generation, profile::OnExit},
 };
 
 fn main() -> ExitCode {
@@ -34,7 +34,12 @@ fn main() -> ExitCode {
 async fn host(arguments: &[String]) -> Result<(), Box<dyn Error>> {
     let [cgroups, dir, commands @ ..] = arguments else { return Err("no arguments".into()) };
     let cgroups = if cgroups == "off" { Cgroups::Off } else { Cgroups::Detect };
-    let options = SpawnerOptions { guard: Some(std::env::current_exe()?), cgroups };
+    let options = SpawnerOptions {
+        guard: Some(std::env::current_exe()?),
+        cgroups,
+        owner: Owner::of(Path::new("/")),
+        adopted: Vec::new(),
+    };
     let spawner = Spawner::start(options)?;
     let mut children = Vec::new();
     for (index, command) in commands.split(|argument| argument == "--").enumerate() {
@@ -60,5 +65,6 @@ fn spec(dir: &Path, index: usize, command: &[String]) -> Result<SpawnSpec, Box<d
         env: BTreeMap::new(),
         socket: None,
         working_dir: dir.to_path_buf(),
+        on_exit: OnExit::Stop,
     })
 }

@@ -19,6 +19,7 @@ fn one_line_is_a_whole_profile() {
     assert_eq!(profile.max_restarts, 5);
     assert_eq!(profile.start_timeout.as_secs(), 600);
     assert_eq!(profile.stop_timeout.as_secs(), 10);
+    assert_eq!(profile.hang_timeout.map(|time| time.as_secs()), Some(60));
     assert_eq!(profile.idle_timeout, None);
     assert!(!profile.autostart && !profile.essential);
     assert!(profile.offers(Capability::Embed));
@@ -40,6 +41,7 @@ essential = true
 max_restarts = 0
 start_timeout = "90s"
 stop_timeout = "0s"
+hang_timeout = "off"
 idle_timeout = "5m"
 "#;
     let profile = read(text).profile.expect("the text is good");
@@ -55,7 +57,8 @@ idle_timeout = "5m"
     assert!(profile.autostart && profile.essential);
     assert_eq!(profile.start_timeout.as_secs(), 90);
     assert_eq!(profile.stop_timeout.as_secs(), 0);
-    assert_eq!(profile.idle_timeout.map(|time| time.as_secs()), Some(300));
+    let timeouts = [profile.hang_timeout, profile.idle_timeout];
+    assert_eq!(timeouts.map(|time| time.map(|time| time.as_secs())), [None, Some(300)]);
 }
 
 #[test]

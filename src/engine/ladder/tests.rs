@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
-use crate::spec::profile::EngineChoice;
+use crate::spec::profile::{EngineChoice, OnExit};
 
 const HELP: &str =
     "-fa, --flash-attn on\n-ctk, --cache-type-k TYPE\n-ctv, --cache-type-v TYPE\n--ctx-size N\n";
@@ -26,7 +26,9 @@ fn profile() -> Profile {
         max_restarts: 5,
         start_timeout: Duration::from_mins(5),
         stop_timeout: Duration::from_secs(10),
+        hang_timeout: None,
         idle_timeout: None,
+        on_exit: OnExit::Stop,
     }
 }
 

@@ -2,6 +2,7 @@ use std::{net::SocketAddr, sync::LazyLock, time::Duration};
 
 use super::*;
 use crate::spec::ladder::LadderChoice;
+use crate::spec::profile::OnExit;
 
 /// What `--help` of llama.cpp b11434 says of the options that slotd uses.
 const HELP: &str = "-c,    --ctx-size N\n\
@@ -45,7 +46,9 @@ fn profile(engine: EngineChoice) -> Profile {
         max_restarts: 5,
         start_timeout: Duration::from_mins(5),
         stop_timeout: Duration::from_secs(10),
+        hang_timeout: None,
         idle_timeout: None,
+        on_exit: OnExit::Stop,
     }
 }
 

@@ -40,13 +40,24 @@ pub(super) fn judge(lines: &[String]) -> Vec<Judged<'_>> {
     // The arguments are read before the server says its first word; only warnings of the parser
     // itself, from another thread, may come between.
     let began = read.iter().position(|line| matches!(line, Line::Logged { level: 'I', .. }));
-    let judged = read.into_iter().enumerate().filter_map(|(at, line)| match line {
+    // What it said before it went on to serve did not kill it.
+    let lived_on = read.iter().rposition(Line::is_sign_of_life).unwrap_or(0);
+    let mut is_echo = false;
+    let judged = read.into_iter().enumerate().filter_map(|(at, line)| {
+        if let Line::Logged { level, .. } = line {
+            // Prompts are printed at this level alone, over as many lines as they have.
+            is_echo = level == 'D';
+        }
+        (at >= lived_on && !is_echo).then_some((at, line))
+    });
+    let judged = judged.filter_map(|(at, line)| match line {
         Line::Logged { level: 'E', words } => judge_logged(words),
         Line::Logged { .. } => None,
         // A version or a setting without prefixes: a known function's name must do.
         Line::Raw(line) if !has_prefixes && is_of_known_function(line) => {
             judge_printed(line).or_else(|| judge_logged(without_tag(line)))
         }
+        Line::Raw(line) if !has_prefixes && device_error(line).is_some() => device_error(line),
         Line::Raw(line) if began.is_none_or(|began| at < began) => {
             judge_printed(line).or_else(|| judge_arguments(line))
         }
@@ -64,10 +75,18 @@ pub(super) fn judge_printed(line: &str) -> Option<Judged<'_>> {
     if is_bad_alloc || aborted(line).is_some_and(is_allocation_assertion) {
         return Some((Weight::Memory, LogCause::OutOfMemory, line.trim()));
     }
+    let is_thrown = is_fatal || line.trim_start().starts_with("what():  vk::");
+    if is_thrown
+        && (line.contains("vk::OutOfDeviceMemoryError")
+            || line.ends_with(": ErrorOutOfDeviceMemory"))
+    {
+        return Some((Weight::DeviceMemory, LogCause::OutOfDeviceMemory, line.trim()));
+    }
     if let Some(said) = line.strip_prefix("ggml_vulkan: ") {
         let is_device = said.starts_with("Device memory allocation of size ")
             || said.contains("ErrorOutOfDeviceMemory")
-            || said == "Requested buffer size exceeds device buffer size limit";
+            || said.starts_with("Requested buffer size exceeds device ")
+            || said.starts_with("No suitable memory type found");
         let is_host =
             said.starts_with("Memory allocation of size ") || said.contains("ErrorOutOfHostMemory");
         return match (is_device, is_host) {
@@ -76,7 +95,7 @@ pub(super) fn judge_printed(line: &str) -> Option<Judged<'_>> {
             (false, false) => None,
         };
     }
-    device_error(line)
+    None
 }
 
 /// `…/ggml.c:1644: GGML_ASSERT(ctx->mem_buffer != NULL) failed`: returns what follows the place.
@@ -146,6 +165,8 @@ fn memory(said: &str) -> Option<(Weight, LogCause)> {
     if said.starts_with("allocating ") && said.ends_with("Malloc failed: out of memory")
         || said.starts_with("failed to allocate Metal buffer of ")
         || said.starts_with("failed to allocate buffer, size = ")
+        || said.starts_with("Insufficient Memory (")
+            && said.ends_with(":kIOGPUCommandBufferCallbackErrorOutOfMemory)")
     {
         return Some(on_device);
     }
@@ -226,6 +247,14 @@ impl<'a> Line<'a> {
             }
             Some(_) | None => Self::Raw(line),
         }
+    }
+}
+
+impl Line<'_> {
+    /// Tells whether the server works on a request.
+    fn is_sign_of_life(&self) -> bool {
+        let Line::Logged { level: 'I', words } = self else { return false };
+        words.starts_with("launch_slot_: ") || words.starts_with("print_timing: ")
     }
 }
 

@@ -3,12 +3,14 @@
 //! Patterns are anchored: a line counts only in the form in which the engine itself prints it, so
 //! that the same words inside an echoed prompt mean nothing.
 
+mod kernel;
 mod llama;
 mod program;
 mod worker;
 
+pub use self::kernel::{Named, kernel};
 use super::EngineKind;
-use crate::spec::death::{LogCause, LogFinding};
+use crate::spec::death::{Confidence, LogCause, LogFinding};
 
 /// The longest part of a line that is kept as a finding, in bytes.
 const FINDING_BYTES: usize = 300;
@@ -60,9 +62,18 @@ pub fn death_cause(kind: EngineKind, lines: &[String]) -> Option<LogFinding> {
         EngineKind::Command => program::judge(lines),
     };
     // `max_by_key` gives the last of equal ones.
-    let (_, cause, words) = judged.into_iter().max_by_key(|(weight, _, _)| *weight)?;
-    let end = words.floor_char_boundary(FINDING_BYTES);
-    Some(LogFinding { cause, line: words.get(..end).unwrap_or_default().to_owned() })
+    let (weight, cause, words) = judged.into_iter().max_by_key(|(weight, _, _)| *weight)?;
+    let confidence = match weight {
+        Weight::General => Confidence::Guessed,
+        Weight::Specific | Weight::Memory | Weight::DeviceMemory => Confidence::Likely,
+    };
+    Some(LogFinding { cause, line: start_of(words), confidence })
+}
+
+/// Cuts a line to what is kept of it.
+fn start_of(line: &str) -> String {
+    let end = line.floor_char_boundary(FINDING_BYTES);
+    line.get(..end).unwrap_or_default().to_owned()
 }
 
 /// What one line says: how much it decides, the cause, the engine's own words.

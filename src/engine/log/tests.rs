@@ -150,6 +150,93 @@ fn the_same_words_in_an_echoed_prompt_are_nobodys_death() {
 }
 
 #[test]
+fn a_prompt_printed_line_by_line_is_nobodys_death_whatever_stands_in_it() {
+    let lines = [
+        "CUDA error: out of memory",
+        "ROCm error: out of memory",
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "  what():  std::bad_alloc",
+        "terminate called after throwing an instance of 'vk::OutOfDeviceMemoryError'",
+        "ggml_vulkan: Device memory allocation of size 1073741824 failed.",
+        "ggml_metal_synchronize: error: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+        "/a/ggml.c:1644: GGML_ASSERT(ctx->mem_buffer != NULL) failed",
+        "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 9000.00 MiB on device 0: cudaMalloc failed: out of memory",
+    ];
+    for line in lines {
+        let text = format!(
+            "0.00.001.000 I srv  llama_server: initializing ...\n\
+             0.01.000.000 D slot update_slots: id  0 | task 0 | prompt: '<|im_start|>user\n\
+             {line}\n\
+             <|im_end|>'"
+        );
+        assert_eq!(llama(&text), None, "{line}");
+        let quoted = format!("0.00.001.000 I srv  llama_server: user said {line}");
+        assert_eq!(llama(&quoted), None, "{line}");
+        let spoken = format!("0.00.001.000 E srv  operator(): bad request: {line}");
+        assert_eq!(llama(&spoken), None, "{line}");
+    }
+}
+
+#[test]
+fn a_failure_that_it_lived_on_after_is_no_death() {
+    let failure = "0.05.000.000 E graph_reserve: failed to allocate graph\n\
+                   0.05.000.100 E srv  update_slots: Compute error.\n";
+    assert_eq!(llama(failure), Some(OutOfMemory));
+    for life in [
+        "0.06.000.000 I slot launch_slot_: id  3 | task 7 | processing task, is_child = 0",
+        "0.06.000.000 I slot print_timing: id  3 | task 7 |       total time =     196.18 ms",
+    ] {
+        assert_eq!(llama(&format!("{failure}{life}")), None, "{life}");
+    }
+}
+
+#[test]
+fn each_backend_says_in_its_own_words_that_its_memory_is_full() {
+    let logged = |line: &str| format!("9.01.100.000 E {line}");
+    let deaths = [
+        // HIP and MUSA builds of the same source.
+        logged("ggml_backend_cuda_buffer_type_alloc_buffer: allocating 900.00 MiB on device 1: hipMalloc failed: out of memory"),
+        logged("ROCm error: out of memory"),
+        logged("MUSA error: out of memory"),
+        logged("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+        logged("ROCm error: HIPBLAS_STATUS_ALLOC_FAILED"),
+        // While it computes; the text is the system's.
+        logged("ggml_metal_synchronize: error: command buffer 0 failed with status 5\n\
+             9.01.100.001 E ggml_metal_synchronize: error: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"),
+        "ggml_vulkan: No suitable memory type found: ErrorOutOfDeviceMemory".to_owned(),
+        "ggml_vulkan: Requested buffer size exceeds device memory allocation limit: ErrorOutOfDeviceMemory".to_owned(),
+        "terminate called after throwing an instance of 'vk::OutOfDeviceMemoryError'\n  what():  vk::Queue::submit: ErrorOutOfDeviceMemory".to_owned(),
+        "CUDA error: out of memory".to_owned(),
+    ];
+    for text in deaths {
+        assert_eq!(llama(&text), Some(OutOfDeviceMemory), "{text}");
+    }
+    let others = [
+        logged("ROCm error: an illegal memory access was encountered"),
+        logged(
+            "ggml_metal_synchronize: error: Caused GPU Hang Error (00000003:kIOGPUCommandBufferCallbackErrorHang)",
+        ),
+        "terminate called after throwing an instance of 'vk::DeviceLostError'".to_owned(),
+        "ggml_vulkan: device lost on Vulkan0".to_owned(),
+    ];
+    for text in others {
+        assert_eq!(llama(&text), None, "{text}");
+    }
+}
+
+#[test]
+fn memory_of_the_host_is_told_from_a_devices() {
+    for line in [
+        "9.01.100.000 E ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 1073741824",
+        "9.01.100.000 E ggml_aligned_malloc: insufficient memory (attempted to allocate  41.96 MB)",
+        "9.01.100.000 E llama_context: failed to allocate output buffer of size 9.00 MiB",
+        "ggml_vulkan: Memory allocation of size 1073741824 failed.",
+    ] {
+        assert_eq!(llama(line), Some(OutOfMemory), "{line}");
+    }
+}
+
+#[test]
 fn a_refused_argument_is_seen_past_a_warning_of_the_parser() {
     let text = "0.00.000.887 W DEPRECATED: argument '--pooling' specified multiple times\n\
                 error while handling argument \"--pooling\": invalid value";
@@ -196,6 +283,10 @@ fn the_worker_says_itself_what_its_exit_code_does_not() {
         Some(OutOfDeviceMemory)
     );
     assert_eq!(candle("error: unexpected argument '--bogus' found"), Some(BadConfig));
+    assert_eq!(
+        candle("error: out of memory while loading `/models/CUDA/Metal.gguf`: failed to allocate"),
+        Some(OutOfMemory)
+    );
     // Its exit code says that better than a guess from the text.
     assert_eq!(candle("error: the model file is cut short"), None);
 }
@@ -211,6 +302,34 @@ fn common_python_servers_are_understood() {
         command("ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 1)"),
         Some(PortBusy)
     );
+    for line in [
+        "torch.OutOfMemoryError: HIP out of memory. Tried to allocate 2.00 GiB.",
+        "RuntimeError: MPS backend out of memory (MPS allocated: 9.06 GB).",
+        "(EngineCore_DP0 pid=77) ValueError: No available memory for the cache blocks.",
+        "ValueError: Free memory on device (3.1/23.6 GiB) on startup is less than desired",
+        "libc++abi: terminating due to uncaught exception of type std::runtime_error: [METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+    ] {
+        assert_eq!(command(line), Some(OutOfDeviceMemory), "{line}");
+    }
+    for line in [
+        "OSError: [Errno 12] Cannot allocate memory",
+        "fatal error: runtime: out of memory",
+        "memory allocation of 1073741824 bytes failed",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory",
+    ] {
+        assert_eq!(command(line), Some(OutOfMemory), "{line}");
+    }
+    let asked = "the user asks: [METAL] Command buffer execution failed: Insufficient Memory";
+    assert_eq!(command(asked), None);
+}
+
+#[test]
+fn a_programs_errors_are_judged_only_where_they_are_known() {
+    let command = |text| cause(EngineKind::Command, text);
+    assert_eq!(command("error: socket `/run/a.sock` is in use"), Some(PortBusy));
+    assert_eq!(command("listen tcp 127.0.0.1:1: bind: address already in use"), Some(PortBusy));
+    assert_eq!(command("error: the licence server does not answer"), None);
+    assert_eq!(command("error: invalid argument: --bogus"), Some(BadConfig));
     assert_eq!(command("serve.py: error: unrecognized arguments: --bogus"), Some(BadConfig));
     assert_eq!(command("MemoryError"), Some(OutOfMemory));
     assert_eq!(

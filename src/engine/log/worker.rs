@@ -22,7 +22,9 @@ pub(super) fn judge(line: &str) -> Option<Judged<'_>> {
     }
     let said = line.strip_prefix("error: ")?;
     if said.starts_with("out of memory") {
-        let is_device = ["CUDA", "Metal", "metal"].iter().any(|device| said.contains(device));
+        // The model's path stands before and may say anything.
+        let fault = said.rsplit_once("`: ").map_or(said, |(_, fault)| fault);
+        let is_device = ["CUDA", "Metal", "metal"].iter().any(|device| fault.contains(device));
         return Some(if is_device {
             (Weight::DeviceMemory, LogCause::OutOfDeviceMemory, line)
         } else {

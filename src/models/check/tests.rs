@@ -5,6 +5,7 @@ use std::{
 use super::*;
 use crate::spec::ladder::LadderChoice;
 use crate::spec::profile::EngineChoice;
+use crate::spec::profile::OnExit;
 
 /// A machine of its own: programs, models, caches.
 struct Machine {
@@ -86,7 +87,9 @@ impl Machine {
             max_restarts: 5,
             start_timeout: Duration::from_mins(5),
             stop_timeout: Duration::from_secs(10),
+            hang_timeout: None,
             idle_timeout: None,
+            on_exit: OnExit::Stop,
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::{
     spec::{
         Monotime,
-        death::{Death, Phase, Verdict},
+        death::{Confidence, Death, Phase, Verdict},
     },
     supervisor::{
         command::{Refusal, StopSignal},
@@ -24,7 +24,7 @@ impl Slot {
             Input::Spawned { pid, engine, rungs } => {
                 self.engine = Some(engine);
                 self.ladder.learn(rungs);
-                State::Starting { pid, began, spawned_at: context.now, percent: None }
+                State::Starting { pid, began, stepped_at: context.now, percent: None }
             }
             Input::SpawnFailed { verdict, reason, at_unix_ms, engine } => {
                 self.engine = engine.or_else(|| self.engine.take());
@@ -62,6 +62,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. }
             | Input::Reaped => same,
         }
@@ -99,6 +100,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. }
             | Input::Reaped => State::Cancelling { after },
         }
@@ -110,13 +112,15 @@ impl Slot {
         input: Input,
         context: &mut Context<'_>,
     ) -> State {
-        let State::Starting { pid, began, spawned_at, percent } = state else { return state };
+        let State::Starting { pid, began, stepped_at, percent } = state else { return state };
         let child = (pid, began);
         match input {
             Input::Progressed { percent: now } => {
                 // Log lines and health answers race; the bar never runs backwards.
-                let percent = Some(percent.map_or(now, |before| before.max(now)).min(100));
-                State::Starting { pid, began, spawned_at, percent }
+                let next = percent.map_or(now, |before| before.max(now)).min(100);
+                let is_step = percent.is_none_or(|before| before < next);
+                let stepped_at = if is_step { context.now } else { stepped_at };
+                State::Starting { pid, began, stepped_at, percent: Some(next) }
             }
             Input::BecameReady => {
                 self.record_load(context.now.since(began));
@@ -128,8 +132,8 @@ impl Slot {
                 let after = self.bury(child, Phase::Starting, exit, context);
                 State::Reaping { pid, after }
             }
-            Input::TimerFired if self.give_up_at(spawned_at) <= context.now => {
-                self.time_out(child, context)
+            Input::TimerFired if self.give_up_at(stepped_at) <= context.now => {
+                self.time_out(child, percent, context)
             }
             Input::Demand(waiter) => {
                 self.hold(waiter, context);
@@ -164,6 +168,7 @@ impl Slot {
             | Input::Drained
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Reaped => state,
         }
     }
@@ -180,6 +185,8 @@ impl Slot {
             generation: self.generation,
             pid: None,
             verdict,
+            // The check or the call that failed says so itself.
+            confidence: Confidence::Certain,
             reason,
             phase: Phase::Starting,
             ran_for: context.now.since(began),
@@ -189,16 +196,27 @@ impl Slot {
     }
 
     /// Gives a load up: the death is settled here, its evidence comes when the kill has worked.
-    fn time_out(&mut self, (pid, began): (u32, Monotime), context: &mut Context<'_>) -> State {
+    fn time_out(
+        &mut self,
+        (pid, began): (u32, Monotime),
+        percent: Option<u8>,
+        context: &mut Context<'_>,
+    ) -> State {
+        let patience = self.profile.start_timeout.as_secs();
+        let stood = match percent {
+            Some(percent) => {
+                format!("its load stood at {percent} % for {patience} s (`start_timeout`)")
+            }
+            None => format!("it was not ready after {patience} s (`start_timeout`)"),
+        };
+        let held = self.rss.map_or_else(String::new, |rss| format!("; it held {rss} of memory"));
         self.signal(StopSignal::Kill, context);
         self.record(Death {
             generation: self.generation,
             pid: Some(pid),
             verdict: Verdict::StartTimeout,
-            reason: format!(
-                "it was not ready after {} s (`start_timeout`) and was killed",
-                context.now.since(began).as_secs()
-            ),
+            confidence: Confidence::Certain,
+            reason: format!("{stood} and was killed{held}"),
             phase: Phase::Starting,
             ran_for: context.now.since(began),
             at_unix_ms: 0,

@@ -39,6 +39,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. }
             | Input::Reaped => State::Offline,
         }
@@ -80,6 +81,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. }
             | Input::Reaped => same,
         }
@@ -114,6 +116,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. }
             | Input::Reaped => State::Failed,
         }

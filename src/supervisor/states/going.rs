@@ -20,13 +20,13 @@ impl Slot {
         let State::Draining { began, pid, cut_at, after } = state else { return state };
         let child = (pid, began);
         match input {
-            Input::Drained => self.terminate(child, Phase::Serving, after, context),
+            Input::Drained => self.part(child, after, context),
             Input::TimerFired if cut_at <= context.now => {
                 context.commands.push(Command::CutRequests {
                     slot: self.name.clone(),
                     generation: self.generation,
                 });
-                self.terminate(child, Phase::Serving, after, context)
+                self.part(child, after, context)
             }
             Input::Exited { evidence, at_unix_ms } => {
                 // It went before it was told to: a death like any other, but what follows is set.
@@ -57,6 +57,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Reaped => state,
         }
     }
@@ -71,7 +72,9 @@ impl Slot {
         match input {
             Input::Exited { evidence, at_unix_ms } => {
                 match stop {
-                    Stop::TimedOut => self.complete_last_death(evidence, at_unix_ms),
+                    Stop::Condemned { .. } | Stop::TimedOut => {
+                        self.complete_last_death(evidence, at_unix_ms);
+                    }
                     Stop::Terminated { was, .. } | Stop::Killed { was } => {
                         let exit = (evidence, at_unix_ms);
                         self.bury_planned((pid, began), (was, OurPart::Stopped), exit, context);
@@ -84,7 +87,14 @@ impl Slot {
                     self.signal(StopSignal::Kill, context);
                     State::Stopping { began, pid, stop: Stop::Killed { was }, after }
                 }
-                Stop::Terminated { .. } | Stop::Killed { .. } | Stop::TimedOut => state,
+                Stop::Condemned { kill_at } if kill_at <= context.now => {
+                    self.signal(StopSignal::Kill, context);
+                    State::Stopping { began, pid, stop: Stop::TimedOut, after }
+                }
+                Stop::Terminated { .. }
+                | Stop::Condemned { .. }
+                | Stop::Killed { .. }
+                | Stop::TimedOut => state,
             },
             Input::Load
             | Input::Restart
@@ -106,6 +116,7 @@ impl Slot {
             | Input::Drained
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Reaped => state,
         }
     }
@@ -140,6 +151,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. } => State::Reaping { pid, after },
         }
     }
@@ -163,6 +175,8 @@ impl Slot {
                 After::Remove
             }
             Input::Edited { .. } => self.edit_on_the_way_out(after),
+            // Asked twice.
+            Input::Shutdown if after == After::Leave => after,
             Input::Unload | Input::Shutdown if after != After::Remove => {
                 self.dismiss_waiting(input, context);
                 After::Rest
@@ -182,6 +196,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. }
             | Input::Reaped => after,
         }
@@ -189,7 +204,7 @@ impl Slot {
 
     fn edit_on_the_way_out(&mut self, after: After) -> After {
         match after {
-            After::Rest | After::Start | After::Climb => after,
+            After::Rest | After::Start | After::Climb | After::Leave => after,
             After::Restart | After::Backoff { .. } | After::Fail => {
                 self.forgive();
                 After::Start
@@ -224,6 +239,10 @@ impl Slot {
             }
             After::Fail => {
                 self.refuse_failed(waiter, context);
+                after
+            }
+            After::Leave => {
+                context.commands.push(Command::Refuse { waiter, refusal: Refusal::ShuttingDown });
                 after
             }
             After::Remove => {

@@ -68,6 +68,7 @@ impl Slot {
             | Input::Drained
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::MemoryMeasured { .. }
             | Input::Exited { .. }
             | Input::Reaped => {}
@@ -94,6 +95,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. }
             | Input::Reaped => false,
         }

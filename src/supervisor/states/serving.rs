@@ -3,11 +3,18 @@
 use std::time::Duration;
 
 use crate::{
-    spec::{Monotime, death::Phase},
+    spec::{
+        Monotime,
+        death::{Confidence, Death, Phase},
+        profile::OnExit,
+    },
     supervisor::{
-        command::{Command, Refusal},
+        command::{Command, Refusal, StopSignal},
+        event::EngineInfo,
+        health::{Pulse, Vitals},
         input::Input,
-        slot::{After, Context, Serving, Slot, State},
+        policy::Policy,
+        slot::{After, Context, Serving, Slot, State, Stop},
     },
 };
 
@@ -35,7 +42,7 @@ impl Slot {
                 let room = (free, self.rss);
                 let activity = (in_flight, idle_for);
                 if self.ladder.may_climb(context.now, context.policy, activity, room) {
-                    self.drain(serving, After::Climb, context)
+                    self.drain(&serving, After::Climb, context)
                 } else {
                     State::Ready(serving)
                 }
@@ -54,6 +61,7 @@ impl Slot {
             | Input::BecameReady
             | Input::Drained
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. }
             | Input::Reaped => {
                 self.serving_input(serving, input, context).unwrap_or_else(State::Ready)
@@ -93,6 +101,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
+            | Input::VitalsRead { .. }
             | Input::Exited { .. }
             | Input::Reaped => {
                 self.serving_input(serving, input, context).unwrap_or_else(State::Unready)
@@ -114,17 +123,21 @@ impl Slot {
                 let after = self.bury(child, Phase::Serving, exit, context);
                 Ok(State::Reaping { pid: serving.pid, after })
             }
+            Input::Shutdown if self.profile.on_exit == OnExit::Keep => {
+                self.dismiss_waiting(&input, context);
+                Ok(self.drain(&serving, After::Leave, context))
+            }
             Input::Unload | Input::Shutdown => {
                 self.dismiss_waiting(&input, context);
-                Ok(self.drain(serving, After::Rest, context))
+                Ok(self.drain(&serving, After::Rest, context))
             }
             Input::Removed => {
                 self.refuse_all(&Refusal::SlotGone, context);
-                Ok(self.drain(serving, After::Remove, context))
+                Ok(self.drain(&serving, After::Remove, context))
             }
-            Input::Restart => Ok(self.drain(serving, After::Start, context)),
+            Input::Restart => Ok(self.drain(&serving, After::Start, context)),
             Input::Edited { previous } if !self.profile.starts_same_engine(&previous) => {
-                Ok(self.drain(serving, After::Start, context))
+                Ok(self.drain(&serving, After::Start, context))
             }
             Input::Edited { .. } => {
                 serving.idle_check_at = self.idle_check_at(context.now);
@@ -139,6 +152,7 @@ impl Slot {
                 self.rss = Some(rss);
                 Err(serving)
             }
+            Input::VitalsRead { vitals } => self.after_vitals(serving, vitals, context),
             Input::Load
             | Input::Demand(_)
             | Input::Spawned { .. }
@@ -153,19 +167,65 @@ impl Slot {
         }
     }
 
+    /// Goes on with a child of an earlier daemon, at the moment that the slot is made.
+    pub(in crate::supervisor) fn adopt(&mut self, pid: u32, engine: EngineInfo, policy: &Policy) {
+        self.engine = Some(engine);
+        self.state = State::Ready(self.became_ready((pid, self.since), self.since, policy));
+    }
+
     /// Makes the data of a child that has just become ready.
     pub(in crate::supervisor) fn serving(
         &self,
-        (pid, began): (u32, Monotime),
+        child: (u32, Monotime),
         context: &Context<'_>,
+    ) -> Serving {
+        self.became_ready(child, context.now, context.policy)
+    }
+
+    fn became_ready(
+        &self,
+        (pid, began): (u32, Monotime),
+        now: Monotime,
+        policy: &Policy,
     ) -> Serving {
         Serving {
             began,
             pid,
-            proven_at: Some(context.now.after(context.policy.healthy_after)),
-            idle_check_at: self.idle_check_at(context.now),
-            room_check_at: self.ladder.look_at(context.now, context.policy),
+            proven_at: Some(now.after(policy.healthy_after)),
+            idle_check_at: self.idle_check_at(now),
+            room_check_at: self.ladder.look_at(now, policy),
+            pulse: None,
         }
+    }
+
+    /// Replaces an engine that is past saving. `Err` gives the serving data back: it may live.
+    fn after_vitals(
+        &mut self,
+        mut serving: Serving,
+        vitals: Vitals,
+        context: &mut Context<'_>,
+    ) -> Result<State, Serving> {
+        let pulse = Pulse::read(serving.pulse.as_deref(), context.now, vitals);
+        let judged = pulse.judge(context.now, context.policy, self.profile.hang_timeout);
+        serving.pulse = Some(Box::new(pulse));
+        let Some((verdict, reason)) = judged else { return Err(serving) };
+        let Serving { pid, began, .. } = serving;
+        // The signal goes first: what follows a death may be an order of its own.
+        self.signal(StopSignal::Terminate, context);
+        self.record(Death {
+            generation: self.generation,
+            pid: Some(pid),
+            verdict,
+            confidence: Confidence::Certain,
+            reason,
+            phase: Phase::Serving,
+            ran_for: context.now.since(began),
+            at_unix_ms: 0,
+            evidence: None,
+        });
+        let after = self.after_death(context);
+        let kill_at = context.now.after(self.profile.stop_timeout);
+        Ok(State::Stopping { began, pid, stop: Stop::Condemned { kill_at }, after })
     }
 
     fn idle_check_at(&self, now: Monotime) -> Option<Monotime> {
@@ -204,7 +264,7 @@ impl Slot {
     ) -> State {
         let Some(timeout) = self.profile.idle_timeout else { return State::Ready(serving) };
         if in_flight == 0 && idle_for >= timeout {
-            return self.drain(serving, After::Rest, context);
+            return self.drain(&serving, After::Rest, context);
         }
         let left = if in_flight == 0 { timeout.saturating_sub(idle_for) } else { timeout };
         serving.idle_check_at = Some(context.now.after(left.max(IDLE_CHECK_FLOOR)));

@@ -1,0 +1,226 @@
+//! The sockets that clients come to: inherited where somebody kept them open, else bound.
+//!
+//! A socket that outlives the daemon is what makes a restart invisible: the kernel queues who comes
+//! meanwhile, and the next daemon answers.
+//!
+//! 1. What the image before this one handed over, if `--listen` still means it.
+//! 2. What a socket unit opened: its address holds, whatever `--listen` says.
+//! 3. What the service manager's store kept, if `--listen` still means it.
+//! 4. A new one, which goes into the store where there is one.
+
+use std::{
+    env, fs, io,
+    net::{SocketAddr, TcpListener as StdTcpListener},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{
+            fs::FileTypeExt,
+            net::{UnixListener as StdUnixListener, UnixStream},
+        },
+    },
+    path::Path,
+};
+
+use nix::sys::stat::{Mode, umask};
+use tokio::net::{TcpListener, UnixListener};
+use tracing::{info, warn};
+
+use super::{
+    service_manager,
+    start::{StartFault, make_dir},
+};
+use crate::{
+    config::daemon::Settings,
+    process::{Giver, Inherited, hand_over, inherited},
+};
+
+/// The endpoint's name in a handover and in the service manager's store.
+pub(super) const ENDPOINT: &str = "slotd-endpoint";
+/// The control socket's name in a handover.
+pub(super) const CONTROL: &str = "slotd-control";
+
+/// What the daemon listens on.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    /// The endpoint.
+    pub(super) endpoint: TcpListener,
+    /// The control API.
+    pub(super) control: UnixListener,
+    /// The same two sockets: who holds them keeps clients in the kernel's queue.
+    pub(super) kept: Kept,
+}
+
+/// The daemon's sockets, open though nobody accepts on them.
+#[derive(Debug)]
+pub(super) struct Kept {
+    endpoint: StdTcpListener,
+    control: StdUnixListener,
+    keeper: Keeper,
+}
+
+/// Who keeps the endpoint open when the daemon ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Keeper {
+    /// Nobody: the address is free again.
+    Nobody,
+    /// The service manager.
+    ServiceManager,
+}
+
+impl Kept {
+    /// Returns who keeps the endpoint open when the daemon ends.
+    pub(super) fn keeper(&self) -> Keeper {
+        self.keeper
+    }
+
+    /// Lets both survive an `exec`; returns the variable that tells the next image.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(super) fn hand_over(&self) -> io::Result<(&'static str, String)> {
+        let sockets: [(&str, &dyn AsFd); 2] =
+            [(ENDPOINT, &self.endpoint), (CONTROL, &self.control)];
+        hand_over(&sockets)
+    }
+}
+
+/// Opens the daemon's sockets. Called once, before anything else listens, with the state directory's
+/// lock held.
+///
+/// # Errors
+/// [`StartFault`], each variant as it says.
+pub(super) fn open(settings: &Settings) -> Result<Sockets, StartFault> {
+    let mut given = Given::sort(inherited());
+    let (endpoint, keeper) = endpoint(settings.listen, &mut given)?;
+    let control = match given.control.take() {
+        Some(socket) if is_at(&socket, &settings.control) => socket,
+        Some(_) | None => bind_control(&settings.control)?,
+    };
+    let kept = Kept { endpoint: endpoint.try_clone()?, control: control.try_clone()?, keeper };
+    endpoint.set_nonblocking(true)?;
+    control.set_nonblocking(true)?;
+    Ok(Sockets {
+        endpoint: TcpListener::from_std(endpoint)?,
+        control: UnixListener::from_std(control)?,
+        kept,
+    })
+}
+
+/// Inherited sockets by what they are for; those of no use are closed.
+#[derive(Debug, Default)]
+struct Given {
+    handed: Option<StdTcpListener>,
+    activated: Option<StdTcpListener>,
+    stored: Option<StdTcpListener>,
+    control: Option<StdUnixListener>,
+}
+
+impl Given {
+    fn sort(inherited: Vec<Inherited>) -> Self {
+        let mut given = Self::default();
+        for Inherited { name, giver, socket } in inherited {
+            let tcp = StdTcpListener::from(socket);
+            let is_tcp = tcp.local_addr().is_ok();
+            match (giver, name.as_str()) {
+                (Giver::EarlierImage, ENDPOINT) if is_tcp => given.handed = Some(tcp),
+                (Giver::ServiceManager, ENDPOINT) if is_tcp => given.stored = Some(tcp),
+                (Giver::ServiceManager, _) if is_tcp && given.activated.is_none() => {
+                    given.activated = Some(tcp);
+                }
+                (_, CONTROL) if !is_tcp => {
+                    given.control = Some(StdUnixListener::from(OwnedFd::from(tcp)));
+                }
+                (Giver::EarlierImage | Giver::ServiceManager, _) => {
+                    warn!(name, "inherited socket is of no use and is closed");
+                }
+            }
+        }
+        given
+    }
+}
+
+fn endpoint(wanted: SocketAddr, given: &mut Given) -> Result<(StdTcpListener, Keeper), StartFault> {
+    let activated = given.activated.take();
+    let unit_keeps = activated.is_some();
+    if let Some(socket) = given.handed.take().filter(|socket| means(wanted, socket) || unit_keeps) {
+        return Ok((socket, keeper_of_own())); // (1)
+    }
+    if let Some(socket) = activated {
+        let address = socket.local_addr()?;
+        if !address.ip().is_loopback() {
+            return Err(StartFault::BeyondLoopback { address });
+        }
+        if !means(wanted, &socket) {
+            info!(%address, not_used = %wanted, "socket unit decides where the endpoint listens");
+        }
+        return Ok((socket, Keeper::ServiceManager)); // (2)
+    }
+    match given.stored.take() {
+        Some(socket) if means(wanted, &socket) => return Ok((socket, Keeper::ServiceManager)), // (3)
+        Some(_) => service_manager::forget_socket(ENDPOINT),
+        None => {}
+    }
+    let fault = |source| StartFault::Listen { address: wanted, source };
+    let socket = bind(wanted).map_err(fault)?; // (4)
+    service_manager::store_socket(ENDPOINT, socket.as_fd());
+    Ok((socket, keeper_of_own()))
+}
+
+/// Binds and listens with a long queue: it holds who comes while no daemon accepts.
+fn bind(address: SocketAddr) -> io::Result<StdTcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(4096)?.into_std()
+}
+
+/// Tells whether `wanted` is where `socket` listens; port 0 is content with any.
+fn means(wanted: SocketAddr, socket: &StdTcpListener) -> bool {
+    socket.local_addr().is_ok_and(|address| {
+        address.ip() == wanted.ip() && (wanted.port() == 0 || wanted.port() == address.port())
+    })
+}
+
+/// A socket of our own outlives us where the service manager says that it has a store (`FDSTORE`,
+/// systemd 254).
+fn keeper_of_own() -> Keeper {
+    let room = env::var("FDSTORE").ok().and_then(|room| room.parse::<u32>().ok());
+    match room {
+        Some(1..) => Keeper::ServiceManager,
+        Some(0) | None => Keeper::Nobody,
+    }
+}
+
+fn is_at(socket: &StdUnixListener, path: &Path) -> bool {
+    let is_named = socket.local_addr().is_ok_and(|at| at.as_pathname() == Some(path));
+    // Somebody may have taken the file away: then nobody finds this socket any more.
+    is_named && path.exists()
+}
+
+/// Binds the control socket for this user alone. A socket that nobody serves is a dead daemon's and
+/// goes; anything else that is there stays.
+fn bind_control(path: &Path) -> Result<StdUnixListener, StartFault> {
+    let fault = |source| StartFault::Make { path: path.to_path_buf(), source };
+    if let Some(folder) = path.parent() {
+        make_dir(folder)?;
+    }
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(StartFault::NoSocket { path: path.to_path_buf() });
+        }
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            return Err(StartFault::ControlTaken { path: path.to_path_buf() });
+        }
+        Ok(_) => fs::remove_file(path).map_err(fault)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(fault(error)),
+    }
+    // Private from the first moment. Nothing else makes files at this point of the start.
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let listener = StdUnixListener::bind(path);
+    umask(before);
+    listener.map_err(fault)
+}
