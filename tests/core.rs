@@ -13,6 +13,7 @@ use std::{cell::RefCell, collections::BTreeSet};
 use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestCaseError, TestRunner};
 use sim::{
     cells::{self, Counts},
+    model::Fall,
     strategy::{self, Player},
     world::World,
 };
@@ -39,6 +40,7 @@ fn no_sequence_of_events_breaks_a_promise_and_every_cell_is_reached() {
         ..plain
     };
     let seen = RefCell::new((Counts::new(), 0_usize));
+    let falls = RefCell::new(BTreeSet::new());
     let outcome = TestRunner::new(config).run(&strategy::script(), |script| {
         let (result, checker) = Player::play(&script);
         let mut seen = seen.borrow_mut();
@@ -46,6 +48,7 @@ fn no_sequence_of_events_breaks_a_promise_and_every_cell_is_reached() {
             *seen.0.entry(*cell).or_default() += count;
         }
         seen.1 += checker.events();
+        falls.borrow_mut().extend(checker.falls.keys().copied());
         result.map_err(|fault| {
             TestCaseError::fail(format!("{fault}\nthe last steps:\n{}", checker.last_steps(12)))
         })
@@ -56,6 +59,7 @@ fn no_sequence_of_events_breaks_a_promise_and_every_cell_is_reached() {
     let (counts, events) = seen.into_inner();
     println!("events: {events}");
     cells::print(&counts);
+    assert_eq!(falls.into_inner(), BTreeSet::from(Fall::ALL), "the ladder was not used");
     assert_eq!(cells::faults(&counts), Vec::<String>::new(), "the table of cells has holes");
 }
 
@@ -70,6 +74,7 @@ fn a_day_of_a_box_keeps_every_promise() {
         None => DAYS.to_vec(),
     };
     let (mut verdicts, mut states) = (BTreeSet::new(), BTreeSet::new());
+    let mut falls = BTreeSet::new();
     for seed in seeds {
         let mut world = World::new(seed);
         if let Err(fault) = world.live() {
@@ -78,6 +83,8 @@ fn a_day_of_a_box_keeps_every_promise() {
         }
         let (events, cells) = (world.checker.events(), world.checker.cells.len());
         println!("seed {seed}: {events} events, {cells} cells, {}", world.figures);
+        println!("  falls on the ladder {:?}", world.checker.falls);
+        falls.extend(world.checker.falls.keys().copied());
         verdicts.append(&mut world.checker.verdicts);
         states.append(&mut world.checker.states);
     }
@@ -86,5 +93,6 @@ fn a_day_of_a_box_keeps_every_promise() {
         // Quiet days prove nothing.
         assert_eq!(verdicts, BTreeSet::from(Verdict::ALL));
         assert_eq!(states, BTreeSet::from(cells::STATES));
+        assert_eq!(falls, BTreeSet::from(Fall::ALL));
     }
 }

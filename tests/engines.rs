@@ -19,6 +19,7 @@ use slotd::{
     probe::{Health, Probe},
     spec::{
         death::{LogCause, Verdict},
+        ladder::{LadderChoice, Rung},
         profile::{Capability, EngineChoice, ModelSource, OnExit, Profile},
     },
 };
@@ -83,6 +84,7 @@ impl Machine {
             parallel: None,
             threads: Some(1),
             gpu_layers: None,
+            ladder: LadderChoice::default(),
             autostart: false,
             essential: false,
             max_restarts: 5,
@@ -102,7 +104,7 @@ impl Machine {
         let endpoint = self.endpoint();
         let checked = self.checks.run(profile, &endpoint)?;
         checked
-            .launch(profile, &endpoint, &self.environment)
+            .launch((profile, &Rung::default()), &endpoint, &self.environment)
             .map_err(|fault| Refused::of_launch(&fault, &checked))
     }
 

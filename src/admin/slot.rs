@@ -8,6 +8,7 @@ use crate::{
     spec::{
         Bytes, Generation, Monotime, SlotName,
         death::{Confidence, Death, Evidence, Phase, Verdict},
+        ladder::RungView,
         profile::{Capability, ModelSource},
     },
     supervisor::{SlotView, StateView},
@@ -57,6 +58,10 @@ pub struct SlotObject {
     pub in_flight: Option<u32>,
     /// Requests that wait for the slot.
     pub waiting: usize,
+    /// The rung of its ladder: of the present engine, or of the next one where there is none; `null`
+    /// while nothing is known of a ladder.
+    #[serde(default)]
+    pub rung: Option<RungView>,
     /// Deaths in a row without a healthy run in between.
     pub tally: u32,
     /// Resident memory of the engine while there is one, once it was measured.
@@ -134,6 +139,7 @@ impl SlotObject {
             retry_in_ms,
             in_flight,
             waiting: view.waiting,
+            rung: view.rung.clone(),
             tally: view.tally,
             rss_bytes: view.state.pid().and(view.rss),
             parallel: engine.map(|engine| engine.parallel).or(profile.parallel),

@@ -7,6 +7,7 @@ use crate::{
     spec::{
         Bytes, Generation,
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding, Phase, Verdict},
+        ladder::RungView,
         profile::Capability,
     },
 };
@@ -38,6 +39,7 @@ pub(super) fn ready() -> SlotObject {
         retry_in_ms: None,
         in_flight: Some(1),
         waiting: 0,
+        rung: None,
         tally: 0,
         rss_bytes: Some(Bytes(276 << 20)),
         parallel: Some(4),
@@ -57,6 +59,7 @@ pub(super) fn starting() -> SlotObject {
         pid: Some(4250),
         since_ms: 3_100,
         attempt: Some(2),
+        rung: Some(RungView { index: 1, of: 4, name: "q8_0 cache".to_owned() }),
         percent: Some(42),
         elapsed_ms: Some(3_100),
         expected_load_ms: Some(7_000),

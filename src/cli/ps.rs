@@ -21,7 +21,7 @@ pub(super) struct Options {
 }
 
 /// The columns, and which go first where the line is too short.
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 12] = [
     Column { title: "SLOT", keep: Keep::Always },
     Column { title: "STATE", keep: Keep::Always },
     Column { title: "ENGINE", keep: Keep::DropAt(3) },
@@ -30,6 +30,7 @@ const COLUMNS: [Column; 11] = [
     Column { title: "MEM", keep: Keep::DropAt(4) },
     Column { title: "REQ", keep: Keep::DropAt(1) },
     Column { title: "WAIT", keep: Keep::DropAt(2) },
+    Column { title: "RUNG", keep: Keep::DropAt(8) },
     Column { title: "RESTARTS", keep: Keep::DropAt(6) },
     Column { title: "VERDICT", keep: Keep::DropAt(7) },
     Column { title: "SINCE", keep: Keep::Always },
@@ -65,6 +66,7 @@ fn row(slot: &SlotObject) -> [Cell; COLUMNS.len()] {
         Cell::from(slot.rss_bytes.map(|rss| rss.to_string())),
         Cell::from(slot.in_flight.map(|requests| requests.to_string())),
         number(u64::try_from(slot.waiting).unwrap_or(u64::MAX)),
+        Cell::from(lowered(slot)),
         number(u64::from(slot.restarts)),
         Cell::from(slot.verdict.map(|verdict| verdict.to_string())),
         Cell::from(brief(slot.since_ms)),
@@ -78,6 +80,13 @@ fn state(slot: &SlotObject) -> String {
         (None, Some(retry_in)) => format!("{} {}", slot.state, brief(retry_in)),
         (None, None) => slot.state.clone(),
     }
+}
+
+/// Which rung it is, of how many; the first one is no news.
+fn lowered(slot: &SlotObject) -> Option<String> {
+    let rung = slot.rung.as_ref().filter(|rung| rung.index > 0)?;
+    let of = if rung.of > 0 { rung.of.to_string() } else { "?".to_owned() };
+    Some(format!("{}/{of}", rung.index + 1))
 }
 
 /// A file's name says enough; a repository needs both its parts.
@@ -98,12 +107,12 @@ mod tests {
     #[test]
     fn a_wide_table_shows_everything() {
         assert_snapshot!(table(&example::slots(), None, Paint::Never), @r"
-        SLOT         STATE         ENGINE        MODEL                                             PID   MEM      REQ  WAIT  RESTARTS  VERDICT    SINCE
-        chat         ready         llama-server  SmolLM2-135M-Instruct.Q4_1.gguf                   4242  276 MiB  1    0     0         -          12m
-        coder-large  starting 42%  llama-server  bartowski/Qwen2.5-Coder-32B-Instruct-GGUF:Q4_K_M  4250  276 MiB  0    5     0         -          3.1s
-        embed        backoff 9.4s  candle        SmolLM2-135M-Instruct.Q4_1.gguf                   -     -        -    0     2         crash      900ms
-        vision       failed        llama-server  small.gguf                                        -     -        -    0     0         bad-model  2h 5m
-        small        offline       auto          small.gguf                                        -     -        -    0     0         -          3d 4h
+        SLOT         STATE         ENGINE        MODEL                                             PID   MEM      REQ  WAIT  RUNG  RESTARTS  VERDICT    SINCE
+        chat         ready         llama-server  SmolLM2-135M-Instruct.Q4_1.gguf                   4242  276 MiB  1    0     -     0         -          12m
+        coder-large  starting 42%  llama-server  bartowski/Qwen2.5-Coder-32B-Instruct-GGUF:Q4_K_M  4250  276 MiB  0    5     2/4   0         -          3.1s
+        embed        backoff 9.4s  candle        SmolLM2-135M-Instruct.Q4_1.gguf                   -     -        -    0     -     2         crash      900ms
+        vision       failed        llama-server  small.gguf                                        -     -        -    0     -     0         bad-model  2h 5m
+        small        offline       auto          small.gguf                                        -     -        -    0     -     0         -          3d 4h
         ");
     }
 
@@ -112,9 +121,9 @@ mod tests {
         let shown = table(&example::slots(), Some(80), Paint::Never);
         assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
         assert_snapshot!(shown, @r"
-        SLOT         STATE         MODEL           PID   RESTARTS  VERDICT    SINCE
-        chat         ready         SmolLM2-135M-…  4242  0         -          12m
-        coder-large  starting 42%  bartowski/Qwe…  4250  0         -          3.1s
+        SLOT         STATE         MODEL           RUNG  RESTARTS  VERDICT    SINCE
+        chat         ready         SmolLM2-135M-…  -     0         -          12m
+        coder-large  starting 42%  bartowski/Qwe…  2/4   0         -          3.1s
         embed        backoff 9.4s  SmolLM2-135M-…  -     2         crash      900ms
         vision       failed        small.gguf      -     0         bad-model  2h 5m
         small        offline       small.gguf      -     0         -          3d 4h

@@ -73,6 +73,7 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     text.field("names", Some(slot.aliases.join(", ")).filter(|names| !names.is_empty()));
     text.field("profile", Some(slot.source.display().to_string()));
     text.field("loads in", slot.expected_load_ms.map(|ms| format!("about {}", brief(ms))));
+    text.field("rung", rung(slot));
     text.field("restarts", (slot.restarts > 0).then(|| slot.restarts.to_string()));
     if let Some(death) = slot.deaths.last() {
         text.line("");
@@ -116,6 +117,13 @@ fn requests(slot: &SlotObject) -> Option<String> {
         (None, waiting) => Some(format!("{waiting} waiting")),
         (Some(running), waiting) => Some(format!("{running}{at_most} running, {waiting} waiting")),
     }
+}
+
+/// The rung, where there is more than one.
+fn rung(slot: &SlotObject) -> Option<String> {
+    let rung = slot.rung.as_ref().filter(|rung| rung.index > 0 || rung.of > 1)?;
+    let of = if rung.of > 0 { format!(" of {}", rung.of) } else { String::new() };
+    Some(format!("{}{of}, {}", rung.index + 1, rung.name))
 }
 
 fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> String {
@@ -269,6 +277,7 @@ mod tests {
           requests  0 of 4 running, 5 waiting
           profile   /etc/slotd/profiles/coder-large.toml
           loads in  about 7.0s
+          rung      2 of 4, q8_0 cache
 
         log, last 1 line:
           | srv  update_slots: all slots are idle

@@ -7,8 +7,14 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use schemars::JsonSchema;
 
-use super::walk::{At, MayBeEmpty, Walk};
-use crate::spec::profile::{Capability, OnExit};
+use super::{
+    ladder::{self, LadderShape},
+    walk::{At, MayBeEmpty, Walk},
+};
+use crate::spec::{
+    ladder::LadderChoice,
+    profile::{Capability, OnExit},
+};
 
 /// A slotd profile: the file NAME.toml describes the slot NAME. One line is enough: `model = "…"`.
 #[derive(Debug, JsonSchema)]
@@ -69,6 +75,13 @@ pub(super) struct ProfileFile {
     #[schemars(with = "u32", range(min = 0, max = 10_000))]
     pub(super) gpu_layers: Option<u32>,
 
+    /// What the slot may come down to where memory is short: a list of rungs below the profile
+    /// itself, best first, each with what it changes against the profile; or `auto`: slotd makes the
+    /// rungs and may lower what the profile sets too; or `off`. Default: slotd makes the rungs and
+    /// lowers only what the profile leaves open.
+    #[schemars(with = "LadderShape")]
+    pub(super) ladder: LadderChoice,
+
     /// Load the slot when the daemon starts, and keep it loaded, instead of on the first request.
     /// Default: false.
     #[schemars(extend("default" = false))]
@@ -127,7 +140,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 19] = [
+pub(super) const KEYS: [&str; 20] = [
     "model",
     "engine",
     "command",
@@ -139,6 +152,7 @@ pub(super) const KEYS: [&str; 19] = [
     "parallel",
     "threads",
     "gpu_layers",
+    "ladder",
     "autostart",
     "essential",
     "max_restarts",
@@ -173,6 +187,7 @@ impl ProfileFile {
             parallel: walk.take_number("parallel", &PARALLEL, OWN_DEFAULT),
             threads: walk.take_number("threads", &THREADS, OWN_DEFAULT),
             gpu_layers: walk.take_number("gpu_layers", &GPU_LAYERS, OWN_DEFAULT),
+            ladder: ladder::take(walk),
             autostart: walk.take_flag("autostart").unwrap_or_default(),
             essential: walk.take_flag("essential").unwrap_or_default(),
             max_restarts: walk
@@ -215,8 +230,8 @@ fn better_key(typed: &str) -> Option<String> {
         "name" | "slot" | "id" => {
             return Some("the slot's name is the name of the file".to_owned());
         }
-        "queue_limit" | "queue_timeout" | "max_body" | "state_dir" | "model_dirs"
-        | "llama_server" => {
+        "queue_limit" | "queue_timeout" | "max_body" | "climb_after" | "state_dir"
+        | "model_dirs" | "llama_server" => {
             return Some(format!("`{typed}` is a key of the daemon's own file, `slotd.toml`"));
         }
         "host" | "port" | "listen" => {
@@ -236,13 +251,13 @@ const ENGINES: [(&str, EngineKey); 4] = [
 
 const ON_EXIT: [(&str, OnExit); 2] = [("stop", OnExit::Stop), ("keep", OnExit::Keep)];
 
-const OWN_DEFAULT: &str = "leave the key out to use the engine's own default";
+pub(super) const OWN_DEFAULT: &str = "leave the key out to use the engine's own default";
 const NEVER_GIVE_UP: &str = "to never give up on the slot, set `essential = true`";
 
-const CONTEXT: RangeInclusive<u32> = 256..=1_048_576;
-const PARALLEL: RangeInclusive<u32> = 1..=256;
+pub(super) const CONTEXT: RangeInclusive<u32> = 256..=1_048_576;
+pub(super) const PARALLEL: RangeInclusive<u32> = 1..=256;
 const THREADS: RangeInclusive<u32> = 1..=1024;
-const GPU_LAYERS: RangeInclusive<u32> = 0..=10_000;
+pub(super) const GPU_LAYERS: RangeInclusive<u32> = 0..=10_000;
 const MAX_RESTARTS: RangeInclusive<u32> = 0..=1000;
 const START_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_hours(24);

@@ -9,7 +9,7 @@ use super::{
     arguments::{check_args, check_command},
     fault::Fault,
     file::{EngineKey, ProfileFile},
-    model, syntax,
+    ladder, model, syntax,
     walk::{At, Walk},
 };
 use crate::spec::{
@@ -52,6 +52,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
 
     check_command(&mut walk, &typed);
     check_args(&mut walk, &typed);
+    ladder::check(&mut walk, &typed);
     let model = mean_model(&mut walk, &typed, file, context);
     let env = mean_env(&mut walk, &typed.env);
     let claims = mean_aliases(&mut walk, &typed.aliases, slot, file, text);
@@ -70,6 +71,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
         parallel: typed.parallel,
         threads: typed.threads,
         gpu_layers: typed.gpu_layers,
+        ladder: typed.ladder,
         autostart: typed.autostart,
         essential: typed.essential,
         max_restarts: typed.max_restarts,

@@ -35,6 +35,8 @@ fn tidied(value: &Value) -> Value {
         Value::Object(map) => map
             .iter()
             .filter(|(key, value)| *key != "format" || !value.is_string())
+            // Below the top no key has to be there.
+            .filter(|(key, value)| *key != "required" || !value.is_array())
             .map(|(key, value)| match value.as_str().filter(|_| key == "description") {
                 Some(text) => (key.clone(), Value::String(text.replace('\n', " "))),
                 None => (key.clone(), tidied(value)),

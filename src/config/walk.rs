@@ -40,6 +40,8 @@ pub(super) struct Walk<'t> {
     file: &'t Path,
     text: &'t str,
     table: &'t DeTable<'t>,
+    /// What the keys of `table` are below, `ladder[0].` say, and where it starts.
+    below: (String, usize),
     /// At most [`MOST`]; `unnoted` counts the others.
     faults: Vec<Fault>,
     unnoted: usize,
@@ -59,7 +61,8 @@ impl<'t> Walk<'t> {
     ) -> Self {
         let (broken_lines, lost_at) = (BTreeSet::new(), mended.lost_at);
         let faults = Vec::new();
-        let mut walk = Self { file, text, table, faults, unnoted: 0, broken_lines, lost_at };
+        let below = (String::new(), 0);
+        let mut walk = Self { file, text, table, below, faults, unnoted: 0, broken_lines, lost_at };
         for stumble in &mended.stumbles {
             if walk.is_full() {
                 break;
@@ -103,12 +106,20 @@ impl<'t> Walk<'t> {
         if self.is_full() {
             return;
         }
-        let fault = Fault::of_file(self.file, message).with_key(key).at(self.text, offset);
+        let key = format!("{}{key}", self.below.0);
+        let fault = Fault::of_file(self.file, message).with_key(&key).at(self.text, offset);
         let is_broken = fault.line.is_some_and(|line| self.broken_lines.contains(&line));
         let is_lost = self.lost_at.is_some_and(|lost| offset > lost);
         if !is_broken && !is_lost {
             self.faults.push(fault.with_hint(hint));
         }
+    }
+
+    /// Notes a fault of the table that is being walked.
+    pub(super) fn refuse_here(&mut self, message: &str, hint: &str) {
+        let (below, offset) = std::mem::take(&mut self.below);
+        self.refuse(offset, below.trim_end_matches('.'), message, hint);
+        self.below = (below, offset);
     }
 
     /// Tells whether there are more faults than anybody reads; counts one more if so.
@@ -180,6 +191,40 @@ impl<'t> Walk<'t> {
             self.text_of(&format!("{key}[{index}]"), item, "a string", may_be_empty)
         });
         Some(texts.collect())
+    }
+
+    /// Tells whether a key has an array, or a table, which is meant as one of an array.
+    pub(super) fn is_list(&self, key: &str) -> bool {
+        let found = self.table.get(key);
+        found.is_some_and(|found| matches!(found.get_ref(), DeValue::Array(_) | DeValue::Table(_)))
+    }
+
+    /// Takes an array of tables, each by `take`. An item that is no table is left out.
+    pub(super) fn take_tables<T>(
+        &mut self,
+        key: &str,
+        mut take: impl FnMut(&mut Self) -> T,
+    ) -> Option<Vec<T>> {
+        let found = self.table.get(key)?;
+        let hint = format!("write `[[{key}]]` above each");
+        let DeValue::Array(items) = found.get_ref() else {
+            self.refuse_type(key, found, "an array of tables", &hint);
+            return None;
+        };
+        let mut taken = Vec::new();
+        for (index, item) in items.iter().enumerate() {
+            let path = format!("{key}[{index}]");
+            let DeValue::Table(table) = item.get_ref() else {
+                self.refuse_type(&path, item, "a table", &hint);
+                continue;
+            };
+            let outer = std::mem::replace(&mut self.table, table);
+            let below = (format!("{path}."), item.span().start);
+            let outer_below = std::mem::replace(&mut self.below, below);
+            taken.push(take(self));
+            (self.table, self.below) = (outer, outer_below);
+        }
+        Some(taken)
     }
 
     /// Takes a table of texts. A pair with a fault is left out.

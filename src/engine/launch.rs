@@ -10,7 +10,10 @@ use std::{
 use thiserror::Error;
 
 use super::{Endpoint, EngineKind, Flags, environment};
-use crate::spec::profile::{Capability, EngineChoice, Profile};
+use crate::spec::{
+    ladder::{CacheType, Rung},
+    profile::{Capability, EngineChoice, Profile},
+};
 
 /// How many requests llama-server works on at once when nothing is said.
 /// Source: `server.cpp` of llama.cpp b11434: `n_parallel` -1 becomes 4, with a unified KV cache.
@@ -27,6 +30,8 @@ const COMMAND_PARALLEL: u32 = 8;
 pub struct LaunchInput<'a> {
     /// What to serve.
     pub profile: &'a Profile,
+    /// On which rung of its ladder.
+    pub rung: &'a Rung,
     /// By which engine.
     pub kind: EngineKind,
     /// The engine's program.
@@ -89,12 +94,9 @@ pub enum LaunchFault {
 /// # Errors
 /// [`LaunchFault`], each variant as it says.
 pub fn launch(input: &LaunchInput<'_>) -> Result<Launch, LaunchFault> {
-    let profile = input.profile;
-    let parallel = profile.parallel.unwrap_or(match input.kind {
-        EngineKind::LlamaServer => LLAMA_PARALLEL,
-        EngineKind::Candle => CANDLE_PARALLEL,
-        EngineKind::Command => COMMAND_PARALLEL,
-    });
+    let profile = &input.rung.apply(input.profile);
+    let input = &LaunchInput { profile, ..*input };
+    let parallel = parallel(profile, input.kind);
     let mut args = match input.kind {
         EngineKind::LlamaServer => llama_server(input, parallel)?,
         EngineKind::Candle => candle(input, parallel)?,
@@ -103,6 +105,15 @@ pub fn launch(input: &LaunchInput<'_>) -> Result<Launch, LaunchFault> {
     args.extend(profile.args.iter().map(OsString::from));
     let env = environment::for_engine(input.environment, &profile.env);
     Ok(Launch { program: input.program.to_owned(), args, env, parallel })
+}
+
+/// Returns how many requests the engine works on at once.
+pub(super) fn parallel(profile: &Profile, kind: EngineKind) -> u32 {
+    profile.parallel.unwrap_or(match kind {
+        EngineKind::LlamaServer => LLAMA_PARALLEL,
+        EngineKind::Candle => CANDLE_PARALLEL,
+        EngineKind::Command => COMMAND_PARALLEL,
+    })
 }
 
 /// Source: `--help` and `server.cpp` of llama.cpp b11434.
@@ -136,6 +147,9 @@ fn llama_server(input: &LaunchInput<'_>, parallel: u32) -> Result<Vec<OsString>,
     }
     if let Some(layers) = profile.gpu_layers {
         args.option("--n-gpu-layers", layers.to_string())?;
+    }
+    if let Some(cache) = input.rung.cache_type {
+        args.cache(cache, profile)?;
     }
     if let Some(mmproj) = input.mmproj {
         args.option("--mmproj", mmproj)?;
@@ -247,6 +261,19 @@ impl Arguments<'_> {
         self.switch(flag)?;
         self.list.push(value.as_ref().to_owned());
         Ok(())
+    }
+
+    /// Both halves of the KV cache. Quantised values need flash attention.
+    /// Source: `llama_init_from_model` of llama.cpp b11434.
+    fn cache(&mut self, cache: CacheType, profile: &Profile) -> Result<(), LaunchFault> {
+        if cache != CacheType::F16
+            && !is_given(profile, "--flash-attn")
+            && !is_given(profile, "-fa")
+        {
+            self.option("--flash-attn", "on")?;
+        }
+        self.option("--cache-type-k", cache.as_str())?;
+        self.option("--cache-type-v", cache.as_str())
     }
 
     fn switch(&mut self, flag: &'static str) -> Result<(), LaunchFault> {

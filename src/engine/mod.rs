@@ -5,6 +5,7 @@
 
 mod environment;
 mod flags;
+mod ladder;
 mod launch;
 pub mod log;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     environment::inherited,
     flags::Flags,
+    ladder::{LadderInput, ladder},
     launch::{Launch, LaunchFault, LaunchInput, launch},
 };
 use crate::spec::{death::LogCause, profile::EngineChoice};

@@ -15,9 +15,12 @@ use super::{
     port,
 };
 use crate::{
-    engine::{Endpoint, EngineKind, Flags, Launch, LaunchFault, LaunchInput, launch},
+    engine::{
+        Endpoint, EngineKind, Flags, LadderInput, Launch, LaunchFault, LaunchInput, ladder, launch,
+    },
     spec::{
         death::Verdict,
+        ladder::Rung,
         profile::{EngineChoice, ModelSource, Profile},
     },
 };
@@ -89,18 +92,33 @@ impl Checked {
         }
     }
 
+    /// Makes the slot's ladder.
+    pub fn ladder(&self, profile: &Profile, has_gpu: bool) -> Vec<Rung> {
+        let header = self.header.as_ref();
+        let small = |number: Option<u64>| number.and_then(|number| u32::try_from(number).ok());
+        ladder(&LadderInput {
+            profile,
+            kind: self.kind,
+            flags: &self.flags,
+            trained_context: small(header.and_then(|header| header.context_length)),
+            layers: small(header.and_then(|header| header.layers)),
+            has_gpu,
+        })
+    }
+
     /// Makes the command line.
     ///
     /// # Errors
     /// [`LaunchFault`]; [`Refused::of_launch`] says it as a check does.
     pub fn launch(
         &self,
-        profile: &Profile,
+        (profile, rung): (&Profile, &Rung),
         endpoint: &Endpoint,
         environment: &[(OsString, OsString)],
     ) -> Result<Launch, LaunchFault> {
         launch(&LaunchInput {
             profile,
+            rung,
             kind: self.kind,
             program: &self.program,
             model: self.model.as_deref(),

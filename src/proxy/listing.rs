@@ -60,6 +60,7 @@ fn entry(name: &str, route: &Route) -> Value {
         "slot": route.slot,
         "state": route.state,
         "engine": route.engine.as_deref().unwrap_or(profile.engine.as_str()),
+        "rung": route.rung,
         "model": profile.model.as_ref().map(ModelSource::typed),
         "aliases": profile.aliases,
         "capabilities": capabilities,

@@ -8,6 +8,7 @@ use super::gate::Gate;
 use crate::{
     spec::{
         SlotName,
+        ladder::RungView,
         profile::{Capability, Profile},
     },
     supervisor::{Snapshot, StateView},
@@ -30,6 +31,7 @@ pub(super) struct Route {
     pub(super) state: &'static str,
     pub(super) engine: Option<String>,
     pub(super) percent: Option<u8>,
+    pub(super) rung: Option<RungView>,
     /// The open gate of a ready engine.
     pub(super) gate: Option<Arc<Gate>>,
 }
@@ -61,6 +63,7 @@ impl RouteTable {
                 state: view.state.as_str(),
                 engine: view.engine.as_ref().map(|engine| engine.name.clone()),
                 percent,
+                rung: view.rung.clone(),
                 gate,
             };
             table.slots.insert(name.clone(), route);

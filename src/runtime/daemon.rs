@@ -268,7 +268,10 @@ impl Daemon {
 /// nobody waits through a load only to be turned away.
 fn policy(settings: &Settings) -> Policy {
     let waiting_limit = usize::try_from(settings.queue_limit).unwrap_or(usize::MAX).max(1);
-    Policy { waiting_limit, ..Policy::default() }
+    let usual = Policy::default();
+    let climb_after = settings.climb_after;
+    let climb_idle = usual.climb_idle.min(climb_after);
+    Policy { waiting_limit, climb_after, climb_idle, ..usual }
 }
 
 /// Decides what becomes of clients while the daemon goes; returns the sockets if they stay open.

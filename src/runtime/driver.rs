@@ -66,7 +66,8 @@ impl Driver {
                 | Command::Drain { .. }
                 | Command::CutRequests { .. }
                 | Command::Leave { .. }
-                | Command::MeasureActivity { .. } => self.effects.perform(command),
+                | Command::MeasureActivity { .. }
+                | Command::MeasureRoom { .. } => self.effects.perform(command),
             }
         }
         ControlFlow::Continue(())

@@ -12,7 +12,7 @@ use std::{
 use futures_util::FutureExt;
 use tokio::{
     sync::{Notify, mpsc},
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
 };
 use tracing::error;
 
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     process::StopHandle,
     proxy::{Blame, Gate},
+    sensor,
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
@@ -159,6 +160,7 @@ impl Effects {
                 | ChildEvent::BecameUnready
                 | ChildEvent::Drained
                 | ChildEvent::ActivityMeasured { .. }
+                | ChildEvent::RoomMeasured { .. }
                 | ChildEvent::MemoryMeasured { .. }
                 | ChildEvent::VitalsRead { .. } => {}
             }
@@ -169,7 +171,9 @@ impl Effects {
     /// Performs one command about a child. Grants and refusals are the driver's.
     pub(super) fn perform(&mut self, command: Command) {
         match command {
-            Command::Spawn { slot, generation, profile } => self.spawn(slot, generation, profile),
+            Command::Spawn { slot, generation, profile, rung } => {
+                self.spawn(slot, generation, (profile, rung));
+            }
             Command::Signal { slot, generation, signal } => {
                 if let Some(handles) = self.live(&slot, generation) {
                     // Nobody closed it before: the engine is past saving, with requests in flight.
@@ -202,6 +206,7 @@ impl Effects {
                     self.answers.push_back(child_event(slot, generation, event));
                 }
             }
+            Command::MeasureRoom { slot, generation } => self.measure_room(slot, generation),
             Command::Grant { .. } | Command::Refuse { .. } | Command::Finish => {}
         }
     }
@@ -226,9 +231,9 @@ impl Effects {
         self.answers.push_back(Event::EngineAdopted { slot, generation, pid, engine, profile });
     }
 
-    fn spawn(&mut self, slot: SlotName, generation: Generation, profile: Arc<Profile>) {
+    fn spawn(&mut self, slot: SlotName, generation: Generation, wanted: (Arc<Profile>, usize)) {
         let reporter = self.reporter_for(slot.clone(), generation);
-        let task = engine_task::run(Arc::clone(&self.tools), profile, reporter);
+        let task = engine_task::run(Arc::clone(&self.tools), wanted, reporter);
         self.tasks.spawn(async move {
             let ended = AssertUnwindSafe(task).catch_unwind().await;
             ended.is_err().then_some((slot, generation))
@@ -243,6 +248,18 @@ impl Effects {
         self.tasks.spawn(async move {
             gate.drained().await;
             reporter.tell(ChildEvent::Drained).await;
+            None
+        });
+    }
+
+    fn measure_room(&mut self, slot: SlotName, generation: Generation) {
+        let Some(handles) = self.live(&slot, generation) else { return };
+        let gate = Arc::clone(&handles.gate);
+        let reporter = self.reporter_for(slot, generation);
+        self.tasks.spawn(async move {
+            let free = spawn_blocking(sensor::free_memory).await.ok().flatten();
+            let (in_flight, idle_for) = (gate.in_flight(), gate.idle_for());
+            reporter.tell(ChildEvent::RoomMeasured { in_flight, idle_for, free }).await;
             None
         });
     }

@@ -33,10 +33,12 @@ use crate::{
     models::{Checked, Checks, Refused},
     process::{self, Child, SpawnFault, SpawnSpec, Spawner},
     proxy::{Gate, Suspects},
+    sensor,
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
         identity::NONCE_VARIABLE,
+        ladder::Rung,
         profile::{OnExit, Profile},
     },
     store::StateDir,
@@ -113,13 +115,19 @@ struct Launched {
     kind: EngineKind,
     endpoint: Endpoint,
     info: EngineInfo,
+    /// The rungs that it could have been started on.
+    rungs: Arc<[Rung]>,
     /// The name of its model that it insists on.
     model: Option<String>,
 }
 
 /// Runs one child and returns once nothing of it is left.
-pub(super) async fn run(tools: Arc<Tools>, profile: Arc<Profile>, reporter: Reporter) {
-    let running = match start(&tools, &profile, &reporter).await {
+pub(super) async fn run(
+    tools: Arc<Tools>,
+    (profile, rung): (Arc<Profile>, usize),
+    reporter: Reporter,
+) {
+    let running = match start(&tools, (&profile, rung), &reporter).await {
         Ok(running) => running,
         Err(Failure { verdict, reason, engine }) => {
             let at_unix_ms = clock::unix_ms();
@@ -127,8 +135,11 @@ pub(super) async fn run(tools: Arc<Tools>, profile: Arc<Profile>, reporter: Repo
             return;
         }
     };
-    let event =
-        ChildEvent::Spawned { pid: running.child.pid(), engine: running.launched.info.clone() };
+    let event = ChildEvent::Spawned {
+        pid: running.child.pid(),
+        engine: running.launched.info.clone(),
+        rungs: Arc::clone(&running.launched.rungs),
+    };
     let handles = handles(&tools, &running, &reporter);
     let gate = Arc::clone(&handles.gate);
     reporter.send(event, Some(handles)).await;
@@ -148,6 +159,8 @@ pub(super) fn adopted(
         kind: record.kind,
         endpoint: record.endpoint,
         info: record.engine,
+        // Those of the next start are told then.
+        rungs: Arc::default(),
         model: record.model,
     };
     let log = process::log_path(&logs, &reporter.slot, reporter.generation);
@@ -171,7 +184,7 @@ async fn attend(
     begins: Begins,
 ) {
     let keeping = running.nonce.clone().map(|nonce| {
-        let Launched { kind, endpoint, info, model } = &running.launched;
+        let Launched { kind, endpoint, info, model, .. } = &running.launched;
         Keeping {
             state: Arc::clone(&tools.state),
             handle: running.child.keep_handle(),
@@ -243,7 +256,7 @@ fn handles(tools: &Tools, running: &Running, reporter: &Reporter) -> Handles {
 /// Checks, then starts.
 async fn start(
     tools: &Arc<Tools>,
-    profile: &Arc<Profile>,
+    (profile, rung): (&Arc<Profile>, usize),
     reporter: &Reporter,
 ) -> Result<Running, Failure> {
     let endpoint = endpoint(tools, profile, reporter).map_err(|source| {
@@ -253,8 +266,11 @@ async fn start(
         )
     })?;
     let checked = check(tools, profile, &endpoint).await?;
+    let rungs: Arc<[Rung]> = checked.ladder(profile, sensor::has_gpu()).into();
+    // The core clamps alike once it knows the rungs.
+    let rung = rungs.get(rung).or(rungs.last()).cloned().unwrap_or_default();
     let launch = checked
-        .launch(profile, &endpoint, &tools.environment)
+        .launch((profile, &rung), &endpoint, &tools.environment)
         .map_err(|fault| Failure::of_check(Refused::of_launch(&fault, &checked)))?;
     let info = EngineInfo {
         name: checked.kind.as_str().to_owned(),
@@ -271,7 +287,7 @@ async fn start(
         Ok(child) => {
             let last_seconds = before.of(child.pid(), child.counters());
             let model = checked.insisted_name(profile);
-            let launched = Launched { kind: checked.kind, endpoint, info, model };
+            let launched = Launched { kind: checked.kind, endpoint, info, rungs, model };
             Ok(Running { child, launched, log, last_seconds, nonce, leave: Arc::default() })
         }
         Err(fault) => Err(Failure::of_spawn(&fault, info)),

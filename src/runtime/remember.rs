@@ -77,11 +77,10 @@ pub(super) async fn keep_last(
     memory: BTreeMap<SlotName, Memory>,
 ) {
     let mut last = before.clone();
-    last.slots.extend(
-        memory.iter().map(|(name, slot)| {
-            (name.clone(), memory_of(slot.generation, &slot.loads, &slot.deaths))
-        }),
-    );
+    last.slots.extend(memory.iter().map(|(name, slot)| {
+        let memory = memory_of((slot.generation, slot.rung), &slot.loads, &slot.deaths);
+        (name.clone(), memory)
+    }));
     if last == before {
         return;
     }
@@ -103,18 +102,24 @@ async fn save(state: &Arc<StateDir>, latest: Remembered) -> Result<(), String> {
 fn merge(before: &Remembered, snapshot: &Snapshot) -> Remembered {
     let mut latest = before.clone();
     for (name, slot) in &snapshot.slots {
-        let memory = memory_of(slot.generation, &slot.loads, &slot.deaths);
+        let at = (slot.generation, slot.rung_index);
+        let memory = memory_of(at, &slot.loads, &slot.deaths);
         latest.slots.insert(name.clone(), memory);
     }
     latest
 }
 
-fn memory_of(generation: Generation, loads: &[Duration], deaths: &[Arc<Death>]) -> SlotMemory {
+fn memory_of(
+    (generation, rung): (Generation, usize),
+    loads: &[Duration],
+    deaths: &[Arc<Death>],
+) -> SlotMemory {
     let milliseconds = |load: &Duration| u64::try_from(load.as_millis()).unwrap_or(u64::MAX);
     SlotMemory {
         generation,
         loads_ms: loads.iter().map(milliseconds).collect(),
         deaths: shortened(deaths),
+        rung,
     }
 }
 
@@ -155,6 +160,7 @@ pub(super) fn recall(remembered: &Remembered) -> BTreeMap<SlotName, Memory> {
                 generation: slot.generation,
                 loads: slot.loads_ms.iter().map(|ms| Duration::from_millis(*ms)).collect(),
                 deaths: slot.deaths.clone(),
+                rung: slot.rung,
             };
             (name.clone(), memory)
         })

@@ -3,9 +3,13 @@
 //! Owns what the readings need between two looks. It decides nothing.
 
 mod activity;
+mod gpu;
 mod host;
 mod processes;
+mod room;
 
 pub use activity::{Activity, activity};
+pub use gpu::has_gpu;
 pub use host::{HostMemory, host_memory, machine_oom_kills};
 pub use processes::Processes;
+pub use room::free_memory;

@@ -79,6 +79,11 @@ impl Verdict {
         }
     }
 
+    /// Tells whether memory was short, the host's or a device's.
+    pub fn is_oom(self) -> bool {
+        matches!(self, Self::OomHost | Self::OomDevice)
+    }
+
     /// Tells whether slotd itself ended it, because it was past saving.
     pub fn is_ours(self) -> bool {
         matches!(self, Self::StartTimeout | Self::Hung | Self::Poisoned)

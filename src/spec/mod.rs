@@ -5,6 +5,7 @@
 
 pub mod death;
 pub mod identity;
+pub mod ladder;
 mod name;
 pub mod profile;
 mod quantity;

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::SlotName;
+use super::{SlotName, ladder::LadderChoice};
 
 /// Describes one slot: which engine serves which model, with what limits.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -35,6 +35,9 @@ pub struct Profile {
     pub threads: Option<u32>,
     /// Layers to hold on the GPU; the engine's own default without it.
     pub gpu_layers: Option<u32>,
+    /// What it may come down to where memory is short.
+    #[serde(default)]
+    pub ladder: LadderChoice,
     /// Loaded when the daemon starts, and kept loaded.
     pub autostart: bool,
     /// Retried for ever after deaths.
@@ -166,6 +169,7 @@ impl Profile {
             && self.parallel == other.parallel
             && self.threads == other.threads
             && self.gpu_layers == other.gpu_layers
+            && self.ladder == other.ladder
             && self.on_exit == other.on_exit
     }
 }

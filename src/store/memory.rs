@@ -41,6 +41,9 @@ pub struct SlotMemory {
     pub loads_ms: Vec<u64>,
     /// The last deaths, oldest first.
     pub deaths: Vec<Arc<Death>>,
+    /// The rung of its ladder, from 0.
+    #[serde(default)]
+    pub rung: usize,
 }
 
 impl Default for Remembered {
@@ -160,6 +163,14 @@ mod tests {
         assert_eq!(loaded.remembered, second);
         assert!(loaded.set_aside.is_none());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file was left");
+    }
+
+    #[test]
+    fn a_file_from_before_there_were_rungs_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let older = r#"{"version":1,"slots":{"chat":{"generation":7,"loads_ms":[5],"deaths":[]}}}"#;
+        fs::write(dir.path().join(FILE), older).unwrap();
+        assert_eq!(load(dir.path(), NOW).unwrap().remembered, remembered(vec![5]));
     }
 
     #[test]

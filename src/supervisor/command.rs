@@ -18,6 +18,8 @@ pub enum Command {
         generation: Generation,
         /// What to start.
         profile: Arc<Profile>,
+        /// On which rung of its ladder, from 0; the last one where there are fewer.
+        rung: usize,
     },
     /// Send a signal to the child's whole group.
     Signal {
@@ -52,6 +54,13 @@ pub enum Command {
     },
     /// Read the gate's counters. Answered by `ActivityMeasured`.
     MeasureActivity {
+        /// The slot.
+        slot: SlotName,
+        /// The child's generation.
+        generation: Generation,
+    },
+    /// Read the gate's counters, and how much memory is free. Answered by `RoomMeasured`.
+    MeasureRoom {
         /// The slot.
         slot: SlotName,
         /// The child's generation.

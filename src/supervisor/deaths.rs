@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
+    ladder::Step,
     restart::{self, Next},
     slot::{After, Context, Slot},
     verdict::{self, OurPart},
@@ -73,7 +74,14 @@ impl Slot {
     pub(super) fn after_death(&mut self, context: &mut Context<'_>) -> After {
         let Some(death) = self.deaths.last().cloned() else { return After::Rest };
         let random = context.random.draw();
-        match restart::next(context.policy, &self.profile, &mut self.tally, &death, random) {
+        let step = if restart::was_a_wish(&self.profile, &death) {
+            Step::Stays
+        } else {
+            self.ladder.suffer(&death, context.policy, context.now)
+        };
+        self.tell_step(step);
+        let circumstances = (&*death, step, random);
+        match restart::next(context.policy, &self.profile, &mut self.tally, circumstances) {
             Next::Rest if self.waiting.is_empty() => After::Rest,
             // Rest with somebody waiting: that is a demand.
             Next::AtOnce | Next::Rest => After::Restart,
@@ -90,6 +98,14 @@ impl Slot {
                 self.refuse_all(&refusal, context);
                 After::Fail
             }
+        }
+    }
+
+    /// Adds to the last death where it has led to on the ladder.
+    fn tell_step(&mut self, step: Step) {
+        if let (Some(told), Some(death)) = (self.ladder.told(step), self.deaths.last_mut()) {
+            let death = Arc::make_mut(death);
+            death.reason = format!("{}; {told}", death.reason);
         }
     }
 

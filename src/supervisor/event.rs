@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::health::Vitals;
 use crate::spec::{
-    Bytes, Generation, SlotName, WaiterId, death::Evidence, death::Verdict, profile::Profile,
+    Bytes, Generation, SlotName, WaiterId, death::Evidence, death::Verdict, ladder::Rung,
+    profile::Profile,
 };
 
 /// One thing that happened. Those about a child carry its generation.
@@ -82,6 +83,8 @@ pub enum ChildEvent {
         pid: u32,
         /// What was started, for people.
         engine: EngineInfo,
+        /// The rungs that it could be started on, best first; never empty.
+        rungs: Arc<[Rung]>,
     },
     /// There is no process: a check before the spawn, or the spawn itself, failed.
     SpawnFailed {
@@ -111,6 +114,15 @@ pub enum ChildEvent {
         in_flight: u32,
         /// How long since the last one ended, or since it became ready.
         idle_for: Duration,
+    },
+    /// Answer to [`super::Command::MeasureRoom`].
+    RoomMeasured {
+        /// Requests being served.
+        in_flight: u32,
+        /// How long since the last one ended, or since it became ready.
+        idle_for: Duration,
+        /// Host memory that engines could still be given; `None` where that is not known.
+        free: Option<Bytes>,
     },
     /// Memory in use by the child's processes.
     MemoryMeasured {

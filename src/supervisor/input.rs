@@ -6,6 +6,7 @@ use super::{event::ChildEvent, event::EngineInfo, event::SlotEvent, health::Vita
 use crate::spec::{
     Bytes, Generation, WaiterId,
     death::{Evidence, Verdict},
+    ladder::Rung,
     profile::Profile,
 };
 
@@ -31,7 +32,7 @@ pub(super) enum Input {
     /// One of its deadlines passed.
     TimerFired,
     /// The child runs.
-    Spawned { pid: u32, engine: EngineInfo },
+    Spawned { pid: u32, engine: EngineInfo, rungs: Arc<[Rung]> },
     /// There is no child.
     SpawnFailed { verdict: Verdict, reason: String, at_unix_ms: u64, engine: Option<EngineInfo> },
     /// The load has come this far.
@@ -44,6 +45,8 @@ pub(super) enum Input {
     Drained,
     /// How busy the gate is.
     ActivityMeasured { in_flight: u32, idle_for: Duration },
+    /// How busy the gate is, and how much memory is free.
+    RoomMeasured { in_flight: u32, idle_for: Duration, free: Option<Bytes> },
     /// Resident bytes of the child.
     MemoryMeasured { rss: Bytes },
     /// Vital signs of the child.
@@ -74,6 +77,7 @@ impl Input {
             Self::BecameUnready => "became-unready",
             Self::Drained => "drained",
             Self::ActivityMeasured { .. } => "activity-measured",
+            Self::RoomMeasured { .. } => "room-measured",
             Self::MemoryMeasured { .. } => "memory-measured",
             Self::VitalsRead { .. } => "vitals-read",
             Self::Exited { .. } => "exited",
@@ -95,7 +99,7 @@ impl Input {
 
     fn of_child(event: ChildEvent) -> Self {
         match event {
-            ChildEvent::Spawned { pid, engine } => Self::Spawned { pid, engine },
+            ChildEvent::Spawned { pid, engine, rungs } => Self::Spawned { pid, engine, rungs },
             ChildEvent::SpawnFailed { verdict, reason, at_unix_ms, engine } => {
                 Self::SpawnFailed { verdict, reason, at_unix_ms, engine }
             }
@@ -105,6 +109,9 @@ impl Input {
             ChildEvent::Drained => Self::Drained,
             ChildEvent::ActivityMeasured { in_flight, idle_for } => {
                 Self::ActivityMeasured { in_flight, idle_for }
+            }
+            ChildEvent::RoomMeasured { in_flight, idle_for, free } => {
+                Self::RoomMeasured { in_flight, idle_for, free }
             }
             ChildEvent::MemoryMeasured { rss } => Self::MemoryMeasured { rss },
             ChildEvent::VitalsRead { vitals } => Self::VitalsRead { vitals },

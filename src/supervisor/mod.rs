@@ -10,6 +10,7 @@ mod deaths;
 mod event;
 mod health;
 mod input;
+mod ladder;
 mod policy;
 mod random;
 mod requests;
@@ -44,6 +45,8 @@ pub struct Memory {
     pub loads: Vec<Duration>,
     /// Deaths, oldest first.
     pub deaths: Vec<Arc<Death>>,
+    /// The rung of the next start, from 0.
+    pub rung: usize,
 }
 
 /// Where an event would land: the state and the input, as a cell of the table of all of them.
@@ -181,7 +184,8 @@ impl Supervisor {
     fn forget(&mut self, name: &SlotName) {
         if let Some(slot) = self.slots.remove(name) {
             // The profile may come back; its generations must not begin again.
-            self.memory.insert(name.clone(), slot.memory());
+            // Its rung was that of a profile that is gone.
+            self.memory.insert(name.clone(), Memory { rung: 0, ..slot.memory() });
         }
     }
 
@@ -224,7 +228,7 @@ impl Supervisor {
     fn add(&mut self, name: &SlotName, profile: Arc<Profile>, commands: &mut Vec<Command>) {
         let autostart = profile.autostart;
         let memory = self.memory.remove(name).unwrap_or_default();
-        let slot = Slot::new(name.clone(), profile, memory, self.now);
+        let slot = Slot::new(name.clone(), profile, memory, (self.now, &self.policy));
         self.slots.insert(name.clone(), slot);
         if autostart {
             self.tell(name, Input::Load, commands);
@@ -244,7 +248,7 @@ impl Supervisor {
         }
         // The state file may be older than the engine.
         let memory = Memory { generation, ..self.memory.remove(&name).unwrap_or_default() };
-        let mut slot = Slot::new(name.clone(), profile, memory, self.now);
+        let mut slot = Slot::new(name.clone(), profile, memory, (self.now, &self.policy));
         slot.adopt(pid, engine, &self.policy);
         self.slots.insert(name, slot);
     }

@@ -17,6 +17,14 @@ pub struct Policy {
     /// The longest backoff that a request is held over after a working engine died; beyond it the
     /// request is turned away with the time of the next attempt.
     pub bridge: Duration,
+    /// How many deaths of one cause in a row take a slot one rung down its ladder.
+    pub same_cause_deaths: u32,
+    /// How long without a death before a slot tries the rung above; doubled by each setback.
+    pub climb_after: Duration,
+    /// The longest that `climb_after` doubles to.
+    pub climb_cap: Duration,
+    /// How long an engine must have been idle to be stopped for a climb.
+    pub climb_idle: Duration,
     /// How many different requests in a row an engine must fail to be taken for poisoned.
     pub poisoned_after: u32,
 }
@@ -29,6 +37,10 @@ impl Default for Policy {
             healthy_after: Duration::from_mins(1),
             waiting_limit: 512,
             bridge: Duration::from_secs(30),
+            same_cause_deaths: 5,
+            climb_after: Duration::from_mins(10),
+            climb_cap: Duration::from_hours(24),
+            climb_idle: Duration::from_secs(30),
             poisoned_after: 5,
         }
     }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::policy::Policy;
+use super::{ladder::Step, policy::Policy};
 use crate::spec::{
     death::{Death, ExitStatus, Phase, Verdict},
     profile::Profile,
@@ -34,36 +34,51 @@ pub(super) enum Next {
 
 /// Decides what follows `death`, which `tally` does not count yet, and counts it.
 ///
-/// 0. An engine that had worked, was told to end from outside and is not wanted for good, rests:
+/// 1. An engine that had worked, was told to end from outside and is not wanted for good, rests:
 ///    somebody's wish is no death to count.
-/// 1. A cause that only a person can mend gives up; an essential slot retries at the cap.
-/// 2. After `max_restarts` in a row it gives up; an essential slot goes on at the cap.
-/// 3. The first death of an engine that had worked: if it ended by itself without a fault and nobody
+/// 2. A rung that was on trial is left again at once, and uncounted: the trial was our own idea.
+/// 3. A cause that only a person can mend, and the end of the ladder, give up; an essential slot
+///    retries at the cap.
+/// 4. After `max_restarts` in a row it gives up; an essential slot goes on at the cap.
+/// 5. A lower rung that answers a lack of memory is tried at once: it is not what has just failed.
+/// 6. The first death of an engine that had worked: if it ended by itself without a fault and nobody
 ///    wants it loaded for good, it rests; else it starts again at once.
-/// 4. Everything else waits: the base delay, doubled each time up to the cap, jittered.
+/// 7. Everything else waits: the base delay, doubled each time up to the cap, jittered.
 pub(super) fn next(
     policy: &Policy,
     profile: &Profile,
     tally: &mut Tally,
-    death: &Death,
-    random: u64,
+    (death, step, random): (&Death, Step, u64),
 ) -> Next {
-    let resident = profile.autostart || profile.essential;
-    if death.phase == Phase::Serving && !resident && was_told_to_end(death) {
-        return Next::Rest; // (0)
+    if was_a_wish(profile, death) {
+        return Next::Rest; // (1)
     }
+    if step == Step::BackDown {
+        return Next::AtOnce; // (2)
+    }
+    let resident = profile.autostart || profile.essential;
     let earlier = *tally;
     tally.deaths = tally.deaths.saturating_add(1);
-    let hopeless = death.verdict.needs_person() || earlier.deaths >= profile.max_restarts; // (1) (2)
+    let needs_person = death.verdict.needs_person() || step == Step::Exhausted; // (3)
+    let hopeless = needs_person || earlier.deaths >= profile.max_restarts; // (4)
     if hopeless && !profile.essential {
         return Next::GiveUp;
     }
+    if !hopeless && step == Step::Down && death.verdict.is_oom() {
+        return Next::AtOnce; // (5)
+    }
     if !hopeless && earlier.deaths == 0 && death.phase == Phase::Serving {
-        return if ended_well(death) && !resident { Next::Rest } else { Next::AtOnce }; // (3)
+        return if ended_well(death) && !resident { Next::Rest } else { Next::AtOnce }; // (6)
     }
     let exponent = if hopeless { u32::MAX } else { earlier.delays };
     tally.delays = tally.delays.saturating_add(1);
-    Next::After(delay(policy, exponent, random)) // (4)
+    Next::After(delay(policy, exponent, random)) // (7)
+}
+
+/// Tells whether somebody told an engine to end that nobody wants loaded for good.
+pub(super) fn was_a_wish(profile: &Profile, death: &Death) -> bool {
+    let resident = profile.autostart || profile.essential;
+    death.phase == Phase::Serving && !resident && was_told_to_end(death)
 }
 
 /// Tells whether somebody other than slotd asked the engine to end, and it obeyed.
@@ -103,6 +118,7 @@ mod tests {
     use crate::spec::{
         Generation,
         death::{Confidence, Evidence},
+        ladder::LadderChoice,
         profile::{EngineChoice, OnExit},
     };
 
@@ -120,6 +136,7 @@ mod tests {
             parallel: None,
             threads: None,
             gpu_layers: None,
+            ladder: LadderChoice::default(),
             autostart: false,
             essential: false,
             max_restarts: 3,
@@ -151,7 +168,7 @@ mod tests {
 
     fn after(profile: &Profile, deaths: u32, death: &Death) -> Next {
         let mut tally = Tally { deaths, delays: deaths };
-        next(&Policy::default(), profile, &mut tally, death, 100)
+        next(&Policy::default(), profile, &mut tally, (death, Step::Stays, 100))
     }
 
     #[test]
@@ -169,8 +186,10 @@ mod tests {
     fn delays_double_up_to_the_cap() {
         let profile = Profile { max_restarts: 100, ..profile() };
         let mut tally = Tally::default();
-        let mut draw =
-            || next(&Policy::default(), &profile, &mut tally, &crash(Phase::Starting), 100);
+        let mut draw = || {
+            let crash = crash(Phase::Starting);
+            next(&Policy::default(), &profile, &mut tally, (&crash, Step::Stays, 100))
+        };
         for seconds in [5, 10, 20, 40, 80, 160, 300, 300] {
             assert_eq!(draw(), Next::After(Duration::from_secs(seconds)));
         }
@@ -206,6 +225,19 @@ mod tests {
             let gives_up = after(&profile(), 0, &death) == Next::GiveUp;
             assert_eq!(gives_up, verdict.needs_person(), "{verdict}");
         }
+    }
+
+    #[test]
+    fn a_step_on_the_ladder_is_made_at_once_and_its_end_is_the_end() {
+        let oom = death(Verdict::OomHost, Phase::Starting, ExitStatus::Signal(9));
+        let policy = Policy::default();
+        let mut tally = Tally { deaths: 1, delays: 1 };
+        let mut after = |step| next(&policy, &profile(), &mut tally, (&oom, step, 100));
+        assert_eq!(after(Step::BackDown), Next::AtOnce);
+        assert_eq!(after(Step::Down), Next::AtOnce);
+        assert_eq!(after(Step::Exhausted), Next::GiveUp);
+        assert_eq!(tally, Tally { deaths: 3, delays: 1 }, "a failed trial is not counted");
+        assert_eq!(next(&policy, &profile(), &mut tally, (&oom, Step::Down, 100)), Next::GiveUp);
     }
 
     #[test]

@@ -15,7 +15,8 @@
 //! ```
 //!
 //! This file owns the data and the moves that several states share, `requests` those about waiting
-//! requests, `deaths` those about history; `states` owns what each state does with each event. A state that waits for something carries what follows it ([`After`]), so
+//! requests, `deaths` those about history, `ladder` about its
+//! rung; `states` owns what each state does with each event. A state that waits for something carries what follows it ([`After`]), so
 //! that "wanted" is never a flag beside the state.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -25,6 +26,7 @@ use super::{
     command::{Command, Refusal, StopSignal},
     event::EngineInfo,
     health::Pulse,
+    ladder::Ladder,
     policy::Policy,
     random::Random,
     restart::Tally,
@@ -55,6 +57,7 @@ pub(super) struct Slot {
     pub(super) generation: Generation,
     pub(super) engine: Option<EngineInfo>,
     pub(super) tally: Tally,
+    pub(super) ladder: Ladder,
     pub(super) restarts: u32,
     pub(super) waiting: BTreeSet<WaiterId>,
     pub(super) rss: Option<Bytes>,
@@ -102,6 +105,8 @@ pub(super) struct Serving {
     pub(super) proven_at: Option<Monotime>,
     /// When to ask how long it has been idle; `None` without an idle timeout.
     pub(super) idle_check_at: Option<Monotime>,
+    /// When to look for room to climb; `None` on the first rung.
+    pub(super) room_check_at: Option<Monotime>,
     /// What its vital signs have come to; `None` until they were read.
     pub(super) pulse: Option<Box<Pulse>>,
 }
@@ -127,6 +132,8 @@ pub(super) enum After {
     Rest,
     /// Start the engine that the profile now describes: somebody asked.
     Start,
+    /// Start one rung higher.
+    Climb,
     /// Start again after a death.
     Restart,
     /// Wait for the next attempt.
@@ -145,7 +152,7 @@ impl Slot {
         name: SlotName,
         profile: Arc<Profile>,
         memory: Memory,
-        now: Monotime,
+        (now, policy): (Monotime, &Policy),
     ) -> Self {
         Self {
             name,
@@ -155,6 +162,7 @@ impl Slot {
             generation: memory.generation,
             engine: None,
             tally: Tally::default(),
+            ladder: Ladder::new(memory.rung, now, policy),
             restarts: 0,
             waiting: BTreeSet::new(),
             rss: None,
@@ -165,7 +173,8 @@ impl Slot {
 
     /// Returns what is worth remembering when the slot goes.
     pub(super) fn memory(self) -> Memory {
-        Memory { generation: self.generation, loads: self.loads, deaths: self.deaths }
+        let rung = self.ladder.at();
+        Memory { generation: self.generation, loads: self.loads, deaths: self.deaths, rung }
     }
 
     /// Tells whether nothing is left of the slot and its profile.
@@ -199,6 +208,7 @@ impl Slot {
     /// Forgets deaths: a person asked, an edit changed something, or a run proved healthy.
     pub(super) fn forgive(&mut self) {
         self.tally = Tally::default();
+        self.ladder.forgive();
     }
 
     /// Orders a new child.
@@ -210,6 +220,7 @@ impl Slot {
             slot: self.name.clone(),
             generation: self.generation,
             profile: Arc::clone(&self.profile),
+            rung: self.ladder.start(),
         });
         State::Spawning { began: context.now }
     }
@@ -229,6 +240,10 @@ impl Slot {
                 State::Offline
             }
             After::Start => self.start(context),
+            After::Climb => {
+                self.ladder.climb();
+                self.start(context)
+            }
             After::Restart => self.restart(context),
             After::Backoff { retry_at } if retry_at <= context.now => self.restart(context),
             After::Backoff { retry_at } => State::Backoff { retry_at },
@@ -300,7 +315,8 @@ impl Slot {
         match &self.state {
             State::Starting { stepped_at, .. } => Some(self.give_up_at(*stepped_at)),
             State::Ready(serving) | State::Unready(serving) => {
-                [serving.proven_at, serving.idle_check_at].into_iter().flatten().min()
+                let Serving { proven_at, idle_check_at, room_check_at, .. } = *serving;
+                [proven_at, idle_check_at, room_check_at].into_iter().flatten().min()
             }
             State::Draining { cut_at, .. } => Some(*cut_at),
             State::Stopping {
@@ -331,6 +347,8 @@ impl Slot {
             since: self.since,
             generation: self.generation,
             engine: self.engine.clone(),
+            rung: self.ladder.view(self.has_child()),
+            rung_index: self.ladder.at(),
             tally: self.tally.deaths,
             restarts: self.restarts,
             waiting: self.waiting.len(),
@@ -338,6 +356,21 @@ impl Slot {
             rss: self.rss,
             deaths: self.deaths.clone(),
             loads: self.loads.clone(),
+        }
+    }
+
+    /// Tells whether a child is there or ordered.
+    fn has_child(&self) -> bool {
+        match self.state {
+            State::Offline | State::Backoff { .. } | State::Failed | State::Gone => false,
+            State::Spawning { .. }
+            | State::Cancelling { .. }
+            | State::Starting { .. }
+            | State::Ready(_)
+            | State::Unready(_)
+            | State::Draining { .. }
+            | State::Stopping { .. }
+            | State::Reaping { .. } => true,
         }
     }
 

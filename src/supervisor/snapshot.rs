@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::Serialize;
 
 use super::event::EngineInfo;
-use crate::spec::{Bytes, Generation, Monotime, SlotName, death::Death, profile::Profile};
+use crate::spec::{
+    Bytes, Generation, Monotime, SlotName, death::Death, ladder::RungView, profile::Profile,
+};
 
 /// All slots at one moment. Equal generations mean equal content.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -29,6 +31,11 @@ pub struct SlotView {
     pub generation: Generation,
     /// The present or last engine, once one was chosen.
     pub engine: Option<EngineInfo>,
+    /// The rung of the present engine, or of the next one where there is none; `None` while nothing is
+    /// known of a ladder.
+    pub rung: Option<RungView>,
+    /// The rung of the next start, from 0; to be remembered.
+    pub rung_index: usize,
     /// Deaths in a row without a healthy run in between.
     pub tally: u32,
     /// Restarts after deaths that slotd made by itself, in this life of the daemon.

@@ -51,6 +51,8 @@ impl Played {
                 since: Monotime::default(),
                 generation: Generation::default(),
                 engine: None,
+                rung: None,
+                rung_index: 0,
                 tally: 0,
                 restarts: 0,
                 waiting: 0,

@@ -14,6 +14,7 @@
 mod common;
 mod faults;
 mod hangs;
+mod ladder;
 #[cfg(feature = "worker")]
 mod real;
 mod restarts;

@@ -23,7 +23,7 @@ pub(crate) const STATES: [&str; 11] = [
 ];
 
 /// Everything that a state has an arm for.
-pub(crate) const EVENTS: [&str; 20] = [
+pub(crate) const EVENTS: [&str; 21] = [
     "load",
     "unload",
     "restart",
@@ -40,6 +40,7 @@ pub(crate) const EVENTS: [&str; 20] = [
     "became-unready",
     "drained",
     "activity-measured",
+    "room-measured",
     "memory-measured",
     "vitals-read",
     "exited",

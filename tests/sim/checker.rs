@@ -17,7 +17,7 @@ use slotd::{
 use super::{
     cells::Counts,
     commands::{Moment, check},
-    model::{Child, Model, Unplanned},
+    model::{Child, Fall, Footing, Model, Unplanned},
     rules::{self, TallyStep},
 };
 
@@ -33,6 +33,7 @@ pub(crate) struct Checker {
     pub(crate) cells: Counts,
     pub(crate) verdicts: BTreeSet<Cause>,
     pub(crate) states: BTreeSet<&'static str>,
+    pub(crate) falls: BTreeMap<Fall, u64>,
     journal: Vec<(Monotime, Event)>,
     answers: Vec<Vec<Command>>,
     last: Arc<Snapshot>,
@@ -48,6 +49,7 @@ impl Checker {
             cells: Counts::new(),
             verdicts: BTreeSet::new(),
             states: BTreeSet::new(),
+            falls: BTreeMap::new(),
             journal: Vec::new(),
             answers: Vec::new(),
             last: Arc::default(),
@@ -146,6 +148,16 @@ impl Checker {
             };
             step.hold(name)?;
         }
+        for (name, truth) in &mut self.model.slots {
+            truth.prove(now, &self.model.policy);
+            match after.slots.get(name) {
+                // A slot that is forgotten forgets its rung.
+                None => truth.ladder = Footing::default(),
+                // Whatever wipes the tally wipes this.
+                Some(view) if view.tally == 0 => truth.ladder.streak = None,
+                Some(_) => {}
+            }
+        }
         rules::hold(&self.model, now, after)
     }
 
@@ -172,10 +184,14 @@ impl Checker {
             if *had_served && rules::was_a_wish(record, &truth.profile) {
                 continue;
             }
-            counted.insert(name.clone());
-            let needs_person = rules::needs_person(record.verdict);
             let tally = before.slots.get(name).map_or(0, |view| view.tally);
-            truth.suffer(self.now, &self.model.policy, (*had_served, needs_person), tally);
+            let cause = (*had_served, record.verdict);
+            let fall = truth.suffer(self.now, &self.model.policy, cause, tally);
+            *self.falls.entry(fall).or_default() += 1;
+            // A trial was the core's own idea.
+            if fall != Fall::FailedTrial {
+                counted.insert(name.clone());
+            }
         }
         for view in after.slots.values() {
             self.verdicts.extend(view.deaths.last().map(|death| death.verdict));

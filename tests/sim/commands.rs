@@ -32,11 +32,13 @@ impl Model {
             return Err("a command after `Finish`".to_owned());
         }
         match command {
-            Command::Spawn { slot, generation, profile } => {
+            Command::Spawn { slot, generation, profile, rung } => {
                 let is_current = self.profiles.get(slot).is_some_and(|known| known == profile);
                 check(is_current, || "a spawn with a profile that is not in force".to_owned())?;
                 check(self.shutdown_at.is_none(), || "a spawn while shutting down".to_owned())?;
-                self.truth(slot)?.spawn(moment, *generation)?;
+                let truth = self.truth(slot)?;
+                truth.spawn(moment, *generation)?;
+                truth.stand(*rung)?;
             }
             Command::Signal { slot, generation, signal } => {
                 let truth = self.truth(slot)?;
@@ -68,6 +70,14 @@ impl Model {
                 check(is_serving, || "activity asked of an engine not serving".to_owned())?;
                 let has_timeout = truth.profile.idle_timeout.is_some();
                 check(has_timeout, || "activity asked without an idle timeout".to_owned())?;
+            }
+            Command::MeasureRoom { slot, generation } => {
+                let truth = self.truth(slot)?;
+                truth.is_present(*generation)?;
+                let is_low = truth.ladder.rung > 0;
+                let alive = truth.alive()?;
+                let is_serving = alive.ready_since.is_some() && alive.drain.is_none();
+                check(is_serving && is_low, || "room asked without a climb to make".to_owned())?;
             }
             Command::Grant { waiter } => self.grant(*waiter)?,
             Command::Refuse { waiter, refusal } => self.refuse(*waiter, refusal)?,
@@ -151,6 +161,20 @@ impl Truth {
         Ok(())
     }
 
+    /// A start is on the rung that deaths and wishes have led to, or on trial one above it.
+    fn stand(&mut self, rung: usize) -> Checked {
+        let ladder = &mut self.ladder;
+        let is_climb = ladder.may_climb && rung + 1 == ladder.rung;
+        check(is_climb || rung == ladder.rung, || {
+            format!("a start on rung {rung}, expected {ladder:?}")
+        })?;
+        let in_range = rung < ladder.rungs.max(1);
+        check(in_range, || format!("there is no rung {rung} in {ladder:?}"))?;
+        (ladder.rung, ladder.may_climb) = (rung, false);
+        ladder.is_on_trial |= is_climb;
+        Ok(())
+    }
+
     /// Returns the death in it, if the signal gives a load up, or an engine that hangs.
     fn signal(
         &mut self,
@@ -207,12 +231,14 @@ impl Truth {
         let cut_at = moment.now.after(self.profile.stop_timeout);
         let is_idle = moment.says_idle(self);
         let is_ordered = moment.is_order_to_stop(slot);
+        let is_climb = moment.says_room(self);
+        self.ladder.may_climb = is_climb;
         let keeps = self.profile.on_exit == OnExit::Keep;
         let alive = self.alive()?;
         let is_serving =
             alive.ready_since.is_some() && alive.drain.is_none() && !alive.is_stopping();
         check(is_serving, || "a drain of an engine that does not serve".to_owned())?;
-        check(is_idle || is_ordered, || "a drain that nobody ordered".to_owned())?;
+        check(is_idle || is_ordered || is_climb, || "a drain that nobody ordered".to_owned())?;
         let is_leaving = keeps && matches!(moment.event, Event::ShutdownRequested);
         alive.drain = Some(Drain { cut_at, is_drained: false, is_cut: false, is_leaving });
         Ok(())
@@ -273,6 +299,17 @@ impl Moment<'_> {
     fn was_cancelled(&self, name: &SlotName) -> bool {
         let truth = self.before.get(name);
         truth.is_some_and(|truth| matches!(truth.child, Child::Ordered { is_cancelled: true }))
+    }
+
+    /// Tells whether the event says that there is room for the rung above, and nobody at work.
+    fn says_room(&self, truth: &Truth) -> bool {
+        let Event::Slot { event: SlotEvent::Child { event, .. }, .. } = self.event else {
+            return false;
+        };
+        let (rung, quiet_until) = (truth.ladder.rung, truth.ladder.quiet_until);
+        matches!(event, ChildEvent::RoomMeasured { in_flight: 0, free: Some(_), .. })
+            && rung > 0
+            && quiet_until <= self.now
     }
 
     fn says_idle(&self, truth: &Truth) -> bool {

@@ -16,6 +16,7 @@ use slotd::{
     spec::{
         Generation, SlotName,
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding},
+        ladder::{LadderChoice, Rung},
         profile::{EngineChoice, OnExit, Profile},
     },
     supervisor::{ChildEvent, EngineInfo, Event, SlotEvent, Vitals},
@@ -78,6 +79,7 @@ pub(crate) fn profile(name: &str) -> Profile {
         parallel: None,
         threads: None,
         gpu_layers: None,
+        ladder: LadderChoice::default(),
         autostart: false,
         essential: false,
         max_restarts: 3,
@@ -105,7 +107,9 @@ pub(crate) fn of_child(slot: &SlotName, generation: Generation, event: ChildEven
 pub(crate) fn spawned(pid: u32) -> ChildEvent {
     let engine =
         EngineInfo { name: "command".to_owned(), program: "engine".to_owned(), parallel: 1 };
-    ChildEvent::Spawned { pid, engine }
+    let lower = |context| Rung { context: Some(context), ..Rung::default() };
+    let rungs = [Rung::default(), lower(4096), lower(2048)].into();
+    ChildEvent::Spawned { pid, engine, rungs }
 }
 
 /// An engine that is fine and has nothing to do.

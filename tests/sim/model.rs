@@ -10,9 +10,11 @@ use std::{
 };
 
 use slotd::{
-    spec::{Generation, Monotime, SlotName, WaiterId, profile::Profile},
+    spec::{Generation, Monotime, SlotName, WaiterId, death::Verdict, profile::Profile},
     supervisor::{ChildEvent, Event, Policy, SlotEvent},
 };
+
+use super::rules::needs_person;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
@@ -41,8 +43,83 @@ pub(crate) struct Truth {
     pub(crate) attempt: Option<(Monotime, Monotime)>,
     /// No spawn until a person or an edit says so.
     pub(crate) gave_up: bool,
+    pub(crate) ladder: Footing,
+    /// The present steady run has been seen to prove itself.
+    was_proven: bool,
     /// Unloaded by a person, and nobody has asked since.
     pub(crate) is_put_down: bool,
+}
+
+/// Where the next start has to stand on its ladder.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Footing {
+    pub(crate) rung: usize,
+    /// How many there are; 0 while no engine was chosen.
+    pub(crate) rungs: usize,
+    /// The next start may be one higher.
+    pub(crate) may_climb: bool,
+    /// The rung was climbed to, and no run on it has proven itself.
+    pub(crate) is_on_trial: bool,
+    /// Deaths of one cause in a row.
+    pub(crate) streak: Option<(Verdict, u32)>,
+    /// No climb before this.
+    pub(crate) quiet_until: Monotime,
+}
+
+impl Footing {
+    fn begin_anew(&mut self) {
+        (self.rung, self.may_climb, self.is_on_trial) = (0, false, false);
+        self.streak = None;
+    }
+
+    /// Takes a death; what it leads to, by the rules for people.
+    fn suffer(&mut self, now: Monotime, policy: &Policy, cause: Verdict, had_served: bool) -> Fall {
+        self.quiet_until = now.after(policy.climb_after);
+        if self.is_on_trial {
+            self.is_on_trial = false;
+            self.streak = None;
+            let last = self.rungs.checked_sub(1).unwrap_or(self.rung + 1);
+            self.rung = (self.rung + 1).min(last);
+            return Fall::FailedTrial;
+        }
+        let is_oom = matches!(cause, Verdict::OomHost | Verdict::OomDevice);
+        let is_fit = matches!(
+            cause,
+            Verdict::Crash
+                | Verdict::StartTimeout
+                | Verdict::Hung
+                | Verdict::Poisoned
+                | Verdict::KilledByOther
+                | Verdict::UnexpectedExit
+        );
+        let count =
+            self.streak.filter(|(before, _)| *before == cause).map_or(0, |(_, count)| count);
+        if !is_oom {
+            self.streak = Some((cause, count + 1));
+        }
+        let is_worn_out = is_fit && count + 1 >= policy.same_cause_deaths;
+        if !is_oom && !is_worn_out {
+            return Fall::None;
+        }
+        if self.rung + 1 < self.rungs {
+            self.rung += 1;
+            self.streak = None;
+            return Fall::OneDown;
+        }
+        if is_oom && !had_served && self.rungs > 1 { Fall::End } else { Fall::None }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Fall {
+    None,
+    OneDown,
+    FailedTrial,
+    End,
+}
+
+impl Fall {
+    pub(crate) const ALL: [Self; 4] = [Self::None, Self::OneDown, Self::FailedTrial, Self::End];
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -122,6 +199,8 @@ impl Truth {
             delays: 0,
             attempt: None,
             gave_up: false,
+            ladder: Footing::default(),
+            was_proven: false,
             is_put_down: false,
         }
     }
@@ -171,7 +250,9 @@ impl Truth {
             (Child::Alive(alive), ChildEvent::VitalsRead { .. }) => alive.ready_since.is_some(),
             (
                 Child::Alive(alive),
-                ChildEvent::BecameUnready | ChildEvent::ActivityMeasured { .. },
+                ChildEvent::BecameUnready
+                | ChildEvent::ActivityMeasured { .. }
+                | ChildEvent::RoomMeasured { .. },
             ) => alive.is_ready,
             _ => false,
         }
@@ -242,6 +323,8 @@ impl Model {
             truth.clear();
             if !profile.starts_same_engine(&truth.profile) {
                 truth.cancel();
+                truth.ladder.begin_anew();
+                truth.ladder.rungs = 0;
             }
             truth.is_put_down &= had;
             if profile.autostart || profile.essential {
@@ -269,6 +352,10 @@ impl Model {
         let truth = self.slots.get_mut(name)?;
         match event {
             SlotEvent::LoadRequested | SlotEvent::RestartRequested => {
+                let is_restart = *event == SlotEvent::RestartRequested;
+                if is_restart || truth.gave_up && matches!(truth.child, Child::None) {
+                    truth.ladder.begin_anew();
+                }
                 truth.clear();
                 truth.is_put_down = false;
             }
@@ -295,7 +382,9 @@ impl Model {
 impl Truth {
     fn learn_child(&mut self, now: Monotime, event: &ChildEvent) -> Option<Unplanned> {
         match (&mut self.child, event) {
-            (Child::Ordered { .. }, ChildEvent::Spawned { pid, .. }) => {
+            (Child::Ordered { .. }, ChildEvent::Spawned { pid, rungs, .. }) => {
+                self.ladder.rungs = rungs.len();
+                self.ladder.rung = self.ladder.rung.min(rungs.len() - 1);
                 self.child = Child::Alive(Alive {
                     pid: *pid,
                     stepped_at: now,
@@ -331,6 +420,7 @@ impl Truth {
                 alive.is_ready = true;
                 alive.ready_since.get_or_insert(now);
                 alive.steady_since = Some(now);
+                self.was_proven = false;
             }
             (Child::Alive(alive), ChildEvent::BecameUnready) => {
                 alive.is_ready = false;
@@ -358,19 +448,26 @@ impl Truth {
         &mut self,
         now: Monotime,
         policy: &Policy,
-        (had_served, needs_person): (bool, bool),
+        (had_served, cause): (bool, Verdict),
         earlier_deaths: u32,
-    ) {
+    ) -> Fall {
+        let fall = self.ladder.suffer(now, policy, cause, had_served);
+        if fall == Fall::FailedTrial {
+            return fall;
+        }
+        let needs_person = needs_person(cause) || fall == Fall::End;
         if earlier_deaths == 0 {
             self.delays = 0;
         }
         let is_hopeless = needs_person || earlier_deaths >= self.profile.max_restarts;
         if is_hopeless && !self.profile.essential {
             self.gave_up = true;
-            return;
+            return fall;
         }
-        if !is_hopeless && earlier_deaths == 0 && had_served {
-            return;
+        let is_relief =
+            fall == Fall::OneDown && matches!(cause, Verdict::OomHost | Verdict::OomDevice);
+        if !is_hopeless && (is_relief || earlier_deaths == 0 && had_served) {
+            return fall;
         }
         let mut plain = policy.backoff_base;
         for _ in 0..self.delays {
@@ -382,5 +479,17 @@ impl Truth {
         self.delays += 1;
         let margin = plain / 10 + Duration::from_micros(1);
         self.attempt = Some((now.after(plain.saturating_sub(margin)), now.after(plain + margin)));
+        fall
+    }
+
+    /// A run that has proven itself ends a trial.
+    pub(crate) fn prove(&mut self, now: Monotime, policy: &Policy) {
+        if let Child::Alive(Alive { steady_since: Some(since), drain: None, .. }) = self.child
+            && since.after(policy.healthy_after) <= now
+            && !self.was_proven
+        {
+            self.was_proven = true;
+            self.ladder.is_on_trial = false;
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod edits;
 mod ends;
 mod hangs;
+mod ladder;
 mod restarts;
 
 use std::time::Duration;

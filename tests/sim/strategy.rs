@@ -173,7 +173,12 @@ pub(crate) struct Player {
 impl Player {
     /// Plays a whole run and ends it; the checker that saw it.
     pub(crate) fn play(script: &Script) -> (Result<(), String>, Checker) {
-        let policy = Policy { waiting_limit: 3, ..Policy::default() };
+        let policy = Policy {
+            waiting_limit: 3,
+            climb_after: Duration::from_secs(20),
+            same_cause_deaths: 2,
+            ..Policy::default()
+        };
         let names: Vec<_> = ["a", "b", "c", "d"].iter().take(script.slots.len()).collect();
         let mut player = Self {
             checker: Checker::new(policy, script.seed),
@@ -217,7 +222,7 @@ impl Player {
             Some(same) if traits.autostart => Arc::clone(same),
             _ => Arc::new(traits.of(&slot)),
         };
-        let ChildEvent::Spawned { pid, engine } = spawned(77) else { unreachable!() };
+        let ChildEvent::Spawned { pid, engine, .. } = spawned(77) else { unreachable!() };
         Event::EngineAdopted { slot, generation: Generation(5), pid, engine, profile }
     }
 
@@ -290,6 +295,11 @@ impl Player {
                 ChildEvent::Drained
             }
             Child::Alive(_) if choice.is_multiple_of(5) => death,
+            Child::Alive(alive) if alive.is_ready && choice % 8 > 5 => ChildEvent::RoomMeasured {
+                in_flight: u32::from(choice % 16 > 14),
+                idle_for: Duration::from_secs(if choice.is_multiple_of(3) { 29 } else { 31 }),
+                free: (!choice.is_multiple_of(7)).then_some(Bytes(1 << 33)),
+            },
             Child::Alive(alive) if alive.ready_since.is_some() && choice % 16 < 3 => {
                 ChildEvent::VitalsRead { vitals: vital_signs(choice) }
             }
@@ -314,7 +324,7 @@ impl Player {
             Which::Future => present.next(),
         };
         let deaths = deaths();
-        let event = match what % 11 {
+        let event = match what % 12 {
             0 => spawned(pid_of(generation)),
             1 => spawn_failed(what),
             2 => ChildEvent::Progressed { percent: u8::try_from(what * 2).unwrap_or(255) },
@@ -324,7 +334,12 @@ impl Player {
             6 => ChildEvent::ActivityMeasured { in_flight: 0, idle_for: Duration::from_secs(99) },
             7 => ChildEvent::MemoryMeasured { rss: Bytes(u64::try_from(what).unwrap() << 20) },
             8 => ChildEvent::VitalsRead { vitals: vital_signs(what / 11) },
-            9 => exited(deaths[what % deaths.len()].clone()),
+            9 => ChildEvent::RoomMeasured {
+                in_flight: 0,
+                idle_for: Duration::from_secs(99),
+                free: Some(Bytes(1 << 33)),
+            },
+            10 => exited(deaths[what % deaths.len()].clone()),
             _ => ChildEvent::Reaped,
         };
         of_child(&name, generation, event)

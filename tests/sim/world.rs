@@ -252,6 +252,7 @@ impl World {
                     self.report(Duration::ZERO, (&slot, generation), event);
                 }
             }
+            Command::MeasureRoom { slot, generation } => self.measure_room(&slot, generation),
             Command::Grant { waiter } => {
                 self.figures.grants += 1;
                 self.waiting.remove(&waiter);
@@ -269,6 +270,21 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    fn measure_room(&mut self, slot: &SlotName, generation: Generation) {
+        let now = self.checker.now;
+        let free = match self.dice.within(0, 10) {
+            0 => None,
+            1 | 2 => Some(Bytes(1 << 20)),
+            _ => Some(Bytes(1 << 50)),
+        };
+        let later = self.dice.millis(0, 5);
+        if let Some(process) = self.process(slot, generation) {
+            let (in_flight, idle_for) = (process.in_flight, now.since(process.last_use));
+            let event = ChildEvent::RoomMeasured { in_flight, idle_for, free };
+            self.report(later, (slot, generation), event);
+        }
     }
 
     /// Waiters carry their slot in their number.

@@ -19,7 +19,7 @@ use super::super::{
 use crate::spec::Bytes;
 
 /// Every key, in the order that documents use.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "listen",
     "profiles",
     "state_dir",
@@ -28,6 +28,7 @@ const KEYS: [&str; 9] = [
     "queue_limit",
     "queue_timeout",
     "max_body",
+    "climb_after",
     "log_format",
 ];
 
@@ -36,6 +37,8 @@ pub(super) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCAL
 
 const QUEUE_LIMIT: RangeInclusive<u32> = 0..=65_536;
 const QUEUE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
+const CLIMB_AFTER: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_hours(24 * 365);
 const MAX_BODY: RangeInclusive<Bytes> = Bytes(1 << 10)..=Bytes(1 << 30);
 
 /// How the daemon writes its own log.
@@ -60,6 +63,7 @@ pub(super) struct DaemonFile {
     pub(super) queue_limit: Option<u32>,
     pub(super) queue_timeout: Option<Duration>,
     pub(super) max_body: Option<Bytes>,
+    pub(super) climb_after: Option<Duration>,
     pub(super) log_format: Option<LogFormat>,
 }
 
@@ -88,6 +92,7 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
         ),
         queue_timeout: walk.take_duration("queue_timeout", &QUEUE_TIMEOUT),
         max_body: walk.take_size("max_body", &MAX_BODY),
+        climb_after: walk.take_duration("climb_after", &CLIMB_AFTER),
         log_format: walk
             .take_choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
     };

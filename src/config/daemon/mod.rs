@@ -69,6 +69,8 @@ pub struct Settings {
     pub queue_timeout: Duration,
     /// The largest body of a request.
     pub max_body: Bytes,
+    /// How long a slot on a lower rung stays without a death before it tries the rung above.
+    pub climb_after: Duration,
     /// How the log is written.
     pub log_format: LogFormat,
 }
@@ -129,6 +131,7 @@ impl Settings {
             queue_limit: typed.queue_limit.unwrap_or(256),
             queue_timeout: typed.queue_timeout.unwrap_or(Duration::from_secs(290)),
             max_body: typed.max_body.unwrap_or(Bytes(32 << 20)),
+            climb_after: typed.climb_after.unwrap_or(Duration::from_mins(10)),
             log_format: typed.log_format.unwrap_or(LogFormat::Text),
         };
         if faults.is_empty() { Ok(settings) } else { Err(faults) }

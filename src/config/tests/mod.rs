@@ -2,6 +2,7 @@
 
 mod faults;
 mod keeping;
+mod laddering;
 mod loading;
 mod properties;
 mod resolving;

@@ -1,6 +1,7 @@
 use std::{net::SocketAddr, sync::LazyLock, time::Duration};
 
 use super::*;
+use crate::spec::ladder::LadderChoice;
 use crate::spec::profile::OnExit;
 
 /// What `--help` of llama.cpp b11434 says of the options that slotd uses.
@@ -14,10 +15,15 @@ const HELP: &str = "-c,    --ctx-size N\n\
     -a,    --alias STRING\n\
     --host HOST\n\
     --port PORT\n\
+    -fa,   --flash-attn [on|off|auto]\n\
+    -ctk,  --cache-type-k TYPE\n\
+    -ctv,  --cache-type-v TYPE\n\
     -m,    --model FNAME\n\
     --ui,  --webui, --no-ui, --no-webui\n\
     --embedding, --embeddings\n";
 
+static FULL: Rung =
+    Rung { name: None, gpu_layers: None, context: None, parallel: None, cache_type: None };
 static FLAGS: LazyLock<Flags> = LazyLock::new(|| Flags::parse(HELP));
 
 fn profile(engine: EngineChoice) -> Profile {
@@ -34,6 +40,7 @@ fn profile(engine: EngineChoice) -> Profile {
         parallel: None,
         threads: None,
         gpu_layers: None,
+        ladder: LadderChoice::default(),
         autostart: false,
         essential: false,
         max_restarts: 5,
@@ -58,6 +65,7 @@ fn line<'a>(
 ) -> Result<String, LaunchFault> {
     let mut input = LaunchInput {
         profile,
+        rung: &FULL,
         kind,
         program: Path::new("/bin/engine"),
         model: Some(Path::new("/models/a.gguf")),
@@ -195,4 +203,33 @@ fn an_engine_that_needs_a_model_is_not_started_without() {
         let fault = line(&profile(EngineChoice::Auto), kind, &socket(), |input| input.model = None);
         assert_eq!(fault, Err(LaunchFault::NoModel(kind)));
     }
+}
+
+#[test]
+fn a_rung_lowers_what_the_profile_says() {
+    static LOW: Rung = Rung {
+        name: None,
+        gpu_layers: Some(7),
+        context: Some(1024),
+        parallel: Some(2),
+        cache_type: Some(CacheType::Q8_0),
+    };
+    let typed =
+        Profile { context: Some(8192), parallel: Some(4), ..profile(EngineChoice::LlamaServer) };
+    let endpoint = socket();
+    let low = |kind| line(&typed, kind, &endpoint, |input| input.rung = &LOW).unwrap();
+    let llama = low(EngineKind::LlamaServer);
+    for words in [
+        "--parallel 2 --ctx-size 2048",
+        "--n-gpu-layers 7",
+        "--flash-attn on --cache-type-k q8_0 --cache-type-v q8_0",
+    ] {
+        assert!(llama.contains(words), "no `{words}` in {llama}");
+    }
+    let candle = low(EngineKind::Candle);
+    assert!(candle.ends_with("--parallel 2 --context 1024 --gpu-layers 7"), "{candle}");
+    let with_flash = Profile { args: vec!["-fa".into(), "on".into()], ..typed.clone() };
+    let given =
+        line(&with_flash, EngineKind::LlamaServer, &endpoint, |input| input.rung = &LOW).unwrap();
+    assert!(!given.contains("--flash-attn"), "{given}");
 }

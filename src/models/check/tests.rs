@@ -3,6 +3,7 @@ use std::{
 };
 
 use super::*;
+use crate::spec::ladder::LadderChoice;
 use crate::spec::profile::EngineChoice;
 use crate::spec::profile::OnExit;
 
@@ -80,6 +81,7 @@ impl Machine {
             parallel: None,
             threads: None,
             gpu_layers: self.gpu_layers,
+            ladder: LadderChoice::default(),
             autostart: false,
             essential: false,
             max_restarts: 5,

@@ -44,6 +44,8 @@ pub struct Header {
     pub parameters: u64,
     /// Tokens that the model was trained for.
     pub context_length: Option<u64>,
+    /// How many layers the model has.
+    pub layers: Option<u64>,
     /// How the model makes one embedding of many; only embedding models say.
     /// Source: `enum llama_pooling_type`.
     pub pooling: Option<u32>,
@@ -173,6 +175,7 @@ struct Metadata {
     alignment: Option<u64>,
     /// Architecture and value.
     context_lengths: Vec<(String, u64)>,
+    layers: Vec<(String, u64)>,
     poolings: Vec<(String, u64)>,
 }
 
@@ -207,6 +210,8 @@ impl Metadata {
             _ => {
                 if let Some(architecture) = key.strip_suffix(".context_length") {
                     self.context_lengths.push((architecture.to_owned(), number));
+                } else if let Some(architecture) = key.strip_suffix(".block_count") {
+                    self.layers.push((architecture.to_owned(), number));
                 } else if let Some(architecture) = key.strip_suffix(".pooling_type") {
                     self.poolings.push((architecture.to_owned(), number));
                 }
@@ -215,7 +220,7 @@ impl Metadata {
     }
 
     fn into_header(self) -> Header {
-        let Self { mut header, context_lengths, poolings, .. } = self;
+        let Self { mut header, context_lengths, layers, poolings, .. } = self;
         let of_model = |values: Vec<(String, u64)>| {
             values
                 .into_iter()
@@ -223,6 +228,7 @@ impl Metadata {
                 .map(|(_, value)| value)
         };
         let (context_length, pooling) = (of_model(context_lengths), of_model(poolings));
+        header.layers = of_model(layers);
         header.context_length = context_length;
         header.pooling = pooling.and_then(|pooling| u32::try_from(pooling).ok());
         header

@@ -101,6 +101,7 @@ fn a_whole_file_tells_what_it_is() {
         quantisation: Some("Q4_K_M"),
         parameters: 64 * 3 + 64 * 4,
         context_length: Some(2048),
+        layers: None,
         pooling: None,
         tensors: 2,
         tensor_bytes: Bytes(64 * 3 * 4 + 64 * 4 / 32 * 18),

@@ -21,8 +21,9 @@ impl Slot {
     ) -> State {
         let same = State::Spawning { began };
         match input {
-            Input::Spawned { pid, engine } => {
+            Input::Spawned { pid, engine, rungs } => {
                 self.engine = Some(engine);
+                self.ladder.learn(rungs);
                 State::Starting { pid, began, stepped_at: context.now, percent: None }
             }
             Input::SpawnFailed { verdict, reason, at_unix_ms, engine } => {
@@ -59,6 +60,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Exited { .. }
@@ -73,8 +75,9 @@ impl Slot {
         context: &mut Context<'_>,
     ) -> State {
         match input {
-            Input::Spawned { pid, engine } => {
+            Input::Spawned { pid, engine, rungs } => {
                 self.engine = Some(engine);
+                self.ladder.learn(rungs);
                 self.terminate((pid, context.now), Phase::Starting, after, context)
             }
             Input::SpawnFailed { .. } => self.settle(after, context),
@@ -95,6 +98,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Exited { .. }
@@ -163,6 +167,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Reaped => state,
         }

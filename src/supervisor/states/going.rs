@@ -56,6 +56,7 @@ impl Slot {
             | Input::BecameReady
             | Input::BecameUnready
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Reaped => state,
         }
@@ -114,6 +115,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Reaped => state,
         }
@@ -147,6 +149,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Exited { .. } => State::Reaping { pid, after },
@@ -191,6 +194,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Exited { .. }
@@ -200,7 +204,7 @@ impl Slot {
 
     fn edit_on_the_way_out(&mut self, after: After) -> After {
         match after {
-            After::Rest | After::Start | After::Leave => after,
+            After::Rest | After::Start | After::Climb | After::Leave => after,
             After::Restart | After::Backoff { .. } | After::Fail => {
                 self.forgive();
                 After::Start
@@ -218,7 +222,7 @@ impl Slot {
         context: &mut Context<'_>,
     ) -> After {
         match after {
-            After::Start | After::Restart => {
+            After::Start | After::Climb | After::Restart => {
                 self.hold(waiter, context);
                 after
             }

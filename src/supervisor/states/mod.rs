@@ -21,6 +21,7 @@ impl Slot {
         if self.wipes_tally(&input) {
             self.forgive();
         }
+        self.begin_anew_after(&input);
         // The taken state's function returns the next one; nothing reads `Gone` in between.
         let state = mem::replace(&mut self.state, State::Gone);
         let before = mem::discriminant(&state);
@@ -43,6 +44,37 @@ impl Slot {
         }
     }
 
+    /// A person's wish and another engine begin on the first rung.
+    fn begin_anew_after(&mut self, input: &Input) {
+        match input {
+            Input::Restart => self.ladder.begin_anew(),
+            Input::Load if matches!(self.state, State::Failed) => self.ladder.begin_anew(),
+            Input::Edited { previous } if !self.profile.starts_same_engine(previous) => {
+                self.ladder.forget();
+            }
+            Input::Load
+            | Input::Edited { .. }
+            | Input::Unload
+            | Input::Demand(_)
+            | Input::Leave(_)
+            | Input::Removed
+            | Input::Shutdown
+            | Input::TimerFired
+            | Input::Spawned { .. }
+            | Input::SpawnFailed { .. }
+            | Input::Progressed { .. }
+            | Input::BecameReady
+            | Input::BecameUnready
+            | Input::Drained
+            | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
+            | Input::VitalsRead { .. }
+            | Input::MemoryMeasured { .. }
+            | Input::Exited { .. }
+            | Input::Reaped => {}
+        }
+    }
+
     /// Tells whether earlier deaths say nothing of what comes next, in whichever state: a person has
     /// spoken, or the next engine is another one.
     fn wipes_tally(&self, input: &Input) -> bool {
@@ -61,6 +93,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Exited { .. }

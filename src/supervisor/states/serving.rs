@@ -38,6 +38,15 @@ impl Slot {
             Input::ActivityMeasured { in_flight, idle_for } => {
                 self.after_activity(serving, (in_flight, idle_for), context)
             }
+            Input::RoomMeasured { in_flight, idle_for, free } => {
+                let room = (free, self.rss);
+                let activity = (in_flight, idle_for);
+                if self.ladder.may_climb(context.now, context.policy, activity, room) {
+                    self.drain(&serving, After::Climb, context)
+                } else {
+                    State::Ready(serving)
+                }
+            }
             Input::Load
             | Input::Unload
             | Input::Restart
@@ -90,6 +99,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Exited { .. }
@@ -152,6 +162,7 @@ impl Slot {
             | Input::BecameUnready
             | Input::Drained
             | Input::ActivityMeasured { .. }
+            | Input::RoomMeasured { .. }
             | Input::Reaped => Err(serving),
         }
     }
@@ -182,6 +193,7 @@ impl Slot {
             pid,
             proven_at: Some(now.after(policy.healthy_after)),
             idle_check_at: self.idle_check_at(now),
+            room_check_at: self.ladder.look_at(now, policy),
             pulse: None,
         }
     }
@@ -224,6 +236,14 @@ impl Slot {
         if serving.proven_at.is_some_and(|at| at <= context.now) {
             serving.proven_at = None;
             self.forgive();
+            self.ladder.prove();
+        }
+        if serving.room_check_at.is_some_and(|at| at <= context.now) {
+            serving.room_check_at = self.ladder.look_at(context.now, context.policy);
+            context.commands.push(Command::MeasureRoom {
+                slot: self.name.clone(),
+                generation: self.generation,
+            });
         }
         if serving.idle_check_at.is_some_and(|at| at <= context.now) {
             serving.idle_check_at = self.idle_check_at(context.now);
