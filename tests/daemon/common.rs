@@ -90,8 +90,18 @@ impl Daemon {
 
     /// Starts a daemon with environment variables of its own.
     pub(crate) async fn start_with(dir: TempDir, env: &[(&str, &Path)]) -> Self {
-        let log = fs::File::create(dir.path().join("daemon.log")).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_slotd"))
+        Self::start_through(dir, "exec \"$@\"", env).await
+    }
+
+    /// Starts a daemon from a line of shell that ends with `exec "$@"`.
+    pub(crate) async fn start_through(dir: TempDir, line: &str, env: &[(&str, &Path)]) -> Self {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(dir.path().join("daemon.log"))
+            .unwrap();
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", line, "sh", env!("CARGO_BIN_EXE_slotd")])
             .args(["serve", "--listen", "127.0.0.1:0", "--state-dir"])
             .arg(dir.path().join("state"))
             .arg("--profiles")
@@ -113,7 +123,9 @@ impl Daemon {
             let log = fs::read_to_string(dir.path().join("daemon.log")).unwrap();
             panic!("the daemon said {line:?} and logged:\n{log}");
         };
-        let socket = dir.path().join("state/run/control.sock");
+        let runtime = env.iter().find(|(key, _)| *key == "RUNTIME_DIRECTORY");
+        let runtime = runtime.map_or(dir.path().join("state/run"), |(_, path)| path.to_path_buf());
+        let socket = runtime.join("control.sock");
         let control = reqwest::Client::builder().unix_socket(socket).build().unwrap();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { child, url: url.to_owned(), dir, client, control, stdout }

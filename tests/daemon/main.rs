@@ -11,6 +11,9 @@
 )]
 
 mod common;
+mod ends;
 mod faults;
 #[cfg(feature = "worker")]
 mod real;
+mod storage;
+mod storms;

@@ -36,6 +36,14 @@ pub(crate) struct Script {
     pub(crate) fork: bool,
     pub(crate) setsid: bool,
     pub(crate) hold_stdout: bool,
+    /// So many processes that end at once and that nobody waits for.
+    pub(crate) zombies: usize,
+    /// So many processes that sleep for ever.
+    pub(crate) sleepers: usize,
+    /// Lets go of stdout and stderr before it serves.
+    pub(crate) close_output: bool,
+    /// Takes its own port away, once: the file remembers that it was done.
+    pub(crate) steal_port_once: Option<PathBuf>,
     pub(crate) health: Health,
     pub(crate) die_after_tokens: Option<usize>,
     pub(crate) tokens: usize,
@@ -74,6 +82,10 @@ impl Script {
             fork: take("fork").is_some(),
             setsid: take("setsid").is_some(),
             hold_stdout: take("hold_stdout").is_some(),
+            zombies: number(take("zombies"), 0)?,
+            sleepers: number(take("sleepers"), 0)?,
+            close_output: take("close_output").is_some(),
+            steal_port_once: take("steal_port_once").map(PathBuf::from),
             health: health(take("health").as_deref())?,
             die_after_tokens: take("die_after_tokens").map(|n| number(Some(n), 0)).transpose()?,
             tokens: number(take("tokens"), 8)?,
