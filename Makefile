@@ -5,6 +5,8 @@ DESTDIR ?=
 # Extra arguments of `slotd serve`, such as `--listen 127.0.0.1:0`.
 ARGS ?=
 SEED ?=
+# How long `make chaos` goes on.
+SECONDS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help run model engine build check test sim deaths bench install uninstall clean
@@ -39,6 +41,9 @@ sim: ## A simulated day of a box; SEED=… repeats one
 
 deaths: ## Die in every way this machine has with real engines, check each verdict, write docs/DEATHS.md
 	@scripts/deaths
+
+chaos: ## Real processes under random faults; SEED=… repeats one, SECONDS=… says how long (60)
+	@scripts/chaos '$(SEED)' '$(SECONDS)'
 
 bench: build ## What slotd costs, as ratios measured side by side
 	@scripts/bench

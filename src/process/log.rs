@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -48,11 +48,13 @@ fn rotate(log: &Path, limit: u64) -> io::Result<bool> {
         return Ok(false);
     }
     // A flood may have come between two looks: the newest part counts.
-    file.seek(SeekFrom::Start(length.saturating_sub(limit.saturating_mul(2))))?;
+    let kept = limit.saturating_mul(2);
+    file.seek(SeekFrom::Start(length.saturating_sub(kept)))?;
     let mut options = OpenOptions::new();
     let mut older: File =
         options.write(true).create(true).truncate(true).mode(0o600).open(rotated(log))?;
-    io::copy(&mut file, &mut older)?;
+    // A flood goes on meanwhile: without a bound the copy would never come to an end.
+    io::copy(&mut (&mut file).take(kept), &mut older)?;
     file.set_len(0)?;
     Ok(true)
 }

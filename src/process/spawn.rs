@@ -372,12 +372,8 @@ fn prepare(spec: &SpawnSpec) -> Result<File, SpawnFault> {
             }
         }
     };
-    let parents = [Some(&spec.log), spec.socket.as_ref()];
-    for parent in parents.into_iter().flatten().filter_map(|path| path.parent()) {
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(parent).map_err(fault(parent))?;
-    }
     if let Some(socket) = &spec.socket {
+        make_parent(socket).map_err(fault(socket))?;
         match fs::remove_file(socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(fault(socket)(error));
@@ -385,8 +381,22 @@ fn prepare(spec: &SpawnSpec) -> Result<File, SpawnFault> {
             Ok(()) | Err(_) => {}
         }
     }
-    let mut log = OpenOptions::new();
-    log.append(true).create(true).mode(0o600).open(&spec.log).map_err(fault(&spec.log))
+    open_log(&spec.log).or_else(|error| {
+        // An engine whose words are lost serves all the same.
+        warn!(slot = %spec.slot, generation = %spec.generation, %error, "engine's log not kept");
+        let null = Path::new("/dev/null");
+        OpenOptions::new().write(true).open(null).map_err(fault(null))
+    })
+}
+
+fn open_log(path: &Path) -> io::Result<File> {
+    make_parent(path)?;
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+fn make_parent(path: &Path) -> io::Result<()> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)
 }
 
 /// Returns what to write to a child's `oom_score_adj`: never less than what it inherits, because

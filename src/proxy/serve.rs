@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     hash::{BuildHasher, RandomState},
+    mem,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
@@ -18,6 +19,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Notify, watch},
@@ -38,6 +40,10 @@ use crate::spec::SlotName;
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the listener rests when the system has no more files or memory for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Files that connections never take.
+const RESERVED_FILES: usize = 64;
+/// So many connections may be open however few files there are.
+const MIN_CONNECTIONS: usize = 8;
 /// How long open connections are given when the listener ends.
 const END_DEADLINE: Duration = Duration::from_secs(2);
 /// How long the first request of a connection is waited for when no more connections are taken.
@@ -76,9 +82,13 @@ impl Phase {
 pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Receiver<Phase>) {
     let mut connections = JoinSet::new();
     let watcher = phase.clone();
+    let most = most_connections();
+    let mut shortage = Shortage::default();
     loop {
+        let is_full = connections.len() >= most;
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept(), if !is_full => accepted,
+            Some(_) = connections.join_next(), if is_full => continue,
             _ = phase.wait_for(|phase| phase.is_closed()) => break,
         };
         while connections.try_join_next().is_some() {}
@@ -87,9 +97,10 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
                 let flushes = Arc::default();
                 let client = Arc::new(Client { shared: shared.clone(), flushes });
                 connections.spawn(connection(stream, client, watcher.clone()));
+                shortage.look(connections.len(), most);
             }
             Err(error) => {
-                warn!(%error, "connection not accepted");
+                shortage.tell(&error.to_string());
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -111,6 +122,36 @@ async fn end(mut connections: JoinSet<()>, mut phase: watch::Receiver<Phase>) {
 
 async fn all_ended(connections: &mut JoinSet<()>) {
     while connections.join_next().await.is_some() {}
+}
+
+/// A shortage of connections, told once however long it lasts.
+#[derive(Default)]
+struct Shortage {
+    is_told: bool,
+}
+
+impl Shortage {
+    fn look(&mut self, open: usize, most: usize) {
+        if open >= most {
+            self.tell(&format!("{most} are open, the others wait"));
+        } else if open <= most / 2 {
+            self.is_told = false;
+        }
+    }
+
+    fn tell(&mut self, reason: &str) {
+        if !mem::replace(&mut self.is_told, true) {
+            warn!(reason, "connections not accepted");
+        }
+    }
+}
+
+/// How many connections may be open at once: each may need another one to an engine, and the control
+/// API and the engines' starts have files of their own.
+fn most_connections() -> usize {
+    let Ok((files, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return MIN_CONNECTIONS };
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    (files.saturating_sub(RESERVED_FILES) / 2).max(MIN_CONNECTIONS)
 }
 
 async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Receiver<Phase>) {

@@ -21,7 +21,7 @@ use crate::{
 /// The shortest time between two writes.
 const WRITE_PERIOD: Duration = Duration::from_secs(1);
 /// How long after a failed write the next one is tried.
-const RETRY_PERIOD: Duration = Duration::from_secs(30);
+const RETRY_PERIOD: Duration = Duration::from_secs(5);
 
 /// How many deaths of a slot keep the lines that its engine wrote last.
 const DEATHS_WITH_LINES: usize = 3;
@@ -93,7 +93,7 @@ async fn save(state: &Arc<StateDir>, latest: Remembered) -> Result<(), String> {
     let state = Arc::clone(state);
     match spawn_blocking(move || state.save(&latest)).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Err(error)) => Err(format!("{error}: {}", error.source)),
         Err(error) => Err(error.to_string()),
     }
 }

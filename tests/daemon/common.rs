@@ -92,9 +92,17 @@ impl Daemon {
 
     /// Starts a daemon with environment variables of its own.
     pub(crate) async fn start_with(dir: TempDir, env: &[(&str, &Path)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
+        Self::start_through(dir, "exec \"$@\"", env).await
+    }
+
+    /// Starts a daemon from a line of shell that ends with `exec "$@"`.
+    pub(crate) async fn start_through(dir: TempDir, line: &str, env: &[(&str, &Path)]) -> Self {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", line, "sh", env!("CARGO_BIN_EXE_slotd")]);
         command.envs(env.iter().copied()).stdin(Stdio::null());
-        Self::run(dir, command).await
+        let runtime = env.iter().find(|(key, _)| *key == "RUNTIME_DIRECTORY");
+        let runtime = runtime.map(|(_, path)| path.to_path_buf());
+        Self::run(dir, command, runtime).await
     }
 
     /// Starts a daemon that inherits a listening socket, as from a socket unit.
@@ -103,10 +111,10 @@ impl Daemon {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_slotd")]);
         command.stdin(OwnedFd::from(listener.try_clone().unwrap()));
-        Self::run(dir, command).await
+        Self::run(dir, command, None).await
     }
 
-    async fn run(dir: TempDir, mut command: Command) -> Self {
+    async fn run(dir: TempDir, mut command: Command, runtime: Option<PathBuf>) -> Self {
         let log = dir.path().join("daemon.log");
         let log = fs::File::options().create(true).append(true).open(log).unwrap();
         let mut child = command
@@ -129,7 +137,8 @@ impl Daemon {
             let log = fs::read_to_string(dir.path().join("daemon.log")).unwrap();
             panic!("the daemon said {line:?} and logged:\n{log}");
         };
-        let socket = dir.path().join("state/run/control.sock");
+        let runtime = runtime.unwrap_or_else(|| dir.path().join("state/run"));
+        let socket = runtime.join("control.sock");
         let control = reqwest::Client::builder().unix_socket(socket).build().unwrap();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { child, url: url.to_owned(), dir, client, control, stdout }

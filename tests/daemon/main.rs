@@ -12,9 +12,12 @@
 )]
 
 mod common;
+mod ends;
 mod faults;
 mod hangs;
 mod ladder;
 #[cfg(feature = "worker")]
 mod real;
 mod restarts;
+mod storage;
+mod storms;

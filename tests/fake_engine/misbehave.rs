@@ -12,7 +12,7 @@ use std::{
 use nix::{
     sys::signal::{Signal, raise},
     time::{ClockId, clock_gettime},
-    unistd::setsid,
+    unistd::{dup2_stderr, dup2_stdout, setsid},
 };
 
 use crate::{append, say, script::Script};
@@ -34,6 +34,17 @@ pub(crate) fn before_serving(script: &Script) -> io::Result<()> {
     }
     if script.hold_stdout {
         grandchild(Session::Same, Stdout::Held)?;
+    }
+    for _ in 0..script.zombies {
+        Command::new("/bin/true").stdin(Stdio::null()).spawn()?;
+    }
+    for _ in 0..script.sleepers {
+        grandchild(Session::Same, Stdout::Closed)?;
+    }
+    if script.close_output {
+        let null = fs::File::options().write(true).open("/dev/null")?;
+        dup2_stdout(&null)?;
+        dup2_stderr(&null)?;
     }
     if script.abort {
         raise(Signal::SIGABRT)?;

@@ -122,7 +122,9 @@ fn listen(engine: &Arc<Engine>) -> io::Result<()> {
         let accept = move || listener.accept().map(|(stream, _)| Connection::Unix(stream));
         thread::spawn(move || accept_all(&engine, accept));
     } else {
+        let thief = steal_port(&engine.script)?;
         let listener = TcpListener::bind(("127.0.0.1", engine.script.port))?;
+        drop(thief);
         say(&format!("listening on {}", listener.local_addr()?));
         let accept = move || {
             let (stream, _) = listener.accept()?;
@@ -132,6 +134,15 @@ fn listen(engine: &Arc<Engine>) -> io::Result<()> {
         thread::spawn(move || accept_all(&engine, accept));
     }
     Ok(())
+}
+
+/// Takes the port before the engine does, the first time.
+fn steal_port(script: &Script) -> io::Result<Option<TcpListener>> {
+    let Some(done) = script.steal_port_once.as_deref().filter(|done| !done.exists()) else {
+        return Ok(None);
+    };
+    append(done, "done\n")?;
+    TcpListener::bind(("127.0.0.1", script.port)).map(Some)
 }
 
 fn accept_all(engine: &Arc<Engine>, accept: impl Fn() -> io::Result<Connection>) {

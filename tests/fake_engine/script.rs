@@ -51,6 +51,14 @@ pub(crate) struct Script {
     pub(crate) fork: bool,
     pub(crate) setsid: bool,
     pub(crate) hold_stdout: bool,
+    /// So many processes that end at once and that nobody waits for.
+    pub(crate) zombies: usize,
+    /// So many processes that sleep for ever.
+    pub(crate) sleepers: usize,
+    /// Lets go of stdout and stderr before it serves.
+    pub(crate) close_output: bool,
+    /// Takes its own port away, once: the file remembers that it was done.
+    pub(crate) steal_port_once: Option<PathBuf>,
     pub(crate) health: Health,
     pub(crate) wedge: Option<Wedge>,
     /// Only the process that makes this file falls into `wedge`.
@@ -96,6 +104,10 @@ impl Script {
             fork: take("fork").is_some(),
             setsid: take("setsid").is_some(),
             hold_stdout: take("hold_stdout").is_some(),
+            zombies: number(take("zombies"), 0)?,
+            sleepers: number(take("sleepers"), 0)?,
+            close_output: take("close_output").is_some(),
+            steal_port_once: take("steal_port_once").map(PathBuf::from),
             health: health(take("health").as_deref())?,
             wedge: wedge(take("wedge").as_deref())?,
             once: take("once").map(PathBuf::from),
