@@ -62,6 +62,8 @@ fn holder(path: &Path) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::super::StateDir;
 
     #[test]
@@ -85,7 +87,7 @@ mod tests {
         let mut dead = std::process::Command::new("/bin/true").spawn().unwrap();
         dead.wait().unwrap();
         let first = StateDir::open(dir.path(), dead.id()).unwrap();
-        let (began, begins) = std::sync::mpsc::channel();
+        let (began, begins) = mpsc::channel();
         let path = dir.path().to_path_buf();
         let second = std::thread::spawn(move || {
             began.send(()).unwrap();
