@@ -13,6 +13,7 @@ use nix::{
     time::{ClockId, clock_gettime},
     unistd::Pid,
 };
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -121,6 +122,25 @@ impl Daemon {
         }
     }
 
+    /// Kills the engine of a ready slot; returns how soon a watch of the control API, which is told
+    /// after the routes were changed, knew of it.
+    pub(crate) async fn kill(&self, slot: &str) -> Duration {
+        let url = format!("http://slotd/v1/slots/{slot}/watch");
+        let mut watch = self.control.get(url).send().await.unwrap();
+        let mut text = Vec::new();
+        let view = next_view(&mut watch, &mut text).await;
+        assert_eq!(view["state"], "ready");
+        let pid = i32::try_from(view["pid"].as_i64().unwrap()).unwrap();
+        let from = Instant::now();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        loop {
+            let view = next_view(&mut watch, &mut text).await;
+            if view["state"] != "ready" || view["pid"] != pid {
+                return from.elapsed();
+            }
+        }
+    }
+
     pub(crate) fn resident_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -141,5 +161,16 @@ impl Daemon {
     pub(crate) async fn end(mut self) {
         kill(Pid::from_raw(self.pid()), Signal::SIGTERM).unwrap();
         self.child.wait().await.unwrap();
+    }
+}
+
+/// The next line of a watch; `text` holds what came of later ones.
+async fn next_view(watch: &mut reqwest::Response, text: &mut Vec<u8>) -> Value {
+    loop {
+        if let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = text.drain(..=end).collect();
+            return serde_json::from_slice(&line).unwrap();
+        }
+        text.extend_from_slice(&watch.chunk().await.unwrap().unwrap());
     }
 }

@@ -13,6 +13,7 @@
 
 mod client;
 mod daemon;
+mod detection;
 mod hammer;
 
 use std::{env, fs, path::PathBuf, time::Duration};
@@ -36,11 +37,17 @@ struct Programs {
 async fn main() {
     let mut given = env::args_os().skip(1).map(|path| fs::canonicalize(path).unwrap());
     let (slotd, fake) = (given.next().unwrap(), given.next().unwrap());
+    let is_detection_alone = env::var_os("SLOTD_BENCH_DETECTION").is_some();
     let programs = Programs { slotd, fake, llama: given.next().zip(given.next()) };
+    if is_detection_alone {
+        detection::detection(&programs).await;
+        return;
+    }
     starts(&programs).await;
     idle(&programs).await;
     cold_starts(&programs).await;
     added_latency(&programs).await;
+    detection::detection(&programs).await;
     hammer::hammer(&programs).await;
 }
 

@@ -136,8 +136,14 @@ impl Daemon {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = timeout(DEADLINE, lines.next_line()).await.expect("it starts").unwrap().unwrap();
-        let url = line.strip_prefix("listening on ").unwrap();
+        let line = timeout(DEADLINE, lines.next_line()).await.expect("it starts").unwrap();
+        let url = line.as_deref().and_then(|line| line.strip_prefix("listening on "));
+        let Some(url) = url else {
+            let log = fs::read_to_string(self.dir.path().join("daemon.log")).unwrap();
+            let tail: Vec<_> = log.lines().rev().take(20).collect();
+            println!("{tail:#?}");
+            panic!("the daemon did not start: {:?}", child.wait().await);
+        };
         url.clone_into(&mut self.shared.url.lock().unwrap());
         self.child = child;
         self.lives += 1;

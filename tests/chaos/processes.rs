@@ -1,6 +1,11 @@
 //! What runs, by `/proc`: never two engines of one slot, nothing left in the end.
 
-use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::sleep;
 
@@ -53,11 +58,13 @@ pub(crate) async fn watch(nonce: String, shared: Arc<Shared>) {
                 engines.entry(slot).or_default().push((generation, process.pid));
             }
         }
-        for (slot, found) in engines.iter().filter(|(_, found)| found.len() > 1) {
-            // Seen one after the other: one of them may have gone in between.
-            let alive = found.iter().filter(|(_, pid)| is_engine(*pid, slot)).count();
-            if alive > 1 {
-                shared.broke(format!("I1: {slot} has {alive} engines: {found:?}"));
+        for (slot, found) in &engines {
+            // Seen one after the other: one of them may have gone in between. What an engine forks
+            // looks like it until it is another program.
+            let alive = found.iter().filter(|(_, pid)| is_engine(*pid, slot));
+            let generations: BTreeSet<u64> = alive.map(|(generation, _)| *generation).collect();
+            if generations.len() > 1 {
+                shared.broke(format!("I1: {slot} has two engines: {found:?}"));
             }
         }
         sleep(Duration::from_millis(40)).await;
