@@ -25,6 +25,7 @@ mod relay;
 mod reply;
 mod routes;
 mod serve;
+mod shortage;
 mod suspects;
 mod upstream;
 

@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     hash::{BuildHasher, RandomState},
-    mem,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
@@ -33,6 +32,7 @@ use super::{
     flush::Counted,
     forward, listing,
     reply::{Body, Fault, insert, text},
+    shortage::Shortage,
 };
 use crate::spec::SlotName;
 
@@ -97,7 +97,9 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
                 let flushes = Arc::default();
                 let client = Arc::new(Client { shared: shared.clone(), flushes });
                 connections.spawn(connection(stream, client, watcher.clone()));
-                shortage.look(connections.len(), most);
+                if connections.len() >= most {
+                    shortage.tell(&format!("{most} are open, the others wait"));
+                }
             }
             Err(error) => {
                 shortage.tell(&error.to_string());
@@ -122,28 +124,6 @@ async fn end(mut connections: JoinSet<()>, mut phase: watch::Receiver<Phase>) {
 
 async fn all_ended(connections: &mut JoinSet<()>) {
     while connections.join_next().await.is_some() {}
-}
-
-/// A shortage of connections, told once however long it lasts.
-#[derive(Default)]
-struct Shortage {
-    is_told: bool,
-}
-
-impl Shortage {
-    fn look(&mut self, open: usize, most: usize) {
-        if open >= most {
-            self.tell(&format!("{most} are open, the others wait"));
-        } else if open <= most / 2 {
-            self.is_told = false;
-        }
-    }
-
-    fn tell(&mut self, reason: &str) {
-        if !mem::replace(&mut self.is_told, true) {
-            warn!(reason, "connections not accepted");
-        }
-    }
 }
 
 /// How many connections may be open at once: each may need another one to an engine, and the control
