@@ -80,6 +80,7 @@ impl Machine {
             env: [].into(),
             aliases: Vec::new(),
             routes: Vec::new(),
+            resume: false,
             capabilities: Vec::new(),
             context: None,
             parallel: None,

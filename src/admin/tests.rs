@@ -126,6 +126,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         env: BTreeMap::new(),
         aliases: vec!["gpt-4o".to_owned()],
         routes: Vec::new(),
+        resume: false,
         capabilities: Vec::new(),
         context: None,
         parallel: Some(4),

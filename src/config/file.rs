@@ -59,6 +59,11 @@ pub(super) struct ProfileFile {
     #[schemars(with = "Vec<String>", length(max = 64), inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._/:@+-]+$")), extend("default" = []))]
     pub(super) routes: Vec<At<String>>,
 
+    /// Whether a streamed chat or completion goes on when its engine dies: the slot's next engine, or
+    /// another slot of the route, writes on where the text ended. Default: no.
+    #[schemars(with = "bool", extend("default" = false))]
+    pub(super) resume: bool,
+
     /// What the slot is offered for: `chat`, `completion`, `embed`. Default: all that the engine can
     /// do. `["embed"]` alone starts the engine for embeddings.
     #[schemars(with = "Vec<String>", extend("items" = { "enum": ["chat", "completion", "embed"] }, "default" = []))]
@@ -146,7 +151,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 21] = [
+pub(super) const KEYS: [&str; 22] = [
     "model",
     "engine",
     "command",
@@ -154,6 +159,7 @@ pub(super) const KEYS: [&str; 21] = [
     "env",
     "aliases",
     "routes",
+    "resume",
     "capabilities",
     "context",
     "parallel",
@@ -188,6 +194,7 @@ impl ProfileFile {
             env: walk.take_pairs("env").unwrap_or_default(),
             aliases: walk.take_texts("aliases", MayBeEmpty::No).unwrap_or_default(),
             routes: walk.take_texts("routes", MayBeEmpty::No).unwrap_or_default(),
+            resume: walk.take_flag("resume").unwrap_or_default(),
             capabilities: walk
                 .take_choices("capabilities", &Capability::ALL.map(|c| (c.as_str(), c)))
                 .unwrap_or_default(),

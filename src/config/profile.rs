@@ -56,6 +56,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
         env,
         aliases: names::of(&claims, Sharing::Alone),
         routes: names::of(&claims, Sharing::Shared),
+        resume: typed.resume,
         capabilities: typed.capabilities,
         context: typed.context,
         parallel: typed.parallel,

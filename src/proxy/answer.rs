@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::poll_fn,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -51,7 +52,7 @@ impl Answer {
         Self { status: head.status, headers: head.headers, incoming, line, lease }
     }
 
-    pub(super) fn gate(&self) -> &Gate {
+    pub(super) fn gate(&self) -> &Arc<Gate> {
         self.lease.gate()
     }
 

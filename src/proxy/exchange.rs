@@ -45,6 +45,13 @@ pub(super) struct Order {
     pub(super) deadline: Instant,
 }
 
+impl Order {
+    /// Tells whether a slot other than this engine's could serve the request now.
+    pub(super) fn has_another(&self, client: &Client, engine: &Gate) -> bool {
+        self.candidates.has_another(&client.shared, engine)
+    }
+}
+
 /// Brings a request to an engine, waiting for one where it must, and returns the engine's answer if
 /// that is no refusal.
 ///
@@ -221,7 +228,7 @@ fn is_hop_by_hop(name: &HeaderName, headers: &HeaderMap) -> bool {
 
 /// Waits for the news that the engine has died; says whether it came. One that is being stopped
 /// counts as well: the core knows what comes next.
-async fn has_died(gate: &Gate) -> bool {
+pub(super) async fn has_died(gate: &Gate) -> bool {
     drop(timeout(NEWS_OF_DEATH, gate.ended().cancelled()).await);
     gate.ending() != Some(Ending::Cut) && gate.is_closed()
 }

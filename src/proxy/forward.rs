@@ -21,6 +21,7 @@ use super::{
     relay::Relay,
     replicas::Candidates,
     reply::{Body, Fault},
+    resume::Resuming,
 };
 use crate::spec::{SlotName, profile::Capability};
 
@@ -90,14 +91,15 @@ async fn serve(
     let fingerprint = Fingerprint::of(&asked.bytes);
     let first = candidates.first.clone();
     let order = Order { candidates, path, headers, bytes: asked.bytes, fingerprint, deadline };
+    let again = (asked.is_stream && order.candidates.resume).then(|| order.clone());
     let mut pending: Pending = Box::pin(reach(Arc::clone(client), order));
     if !asked.is_stream {
-        return finish(pending.await, first, client);
+        return finish(pending.await, first, client, again);
     }
     if let Ok(answer) = timeout(limits.quiet.min(silence), &mut pending).await {
-        return finish(answer, first, client);
+        return finish(answer, first, client, again);
     }
-    let response = held(client, &first, silence, pending);
+    let response = held(client, &first, silence, (pending, again));
     (first, response)
 }
 
@@ -115,7 +117,8 @@ fn silence(limits: &Limits, headers: &HeaderMap) -> Duration {
 fn finish(
     answer: Result<Answer, Fault>,
     first: SlotName,
-    client: &Client,
+    client: &Arc<Client>,
+    again: Option<Order>,
 ) -> (SlotName, Response<Body>) {
     let answer = match answer {
         Ok(answer) => answer,
@@ -129,11 +132,19 @@ fn finish(
         mark_stream(&mut headers);
     }
     let status = answer.status;
-    let mut response =
-        Response::new(Relay::new(answer, Arc::clone(&client.flushes)).boxed_unsync());
+    let mut response = Response::new(passed_on(answer, client, again));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     (slot, response)
+}
+
+/// Makes the body that passes an answer on; a stream that is to survive its engine comes with what
+/// was asked.
+pub(super) fn passed_on(answer: Answer, client: &Arc<Client>, again: Option<Order>) -> Body {
+    match again.filter(|_| answer.is_events()) {
+        Some(order) => Resuming::new(Arc::clone(client), order, answer).boxed_unsync(),
+        None => Relay::new(answer, Arc::clone(&client.flushes)).boxed_unsync(),
+    }
 }
 
 /// Commits to a stream whose engine is not there yet.
@@ -141,7 +152,7 @@ fn held(
     client: &Arc<Client>,
     slot: &SlotName,
     silence: Duration,
-    pending: Pending,
+    pending: (Pending, Option<Order>),
 ) -> Response<Body> {
     let held = Held::new(Arc::clone(client), slot.clone(), silence, pending);
     let mut response = Response::new(held.boxed_unsync());

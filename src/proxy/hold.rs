@@ -14,10 +14,15 @@ use tokio::time::{Sleep, sleep};
 use super::{
     Client,
     answer::Answer,
-    relay::{LastWords, Relay},
-    reply::{Aborted, Fault},
+    exchange::Order,
+    forward::passed_on,
+    relay::LastWords,
+    reply::{self, Aborted, Fault},
 };
 use crate::spec::SlotName;
+
+/// The body of an answer that is passed on.
+type Passed = reply::Body;
 
 /// An answer that is on its way.
 pub(super) type Pending = Pin<Box<dyn Future<Output = Result<Answer, Fault>> + Send>>;
@@ -29,6 +34,8 @@ pub(super) struct Held {
     slot: SlotName,
     /// The longest that the client may hear nothing.
     silence: Duration,
+    /// What was asked, if a stream that breaks is to be continued.
+    again: Option<Order>,
     state: State,
 }
 
@@ -39,7 +46,7 @@ enum State {
         pending: Pending,
         sign_of_life: Pin<Box<Sleep>>,
     },
-    Flowing(Relay),
+    Flowing(Passed),
     LastWords(LastWords),
     Ended,
 }
@@ -52,10 +59,10 @@ impl Held {
         client: Arc<Client>,
         slot: SlotName,
         silence: Duration,
-        pending: Pending,
+        (pending, again): (Pending, Option<Order>),
     ) -> Self {
         let silence = silence.min(client.shared.limits.sign_of_life);
-        Self { client, slot, silence, state: State::Committed(pending) }
+        Self { client, slot, silence, again, state: State::Committed(pending) }
     }
 
     fn poll_waiting(
@@ -66,8 +73,8 @@ impl Held {
     ) -> Poll<Item> {
         match pending.as_mut().poll(context) {
             Poll::Ready(Ok(answer)) if answer.is_events() => {
-                let relay = Relay::new(answer, Arc::clone(&self.client.flushes));
-                self.poll_flowing(relay, context)
+                let passed = passed_on(answer, &self.client, self.again.take());
+                self.poll_flowing(passed, context)
             }
             Poll::Ready(Ok(_)) => {
                 self.break_off(&Fault::engine_misbehaved(&self.slot, "answered without a stream"))
@@ -90,9 +97,9 @@ impl Held {
         Poll::Ready(Some(Ok(Frame::data(Bytes::from(comment)))))
     }
 
-    fn poll_flowing(&mut self, mut relay: Relay, context: &mut Context<'_>) -> Poll<Item> {
-        let item = Pin::new(&mut relay).poll_frame(context);
-        self.state = State::Flowing(relay);
+    fn poll_flowing(&mut self, mut passed: Passed, context: &mut Context<'_>) -> Poll<Item> {
+        let item = Pin::new(&mut passed).poll_frame(context);
+        self.state = State::Flowing(passed);
         item
     }
 
@@ -112,7 +119,7 @@ impl Body for Held {
             State::Waiting { pending, sign_of_life } => {
                 self.poll_waiting(pending, sign_of_life, context)
             }
-            State::Flowing(relay) => self.poll_flowing(relay, context),
+            State::Flowing(passed) => self.poll_flowing(passed, context),
             State::LastWords(mut words) => {
                 let over = words.poll_over(context);
                 if over.is_pending() {
@@ -126,7 +133,7 @@ impl Body for Held {
 
     fn is_end_stream(&self) -> bool {
         match &self.state {
-            State::Flowing(relay) => relay.is_end_stream(),
+            State::Flowing(passed) => passed.is_end_stream(),
             State::Committed(_) | State::Waiting { .. } | State::LastWords(_) => false,
             State::Ended => true,
         }
@@ -134,7 +141,7 @@ impl Body for Held {
 }
 
 /// A comment line: every client's parser passes it by.
-fn sign_of_life_of(client: &Client, slot: &SlotName) -> String {
+pub(super) fn sign_of_life_of(client: &Client, slot: &SlotName) -> String {
     let table = client.shared.routes.load();
     let Some(route) = table.slot(slot) else { return format!(": waiting for {slot}\n\n") };
     match (route.state, route.percent) {

@@ -25,6 +25,7 @@ mod record;
 mod relay;
 mod replicas;
 mod reply;
+mod resume;
 mod routes;
 mod serve;
 mod shortage;

@@ -27,6 +27,8 @@ pub struct Profile {
     pub aliases: Vec<String>,
     /// Names that this slot serves together with every other slot that lists them.
     pub routes: Vec<String>,
+    /// Whether a stream that its engine broke off is continued by another one.
+    pub resume: bool,
     /// What the slot is offered for; empty means all that the engine can do.
     pub capabilities: Vec<Capability>,
     /// Context length of one sequence, in tokens; the engine's own default without it.

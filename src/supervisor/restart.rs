@@ -132,6 +132,7 @@ mod tests {
             env: BTreeMap::new(),
             aliases: Vec::new(),
             routes: Vec::new(),
+            resume: false,
             capabilities: Vec::new(),
             context: None,
             parallel: None,

@@ -13,6 +13,7 @@ mod engine;
 mod holding;
 mod models;
 mod replicas;
+mod resume;
 mod refusals;
 mod requests;
 mod streams;

@@ -194,6 +194,7 @@ fn profile(slot: &str) -> Profile {
         env: BTreeMap::new(),
         aliases: Vec::new(),
         routes: Vec::new(),
+        resume: false,
         capabilities: Vec::new(),
         context: None,
         parallel: None,

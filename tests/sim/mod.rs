@@ -75,6 +75,7 @@ pub(crate) fn profile(name: &str) -> Profile {
         env: std::collections::BTreeMap::new(),
         aliases: Vec::new(),
         routes: Vec::new(),
+        resume: false,
         capabilities: Vec::new(),
         context: None,
         parallel: None,

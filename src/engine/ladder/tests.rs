@@ -16,6 +16,7 @@ fn profile() -> Profile {
         env: BTreeMap::new(),
         aliases: Vec::new(),
         routes: Vec::new(),
+        resume: false,
         capabilities: Vec::new(),
         context: None,
         parallel: None,

@@ -36,6 +36,7 @@ fn profile(engine: EngineChoice) -> Profile {
         env: BTreeMap::new(),
         aliases: Vec::new(),
         routes: Vec::new(),
+        resume: false,
         capabilities: Vec::new(),
         context: None,
         parallel: None,

@@ -77,6 +77,7 @@ impl Machine {
             env: BTreeMap::new(),
             aliases: Vec::new(),
             routes: Vec::new(),
+            resume: false,
             capabilities: Vec::new(),
             context: None,
             parallel: None,
