@@ -79,7 +79,7 @@ async fn a_stream_goes_on_at_the_next_engine_as_one() {
     line.chunk(chunk("one", "Hel")).await;
     line.chunk(chunk("one", "lo")).await;
     // Half an event comes too: it is no part of the text.
-    line.chunk(&chunk("one", " lost")[..20]).await;
+    line.chunk(&chunk("one", " lost").as_bytes()[..20]).await;
     let head = client.head().await;
     let mut body = Vec::new();
     seen(&mut client, &mut body, "lo\"").await;
