@@ -89,17 +89,24 @@ async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
                 }
                 Ok(lease) => return Ok(lease), // (1)
                 Err(GateRefusal::Closed) => {}
-                Err(refusal) => return Err(Fault::of_gate(&order.slot, refusal)),
+                Err(refusal) => return Err(Fault::of_gate(&gate, refusal)),
             }
         }
         let granted = async { shared.mailbox.ask(&order.slot).await.await };
         match timeout_at(order.deadline, granted).await {
             Ok(Ok(())) => {} // (2)
-            Ok(Err(refusal)) => return Err(Fault::of_refusal(&order.slot, refusal)),
+            Ok(Err(refusal)) => {
+                return Err(Fault::of_refusal(&order.slot, refusal, eta(shared, &order.slot)));
+            }
             Err(_) => break,
         }
     }
-    Err(Fault::still_loading(&order.slot))
+    Err(Fault::still_loading(&order.slot, eta(shared, &order.slot)))
+}
+
+/// How long the slot should still take to be ready.
+fn eta(shared: &Shared, slot: &SlotName) -> Option<Duration> {
+    shared.routes.load().slot(slot)?.eta(Instant::now())
 }
 
 fn open_gate(shared: &Shared, slot: &SlotName) -> Option<Arc<Gate>> {

@@ -44,6 +44,9 @@ pub struct Gate {
     born: Instant,
     last_access_ms: AtomicU64,
     record: Record,
+    /// How long the engine holds a seat for a request, in milliseconds: a mean that follows the last
+    /// dozen or so; 0 before the first.
+    held_ms: AtomicU64,
     /// Requests whose exchange the engine broke: it may have died of one.
     broken: Mutex<Vec<Fingerprint>>,
     /// Set when the engine was found dead, or past saving, and a request may be to blame.
@@ -114,6 +117,7 @@ impl Gate {
             born: Instant::now(),
             last_access_ms: AtomicU64::new(0),
             record: Record::default(),
+            held_ms: AtomicU64::new(0),
             broken: Mutex::default(),
             is_blamed: AtomicBool::new(false),
             suspects: Arc::clone(suspects),
@@ -140,7 +144,8 @@ impl Gate {
         };
         self.touch();
         let gate = Arc::clone(self);
-        Ok(Lease { gate, permit: Some(permit), request, outcome: Outcome::Nothing })
+        let since = Instant::now();
+        Ok(Lease { gate, permit: Some(permit), request, since, outcome: Outcome::Nothing })
     }
 
     async fn wait_for_seat(&self, patience: Duration) -> Result<OwnedSemaphorePermit, GateRefusal> {
@@ -178,6 +183,27 @@ impl Gate {
     /// Returns how many requests wait for a seat.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Returns how long a request that came now would wait for a seat, by what the last ones took;
+    /// `None` before the first was answered.
+    pub(super) fn expected_wait(&self) -> Option<Duration> {
+        let held = self.held_ms.load(Ordering::Relaxed);
+        let ahead = u64::try_from(self.waiting().saturating_add(1)).unwrap_or(u64::MAX);
+        let parallel = u64::try_from(self.parallel).unwrap_or(u64::MAX);
+        let wait = held.saturating_mul(ahead).checked_div(parallel)?;
+        (held > 0).then_some(Duration::from_millis(wait))
+    }
+
+    /// Racing writers lose one of many figures.
+    fn note_held(&self, held: Duration) {
+        const SHARE: u64 = 8;
+        let held = u64::try_from(held.as_millis()).unwrap_or(u64::MAX).max(1);
+        let mean = match self.held_ms.load(Ordering::Relaxed) {
+            0 => held,
+            mean => mean.saturating_mul(SHARE - 1).saturating_add(held) / SHARE,
+        };
+        self.held_ms.store(mean, Ordering::Relaxed);
     }
 
     /// Returns what became of the requests so far.
@@ -292,6 +318,7 @@ pub(super) struct Lease {
     gate: Arc<Gate>,
     permit: Option<OwnedSemaphorePermit>,
     request: Fingerprint,
+    since: Instant,
     outcome: Outcome,
 }
 
@@ -316,6 +343,7 @@ impl Lease {
     /// Notes that the answer is whole.
     pub(super) fn note_answer(&mut self) {
         self.outcome = Outcome::Answered;
+        self.gate.note_held(self.since.elapsed());
         self.gate.record.note_answer();
         self.gate.suspects.clear(&self.gate.slot, self.request);
     }
@@ -423,6 +451,16 @@ mod tests {
         let gate = gate(1, 1);
         let _stalled = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
         tokio::join!(gate.drained(), async { gate.cut() });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_is_told_from_what_earlier_requests_took() {
+        let gate = gate(2, 4);
+        assert_eq!(gate.expected_wait(), None);
+        let mut first = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        tokio::time::advance(Duration::from_secs(8)).await;
+        first.note_answer();
+        assert_eq!(gate.expected_wait(), Some(Duration::from_secs(4)), "two seats share the queue");
     }
 
     #[tokio::test]

@@ -137,7 +137,7 @@ impl Daemon {
         let settings = &self.tools.settings;
         let (mailbox, inbox) = mailbox::channel();
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
-        let (publisher, snapshots) = Publisher::new(Arc::clone(&routes));
+        let (publisher, snapshots) = Publisher::new(Arc::clone(&routes), self.clock);
         let phase = watch::Sender::new(Phase::Starting);
         let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
         let limits = Limits::new(max_body, settings.queue_timeout);

@@ -90,6 +90,12 @@ impl World {
         self.publish();
     }
 
+    /// Lets a slot have taken this long to load.
+    pub(crate) fn set_load(&mut self, slot: &str, load: Duration) {
+        self.snapshot.slots.get_mut(slot).unwrap().expected_load = Some(load);
+        self.publish();
+    }
+
     /// Moves a slot to a state; it is made if it is not there.
     pub(crate) fn set_state(&mut self, slot: &str, state: StateView) {
         if !self.snapshot.slots.contains_key(slot) {
