@@ -20,6 +20,7 @@ mod ladder;
 mod load;
 mod model;
 mod profile;
+mod requests;
 mod schema;
 mod syntax;
 mod walk;

@@ -58,6 +58,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
     let claims = mean_aliases(&mut walk, &typed.aliases, slot, file, text);
 
     let faults = walk.into_faults();
+    let requests = typed.requests();
     let profile = mean_engine(&typed).filter(|_| faults.is_empty()).map(|engine| Profile {
         slot: slot.clone(),
         source: file.to_owned(),
@@ -80,6 +81,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
         hang_timeout: typed.hang_timeout,
         idle_timeout: typed.idle_timeout,
         on_exit: typed.on_exit,
+        requests,
     });
     Reading { profile, claims, faults }
 }

@@ -15,7 +15,9 @@ use super::{
     Client, Shared,
     answer::Answer,
     body::rename_model,
+    flight::{Flight, Stage},
     gate::{Ending, Gate, GateRefusal, Lease},
+    meters::Outcome,
     normalise,
     record::Fingerprint,
     reply::Fault,
@@ -41,6 +43,7 @@ pub(super) struct Order {
     pub(super) fingerprint: Fingerprint,
     /// Until when the request may wait for an engine. The engine's own work has no deadline.
     pub(super) deadline: Instant,
+    pub(super) flight: Arc<Flight>,
 }
 
 /// Brings a request to its slot's engine, waiting for the engine where it must, and returns the
@@ -49,7 +52,21 @@ pub(super) struct Order {
 /// 1. A ready engine: wait for a turn. A gate that closes meanwhile sends back to (2).
 /// 2. No ready engine: ask the core, wait for its answer, look again.
 /// 3. The engine dies before it has said anything: once more from the start.
+///
+/// A request that is cancelled meanwhile leaves the queue, or its engine.
 pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, Fault> {
+    let flight = Arc::clone(&order.flight);
+    tokio::select! {
+        biased;
+        () = flight.cancelled() => {
+            flight.end(Outcome::Cancelled);
+            Err(Fault::cancelled())
+        }
+        answer = reach_engine(client, order) => answer,
+    }
+}
+
+async fn reach_engine(client: Arc<Client>, order: Order) -> Result<Answer, Fault> {
     if client.shared.suspects.is_guilty(&order.slot, order.fingerprint) {
         // No engine is loaded only to be spared.
         return Err(Fault::poison(&order.slot));
@@ -57,8 +74,12 @@ pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, F
     let mut may_try_again = true;
     loop {
         let mut lease = turn(&client.shared, &order).await?;
+        order.flight.enter(Stage::Waiting);
         let fault = match send(&lease, &order).await {
-            Ok(answer) => return accepted(Answer::new(answer, lease), &order.slot).await,
+            Ok(answer) => {
+                let answer = Answer::new(answer, lease, Arc::clone(&order.flight));
+                return accepted(answer, &order.slot).await;
+            }
             Err(fault) => fault,
         };
         let what = match fault {
@@ -71,7 +92,8 @@ pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, F
         };
         lease.note_break();
         let has_died = matches!(fault, SendFault::Gone) && has_died(lease.gate()).await;
-        if !(has_died && may_try_again && Instant::now() < order.deadline) {
+        let is_wanted = !order.flight.is_abandoned() && Instant::now() < order.deadline;
+        if !(has_died && may_try_again && is_wanted) {
             return Err(Fault::engine_died(&order.slot, what));
         }
         may_try_again = false; // (3)
@@ -83,7 +105,11 @@ async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
     for _ in 0..ROUNDS {
         if let Some(gate) = open_gate(shared, &order.slot) {
             let patience = order.deadline.saturating_duration_since(Instant::now());
-            match gate.lease(order.fingerprint, patience).await {
+            let (began, lane) = (Instant::now(), order.flight.sender.lane);
+            order.flight.enter(Stage::Queued);
+            let leased = gate.lease(order.fingerprint, (lane, patience)).await;
+            order.flight.add_queue(began.elapsed());
+            match leased {
                 Ok(lease) if lease.gate().is_guilty(order.fingerprint) => {
                     return Err(Fault::poison(&order.slot));
                 }
@@ -92,8 +118,12 @@ async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
                 Err(refusal) => return Err(Fault::of_gate(&gate, refusal)),
             }
         }
+        let began = Instant::now();
+        order.flight.enter(Stage::Loading);
         let granted = async { shared.mailbox.ask(&order.slot).await.await };
-        match timeout_at(order.deadline, granted).await {
+        let granted = timeout_at(order.deadline, granted).await;
+        order.flight.add_cold_start(began.elapsed());
+        match granted {
             Ok(Ok(())) => {} // (2)
             Ok(Err(refusal)) => {
                 return Err(Fault::of_refusal(&order.slot, refusal, eta(shared, &order.slot)));

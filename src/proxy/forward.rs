@@ -6,7 +6,7 @@ use http_body_util::BodyExt;
 use hyper::{
     HeaderMap, Request, Response, Uri,
     body::Incoming,
-    header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue},
+    header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT},
 };
 use tokio::time::{Instant, timeout};
 
@@ -15,16 +15,27 @@ use super::{
     answer::Answer,
     body::{self, Asked},
     exchange::{Order, copy_headers, reach},
-    hold::{Held, Pending},
+    flight::{Flight, Sender},
+    hold::Held,
     listing,
+    meters::Outcome,
+    pending::Pending,
     record::Fingerprint,
     relay::Relay,
     reply::{Body, Fault},
 };
-use crate::spec::{SlotName, profile::Capability};
+use crate::spec::{
+    SlotName,
+    profile::Capability,
+    requests::{Lane, Requests},
+};
 
 /// How much earlier than the client's own deadline it is answered.
 const BEFORE_DEADLINE: Duration = Duration::from_secs(5);
+
+const LANE: HeaderName = HeaderName::from_static("x-slotd-lane");
+const COLD_START: HeaderName = HeaderName::from_static("x-slotd-cold-start-ms");
+const QUEUE: HeaderName = HeaderName::from_static("x-slotd-queue-ms");
 
 /// Says which capability a path needs, if it is one that engines serve.
 pub(super) fn capability(path: &str) -> Option<Capability> {
@@ -47,15 +58,59 @@ pub(super) async fn forward(
         Ok(asked) => asked,
         Err(fault) => return (None, fault.response()),
     };
-    let slot = match find(client, &asked, capability) {
-        Ok(slot) => slot,
+    let found = find(client, &asked, capability).and_then(|(slot, wishes)| {
+        let lane = lane(&head.headers)?.unwrap_or(wishes.lane);
+        Ok((slot, wishes, lane))
+    });
+    let (slot, wishes, lane) = match found {
+        Ok(found) => found,
         Err(fault) => return (None, fault.response()),
     };
-    let response = serve(client, &slot, (head.uri, head.headers), asked).await;
+    let sender = sender(client, &head.headers, lane);
+    let flight = client.shared.flights.begin(&slot, wishes.on_client_gone, sender);
+    let patience = wishes.queue_timeout.unwrap_or(client.shared.limits.hold);
+    let request = (head.uri, head.headers);
+    let mut response = serve(client, (flight.clone(), patience), request, asked).await;
+    flight.note_status(response.status());
+    say_waits(&flight, response.headers_mut());
     (Some(slot), response)
 }
 
-fn find(client: &Client, asked: &Asked, capability: Capability) -> Result<SlotName, Fault> {
+/// Reads which lane a client asks for.
+fn lane(headers: &HeaderMap) -> Result<Option<Lane>, Fault> {
+    let Some(typed) = headers.get(LANE) else { return Ok(None) };
+    let known = Lane::ALL.into_iter().find(|lane| typed == lane.as_str());
+    known.map(Some).ok_or_else(|| {
+        let message = "the header `x-slotd-lane` is `interactive` or `batch`".to_owned();
+        Fault::bad_request(None, "unknown_lane", message)
+    })
+}
+
+fn sender(client: &Client, headers: &HeaderMap, lane: Lane) -> Sender {
+    Sender {
+        peer: client.peer,
+        agent: headers.get(USER_AGENT).cloned(),
+        request_id: headers.get("x-request-id").cloned(),
+        key: None,
+        lane,
+    }
+}
+
+/// Says how long the request has waited, where it has.
+fn say_waits(flight: &Flight, headers: &mut HeaderMap) {
+    let (cold_start, queue) = flight.waits();
+    for (name, wait) in [(COLD_START, cold_start), (QUEUE, queue)] {
+        if let Ok(ms @ 1..) = u64::try_from(wait.as_millis()) {
+            headers.insert(name, HeaderValue::from(ms));
+        }
+    }
+}
+
+fn find(
+    client: &Client,
+    asked: &Asked,
+    capability: Capability,
+) -> Result<(SlotName, Requests), Fault> {
     let table = client.shared.routes.load();
     let route = table.find(&asked.model).ok_or_else(|| listing::unknown(&table, &asked.model))?;
     if !route.profile.offers(capability) {
@@ -66,32 +121,41 @@ fn find(client: &Client, asked: &Asked, capability: Capability) -> Result<SlotNa
         );
         return Err(Fault::bad_request(Some("model"), "capability_not_offered", message));
     }
-    Ok(route.slot.clone())
+    Ok((route.slot.clone(), route.profile.requests.clone()))
 }
 
 async fn serve(
     client: &Arc<Client>,
-    slot: &SlotName,
+    (flight, hold): (Arc<Flight>, Duration),
     (path, headers): (Uri, HeaderMap),
     asked: Asked,
 ) -> Response<Body> {
+    let slot = &flight.slot;
     let limits = &client.shared.limits;
     let silence = silence(limits, &headers);
     // A stream can be told that it still waits; anything else must be answered before its client
     // gives up.
-    let patience = if asked.is_stream { limits.hold } else { limits.hold.min(silence) };
+    let patience = if asked.is_stream { hold } else { hold.min(silence) };
     let deadline = Instant::now() + patience;
     // An absolute form names a host, which is not the engine's.
     let path = path.path_and_query().cloned().map_or(path, Uri::from);
     let fingerprint = Fingerprint::of(&asked.bytes);
-    let order =
-        Order { slot: slot.clone(), path, headers, bytes: asked.bytes, fingerprint, deadline };
-    let mut pending: Pending = Box::pin(reach(Arc::clone(client), order));
+    let order = Order {
+        slot: slot.clone(),
+        path,
+        headers,
+        bytes: asked.bytes,
+        fingerprint,
+        deadline,
+        flight: flight.clone(),
+    };
+    let reached = reach(Arc::clone(client), order);
+    let mut pending = Pending::new(Arc::clone(&flight), reached);
     if !asked.is_stream {
-        return finish(pending.await, client);
+        return finish(pending.await, client, &flight);
     }
     match timeout(limits.quiet.min(silence), &mut pending).await {
-        Ok(answer) => finish(answer, client),
+        Ok(answer) => finish(answer, client, &flight),
         Err(_) => held(client, slot, silence, pending),
     }
 }
@@ -107,10 +171,13 @@ fn silence(limits: &Limits, headers: &HeaderMap) -> Duration {
     theirs.map_or(limits.silence, |theirs| theirs.min(limits.silence))
 }
 
-fn finish(answer: Result<Answer, Fault>, client: &Client) -> Response<Body> {
+fn finish(answer: Result<Answer, Fault>, client: &Client, flight: &Flight) -> Response<Body> {
     let answer = match answer {
         Ok(answer) => answer,
-        Err(fault) => return fault.response(),
+        Err(fault) => {
+            flight.end(Outcome::Refused);
+            return fault.response();
+        }
     };
     let is_events = answer.is_events();
     let mut headers = HeaderMap::new();

@@ -14,22 +14,23 @@ use std::{
 
 use thiserror::Error;
 use tokio::{
-    sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError},
+    sync::Notify,
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     record::{Fingerprint, Record},
+    seats::{Closed, Seat, Seats},
     suspects::Suspects,
     upstream::Upstream,
 };
 use crate::{
     engine::Endpoint,
-    spec::{Generation, SlotName},
+    spec::{Generation, SlotName, requests::Lane},
 };
 
-/// Lets requests into one engine, in the order they came.
+/// Lets requests into one engine, lane by lane in the order they came.
 ///
 /// Open until [`Gate::close`], [`Gate::cut`] or [`Gate::mark_dead`]; it never opens again.
 pub struct Gate {
@@ -38,7 +39,7 @@ pub struct Gate {
     upstream: Upstream,
     model: Option<String>,
     parallel: usize,
-    seats: Arc<Semaphore>,
+    seats: Arc<Seats>,
     waiting: AtomicUsize,
     queue_limit: usize,
     born: Instant,
@@ -104,14 +105,14 @@ impl Gate {
         suspects: &Arc<Suspects>,
     ) -> Arc<Self> {
         let parallel = NonZeroU32::new(parallel).unwrap_or(NonZeroU32::MIN).get();
-        let parallel = usize::try_from(parallel).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let parallel = usize::try_from(parallel).unwrap_or(usize::MAX);
         Arc::new(Self {
             slot,
             generation,
             upstream: Upstream::new(endpoint),
             model,
             parallel,
-            seats: Arc::new(Semaphore::new(parallel)),
+            seats: Seats::new(parallel),
             waiting: AtomicUsize::new(0),
             queue_limit: usize::try_from(queue_limit).unwrap_or(usize::MAX),
             born: Instant::now(),
@@ -127,33 +128,32 @@ impl Gate {
         })
     }
 
-    /// Waits for a seat, at most `patience`. Cancel-safe: a dropped call leaves the queue.
+    /// Waits in a lane for a seat, at most `patience`. Cancel-safe: a dropped call leaves the queue.
     ///
     /// # Errors
     /// [`GateRefusal`], each variant as it says.
     pub(super) async fn lease(
         self: &Arc<Self>,
         request: Fingerprint,
-        patience: Duration,
+        (lane, patience): (Lane, Duration),
     ) -> Result<Lease, GateRefusal> {
-        // Tokio hands a released seat to those who wait first, so this never jumps the queue.
-        let permit = match Arc::clone(&self.seats).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(TryAcquireError::Closed) => return Err(GateRefusal::Closed),
-            Err(TryAcquireError::NoPermits) => self.wait_for_seat(patience).await?,
+        // No seat is free while somebody waits, so this never jumps the queue.
+        let seat = match self.seats.try_take() {
+            Ok(Some(seat)) => seat,
+            Ok(None) => self.wait_for_seat(lane, patience).await?,
+            Err(Closed) => return Err(GateRefusal::Closed),
         };
         self.touch();
         let gate = Arc::clone(self);
         let since = Instant::now();
-        Ok(Lease { gate, permit: Some(permit), request, since, outcome: Outcome::Nothing })
+        Ok(Lease { gate, seat: Some(seat), request, since, outcome: Outcome::Nothing })
     }
 
-    async fn wait_for_seat(&self, patience: Duration) -> Result<OwnedSemaphorePermit, GateRefusal> {
+    async fn wait_for_seat(&self, lane: Lane, patience: Duration) -> Result<Seat, GateRefusal> {
         let _place = Place::take(self)?;
-        let seat = Arc::clone(&self.seats).acquire_owned();
-        match timeout(patience, seat).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(AcquireError { .. })) => Err(GateRefusal::Closed),
+        match timeout(patience, self.seats.take(lane)).await {
+            Ok(Ok(seat)) => Ok(seat),
+            Ok(Err(Closed)) => Err(GateRefusal::Closed),
             Err(_) => Err(GateRefusal::TimedOut),
         }
     }
@@ -176,8 +176,7 @@ impl Gate {
     /// Returns how many requests are being served.
     pub fn in_flight(&self) -> u32 {
         // Seats, not a counter beside them: a seat is taken and given back in one step.
-        let taken = self.parallel.saturating_sub(self.seats.available_permits());
-        u32::try_from(taken).unwrap_or(u32::MAX)
+        u32::try_from(self.seats.taken()).unwrap_or(u32::MAX)
     }
 
     /// Returns how many requests wait for a seat.
@@ -316,7 +315,7 @@ impl fmt::Debug for Gate {
 #[derive(Debug)]
 pub(super) struct Lease {
     gate: Arc<Gate>,
-    permit: Option<OwnedSemaphorePermit>,
+    seat: Option<Seat>,
     request: Fingerprint,
     since: Instant,
     outcome: Outcome,
@@ -387,7 +386,7 @@ impl Drop for Lease {
             self.gate.record.note_given_up();
         }
         // The seat goes back before the waiters of `drained` count.
-        drop(self.permit.take());
+        drop(self.seat.take());
         self.gate.released.notify_waiters();
     }
 }
@@ -432,24 +431,27 @@ mod tests {
         Fingerprint::of(b"{}")
     }
 
+    async fn lease(gate: &Arc<Gate>, patience: Duration) -> Result<Lease, GateRefusal> {
+        gate.lease(request(), (Lane::Interactive, patience)).await
+    }
+
     #[tokio::test]
     async fn a_full_gate_queues_then_refuses_then_times_out() {
         let gate = gate(1, 1);
         let patience = Duration::from_millis(20);
-        let first = gate.lease(request(), patience).await.unwrap();
-        let (second, third) =
-            tokio::join!(gate.lease(request(), patience), gate.lease(request(), patience));
+        let first = lease(&gate, patience).await.unwrap();
+        let (second, third) = tokio::join!(lease(&gate, patience), lease(&gate, patience));
         assert_eq!(second.unwrap_err(), GateRefusal::TimedOut);
         assert_eq!(third.unwrap_err(), GateRefusal::Full { waiting: 1 });
         assert_eq!(gate.waiting(), 0);
         drop(first);
-        assert!(gate.lease(request(), patience).await.is_ok(), "the turn came back");
+        assert!(lease(&gate, patience).await.is_ok(), "the turn came back");
     }
 
     #[tokio::test]
     async fn a_cut_gate_is_drained_whoever_still_holds_a_seat() {
         let gate = gate(1, 1);
-        let _stalled = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let _stalled = lease(&gate, Duration::from_secs(1)).await.unwrap();
         tokio::join!(gate.drained(), async { gate.cut() });
     }
 
@@ -457,7 +459,7 @@ mod tests {
     async fn the_wait_is_told_from_what_earlier_requests_took() {
         let gate = gate(2, 4);
         assert_eq!(gate.expected_wait(), None);
-        let mut first = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let mut first = lease(&gate, Duration::from_secs(1)).await.unwrap();
         tokio::time::advance(Duration::from_secs(8)).await;
         first.note_answer();
         assert_eq!(gate.expected_wait(), Some(Duration::from_secs(4)), "two seats share the queue");
@@ -466,12 +468,12 @@ mod tests {
     #[tokio::test]
     async fn seats_are_given_in_the_order_of_asking() {
         let gate = gate(1, 8);
-        let first = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let first = lease(&gate, Duration::from_secs(1)).await.unwrap();
         let order = Mutex::new(Vec::new());
         let ask = async |number: u32| {
-            let lease = gate.lease(request(), Duration::from_mins(1)).await.unwrap();
+            let leased = lease(&gate, Duration::from_mins(1)).await.unwrap();
             order.lock().unwrap().push(number);
-            drop(lease);
+            drop(leased);
         };
         tokio::join!(ask(1), ask(2), ask(3), async { drop(first) });
         assert_eq!(order.into_inner().unwrap(), [1, 2, 3]);
@@ -480,8 +482,8 @@ mod tests {
     #[tokio::test]
     async fn those_who_wait_at_a_dead_engine_are_sent_away() {
         let gate = gate(1, 8);
-        let _busy = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
-        let (waited, ()) = tokio::join!(gate.lease(request(), Duration::from_mins(1)), async {
+        let _busy = lease(&gate, Duration::from_secs(1)).await.unwrap();
+        let (waited, ()) = tokio::join!(lease(&gate, Duration::from_mins(1)), async {
             gate.cut();
             gate.mark_dead(Blame::Nobody);
         });
@@ -492,28 +494,25 @@ mod tests {
     #[tokio::test]
     async fn a_closed_gate_is_drained_by_its_last_lease() {
         let gate = gate(2, 1);
-        let lease = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let leased = lease(&gate, Duration::from_secs(1)).await.unwrap();
         gate.close();
-        assert_eq!(
-            gate.lease(request(), Duration::from_secs(1)).await.unwrap_err(),
-            GateRefusal::Closed
-        );
+        assert_eq!(lease(&gate, Duration::from_secs(1)).await.unwrap_err(), GateRefusal::Closed);
         assert_eq!(gate.in_flight(), 1);
-        tokio::join!(gate.drained(), async { drop(lease) });
+        tokio::join!(gate.drained(), async { drop(leased) });
         assert_eq!(gate.in_flight(), 0);
     }
 
     #[tokio::test]
     async fn a_client_that_leaves_without_a_byte_is_noted_unless_the_gate_is_closed() {
         let gate = gate(2, 1);
-        let first = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
-        let mut second = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let first = lease(&gate, Duration::from_secs(1)).await.unwrap();
+        let mut second = lease(&gate, Duration::from_secs(1)).await.unwrap();
         drop(first);
         assert_eq!(gate.record().given_up_in_row(), 1);
         second.note_failure();
         drop(second);
         assert_eq!((gate.record().given_up_in_row(), gate.record().failed_in_row()), (1, 1));
-        let mut last = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let mut last = lease(&gate, Duration::from_secs(1)).await.unwrap();
         gate.close();
         last.note_failure();
         assert_eq!(gate.record().failed_in_row(), 1);

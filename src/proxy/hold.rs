@@ -13,14 +13,12 @@ use tokio::time::{Sleep, sleep};
 
 use super::{
     Client,
-    answer::Answer,
+    meters::Outcome,
+    pending::Pending,
     relay::{LastWords, Relay},
     reply::{Aborted, Fault},
 };
 use crate::spec::SlotName;
-
-/// An answer that is on its way.
-pub(super) type Pending = Pin<Box<dyn Future<Output = Result<Answer, Fault>> + Send>>;
 
 /// The body of a stream that was committed before its engine was there: comments while it waits,
 /// then what the engine says; an error event and an aborted connection if it never comes.
@@ -64,15 +62,19 @@ impl Held {
         mut sign_of_life: Pin<Box<Sleep>>,
         context: &mut Context<'_>,
     ) -> Poll<Item> {
-        match pending.as_mut().poll(context) {
+        match Pin::new(&mut pending).poll(context) {
             Poll::Ready(Ok(answer)) if answer.is_events() => {
                 let relay = Relay::new(answer, Arc::clone(&self.client.flushes));
                 self.poll_flowing(relay, context)
             }
             Poll::Ready(Ok(_)) => {
+                pending.flight().end(Outcome::Refused);
                 self.break_off(&Fault::engine_misbehaved(&self.slot, "answered without a stream"))
             }
-            Poll::Ready(Err(fault)) => self.break_off(&fault),
+            Poll::Ready(Err(fault)) => {
+                pending.flight().end(Outcome::Refused);
+                self.break_off(&fault)
+            }
             Poll::Pending if sign_of_life.as_mut().poll(context).is_ready() => {
                 self.give_sign_of_life(pending)
             }

@@ -13,27 +13,38 @@
 mod access;
 mod answer;
 mod body;
+mod engine_metrics;
 mod exchange;
+mod flight;
+mod flights;
 mod flush;
 mod forward;
 mod gate;
 mod hold;
 mod listing;
+mod meters;
+mod metrics;
 mod normalise;
+mod pending;
 mod record;
 mod relay;
 mod reply;
 mod routes;
+mod seats;
 mod serve;
 mod shortage;
 mod suspects;
+mod trace;
 mod upstream;
+mod usage;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
 pub use self::{
+    flight::Stage,
+    flights::{AccessLog, FlightView, Flights},
     gate::{Blame, Gate},
     record::Record,
     routes::RouteTable,
@@ -53,6 +64,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Requests under suspicion; the gates share them.
     pub suspects: Arc<Suspects>,
+    /// Requests in flight, and what became of others.
+    pub flights: Arc<Flights>,
 }
 
 /// One connection of a client.
@@ -60,6 +73,7 @@ pub struct Shared {
 struct Client {
     shared: Shared,
     flushes: Arc<flush::Flushes>,
+    peer: SocketAddr,
 }
 
 /// Limits of requests.

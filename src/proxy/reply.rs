@@ -130,6 +130,15 @@ impl Fault {
         Self { retry: Retry::Never, ..fault }
     }
 
+    /// A person ended it. The status is nginx's for a request that nobody waits for any more: clients
+    /// do not try again on it.
+    pub(super) fn cancelled() -> Self {
+        let status = StatusCode::from_u16(499).unwrap_or(StatusCode::CONFLICT);
+        let message = "the request was cancelled by the operator of this machine".to_owned();
+        let fault = Self::refused(status, "request_cancelled", message);
+        Self { retry: Retry::Never, ..fault }
+    }
+
     /// The wait was as long as it may be.
     /// `eta` is how long it should still take to load.
     pub(super) fn still_loading(slot: &SlotName, eta: Option<Duration>) -> Self {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::gate::Gate;
 use crate::{
     spec::{
-        Monotime, SlotName,
+        Bytes, Monotime, SlotName,
         ladder::RungView,
         profile::{Capability, Profile},
     },
@@ -34,6 +34,10 @@ pub(super) struct Route {
     pub(super) engine: Option<String>,
     pub(super) percent: Option<u8>,
     pub(super) rung: Option<RungView>,
+    /// Restarts after deaths, resident memory, requests that wait for the slot.
+    pub(super) restarts: u32,
+    pub(super) rss: Option<Bytes>,
+    pub(super) waiting: usize,
     /// How long a load takes, by earlier ones.
     pub(super) load: Option<Duration>,
     /// When the load that goes on, or the next one, began or begins; `None` without one.
@@ -72,6 +76,9 @@ impl RouteTable {
                 engine: view.engine.as_ref().map(|engine| engine.name.clone()),
                 percent,
                 rung: view.rung.clone(),
+                restarts: view.restarts,
+                rss: view.state.pid().and(view.rss),
+                waiting: view.waiting,
                 load: view.expected_load,
                 began,
                 ready_by: None,
@@ -150,6 +157,11 @@ impl RouteTable {
     /// Returns a slot by its own name.
     pub(super) fn slot(&self, slot: &SlotName) -> Option<&Route> {
         self.slots.get(slot)
+    }
+
+    /// Returns every slot.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (&SlotName, &Route)> {
+        self.slots.iter()
     }
 
     /// Returns every name that is listed, with its slot.

@@ -120,6 +120,7 @@ mod tests {
         death::{Confidence, Evidence},
         ladder::LadderChoice,
         profile::{EngineChoice, OnExit},
+        requests::Requests,
     };
 
     fn profile() -> Profile {
@@ -145,6 +146,7 @@ mod tests {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            requests: Requests::default(),
         }
     }
 

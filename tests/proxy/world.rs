@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use arc_swap::ArcSwap;
 use slotd::{
     mailbox::{self, Inbox},
-    proxy::{Gate, Limits, Phase, RouteTable, Shared, serve},
+    proxy::{AccessLog, Flights, Gate, Limits, Phase, RouteTable, Shared, serve},
     spec::{
         Generation, Monotime, SlotName, WaiterId,
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile},
+        requests::Requests,
     },
     supervisor::{Event, Refusal, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -32,6 +33,7 @@ pub(crate) struct World {
     pub(crate) phase: watch::Sender<Phase>,
     dir: TempDir,
     routes: Arc<ArcSwap<RouteTable>>,
+    pub(crate) flights: Arc<Flights>,
     snapshot: Snapshot,
     gates: BTreeMap<SlotName, Arc<Gate>>,
     inbox: Inbox,
@@ -51,12 +53,19 @@ impl World {
         let (mailbox, inbox) = mailbox::channel();
         let (phase, phases) = watch::channel(Phase::Serving);
         let suspects = Arc::default();
-        let shared = Shared { routes: Arc::clone(&routes), mailbox, limits, suspects };
+        let flights = Flights::new(AccessLog::Off);
+        let shared = Shared {
+            routes: Arc::clone(&routes),
+            mailbox,
+            limits,
+            suspects,
+            flights: Arc::clone(&flights),
+        };
         let mut server = JoinSet::new();
         server.spawn(serve(listener, shared, phases));
         let dir = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
         let (snapshot, gates) = (Snapshot::default(), BTreeMap::new());
-        Self { address, phase, dir, routes, snapshot, gates, inbox, server }
+        Self { address, phase, dir, routes, flights, snapshot, gates, inbox, server }
     }
 
     /// Serves an endpoint with one ready slot, `chat`.
@@ -190,6 +199,7 @@ fn profile(slot: &str) -> Profile {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        requests: Requests::default(),
     }
 }
 
