@@ -39,6 +39,7 @@ pub(crate) struct Played {
 }
 
 /// The one request in flight.
+#[expect(clippy::unwrap_used, reason = "a fixed name that is one")]
 fn request() -> RequestObject {
     RequestObject {
         id: 17,
