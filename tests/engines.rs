@@ -21,6 +21,7 @@ use slotd::{
         death::{LogCause, Verdict},
         ladder::{LadderChoice, Rung},
         profile::{Capability, EngineChoice, ModelSource, OnExit, Profile},
+        requests::Requests,
     },
 };
 use tempfile::TempDir;
@@ -95,6 +96,7 @@ impl Machine {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            requests: Requests::default(),
         }
     }
 

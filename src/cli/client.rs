@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::failure::Failure;
 use crate::{
-    admin::{DaemonObject, SlotObject},
+    admin::{DaemonObject, RequestObject, SlotObject},
     config::daemon::{Flags, Settings},
     spec::SlotName,
 };
@@ -76,6 +76,21 @@ impl Client {
     /// Returns every slot.
     pub(super) async fn slots(&self) -> Result<Vec<SlotObject>, Failure> {
         self.ask(Method::GET, "/v1/slots").await
+    }
+
+    /// Returns every request in flight, as the daemon wrote it.
+    pub(super) async fn raw_requests(&self) -> Result<Value, Failure> {
+        self.ask(Method::GET, "/v1/requests").await
+    }
+
+    /// Returns every request in flight.
+    pub(super) async fn requests(&self) -> Result<Vec<RequestObject>, Failure> {
+        self.ask(Method::GET, "/v1/requests").await
+    }
+
+    /// Cancels a request in flight.
+    pub(super) async fn cancel(&self, id: u64) -> Result<Value, Failure> {
+        self.ask(Method::DELETE, &format!("/v1/requests/{id}")).await
     }
 
     /// Returns one slot.

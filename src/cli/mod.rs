@@ -1,10 +1,11 @@
 //! The command line: argv in, exit code out.
 //!
-//! A file a subcommand. The clients (`ps`, `status`, `why`, `logs`, `load`, `unload`, `restart`) talk to a
+//! A file a subcommand. The clients (`ps`, `status`, `why`, `logs`, `load`, `unload`, `restart`, `requests`, `cancel`) talk to a
 //! daemon over its control socket; `validate`, `schema`, `completions` and `man` need none. Only
 //! `out` writes, only `exit` knows exit codes, only [`main`] reports failures.
 
 mod advice;
+mod cancel;
 mod client;
 mod completions;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod order;
 mod out;
 mod progress;
 mod ps;
+mod requests;
 mod schema;
 mod serve;
 mod status;
@@ -84,6 +86,10 @@ enum Command {
     Unload(order::Options),
     /// Replace a slot's engine by a new one and wait until it is ready
     Restart(order::Options),
+    /// List the requests in flight
+    Requests(requests::Options),
+    /// End a request in flight with an error
+    Cancel(cancel::Options),
     /// Let the running daemon go on as the program on disk, without refusing a client
     Upgrade(upgrade::Options),
     /// Serve one model with the candle engine; the daemon starts it for slots
@@ -122,6 +128,12 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Man(options) => end(man::run(options)),
         Command::Ps(options) => {
             talk(control.as_deref(), async |client| ps::run(&options, client).await)
+        }
+        Command::Requests(options) => {
+            talk(control.as_deref(), async |client| requests::run(&options, client).await)
+        }
+        Command::Cancel(options) => {
+            talk(control.as_deref(), async |client| cancel::run(&options, client).await)
         }
         Command::Status(options) => {
             talk(control.as_deref(), async |client| status::run(&options, client).await)

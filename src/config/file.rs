@@ -9,11 +9,13 @@ use schemars::JsonSchema;
 
 use super::{
     ladder::{self, LadderShape},
+    requests,
     walk::{At, MayBeEmpty, Walk},
 };
 use crate::spec::{
     ladder::LadderChoice,
     profile::{Capability, OnExit},
+    requests::{Lane, OnClientGone, Requests},
 };
 
 /// A slotd profile: the file NAME.toml describes the slot NAME. One line is enough: `model = "…"`.
@@ -134,6 +136,22 @@ pub(super) struct ProfileFile {
     /// until the next daemon adopts it. Default: `stop`.
     #[schemars(with = "String", extend("enum" = ["stop", "keep"], "default" = "stop"))]
     pub(super) on_exit: OnExit,
+
+    /// Which lane the slot's requests wait in that do not say by the header `x-slotd-lane`:
+    /// `interactive`, or `batch`, which lets those go first. Default: `interactive`.
+    #[schemars(with = "String", extend("enum" = ["interactive", "batch"], "default" = "interactive"))]
+    pub(super) lane: Lane,
+
+    /// How long a request may wait for the slot to load and for its turn, `1s` to `1h`. Default: the
+    /// daemon's own `queue_timeout`.
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"))]
+    pub(super) queue_timeout: Option<Duration>,
+
+    /// What the engine is told when a client leaves: `cancel` hangs up, so that it stops working on
+    /// the request; `drain` lets it end what it has begun, for engines that a hang-up hurts. Default:
+    /// `cancel`.
+    #[schemars(with = "String", extend("enum" = ["cancel", "drain"], "default" = "cancel"))]
+    pub(super) on_client_gone: OnClientGone,
 }
 
 /// The word in `engine`.
@@ -151,7 +169,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 22] = [
+pub(super) const KEYS: [&str; 25] = [
     "model",
     "engine",
     "command",
@@ -174,6 +192,9 @@ pub(super) const KEYS: [&str; 22] = [
     "hang_timeout",
     "idle_timeout",
     "on_exit",
+    "lane",
+    "queue_timeout",
+    "on_client_gone",
 ];
 
 impl ProfileFile {
@@ -181,6 +202,7 @@ impl ProfileFile {
     /// is `None` only when its value was refused.
     pub(super) fn take(walk: &mut Walk<'_>) -> Self {
         walk.refuse_unknown(&KEYS, better_key);
+        let Requests { lane, queue_timeout, on_client_gone } = requests::take(walk);
         let has_engine = walk.offset_of_key("engine").is_some();
         Self {
             model: walk.take_text("model"),
@@ -221,7 +243,16 @@ impl ProfileFile {
             ),
             idle_timeout: walk.take_duration("idle_timeout", &IDLE_TIMEOUT),
             on_exit: walk.take_choice("on_exit", &ON_EXIT).unwrap_or_default(),
+            lane,
+            queue_timeout,
+            on_client_gone,
         }
+    }
+
+    /// Returns how the slot's requests are treated.
+    pub(super) fn requests(&self) -> Requests {
+        let Self { lane, queue_timeout, on_client_gone, .. } = *self;
+        Requests { lane, queue_timeout, on_client_gone }
     }
 }
 
@@ -245,8 +276,8 @@ fn better_key(typed: &str) -> Option<String> {
         "name" | "slot" | "id" => {
             return Some("the slot's name is the name of the file".to_owned());
         }
-        "queue_limit" | "queue_timeout" | "max_body" | "climb_after" | "state_dir"
-        | "model_dirs" | "llama_server" => {
+        "queue_limit" | "max_body" | "climb_after" | "state_dir" | "model_dirs"
+        | "llama_server" => {
             return Some(format!("`{typed}` is a key of the daemon's own file, `slotd.toml`"));
         }
         "host" | "port" | "listen" => {

@@ -21,6 +21,7 @@ mod load;
 mod model;
 mod names;
 mod profile;
+mod requests;
 mod schema;
 mod syntax;
 mod walk;

@@ -47,6 +47,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
     let claims = names::claims(&mut walk, &typed, slot, (file, text));
 
     let faults = walk.into_faults();
+    let requests = typed.requests();
     let profile = mean_engine(&typed).filter(|_| faults.is_empty()).map(|engine| Profile {
         slot: slot.clone(),
         source: file.to_owned(),
@@ -71,6 +72,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
         hang_timeout: typed.hang_timeout,
         idle_timeout: typed.idle_timeout,
         on_exit: typed.on_exit,
+        requests,
     });
     Reading { profile, claims, faults }
 }

@@ -15,7 +15,9 @@ use super::{
     Client, Shared,
     answer::Answer,
     body::rename_model,
+    flight::{Flight, Stage},
     gate::{Ending, Gate, GateRefusal, Lease},
+    meters::Outcome,
     normalise,
     record::Fingerprint,
     replicas::Candidates,
@@ -43,6 +45,7 @@ pub(super) struct Order {
     pub(super) fingerprint: Fingerprint,
     /// Until when the request may wait for an engine. The engine's own work has no deadline.
     pub(super) deadline: Instant,
+    pub(super) flight: Arc<Flight>,
 }
 
 impl Order {
@@ -59,7 +62,21 @@ impl Order {
 /// 2. No ready engine: ask the core, wait for its answer, look again.
 /// 3. The engine dies before it has said anything: once more from the start, which leads to another
 ///    slot of the route if one is ready. Where one is, so does an engine that is being stopped.
+///
+/// A request that is cancelled meanwhile leaves the queue, or its engine.
 pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, Fault> {
+    let flight = Arc::clone(&order.flight);
+    tokio::select! {
+        biased;
+        () = flight.cancelled() => {
+            flight.end(Outcome::Cancelled);
+            Err(Fault::cancelled())
+        }
+        answer = reach_engine(client, order) => answer,
+    }
+}
+
+async fn reach_engine(client: Arc<Client>, order: Order) -> Result<Answer, Fault> {
     let shared = &client.shared;
     if shared.suspects.is_guilty(order.fingerprint) {
         // No engine is loaded only to be spared.
@@ -69,8 +86,12 @@ pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, F
     loop {
         let mut lease = turn(shared, &order).await?;
         let slot = lease.gate().slot().clone();
+        order.flight.serve(&slot);
         let fault = match send(&lease, &order).await {
-            Ok(answer) => return accepted(Answer::new(answer, lease), &slot).await,
+            Ok(answer) => {
+                let answer = Answer::new(answer, lease, Arc::clone(&order.flight));
+                return accepted(answer, &slot).await;
+            }
             Err(fault) => fault,
         };
         let what = match fault {
@@ -87,7 +108,8 @@ pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, F
             SendFault::Cut => order.candidates.has_another(shared, lease.gate()),
             SendFault::Garbled(_) => false,
         };
-        if !(goes_on && may_try_again && Instant::now() < order.deadline) {
+        let is_wanted = !order.flight.is_abandoned() && Instant::now() < order.deadline;
+        if !(goes_on && may_try_again && is_wanted) {
             return Err(Fault::engine_died(&slot, what));
         }
         may_try_again = false; // (3)
@@ -103,22 +125,37 @@ async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
                 candidates.spill(shared).await;
             }
             let patience = order.deadline.saturating_duration_since(Instant::now());
-            match gate.lease(order.fingerprint, patience).await {
+            let (began, lane) = (Instant::now(), order.flight.sender.lane);
+            order.flight.enter(Stage::Queued);
+            let leased = gate.lease(order.fingerprint, (lane, patience)).await;
+            order.flight.add_queue(began.elapsed());
+            match leased {
                 Ok(lease) if lease.gate().is_guilty(order.fingerprint) => {
                     return Err(Fault::poison(gate.slot()));
                 }
                 Ok(lease) => return Ok(lease), // (1)
                 Err(GateRefusal::Closed) => {}
-                Err(refusal) => return Err(Fault::of_gate(gate.slot(), refusal)),
+                Err(refusal) => return Err(Fault::of_gate(&gate, refusal)),
             }
         }
-        match timeout_at(order.deadline, candidates.ask(shared)).await {
+        let began = Instant::now();
+        order.flight.enter(Stage::Loading);
+        let granted = timeout_at(order.deadline, candidates.ask(shared)).await;
+        order.flight.add_cold_start(began.elapsed());
+        match granted {
             Ok(Ok(())) => {} // (2)
-            Ok(Err((slot, refusal))) => return Err(Fault::of_refusal(&slot, refusal)),
+            Ok(Err((slot, refusal))) => {
+                return Err(Fault::of_refusal(&slot, refusal, eta(shared, &slot)));
+            }
             Err(_) => break,
         }
     }
-    Err(Fault::still_loading(&candidates.first))
+    Err(Fault::still_loading(&candidates.first, eta(shared, &candidates.first)))
+}
+
+/// How long the slot should still take to be ready.
+fn eta(shared: &Shared, slot: &SlotName) -> Option<Duration> {
+    shared.routes.load().slot(slot)?.eta(Instant::now())
 }
 
 async fn send(

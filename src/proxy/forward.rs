@@ -6,7 +6,7 @@ use http_body_util::BodyExt;
 use hyper::{
     HeaderMap, Request, Response, Uri,
     body::Incoming,
-    header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue},
+    header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT},
 };
 use tokio::time::{Instant, timeout};
 
@@ -15,18 +15,29 @@ use super::{
     answer::Answer,
     body::{self, Asked},
     exchange::{Order, copy_headers, reach},
-    hold::{Held, Pending},
+    flight::{Flight, Sender},
+    hold::Held,
     listing,
+    meters::Outcome,
+    pending::Pending,
     record::Fingerprint,
     relay::Relay,
     replicas::Candidates,
     reply::{Body, Fault},
     resume::Resuming,
 };
-use crate::spec::{SlotName, profile::Capability};
+use crate::spec::{
+    SlotName,
+    profile::Capability,
+    requests::{Lane, Requests},
+};
 
 /// How much earlier than the client's own deadline it is answered.
 const BEFORE_DEADLINE: Duration = Duration::from_secs(5);
+
+const LANE: HeaderName = HeaderName::from_static("x-slotd-lane");
+const COLD_START: HeaderName = HeaderName::from_static("x-slotd-cold-start-ms");
+const QUEUE: HeaderName = HeaderName::from_static("x-slotd-queue-ms");
 
 /// Says which capability a path needs, if it is one that engines serve.
 pub(super) fn capability(path: &str) -> Option<Capability> {
@@ -49,15 +60,59 @@ pub(super) async fn forward(
         Ok(asked) => asked,
         Err(fault) => return (None, fault.response()),
     };
-    let candidates = match find(client, &asked, capability) {
-        Ok(candidates) => candidates,
+    let found = find(client, &asked, capability).and_then(|(candidates, wishes)| {
+        let lane = lane(&head.headers)?.unwrap_or(wishes.lane);
+        Ok((candidates, wishes, lane))
+    });
+    let (candidates, wishes, lane) = match found {
+        Ok(found) => found,
         Err(fault) => return (None, fault.response()),
     };
-    let (slot, response) = serve(client, candidates, (head.uri, head.headers), asked).await;
-    (Some(slot), response)
+    let sender = sender(client, &head.headers, lane);
+    let flight = client.shared.flights.begin(&candidates.first, wishes.on_client_gone, sender);
+    let patience = wishes.queue_timeout.unwrap_or(client.shared.limits.hold);
+    let request = (head.uri, head.headers);
+    let mut response = serve(client, (candidates, flight.clone(), patience), request, asked).await;
+    flight.note_status(response.status());
+    say_waits(&flight, response.headers_mut());
+    (Some(flight.slot()), response)
 }
 
-fn find(client: &Client, asked: &Asked, capability: Capability) -> Result<Candidates, Fault> {
+/// Reads which lane a client asks for.
+fn lane(headers: &HeaderMap) -> Result<Option<Lane>, Fault> {
+    let Some(typed) = headers.get(LANE) else { return Ok(None) };
+    let known = Lane::ALL.into_iter().find(|lane| typed == lane.as_str());
+    known.map(Some).ok_or_else(|| {
+        let message = "the header `x-slotd-lane` is `interactive` or `batch`".to_owned();
+        Fault::bad_request(None, "unknown_lane", message)
+    })
+}
+
+fn sender(client: &Client, headers: &HeaderMap, lane: Lane) -> Sender {
+    Sender {
+        peer: client.peer,
+        agent: headers.get(USER_AGENT).cloned(),
+        request_id: headers.get("x-request-id").cloned(),
+        key: None,
+        lane,
+    }
+}
+
+/// Says how long the request has waited, where it has.
+fn say_waits(flight: &Flight, headers: &mut HeaderMap) {
+    let (cold_start, queue) = flight.waits();
+    for (name, wait) in [(COLD_START, cold_start), (QUEUE, queue)] {
+        if let Ok(ms @ 1..) = u64::try_from(wait.as_millis()) {
+            headers.insert(name, HeaderValue::from(ms));
+        }
+    }
+}
+
+fn find(
+    client: &Client,
+    asked: &Asked,
+    capability: Capability,
+) -> Result<(Candidates, Requests), Fault> {
     let table = client.shared.routes.load();
     let replicas =
         table.replicas(&asked.model).ok_or_else(|| listing::unknown(&table, &asked.model))?;
@@ -70,37 +125,44 @@ fn find(client: &Client, asked: &Asked, capability: Capability) -> Result<Candid
         );
         return Err(Fault::bad_request(Some("model"), "capability_not_offered", message));
     }
-    Ok(Candidates::new(&replicas, &asked.bytes))
+    Ok((Candidates::new(&replicas, &asked.bytes), route.profile.requests.clone()))
 }
 
-/// Returns the slot that served, or the one that speaks for those that did not.
 async fn serve(
     client: &Arc<Client>,
-    candidates: Candidates,
+    (candidates, flight, hold): (Candidates, Arc<Flight>, Duration),
     (path, headers): (Uri, HeaderMap),
     asked: Asked,
-) -> (SlotName, Response<Body>) {
+) -> Response<Body> {
     let limits = &client.shared.limits;
     let silence = silence(limits, &headers);
     // A stream can be told that it still waits; anything else must be answered before its client
     // gives up.
-    let patience = if asked.is_stream { limits.hold } else { limits.hold.min(silence) };
+    let patience = if asked.is_stream { hold } else { hold.min(silence) };
     let deadline = Instant::now() + patience;
     // An absolute form names a host, which is not the engine's.
     let path = path.path_and_query().cloned().map_or(path, Uri::from);
     let fingerprint = Fingerprint::of(&asked.bytes);
     let first = candidates.first.clone();
-    let order = Order { candidates, path, headers, bytes: asked.bytes, fingerprint, deadline };
+    let order = Order {
+        candidates,
+        path,
+        headers,
+        bytes: asked.bytes,
+        fingerprint,
+        deadline,
+        flight: flight.clone(),
+    };
     let again = (asked.is_stream && order.candidates.resume).then(|| order.clone());
-    let mut pending: Pending = Box::pin(reach(Arc::clone(client), order));
+    let reached = reach(Arc::clone(client), order);
+    let mut pending = Pending::new(Arc::clone(&flight), reached);
     if !asked.is_stream {
-        return finish(pending.await, first, client, again);
+        return finish(pending.await, client, &flight, again);
     }
     if let Ok(answer) = timeout(limits.quiet.min(silence), &mut pending).await {
-        return finish(answer, first, client, again);
+        return finish(answer, client, &flight, again);
     }
-    let response = held(client, &first, silence, (pending, again));
-    (first, response)
+    held(client, &first, silence, (pending, again))
 }
 
 /// How long the client hears nothing at most: our limit, or a little less than what it says it
@@ -116,15 +178,17 @@ fn silence(limits: &Limits, headers: &HeaderMap) -> Duration {
 
 fn finish(
     answer: Result<Answer, Fault>,
-    first: SlotName,
     client: &Arc<Client>,
+    flight: &Flight,
     again: Option<Order>,
-) -> (SlotName, Response<Body>) {
+) -> Response<Body> {
     let answer = match answer {
         Ok(answer) => answer,
-        Err(fault) => return (first, fault.response()),
+        Err(fault) => {
+            flight.end(Outcome::Refused);
+            return fault.response();
+        }
     };
-    let slot = answer.gate().slot().clone();
     let is_events = answer.is_events();
     let mut headers = HeaderMap::new();
     copy_headers(&answer.headers, &mut headers);
@@ -135,7 +199,7 @@ fn finish(
     let mut response = Response::new(passed_on(answer, client, again));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
-    (slot, response)
+    response
 }
 
 /// Makes the body that passes an answer on; a stream that is to survive its engine comes with what

@@ -13,9 +13,10 @@ use tokio::time::{Sleep, sleep};
 
 use super::{
     Client,
-    answer::Answer,
     exchange::Order,
     forward::passed_on,
+    meters::Outcome,
+    pending::Pending,
     relay::LastWords,
     reply::{self, Aborted, Fault},
 };
@@ -23,9 +24,6 @@ use crate::spec::SlotName;
 
 /// The body of an answer that is passed on.
 type Passed = reply::Body;
-
-/// An answer that is on its way.
-pub(super) type Pending = Pin<Box<dyn Future<Output = Result<Answer, Fault>> + Send>>;
 
 /// The body of a stream that was committed before its engine was there: comments while it waits,
 /// then what the engine says; an error event and an aborted connection if it never comes.
@@ -71,15 +69,19 @@ impl Held {
         mut sign_of_life: Pin<Box<Sleep>>,
         context: &mut Context<'_>,
     ) -> Poll<Item> {
-        match pending.as_mut().poll(context) {
+        match Pin::new(&mut pending).poll(context) {
             Poll::Ready(Ok(answer)) if answer.is_events() => {
                 let passed = passed_on(answer, &self.client, self.again.take());
                 self.poll_flowing(passed, context)
             }
             Poll::Ready(Ok(_)) => {
+                pending.flight().end(Outcome::Refused);
                 self.break_off(&Fault::engine_misbehaved(&self.slot, "answered without a stream"))
             }
-            Poll::Ready(Err(fault)) => self.break_off(&fault),
+            Poll::Ready(Err(fault)) => {
+                pending.flight().end(Outcome::Refused);
+                self.break_off(&fault)
+            }
             Poll::Pending if sign_of_life.as_mut().poll(context).is_ready() => {
                 self.give_sign_of_life(pending)
             }

@@ -14,29 +14,40 @@ mod access;
 mod affinity;
 mod answer;
 mod body;
+mod engine_metrics;
 mod exchange;
+mod flight;
+mod flights;
 mod flush;
 mod forward;
 mod gate;
 mod hold;
 mod listing;
+mod meters;
+mod metrics;
 mod normalise;
+mod pending;
 mod record;
 mod relay;
 mod replicas;
 mod reply;
 mod resume;
 mod routes;
+mod seats;
 mod serve;
 mod shortage;
 mod suspects;
+mod trace;
 mod upstream;
+mod usage;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
 pub use self::{
+    flight::Stage,
+    flights::{AccessLog, FlightView, Flights},
     gate::{Blame, Gate},
     record::Record,
     replicas::Choices,
@@ -59,6 +70,8 @@ pub struct Shared {
     pub suspects: Arc<Suspects>,
     /// What is remembered of which engine was chosen for what.
     pub choices: Arc<Choices>,
+    /// Requests in flight, and what became of others.
+    pub flights: Arc<Flights>,
 }
 
 /// One connection of a client.
@@ -66,6 +79,7 @@ pub struct Shared {
 struct Client {
     shared: Shared,
     flushes: Arc<flush::Flushes>,
+    peer: SocketAddr,
 }
 
 /// Limits of requests.

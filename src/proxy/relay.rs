@@ -24,6 +24,7 @@ use super::{
     answer::{Answer, IsLast, Piece},
     flush::Flushes,
     gate::Ending,
+    meters::Outcome,
     reply::{Aborted, Fault},
 };
 
@@ -34,6 +35,9 @@ const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What is said of a stream that its engine ended in order, but too early.
 const UNFINISHED: &str = "ended its stream before it was whole";
+
+/// What is said of one that a person ended.
+const CANCELLED: &str = "was told to stop working on the request";
 
 /// The body of an answer that is passed on.
 #[derive(Debug)]
@@ -78,9 +82,10 @@ impl Relay {
         context: &mut Context<'_>,
     ) -> Poll<Item> {
         // An engine that never says `[DONE]` serves all the same: a new one would not say it either.
-        if what != UNFINISHED {
+        if what != UNFINISHED && what != CANCELLED {
             answer.note_break();
         }
+        answer.flight().end(Outcome::Broken);
         let mut words = LastWords::new(Arc::clone(&self.flushes));
         let Kind::Events(tail) = &self.kind else {
             let over = words.poll_over(context);
@@ -89,6 +94,7 @@ impl Relay {
         };
         let slot = answer.gate().slot();
         let fault = match answer.gate().ending() {
+            _ if what == CANCELLED => Fault::cancelled(),
             None if what == UNFINISHED => Fault::engine_misbehaved(slot, what),
             Some(_) | None => Fault::engine_died(slot, what),
         };
@@ -129,6 +135,10 @@ impl Relay {
     ) -> Poll<Item> {
         const CUT: &str = "was stopped in mid-answer";
         const DIED: &str = "died in mid-answer";
+        if answer.flight().poll_cancelled(context).is_ready() {
+            answer.flight().end(Outcome::Cancelled);
+            return self.break_off(&mut answer, CANCELLED, context);
+        }
         if answer.gate().ending() == Some(Ending::Cut) {
             return self.break_off(&mut answer, CUT, context);
         }
@@ -148,7 +158,10 @@ impl Relay {
             }
             Poll::Ready(Piece::End) => self.break_off(&mut answer, UNFINISHED, context),
             // All that the client waits for has come: how the connection ended is no matter.
-            Poll::Ready(Piece::Break) if self.is_done() => Poll::Ready(None),
+            Poll::Ready(Piece::Break) if self.is_done() => {
+                answer.flight().end(Outcome::Answered);
+                Poll::Ready(None)
+            }
             Poll::Ready(Piece::Break) => self.break_off(&mut answer, DIED, context),
             Poll::Pending if ended.as_mut().poll(context).is_ready() => {
                 let was_cut = answer.gate().ending() == Some(Ending::Cut);
@@ -158,6 +171,15 @@ impl Relay {
                 self.state = State::Flowing { answer, ended };
                 Poll::Pending
             }
+        }
+    }
+}
+
+impl Drop for Relay {
+    /// The client has left in mid-answer, if there is still one.
+    fn drop(&mut self) {
+        if let State::Flowing { answer, .. } = std::mem::replace(&mut self.state, State::Ended) {
+            answer.let_go();
         }
     }
 }

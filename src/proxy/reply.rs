@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use super::gate::GateRefusal;
+use super::gate::{Gate, GateRefusal};
 use crate::{spec::SlotName, supervisor::Refusal};
 
 /// Any body.
@@ -58,6 +58,11 @@ enum Retry {
     /// Not before a person has done something.
     Never,
 }
+
+/// When to come back to a slot that loads, where nothing is known of how long that takes.
+const LOADING: Duration = Duration::from_secs(5);
+/// When to come back to a slot that is busy, where nothing is known of how long an answer takes.
+const BUSY: Duration = Duration::from_secs(1);
 
 pub(super) const INVALID: &str = "invalid_request_error";
 pub(super) const SERVER: &str = "server_error";
@@ -125,15 +130,32 @@ impl Fault {
         Self { retry: Retry::Never, ..fault }
     }
 
+    /// A person ended it. The status is nginx's for a request that nobody waits for any more: clients
+    /// do not try again on it.
+    pub(super) fn cancelled() -> Self {
+        let status = StatusCode::from_u16(499).unwrap_or(StatusCode::CONFLICT);
+        let message = "the request was cancelled by the operator of this machine".to_owned();
+        let fault = Self::refused(status, "request_cancelled", message);
+        Self { retry: Retry::Never, ..fault }
+    }
+
     /// The wait was as long as it may be.
-    pub(super) fn still_loading(slot: &SlotName) -> Self {
-        let message = format!("slot `{slot}` is still loading, try again");
+    /// `eta` is how long it should still take to load.
+    pub(super) fn still_loading(slot: &SlotName, eta: Option<Duration>) -> Self {
+        let message = match eta {
+            Some(eta) => format!(
+                "slot `{slot}` is still loading, by its earlier loads for another {} s; try again",
+                eta.as_secs_f64().ceil()
+            ),
+            None => format!("slot `{slot}` is still loading, try again"),
+        };
         Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "slot_loading", message)
-            .retry_after(Duration::from_secs(5))
+            .retry_after(eta.map_or(LOADING, half))
     }
 
     /// The gate gave no turn.
-    pub(super) fn of_gate(slot: &SlotName, refusal: GateRefusal) -> Self {
+    pub(super) fn of_gate(gate: &Gate, refusal: GateRefusal) -> Self {
+        let slot = gate.slot();
         let message = match refusal {
             GateRefusal::Full { waiting } => {
                 format!("slot `{slot}` is overloaded: its queue is full ({waiting} waiting)")
@@ -142,11 +164,11 @@ impl Fault {
                 format!("slot `{slot}` is overloaded: the request's turn did not come in time")
             }
         };
-        Self::queue_full(message)
+        Self::queue_full(message, gate.expected_wait())
     }
 
-    /// The core refused.
-    pub(super) fn of_refusal(slot: &SlotName, refusal: Refusal) -> Self {
+    /// The core refused. `eta` is how long the slot should still take to load.
+    pub(super) fn of_refusal(slot: &SlotName, refusal: Refusal, eta: Option<Duration>) -> Self {
         let unavailable =
             |code, message| Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, code, message);
         match refusal {
@@ -159,13 +181,15 @@ impl Fault {
                 unavailable("slot_unloaded", format!("slot `{slot}` was unloaded on request"))
                     .retry_after(Duration::from_secs(2))
             }
-            Refusal::QueueFull { waiting } => Self::queue_full(format!(
-                "slot `{slot}` is overloaded: its queue is full ({waiting} waiting for it to load)"
-            )),
+            Refusal::QueueFull { waiting } => {
+                let message = format!(
+                    "slot `{slot}` is overloaded: its queue is full ({waiting} waiting for it to load)"
+                );
+                Self::queue_full(message, eta)
+            }
             Refusal::LoadFailed { verdict, reason, retry_in } => {
                 let message = format!("slot `{slot}` did not load ({verdict}): {reason}");
-                // Half the time: two tries of a client cover it.
-                unavailable("slot_load_failed", message).retry_after(retry_in / 2)
+                unavailable("slot_load_failed", message).retry_after(half(retry_in))
             }
             Refusal::Failed { verdict, reason } => {
                 let message = format!(
@@ -177,9 +201,9 @@ impl Fault {
         }
     }
 
-    fn queue_full(message: String) -> Self {
+    fn queue_full(message: String, eta: Option<Duration>) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message)
-            .retry_after(Duration::from_secs(1))
+            .retry_after(eta.map_or(BUSY, half))
     }
 
     fn new(status: StatusCode, kind: &'static str, code: &'static str, message: String) -> Self {
@@ -233,6 +257,11 @@ impl Fault {
     }
 }
 
+/// Two tries of a client cover the whole time.
+fn half(eta: Duration) -> Duration {
+    eta / 2
+}
+
 /// Sets a header whose value is known to be plain.
 pub(super) fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
@@ -281,6 +310,7 @@ mod tests {
                 reason: "SIGKILL ended it while starting".to_owned(),
                 retry_in: Duration::from_secs(20),
             },
+            None,
         );
         let response = fault.response();
         assert_eq!(response.status(), 503);
@@ -293,7 +323,7 @@ mod tests {
     fn a_failed_slot_tells_clients_not_to_try_again() {
         let refusal =
             Refusal::Failed { verdict: Verdict::BadModel, reason: "it is cut short".to_owned() };
-        let response = Fault::of_refusal(&slot(), refusal).response();
+        let response = Fault::of_refusal(&slot(), refusal, None).response();
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()["x-should-retry"], "false");
         assert!(!response.headers().contains_key("retry-after"));
@@ -301,8 +331,29 @@ mod tests {
 
     #[test]
     fn a_full_queue_is_429_with_the_word_that_clients_look_for() {
-        let fault = Fault::of_gate(&slot(), GateRefusal::Full { waiting: 256 });
+        let refusal = Refusal::QueueFull { waiting: 256 };
+        let fault = Fault::of_refusal(&slot(), refusal, None);
         assert_eq!(fault.status, 429);
         assert!(fault.body().to_string().contains("overloaded"));
+    }
+
+    #[test]
+    fn clients_are_told_half_of_the_time_that_a_load_takes_and_never_more_than_they_honour() {
+        let told = |seconds: Option<f64>| {
+            let eta = seconds.map(Duration::from_secs_f64);
+            let response = Fault::still_loading(&slot(), eta).response();
+            let header = |name| response.headers()[name].to_str().unwrap().parse::<u64>().unwrap();
+            (header("retry-after"), header("retry-after-ms"))
+        };
+        assert_eq!(told(None), (5, 5000));
+        assert_eq!(told(Some(0.01)), (1, 100));
+        assert_eq!(told(Some(21.0)), (11, 10_500));
+        assert_eq!(told(Some(400.0)), (59, 59_000));
+        let full = Fault::of_refusal(
+            &slot(),
+            Refusal::QueueFull { waiting: 3 },
+            Some(Duration::from_secs(30)),
+        );
+        assert_eq!(full.response().headers()["retry-after"], "15");
     }
 }

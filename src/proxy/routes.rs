@@ -2,12 +2,14 @@
 //!
 //! Built whole from a snapshot, never changed: a reader sees all of one moment.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
 
 use super::gate::Gate;
 use crate::{
     spec::{
-        SlotName,
+        Bytes, Monotime, SlotName,
         ladder::RungView,
         profile::{Capability, Profile},
     },
@@ -52,6 +54,16 @@ pub(super) struct Route {
     pub(super) engine: Option<String>,
     pub(super) percent: Option<u8>,
     pub(super) rung: Option<RungView>,
+    /// Restarts after deaths, resident memory, requests that wait for the slot.
+    pub(super) restarts: u32,
+    pub(super) rss: Option<Bytes>,
+    pub(super) waiting: usize,
+    /// How long a load takes, by earlier ones.
+    pub(super) load: Option<Duration>,
+    /// When the load that goes on, or the next one, began or begins; `None` without one.
+    began: Option<Monotime>,
+    /// When it should have ended, once [`RouteTable::timed`] has said so.
+    ready_by: Option<Instant>,
     /// The open gate of a ready engine.
     pub(super) gate: Option<Arc<Gate>>,
 }
@@ -66,16 +78,16 @@ impl RouteTable {
                 .get(name)
                 .filter(|gate| is_ready && gate.generation() == view.generation)
                 .map(Arc::clone);
-            let percent = match view.state {
-                StateView::Starting { percent, .. } => percent,
+            let (percent, began) = match view.state {
+                StateView::Starting { percent, .. } => (percent, Some(view.since)),
+                StateView::Backoff { retry_at } => (None, Some(retry_at)),
                 StateView::Offline
                 | StateView::Ready { .. }
                 | StateView::Unready { .. }
                 | StateView::Draining { .. }
                 | StateView::Stopping { .. }
                 | StateView::Reaping { .. }
-                | StateView::Backoff { .. }
-                | StateView::Failed => None,
+                | StateView::Failed => (None, None),
             };
             let route = Route {
                 slot: name.clone(),
@@ -84,12 +96,28 @@ impl RouteTable {
                 engine: view.engine.as_ref().map(|engine| engine.name.clone()),
                 percent,
                 rung: view.rung.clone(),
+                restarts: view.restarts,
+                rss: view.state.pid().and(view.rss),
+                waiting: view.waiting,
+                load: view.expected_load,
+                began,
+                ready_by: None,
                 gate,
             };
             table.slots.insert(name.clone(), route);
         }
         table.name_all();
         table
+    }
+
+    /// Says when each load should have ended. `instant` makes the timer's moment of one of the core's.
+    #[must_use]
+    pub fn timed(mut self, instant: impl Fn(Monotime) -> Instant) -> Self {
+        for route in self.slots.values_mut() {
+            let times = route.began.zip(route.load);
+            route.ready_by = times.map(|(began, load)| instant(began.after(load)));
+        }
+        self
     }
 
     /// Gives out the names: slots win over aliases, those over routes, those over models, those over
@@ -185,6 +213,11 @@ impl RouteTable {
         self.slots.get(slot)
     }
 
+    /// Returns every slot.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (&SlotName, &Route)> {
+        self.slots.iter()
+    }
+
     /// Returns every name that is listed, with its slot.
     pub(super) fn listed(&self) -> impl Iterator<Item = (&str, &Route)> {
         self.listed.iter().filter_map(|(name, slot)| Some((name.as_str(), self.slots.get(slot)?)))
@@ -207,6 +240,15 @@ impl Name {
 }
 
 impl Route {
+    /// Returns how long the slot should still take to be ready, by its earlier loads; `None` where they
+    /// say nothing, or this one takes longer than they did.
+    pub(super) fn eta(&self, now: Instant) -> Option<Duration> {
+        match self.ready_by {
+            Some(by) => by.checked_duration_since(now).filter(|eta| !eta.is_zero()),
+            None => self.load,
+        }
+    }
+
     /// Tells whether the slot is ready, or not, as `is_ready` says.
     fn is_in(&self, is_ready: bool) -> bool {
         self.gate.is_some() == is_ready

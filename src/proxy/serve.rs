@@ -30,9 +30,10 @@ use tracing::debug;
 use super::{
     Client, Shared, access,
     flush::Counted,
-    forward, listing,
+    forward, listing, metrics,
     reply::{Body, Fault, insert, text},
     shortage::Shortage,
+    trace,
 };
 use crate::spec::SlotName;
 
@@ -52,7 +53,7 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
 const ENDPOINTS: &str = "POST /v1/chat/completions, /v1/completions, /v1/embeddings; \
-                         GET /v1/models, /v1/models/{id}, /healthz, /livez, /readyz";
+                         GET /v1/models, /v1/models/{id}, /metrics, /healthz, /livez, /readyz";
 
 /// Whether the daemon takes requests: what `/readyz` answers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -93,9 +94,9 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
         };
         while connections.try_join_next().is_some() {}
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 let flushes = Arc::default();
-                let client = Arc::new(Client { shared: shared.clone(), flushes });
+                let client = Arc::new(Client { shared: shared.clone(), flushes, peer });
                 connections.spawn(connection(stream, client, watcher.clone()));
                 if connections.len() >= most {
                     shortage.tell(&format!("{most} are open, the others wait"));
@@ -183,6 +184,7 @@ async fn answer(client: &Arc<Client>, phase: Phase, request: Request<Incoming>) 
     let request_id = request_id(&request);
     let mut request = request;
     request.headers_mut().insert(REQUEST_ID, request_id.clone());
+    let trace = trace::continue_trace(request.headers_mut());
     let (slot, mut response) = match access::check(request.headers()) {
         Ok(()) => Box::pin(route(client, phase, request)).await,
         Err(fault) => (None, fault.response()),
@@ -195,6 +197,9 @@ async fn answer(client: &Arc<Client>, phase: Phase, request: Request<Incoming>) 
     );
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, request_id);
+    if let Some(trace) = trace {
+        headers.insert(trace::TRACEPARENT, trace);
+    }
     if let Some(slot) = slot {
         insert(headers, HeaderName::from_static("x-slotd-slot"), slot.as_str());
     }
@@ -219,13 +224,14 @@ async fn route(
         };
     }
     let response = match path {
-        "/" | "/healthz" | "/livez" | "/readyz" | "/v1/models" if !is_read => {
+        "/" | "/healthz" | "/livez" | "/readyz" | "/metrics" | "/v1/models" if !is_read => {
             wrong_method(path, "GET, HEAD")
         }
         "/" => text(StatusCode::OK, "slotd is running\n"),
         "/healthz" | "/livez" => text(StatusCode::OK, "ok\n"),
         "/readyz" if phase == Phase::Serving => text(StatusCode::OK, "ok\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        "/metrics" => metrics::answer(&client.shared).await,
         "/v1/models" => listing::all(&client.shared.routes.load()),
         _ => match path.strip_prefix("/v1/models/") {
             Some(_) if !is_read => wrong_method(path, "GET, HEAD"),

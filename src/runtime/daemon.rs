@@ -1,6 +1,8 @@
 //! The running daemon: its parts put together, and taken apart in order.
 
-use std::{collections::BTreeMap, convert::Infallible, fs, mem, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap, convert::Infallible, fs, mem, net::SocketAddr, sync::Arc, time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -35,7 +37,7 @@ use crate::{
     config::{daemon::Settings, watch::Watch},
     mailbox::{self, Mailbox},
     process,
-    proxy::{self, Limits, Phase, RouteTable, Shared},
+    proxy::{self, AccessLog, FlightView, Flights, Limits, Phase, RouteTable, Shared},
     spec::SlotName,
     store::{Remembered, StateDir},
     supervisor::{Event, Memory, Policy, Snapshot, Supervisor},
@@ -137,21 +139,24 @@ impl Daemon {
         let settings = &self.tools.settings;
         let (mailbox, inbox) = mailbox::channel();
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
-        let (publisher, snapshots) = Publisher::new(Arc::clone(&routes));
+        let (publisher, snapshots) = Publisher::new(Arc::clone(&routes), self.clock);
         let phase = watch::Sender::new(Phase::Starting);
         let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
         let limits = Limits::new(max_body, settings.queue_timeout);
         let suspects = Arc::clone(&self.tools.suspects);
         let choices = Arc::default();
+        let flights =
+            Flights::new(if settings.access_log { AccessLog::On } else { AccessLog::Off });
         let shared = Shared {
             routes: Arc::clone(&routes),
             mailbox: mailbox.clone(),
             limits,
             suspects,
             choices,
+            flights: Arc::clone(&flights),
         };
         let (end_admin, admin_ends) = oneshot::channel();
-        let state = self.admin_state(&mailbox, &snapshots, (profiles, &routes), ask);
+        let state = self.admin_state((&mailbox, &snapshots), (profiles, &routes), flights, ask);
         let mut servers = JoinSet::new();
         servers.spawn(admin::serve(control, state, async move { drop(admin_ends.await) }));
         let mut helpers = JoinSet::new();
@@ -239,9 +244,9 @@ impl Daemon {
 
     fn admin_state(
         &self,
-        mailbox: &Mailbox,
-        snapshots: &watch::Receiver<Arc<Snapshot>>,
+        (mailbox, snapshots): (&Mailbox, &watch::Receiver<Arc<Snapshot>>),
         (profiles, routes): (&Profiles, &Arc<ArcSwap<RouteTable>>),
+        flights: Arc<Flights>,
         ask: mpsc::Sender<upgrade::Asked>,
     ) -> admin::State {
         let settings = &self.tools.settings;
@@ -253,6 +258,8 @@ impl Daemon {
             mailbox: mailbox.clone(),
             now: Arc::new(move || clock.now()),
             in_flight: Arc::new(move |slot| routes.load().in_flight(slot)),
+            requests: listing(&flights),
+            cancel: Arc::new(move |id| flights.cancel(id)),
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
             faults: profiles.faults(),
             upgrades: ask,
@@ -310,6 +317,28 @@ async fn close_the_door(parts: &mut Parts) {
     if ended.await.is_err() {
         info!("requests are still in flight and are cut");
     }
+}
+
+/// Shows requests in flight to the control API.
+fn listing(flights: &Arc<Flights>) -> admin::RequestList {
+    let flights = Arc::clone(flights);
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let show = move |flight: FlightView| admin::RequestObject {
+        id: flight.id,
+        request_id: flight.request_id,
+        slot: flight.slot,
+        state: flight.stage.as_str().to_owned(),
+        lane: flight.lane.as_str().to_owned(),
+        age_ms: ms(flight.age),
+        cold_start_ms: ms(flight.waits.0),
+        queue_ms: ms(flight.waits.1),
+        tokens: flight.tokens,
+        client: flight.peer,
+        agent: flight.agent,
+        key: flight.key,
+        is_abandoned: flight.is_abandoned,
+    };
+    Arc::new(move || flights.list().into_iter().map(show).collect())
 }
 
 /// Opens a slot's log for the control API.

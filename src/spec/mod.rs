@@ -9,6 +9,7 @@ pub mod ladder;
 mod name;
 pub mod profile;
 mod quantity;
+pub mod requests;
 
 pub use name::{Generation, NameFault, SlotName, WaiterId};
 pub use quantity::{Bytes, Monotime, QuantityFault, parse_duration};

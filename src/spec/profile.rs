@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{SlotName, ladder::LadderChoice};
+use super::{SlotName, ladder::LadderChoice, requests::Requests};
 
 /// Describes one slot: which engine serves which model, with what limits.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -60,6 +60,9 @@ pub struct Profile {
     /// What becomes of its engine when the daemon ends.
     #[serde(default)]
     pub on_exit: OnExit,
+    /// How its requests are treated.
+    #[serde(default)]
+    pub requests: Requests,
 }
 
 /// What becomes of an engine when the daemon ends, however that comes about.

@@ -120,6 +120,7 @@ mod tests {
         death::{Confidence, Evidence},
         ladder::LadderChoice,
         profile::{EngineChoice, OnExit},
+        requests::Requests,
     };
 
     fn profile() -> Profile {
@@ -147,6 +148,7 @@ mod tests {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            requests: Requests::default(),
         }
     }
 

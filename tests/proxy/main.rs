@@ -10,6 +10,7 @@
 
 mod client;
 mod engine;
+mod flights;
 mod holding;
 mod models;
 mod replicas;

@@ -185,7 +185,7 @@ async fn unknown_paths_and_wrong_methods_say_what_there_is() {
     let answer = client.get("/v1/chat/completion").await;
     insta::assert_snapshot!(told(&answer), @r#"
     404 retry-after=- ms=- should-retry=-
-    {"message":"there is no `/v1/chat/completion`; there is POST /v1/chat/completions, /v1/completions, /v1/embeddings; GET /v1/models, /v1/models/{id}, /healthz, /livez, /readyz","type":"invalid_request_error","param":null,"code":"not_found"}
+    {"message":"there is no `/v1/chat/completion`; there is POST /v1/chat/completions, /v1/completions, /v1/embeddings; GET /v1/models, /v1/models/{id}, /metrics, /healthz, /livez, /readyz","type":"invalid_request_error","param":null,"code":"not_found"}
     "#);
     let answer = client.get("/v1/chat/completions").await;
     assert_eq!(answer.head.header("allow"), Some("POST"));

@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use arc_swap::ArcSwap;
 use slotd::{
     mailbox::{self, Inbox},
-    proxy::{Gate, Limits, Phase, RouteTable, Shared, Suspects, serve},
+    proxy::{AccessLog, Flights, Gate, Limits, Phase, RouteTable, Shared, Suspects, serve},
     spec::{
         Generation, Monotime, SlotName, WaiterId,
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile},
+        requests::Requests,
     },
     supervisor::{Event, Refusal, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -32,6 +33,7 @@ pub(crate) struct World {
     pub(crate) phase: watch::Sender<Phase>,
     dir: TempDir,
     routes: Arc<ArcSwap<RouteTable>>,
+    pub(crate) flights: Arc<Flights>,
     snapshot: Snapshot,
     gates: BTreeMap<SlotName, Arc<Gate>>,
     suspects: Arc<Suspects>,
@@ -53,18 +55,20 @@ impl World {
         let (phase, phases) = watch::channel(Phase::Serving);
         let suspects: Arc<Suspects> = Arc::default();
         let choices = Arc::default();
+        let flights = Flights::new(AccessLog::Off);
         let shared = Shared {
             routes: Arc::clone(&routes),
             mailbox,
             limits,
             suspects: Arc::clone(&suspects),
             choices,
+            flights: Arc::clone(&flights),
         };
         let mut server = JoinSet::new();
         server.spawn(serve(listener, shared, phases));
         let dir = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
         let (snapshot, gates) = (Snapshot::default(), BTreeMap::new());
-        Self { address, phase, dir, routes, snapshot, gates, suspects, inbox, server }
+        Self { address, phase, dir, routes, flights, snapshot, gates, suspects, inbox, server }
     }
 
     /// Serves an endpoint with one ready slot, `chat`.
@@ -106,6 +110,12 @@ impl World {
                 profile.routes = vec!["pool".to_owned()];
             });
         }
+    }
+
+    /// Lets a slot have taken this long to load.
+    pub(crate) fn set_load(&mut self, slot: &str, load: Duration) {
+        self.snapshot.slots.get_mut(slot).unwrap().expected_load = Some(load);
+        self.publish();
     }
 
     /// Moves a slot to a state; it is made if it is not there.
@@ -209,6 +219,7 @@ fn profile(slot: &str) -> Profile {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        requests: Requests::default(),
     }
 }
 

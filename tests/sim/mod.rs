@@ -18,6 +18,7 @@ use slotd::{
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding},
         ladder::{LadderChoice, Rung},
         profile::{EngineChoice, OnExit, Profile},
+        requests::Requests,
     },
     supervisor::{ChildEvent, EngineInfo, Event, SlotEvent, Vitals},
 };
@@ -90,6 +91,7 @@ pub(crate) fn profile(name: &str) -> Profile {
         hang_timeout: Some(Duration::from_mins(1)),
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        requests: Requests::default(),
     }
 }
 

@@ -19,7 +19,7 @@ use super::super::{
 use crate::spec::Bytes;
 
 /// Every key, in the order that documents use.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "listen",
     "profiles",
     "state_dir",
@@ -30,6 +30,7 @@ const KEYS: [&str; 10] = [
     "max_body",
     "climb_after",
     "log_format",
+    "access_log",
 ];
 
 /// Where slotd listens by default.
@@ -65,6 +66,7 @@ pub(super) struct DaemonFile {
     pub(super) max_body: Option<Bytes>,
     pub(super) climb_after: Option<Duration>,
     pub(super) log_format: Option<LogFormat>,
+    pub(super) access_log: Option<bool>,
 }
 
 /// Reads the text of a `slotd.toml`.
@@ -95,6 +97,7 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
         climb_after: walk.take_duration("climb_after", &CLIMB_AFTER),
         log_format: walk
             .take_choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
+        access_log: walk.take_flag("access_log"),
     };
     let faults = walk.into_faults();
     if faults.is_empty() { Ok(read) } else { Err(faults) }

@@ -73,6 +73,8 @@ pub struct Settings {
     pub climb_after: Duration,
     /// How the log is written.
     pub log_format: LogFormat,
+    /// Whether each request gets a line in the log.
+    pub access_log: bool,
 }
 
 impl Settings {
@@ -133,6 +135,7 @@ impl Settings {
             max_body: typed.max_body.unwrap_or(Bytes(32 << 20)),
             climb_after: typed.climb_after.unwrap_or(Duration::from_mins(10)),
             log_format: typed.log_format.unwrap_or(LogFormat::Text),
+            access_log: typed.access_log.unwrap_or_default(),
         };
         if faults.is_empty() { Ok(settings) } else { Err(faults) }
     }

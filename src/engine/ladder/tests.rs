@@ -1,7 +1,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
-use crate::spec::profile::{EngineChoice, OnExit};
+use crate::spec::{
+    profile::{EngineChoice, OnExit},
+    requests::Requests,
+};
 
 const HELP: &str =
     "-fa, --flash-attn on\n-ctk, --cache-type-k TYPE\n-ctv, --cache-type-v TYPE\n--ctx-size N\n";
@@ -31,6 +34,7 @@ fn profile() -> Profile {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        requests: Requests::default(),
     }
 }
 

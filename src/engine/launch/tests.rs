@@ -3,6 +3,7 @@ use std::{net::SocketAddr, sync::LazyLock, time::Duration};
 use super::*;
 use crate::spec::ladder::LadderChoice;
 use crate::spec::profile::OnExit;
+use crate::spec::requests::Requests;
 
 /// What `--help` of llama.cpp b11434 says of the options that slotd uses.
 const HELP: &str = "-c,    --ctx-size N\n\
@@ -51,6 +52,7 @@ fn profile(engine: EngineChoice) -> Profile {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        requests: Requests::default(),
     }
 }
 

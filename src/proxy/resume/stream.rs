@@ -29,7 +29,9 @@ use crate::{
         answer::{Answer, Piece},
         exchange::{Order, has_died, reach},
         gate::{Ending, Gate},
-        hold::{Pending, sign_of_life_of},
+        hold::sign_of_life_of,
+        meters::Outcome,
+        pending::Pending,
         relay::LastWords,
         reply::{Aborted, Fault},
     },
@@ -109,6 +111,10 @@ impl Resuming {
         mut ended: Pin<Box<WaitForCancellationFutureOwned>>,
         context: &mut Context<'_>,
     ) -> Looked {
+        if answer.flight().poll_cancelled(context).is_ready() {
+            answer.flight().end(Outcome::Cancelled);
+            return Some(self.break_off(&Fault::cancelled()));
+        }
         if answer.gate().ending() == Some(Ending::Cut) {
             return self.broken(answer);
         }
@@ -134,7 +140,10 @@ impl Resuming {
                 let what = "ended its stream before it was whole";
                 Some(self.break_off(&Fault::engine_misbehaved(&slot, what)))
             }
-            Poll::Ready(Piece::Break) if self.said.is_done => Some(Poll::Ready(None)),
+            Poll::Ready(Piece::Break) if self.said.is_done => {
+                answer.flight().end(Outcome::Answered);
+                Some(Poll::Ready(None))
+            }
             Poll::Ready(Piece::Break) => self.broken(answer),
             Poll::Pending if ended.as_mut().poll(context).is_ready() => self.broken(answer),
             Poll::Pending => {
@@ -174,6 +183,7 @@ impl Resuming {
         let Ok(request) = &self.request else { return Some(Poll::Ready(None)) };
         let next = if self.said.is_finished { Next::Enough } else { request.next(&self.said) };
         let Next::Ask(bytes) = next else {
+            self.order.flight.end(Outcome::Answered);
             return Some(data(self.said.ending(request.is_chat())));
         };
         self.count = self.count.saturating_add(1);
@@ -182,8 +192,10 @@ impl Resuming {
         let client = Arc::clone(&self.client);
         let deadline = Instant::now() + client.shared.limits.hold;
         // Its fingerprint stays: a request that takes engines down does so in parts as well.
+        let flight = Arc::clone(&self.order.flight);
+        flight.carry(self.said.tokens);
         let order = Order { bytes, deadline, ..self.order.clone() };
-        let pending: Pending = Box::pin(async move {
+        let pending = Pending::new(flight, async move {
             has_died(&gate).await;
             drop(gate);
             reach(client, order).await
@@ -200,7 +212,7 @@ impl Resuming {
         mut sign_of_life: Pin<Box<Sleep>>,
         context: &mut Context<'_>,
     ) -> Looked {
-        match pending.as_mut().poll(context) {
+        match Pin::new(&mut pending).poll(context) {
             Poll::Ready(Ok(answer)) if answer.is_events() => {
                 self.part = Part::after(&self.said);
                 self.state = flowing(answer);
@@ -225,6 +237,7 @@ impl Resuming {
     }
 
     fn break_off(&mut self, fault: &Fault) -> Poll<Item> {
+        self.order.flight.end(Outcome::Broken);
         self.state = State::LastWords(LastWords::new(Arc::clone(&self.client.flushes)));
         data(fault.event())
     }
@@ -250,6 +263,15 @@ impl Resuming {
 fn flowing(answer: Answer) -> State {
     let ended = Box::pin(answer.gate().ended().clone().cancelled_owned());
     State::Flowing { answer: Box::new(answer), ended }
+}
+
+impl Drop for Resuming {
+    /// The client has left in mid-answer, if there is still one.
+    fn drop(&mut self) {
+        if let State::Flowing { answer, .. } = std::mem::replace(&mut self.state, State::Ended) {
+            answer.let_go();
+        }
+    }
 }
 
 impl Body for Resuming {
