@@ -53,9 +53,9 @@ pub(super) struct ProfileFile {
     #[schemars(with = "Vec<String>", length(max = 64), inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._/:@+-]+$")), extend("default" = []))]
     pub(super) aliases: Vec<At<String>>,
 
-    /// What the slot is offered for: `chat`, `completion`, `embed`. Default: all that the engine can
-    /// do. `["embed"]` alone starts the engine for embeddings.
-    #[schemars(with = "Vec<String>", extend("items" = { "enum": ["chat", "completion", "embed"] }, "default" = []))]
+    /// What the slot is offered for: `chat`, `completion`, `embed`, `rerank`, `transcribe`, `speech`,
+    /// `image`. Default: all that the engine can do; llama-server reranks only where it is named.
+    #[schemars(with = "Vec<String>", extend("items" = { "enum": ["chat", "completion", "embed", "rerank", "transcribe", "speech", "image"] }, "default" = []))]
     pub(super) capabilities: Vec<Capability>,
 
     /// Context length of one request, in tokens, 256 to 1048576. Default: the engine's own.

@@ -3,8 +3,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::{
     HeaderMap, Method, Request, StatusCode, Uri,
     header::{self, HeaderName, HeaderValue},
@@ -14,11 +12,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{
     Client, Shared,
     answer::Answer,
-    body::rename_model,
+    body::Asked,
     gate::{Ending, Gate, GateRefusal, Lease},
     normalise,
+    payload::Sending,
     record::Fingerprint,
     reply::Fault,
+    surface::Refusals,
     upstream::SendFault,
 };
 use crate::spec::SlotName;
@@ -35,10 +35,12 @@ const REFUSAL_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(super) struct Order {
     pub(super) slot: SlotName,
+    pub(super) method: Method,
     pub(super) path: Uri,
     pub(super) headers: HeaderMap,
-    pub(super) bytes: Bytes,
+    pub(super) asked: Asked,
     pub(super) fingerprint: Fingerprint,
+    pub(super) refusals: Refusals,
     /// Until when the request may wait for an engine. The engine's own work has no deadline.
     pub(super) deadline: Instant,
 }
@@ -58,7 +60,7 @@ pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, F
     loop {
         let mut lease = turn(&client.shared, &order).await?;
         let fault = match send(&lease, &order).await {
-            Ok(answer) => return accepted(Answer::new(answer, lease), &order.slot).await,
+            Ok(answer) => return accepted(Answer::new(answer, lease), &order).await,
             Err(fault) => fault,
         };
         let what = match fault {
@@ -110,17 +112,17 @@ async fn send(
     lease: &Lease,
     order: &Order,
 ) -> Result<(hyper::Response<hyper::body::Incoming>, super::upstream::Line), SendFault> {
-    let bytes = match lease.gate().model() {
-        Some(name) => rename_model(&order.bytes, name),
-        None => order.bytes.clone(),
+    let payload = match lease.gate().model() {
+        Some(name) => order.asked.renamed(name),
+        None => order.asked.payload.clone(),
     };
-    lease.gate().send(|| rebuild(order, bytes.clone())).await
+    lease.gate().send(|| rebuild(order, payload.send())).await
 }
 
 /// Makes the request anew: nothing that belonged to the client's connection goes along, no key of
 /// the client's, and nothing that says where it came from. The answer must come uncompressed: its end
 /// is read.
-fn rebuild(order: &Order, bytes: Bytes) -> Request<Full<Bytes>> {
+fn rebuild(order: &Order, body: Sending) -> Request<Sending> {
     const KEPT_BACK: [HeaderName; 11] = [
         HeaderName::from_static("api-key"),
         HeaderName::from_static("x-api-key"),
@@ -134,8 +136,8 @@ fn rebuild(order: &Order, bytes: Bytes) -> Request<Full<Bytes>> {
         header::PROXY_AUTHORIZATION,
         header::REFERER,
     ];
-    let mut request = Request::new(Full::new(bytes));
-    *request.method_mut() = Method::POST;
+    let mut request = Request::new(body);
+    *request.method_mut() = order.method.clone();
     *request.uri_mut() = order.path.clone();
     let headers = request.headers_mut();
     headers.reserve(order.headers.len());
@@ -152,7 +154,8 @@ fn rebuild(order: &Order, bytes: Bytes) -> Request<Full<Bytes>> {
 }
 
 /// Lets an answer through; reads a refusal and gives it the form that clients know.
-async fn accepted(mut answer: Answer, slot: &SlotName) -> Result<Answer, Fault> {
+async fn accepted(mut answer: Answer, order: &Order) -> Result<Answer, Fault> {
+    let slot = &order.slot;
     if answer.status.is_success() {
         return Ok(answer);
     }
@@ -162,6 +165,9 @@ async fn accepted(mut answer: Answer, slot: &SlotName) -> Result<Answer, Fault> 
         matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE);
     if status.is_server_error() && !says_little {
         answer.note_failure();
+    }
+    if order.refusals == Refusals::AsTheyAre {
+        return Ok(answer);
     }
     copy_headers(&answer.headers, &mut headers);
     match timeout(REFUSAL_DEADLINE, answer.read(REFUSAL_BYTES)).await {

@@ -1,4 +1,4 @@
-//! `POST /v1/…`: from the request to the engine's answer, or to the sentence that says why not.
+//! What engines serve: from the request to the engine's answer, or to the sentence that says why not.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,6 +7,7 @@ use hyper::{
     HeaderMap, Request, Response, Uri,
     body::Incoming,
     header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue},
+    http::request::Parts,
 };
 use tokio::time::{Instant, timeout};
 
@@ -16,84 +17,101 @@ use super::{
     body::{self, Asked},
     exchange::{Order, copy_headers, reach},
     hold::{Held, Pending},
-    listing,
+    intake,
     record::Fingerprint,
     relay::Relay,
     reply::{Body, Fault},
+    surface::{Form, Work},
+    target::{self, Target},
 };
-use crate::spec::{SlotName, profile::Capability};
+use crate::spec::SlotName;
 
 /// How much earlier than the client's own deadline it is answered.
 const BEFORE_DEADLINE: Duration = Duration::from_secs(5);
-
-/// Says which capability a path needs, if it is one that engines serve.
-pub(super) fn capability(path: &str) -> Option<Capability> {
-    match path {
-        "/v1/chat/completions" => Some(Capability::Chat),
-        "/v1/completions" => Some(Capability::Completion),
-        "/v1/embeddings" => Some(Capability::Embed),
-        _ => None,
-    }
-}
 
 /// Serves one request. The slot is returned for the response's header once it is known.
 pub(super) async fn forward(
     client: &Arc<Client>,
     request: Request<Incoming>,
-    capability: Capability,
+    work: Work,
 ) -> (Option<SlotName>, Response<Body>) {
     let (head, incoming) = request.into_parts();
-    let asked = match body::read(&head.headers, incoming, client.shared.limits.max_body).await {
-        Ok(asked) => asked,
-        Err(fault) => return (None, fault.response()),
+    let found = async {
+        let limit = client.shared.limits.max_body;
+        let asked = intake::read(&head, incoming, work.intake, limit).await?;
+        let target = target::of_work(&client.shared.routes.load(), &asked, (&head.uri, work))?;
+        Ok((asked, target))
     };
-    let slot = match find(client, &asked, capability) {
-        Ok(slot) => slot,
-        Err(fault) => return (None, fault.response()),
-    };
-    let response = serve(client, &slot, (head.uri, head.headers), asked).await;
-    (Some(slot), response)
+    match found.await {
+        Ok((asked, target)) => {
+            let response = serve(client, head, (target.clone(), work.form), asked).await;
+            (Some(target.slot), response)
+        }
+        Err(fault) => (None, Fault::response_in(&fault, work.form.dialect)),
+    }
 }
 
-fn find(client: &Client, asked: &Asked, capability: Capability) -> Result<SlotName, Fault> {
-    let table = client.shared.routes.load();
-    let route = table.find(&asked.model).ok_or_else(|| listing::unknown(&table, &asked.model))?;
-    if !route.profile.offers(capability) {
-        let message = format!(
-            "slot `{}` is not offered for `{}`; `capabilities` in its profile says for what",
-            route.slot,
-            capability.as_str()
-        );
-        return Err(Fault::bad_request(Some("model"), "capability_not_offered", message));
-    }
-    Ok(route.slot.clone())
+/// Passes one request on to the engine of the slot that its path names, whatever it is.
+pub(super) async fn upstream(
+    client: &Arc<Client>,
+    request: Request<Incoming>,
+) -> (Option<SlotName>, Response<Body>) {
+    let (head, incoming) = request.into_parts();
+    let target = match target::of_path(&client.shared.routes.load(), &head.uri) {
+        Ok(target) => target,
+        Err(fault) => return (None, fault.response()),
+    };
+    let limit = client.shared.limits.max_body;
+    let response = match body::collect(&head.headers, incoming, limit).await {
+        Ok(bytes) => {
+            let asked = Asked::unread(bytes, None);
+            serve(client, head, (target.clone(), Form::RAW), asked).await
+        }
+        Err(fault) => fault.response(),
+    };
+    (Some(target.slot), response)
 }
 
 async fn serve(
     client: &Arc<Client>,
-    slot: &SlotName,
-    (path, headers): (Uri, HeaderMap),
+    head: Parts,
+    (target, form): (Target, Form),
     asked: Asked,
 ) -> Response<Body> {
     let limits = &client.shared.limits;
-    let silence = silence(limits, &headers);
+    let silence = silence(limits, &head.headers);
     // A stream can be told that it still waits; anything else must be answered before its client
     // gives up.
     let patience = if asked.is_stream { limits.hold } else { limits.hold.min(silence) };
     let deadline = Instant::now() + patience;
-    // An absolute form names a host, which is not the engine's.
-    let path = path.path_and_query().cloned().map_or(path, Uri::from);
-    let fingerprint = Fingerprint::of(&asked.bytes);
-    let order =
-        Order { slot: slot.clone(), path, headers, bytes: asked.bytes, fingerprint, deadline };
+    let is_stream = asked.is_stream;
+    let slot = target.slot;
+    let order = Order {
+        slot: slot.clone(),
+        method: head.method,
+        fingerprint: fingerprint(&asked, &target.path),
+        path: target.path,
+        headers: head.headers,
+        asked,
+        refusals: form.refusals,
+        deadline,
+    };
     let mut pending: Pending = Box::pin(reach(Arc::clone(client), order));
-    if !asked.is_stream {
-        return finish(pending.await, client);
+    if !is_stream {
+        return finish(pending.await, form, client);
     }
     match timeout(limits.quiet.min(silence), &mut pending).await {
-        Ok(answer) => finish(answer, client),
-        Err(_) => held(client, slot, silence, pending),
+        Ok(answer) => finish(answer, form, client),
+        Err(_) => held(client, (slot, form), silence, pending),
     }
+}
+
+/// Requests without a body are told apart by what they ask for.
+fn fingerprint(asked: &Asked, path: &Uri) -> Fingerprint {
+    if asked.payload.is_empty() {
+        return Fingerprint::of(path.to_string().as_bytes());
+    }
+    asked.payload.fingerprint()
 }
 
 /// How long the client hears nothing at most: our limit, or a little less than what it says it
@@ -107,10 +125,10 @@ fn silence(limits: &Limits, headers: &HeaderMap) -> Duration {
     theirs.map_or(limits.silence, |theirs| theirs.min(limits.silence))
 }
 
-fn finish(answer: Result<Answer, Fault>, client: &Client) -> Response<Body> {
+fn finish(answer: Result<Answer, Fault>, form: Form, client: &Client) -> Response<Body> {
     let answer = match answer {
         Ok(answer) => answer,
-        Err(fault) => return fault.response(),
+        Err(fault) => return fault.response_in(form.dialect),
     };
     let is_events = answer.is_events();
     let mut headers = HeaderMap::new();
@@ -120,7 +138,7 @@ fn finish(answer: Result<Answer, Fault>, client: &Client) -> Response<Body> {
     }
     let status = answer.status;
     let mut response =
-        Response::new(Relay::new(answer, Arc::clone(&client.flushes)).boxed_unsync());
+        Response::new(Relay::new(answer, form, Arc::clone(&client.flushes)).boxed_unsync());
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response
@@ -129,11 +147,11 @@ fn finish(answer: Result<Answer, Fault>, client: &Client) -> Response<Body> {
 /// Commits to a stream whose engine is not there yet.
 fn held(
     client: &Arc<Client>,
-    slot: &SlotName,
+    what: (SlotName, Form),
     silence: Duration,
     pending: Pending,
 ) -> Response<Body> {
-    let held = Held::new(Arc::clone(client), slot.clone(), silence, pending);
+    let held = Held::new(Arc::clone(client), what, silence, pending);
     let mut response = Response::new(held.boxed_unsync());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

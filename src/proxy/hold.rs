@@ -16,6 +16,7 @@ use super::{
     answer::Answer,
     relay::{LastWords, Relay},
     reply::{Aborted, Fault},
+    surface::Form,
 };
 use crate::spec::SlotName;
 
@@ -27,6 +28,7 @@ pub(super) type Pending = Pin<Box<dyn Future<Output = Result<Answer, Fault>> + S
 pub(super) struct Held {
     client: Arc<Client>,
     slot: SlotName,
+    form: Form,
     /// The longest that the client may hear nothing.
     silence: Duration,
     state: State,
@@ -50,12 +52,12 @@ impl Held {
     /// Goes on with waiting for `pending`; the first sign of life is sent at once.
     pub(super) fn new(
         client: Arc<Client>,
-        slot: SlotName,
+        (slot, form): (SlotName, Form),
         silence: Duration,
         pending: Pending,
     ) -> Self {
         let silence = silence.min(client.shared.limits.sign_of_life);
-        Self { client, slot, silence, state: State::Committed(pending) }
+        Self { client, slot, form, silence, state: State::Committed(pending) }
     }
 
     fn poll_waiting(
@@ -66,7 +68,7 @@ impl Held {
     ) -> Poll<Item> {
         match pending.as_mut().poll(context) {
             Poll::Ready(Ok(answer)) if answer.is_events() => {
-                let relay = Relay::new(answer, Arc::clone(&self.client.flushes));
+                let relay = Relay::new(answer, self.form, Arc::clone(&self.client.flushes));
                 self.poll_flowing(relay, context)
             }
             Poll::Ready(Ok(_)) => {
@@ -98,7 +100,7 @@ impl Held {
 
     fn break_off(&mut self, fault: &Fault) -> Poll<Item> {
         self.state = State::LastWords(LastWords::new(Arc::clone(&self.client.flushes)));
-        Poll::Ready(Some(Ok(Frame::data(fault.event()))))
+        Poll::Ready(Some(Ok(Frame::data(self.form.dialect.event(fault)))))
     }
 }
 

@@ -13,20 +13,26 @@
 mod access;
 mod answer;
 mod body;
+mod dialect;
 mod exchange;
 mod flush;
+mod follow;
 mod forward;
 mod gate;
 mod hold;
+mod intake;
 mod listing;
 mod normalise;
+mod payload;
 mod record;
 mod relay;
 mod reply;
 mod routes;
 mod serve;
 mod shortage;
+mod surface;
 mod suspects;
+mod target;
 mod upstream;
 
 use std::{sync::Arc, time::Duration};

@@ -14,7 +14,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::{
     Request, Response,
     body::{Body as _, Frame, Incoming},
@@ -28,7 +27,10 @@ use tokio::{
 };
 use tokio_util::either::Either;
 
-use super::gate::{Ending, Gate};
+use super::{
+    gate::{Ending, Gate},
+    payload::Sending,
+};
 use crate::engine::Endpoint;
 
 /// How long a connection is kept for its next use.
@@ -119,7 +121,7 @@ impl Gate {
     /// attempt: a kept connection that turns out closed is replaced by a fresh one.
     pub(super) async fn send(
         &self,
-        request: impl Fn() -> Request<Full<Bytes>>,
+        request: impl Fn() -> Request<Sending>,
     ) -> Result<(Response<Incoming>, Line), SendFault> {
         tokio::select! {
             // An answer that has come counts, also from an engine that died right after.
@@ -134,7 +136,7 @@ impl Gate {
 
     async fn send_on_some_line(
         &self,
-        request: impl Fn() -> Request<Full<Bytes>>,
+        request: impl Fn() -> Request<Sending>,
     ) -> Result<(Response<Incoming>, Line), SendFault> {
         if let Some(line) = self.upstream().take_idle() {
             match line.exchange(request()).await {
@@ -165,15 +167,15 @@ impl Gate {
 
 /// One connection to the engine.
 pub(super) struct Line {
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<Sending>,
     /// `None` once it has ended.
-    driver: Option<Connection<Io, Full<Bytes>>>,
+    driver: Option<Connection<Io, Sending>>,
 }
 
 impl Line {
     async fn exchange(
         mut self,
-        request: Request<Full<Bytes>>,
+        request: Request<Sending>,
     ) -> Result<(Response<Incoming>, Self), SendFault> {
         let mut answer = pin!(self.sender.send_request(request));
         let driver = &mut self.driver;
@@ -229,7 +231,7 @@ impl fmt::Debug for Line {
 }
 
 /// Lets a connection read and write. Its own result is not needed: a fault reaches the exchange.
-fn drive(driver: &mut Option<Connection<Io, Full<Bytes>>>, context: &mut Context<'_>) {
+fn drive(driver: &mut Option<Connection<Io, Sending>>, context: &mut Context<'_>) {
     if let Some(connection) = driver
         && Pin::new(connection).poll(context).is_ready()
     {

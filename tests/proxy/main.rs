@@ -15,5 +15,6 @@ mod models;
 mod refusals;
 mod requests;
 mod streams;
+mod surface;
 mod upstream;
 mod world;
