@@ -38,7 +38,8 @@ pub(super) async fn forward(
     let (head, incoming) = request.into_parts();
     let found = async {
         let limit = client.shared.limits.max_body;
-        let asked = intake::read(&head, incoming, work.intake, limit).await?;
+        let spool = (limit, client.shared.spool_dir.as_path());
+        let asked = intake::read(&head, incoming, work.intake, spool).await?;
         let target = target::of_work(&client.shared.routes.load(), &asked, (&head.uri, work))?;
         Ok((asked, target))
     };

@@ -15,6 +15,7 @@ mod answer;
 mod body;
 mod dialect;
 mod exchange;
+mod fields;
 mod flush;
 mod follow;
 mod forward;
@@ -30,12 +31,13 @@ mod reply;
 mod routes;
 mod serve;
 mod shortage;
+mod spool;
 mod surface;
 mod suspects;
 mod target;
 mod upstream;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
@@ -59,6 +61,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Requests under suspicion; the gates share them.
     pub suspects: Arc<Suspects>,
+    /// Where uploads lie that are too large for memory: in files without a name.
+    pub spool_dir: PathBuf,
 }
 
 /// One connection of a client.

@@ -42,7 +42,6 @@ impl Payload {
     }
 
     /// A body in a file of `length` bytes; `fingerprint` is that of its beginning and `length`.
-    #[expect(dead_code, reason = "uploads are the first to be spooled")]
     pub(super) fn file(file: Arc<File>, length: u64, fingerprint: Fingerprint) -> Self {
         Self { parts: Arc::new([Part::File(file, 0..length)]), fingerprint }
     }

@@ -102,6 +102,11 @@ impl Fault {
             .retry_after(Duration::from_secs(1))
     }
 
+    /// slotd itself cannot, for now.
+    pub(super) fn unavailable(status: StatusCode, code: &'static str, message: String) -> Self {
+        Self::new(status, SERVER, code, message).retry_after(Duration::from_secs(5))
+    }
+
     /// No slot answers to the name.
     pub(super) fn unknown_model(message: String) -> Self {
         Self::new(StatusCode::NOT_FOUND, INVALID, "model_not_found", message).about(Some("model"))

@@ -141,10 +141,12 @@ pub(super) fn work(path: &str) -> Option<Work> {
     let json = |can, engines| Work::new(can, engines, Intake::Json);
     Some(match path {
         "/v1/chat/completions" | "/chat/completions" => json(Can::Chat, Every).ends(Whole::Done),
-        "/v1/chat/completions/input_tokens" => json(Can::Chat, NotCandle),
         "/v1/completions" => json(Can::Completion, Every).ends(Whole::Done),
         "/v1/responses" => json(Can::Chat, NotCandle).speaks(Dialect::Responses).ends(RESPONSE),
-        "/v1/responses/input_tokens" | "/v1/responses/compact" => json(Can::Chat, NotCandle),
+        "/v1/chat/completions/input_tokens"
+        | "/v1/responses/input_tokens"
+        | "/v1/responses/compact"
+        | "/apply-template" => json(Can::Chat, NotCandle),
         "/v1/messages" => json(Can::Chat, NotCandle).speaks(Dialect::Anthropic).ends(MESSAGE),
         "/v1/messages/count_tokens" => json(Can::Chat, NotCandle).speaks(Dialect::Anthropic),
         "/v1/embeddings" | "/embeddings" => json(Can::Embed, Every),
@@ -164,7 +166,6 @@ pub(super) fn work(path: &str) -> Option<Work> {
         "/completion" | "/completions" | "/infill" | "/tokenize" | "/detokenize" => {
             json(Can::Completion, NotCandle)
         }
-        "/apply-template" => json(Can::Chat, NotCandle),
         "/props" => Work::new(Can::Completion, Every, Intake::QueryOrJson),
         "/lora-adapters" => Work::new(Can::Completion, NotCandle, Intake::QueryOrJson),
         "/slots" => Work::new(Can::Completion, NotCandle, Intake::Query),

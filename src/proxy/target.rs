@@ -100,9 +100,9 @@ fn who_can(table: &RouteTable, work: Work) -> String {
         .map(|route| format!("`{}`", route.slot))
         .collect();
     if able.is_empty() {
-        let word = work.capability.as_str();
         return format!(
-            "no slot can: it takes a profile with `capabilities = [\"{word}\"]` and an engine that has it"
+            "no slot can: it takes a profile with `capabilities = [\"{}\"]` and an engine that has it",
+            work.capability.as_str()
         );
     }
     format!("slots that can: {}", able.join(", "))

@@ -16,5 +16,6 @@ mod refusals;
 mod requests;
 mod streams;
 mod surface;
+mod uploads;
 mod upstream;
 mod world;
