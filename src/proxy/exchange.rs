@@ -81,7 +81,7 @@ pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, F
 }
 
 /// Waits for a turn at the slot's engine, and for the engine itself.
-async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
+pub(super) async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
     for _ in 0..ROUNDS {
         if let Some(gate) = open_gate(shared, &order.slot) {
             let patience = order.deadline.saturating_duration_since(Instant::now());
@@ -122,7 +122,7 @@ async fn send(
 /// Makes the request anew: nothing that belonged to the client's connection goes along, no key of
 /// the client's, and nothing that says where it came from. The answer must come uncompressed: its end
 /// is read.
-fn rebuild(order: &Order, body: Sending) -> Request<Sending> {
+pub(super) fn rebuild(order: &Order, body: Sending) -> Request<Sending> {
     const KEPT_BACK: [HeaderName; 11] = [
         HeaderName::from_static("api-key"),
         HeaderName::from_static("x-api-key"),

@@ -8,6 +8,7 @@ use hyper::{
     body::Incoming,
     header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue},
     http::request::Parts,
+    upgrade::OnUpgrade,
 };
 use tokio::time::{Instant, timeout};
 
@@ -23,6 +24,7 @@ use super::{
     reply::{Body, Fault},
     surface::{Form, Work},
     target::{self, Target},
+    tunnel,
 };
 use crate::spec::SlotName;
 
@@ -32,9 +34,10 @@ const BEFORE_DEADLINE: Duration = Duration::from_secs(5);
 /// Serves one request. The slot is returned for the response's header once it is known.
 pub(super) async fn forward(
     client: &Arc<Client>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     work: Work,
 ) -> (Option<SlotName>, Response<Body>) {
+    let upgrade = tunnel::asked_for(&mut request);
     let (head, incoming) = request.into_parts();
     let found = async {
         let limit = client.shared.limits.max_body;
@@ -45,7 +48,11 @@ pub(super) async fn forward(
     };
     match found.await {
         Ok((asked, target)) => {
-            let response = serve(client, head, (target.clone(), work.form), asked).await;
+            let what = (target.clone(), work.form);
+            let response = match upgrade {
+                Some(theirs) => take_over(client, head, (what, asked), theirs).await,
+                None => serve(client, head, what, asked).await,
+            };
             (Some(target.slot), response)
         }
         Err(fault) => (None, Fault::response_in(&fault, work.form.dialect)),
@@ -55,8 +62,9 @@ pub(super) async fn forward(
 /// Passes one request on to the engine of the slot that its path names, whatever it is.
 pub(super) async fn upstream(
     client: &Arc<Client>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> (Option<SlotName>, Response<Body>) {
+    let upgrade = tunnel::asked_for(&mut request);
     let (head, incoming) = request.into_parts();
     let target = match target::of_path(&client.shared.routes.load(), &head.uri) {
         Ok(target) => target,
@@ -66,7 +74,11 @@ pub(super) async fn upstream(
     let response = match body::collect(&head.headers, incoming, limit).await {
         Ok(bytes) => {
             let asked = Asked::unread(bytes, None);
-            serve(client, head, (target.clone(), Form::RAW), asked).await
+            let what = (target.clone(), Form::RAW);
+            match upgrade {
+                Some(theirs) => take_over(client, head, (what, asked), theirs).await,
+                None => serve(client, head, what, asked).await,
+            }
         }
         Err(fault) => fault.response(),
     };
@@ -86,17 +98,8 @@ async fn serve(
     let patience = if asked.is_stream { limits.hold } else { limits.hold.min(silence) };
     let deadline = Instant::now() + patience;
     let is_stream = asked.is_stream;
-    let slot = target.slot;
-    let order = Order {
-        slot: slot.clone(),
-        method: head.method,
-        fingerprint: fingerprint(&asked, &target.path),
-        path: target.path,
-        headers: head.headers,
-        asked,
-        refusals: form.refusals,
-        deadline,
-    };
+    let slot = target.slot.clone();
+    let order = order(head, (target, form), asked, deadline);
     let mut pending: Pending = Box::pin(reach(Arc::clone(client), order));
     if !is_stream {
         return finish(pending.await, form, client);
@@ -104,6 +107,34 @@ async fn serve(
     match timeout(limits.quiet.min(silence), &mut pending).await {
         Ok(answer) => finish(answer, form, client),
         Err(_) => held(client, (slot, form), silence, pending),
+    }
+}
+
+/// Brings a connection to an engine that is to take it over.
+async fn take_over(
+    client: &Arc<Client>,
+    head: Parts,
+    (what, asked): ((Target, Form), Asked),
+    theirs: OnUpgrade,
+) -> Response<Body> {
+    let limits = &client.shared.limits;
+    let patience = limits.hold.min(silence(limits, &head.headers));
+    let dialect = what.1.dialect;
+    let order = order(head, what, asked, Instant::now() + patience);
+    let opened = Box::pin(tunnel::open(client, &order, theirs)).await;
+    opened.unwrap_or_else(|fault| fault.response_in(dialect))
+}
+
+fn order(head: Parts, (target, form): (Target, Form), asked: Asked, deadline: Instant) -> Order {
+    Order {
+        slot: target.slot,
+        method: head.method,
+        fingerprint: fingerprint(&asked, &target.path),
+        path: target.path,
+        headers: head.headers,
+        asked,
+        refusals: form.refusals,
+        deadline,
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -40,6 +40,8 @@ pub struct Gate {
     parallel: usize,
     seats: Arc<Semaphore>,
     waiting: AtomicUsize,
+    /// Seats whose silence is nothing odd.
+    silent: AtomicU32,
     queue_limit: usize,
     born: Instant,
     last_access_ms: AtomicU64,
@@ -110,6 +112,7 @@ impl Gate {
             parallel,
             seats: Arc::new(Semaphore::new(parallel)),
             waiting: AtomicUsize::new(0),
+            silent: AtomicU32::new(0),
             queue_limit: usize::try_from(queue_limit).unwrap_or(usize::MAX),
             born: Instant::now(),
             last_access_ms: AtomicU64::new(0),
@@ -173,6 +176,22 @@ impl Gate {
         // Seats, not a counter beside them: a seat is taken and given back in one step.
         let taken = self.parallel.saturating_sub(self.seats.available_permits());
         u32::try_from(taken).unwrap_or(u32::MAX)
+    }
+
+    /// Returns how many of those that are served wait for the engine's next word: a connection that
+    /// was taken over may be silent for as long as both sides like.
+    pub fn expecting(&self) -> u32 {
+        self.in_flight().saturating_sub(self.silent.load(Ordering::Relaxed))
+    }
+
+    /// Notes a seat whose silence is nothing odd.
+    pub(super) fn begin_silence(&self) {
+        self.silent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes the end of such a seat; called once for each beginning.
+    pub(super) fn end_silence(&self) {
+        self.silent.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Returns how many requests wait for a seat.

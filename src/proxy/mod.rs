@@ -35,9 +35,14 @@ mod spool;
 mod surface;
 mod suspects;
 mod target;
+mod tunnel;
 mod upstream;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 
@@ -70,6 +75,20 @@ pub struct Shared {
 struct Client {
     shared: Shared,
     flushes: Arc<flush::Flushes>,
+    /// What becomes of the connection once the present answer is written.
+    tunnel: Mutex<Option<Box<tunnel::Tunnel>>>,
+}
+
+impl Client {
+    /// Leaves a tunnel for the connection to run.
+    fn leave(&self, tunnel: tunnel::Tunnel) {
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tunnel));
+    }
+
+    /// Takes the tunnel that was left.
+    fn take_tunnel(&self) -> Option<Box<tunnel::Tunnel>> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// Limits of requests.

@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -97,7 +97,8 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
         match accepted {
             Ok((stream, _)) => {
                 let flushes = Arc::default();
-                let client = Arc::new(Client { shared: shared.clone(), flushes });
+                let client =
+                    Arc::new(Client { shared: shared.clone(), flushes, tunnel: Mutex::default() });
                 connections.spawn(connection(stream, client, watcher.clone()));
                 if connections.len() >= most {
                     shortage.tell(&format!("{most} are open, the others wait"));
@@ -145,16 +146,18 @@ async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Re
     let ready = phase.clone();
     let begun = Arc::new(Notify::new());
     let begins = Arc::clone(&begun);
+    let served_client = Arc::clone(&client);
     let service = service_fn(move |request| {
         begins.notify_one();
-        let (client, phase) = (Arc::clone(&client), *ready.borrow());
+        let (client, phase) = (Arc::clone(&served_client), *ready.borrow());
         async move { Ok::<_, Infallible>(answer(&client, phase, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_DEADLINE)
         .max_header_size(MAX_HEAD_BYTES)
-        .serve_connection(stream, service);
+        .serve_connection(stream, service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = async {
         let is_leaving = phase
@@ -178,6 +181,9 @@ async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Re
     };
     if let Err(error) = served {
         debug!(%error, "connection ended");
+    }
+    if let Some(tunnel) = client.take_tunnel() {
+        Box::pin(tunnel.run()).await;
     }
 }
 

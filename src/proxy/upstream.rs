@@ -40,7 +40,9 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long to wait for room in the backlog of a Unix socket, which says "full" at once.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
 
-type Io = TokioIo<Either<UnixStream, TcpStream>>;
+/// Either kind of stream to an engine.
+pub(super) type Stream = Either<UnixStream, TcpStream>;
+type Io = TokioIo<Stream>;
 
 /// Why there is no answer, not even its head.
 #[derive(Debug, Error)]
@@ -91,8 +93,9 @@ impl Upstream {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn connect(&self) -> io::Result<Line> {
-        let stream = match &self.endpoint {
+    /// Opens a connection to the engine.
+    pub(super) async fn open(&self) -> io::Result<Stream> {
+        Ok(match &self.endpoint {
             Endpoint::Unix(path) => Either::Left(connect_unix(path).await?),
             Endpoint::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
@@ -100,7 +103,11 @@ impl Upstream {
                 stream.set_nodelay(true)?;
                 Either::Right(stream)
             }
-        };
+        })
+    }
+
+    async fn connect(&self) -> io::Result<Line> {
+        let stream = self.open().await?;
         let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         Ok(Line { sender, driver: Some(driver) })
     }

@@ -14,6 +14,7 @@ mod holding;
 mod models;
 mod refusals;
 mod requests;
+mod sockets;
 mod streams;
 mod surface;
 mod uploads;

@@ -41,7 +41,7 @@ async fn a_form_goes_through_byte_for_byte_with_its_model_first_or_last_or_not_a
     let mut world = World::start(limits()).await;
     world.make_slot("chat", |_| {});
     let engine = ears(&mut world, None);
-    let large: Vec<u8> = (0..900_000_u32).flat_map(|n| n.to_le_bytes()).take(900_000).collect();
+    let large: Vec<u8> = (0..900_000_u32).flat_map(u32::to_le_bytes).take(900_000).collect();
     for file in [&b"RIFF\r\n--X\r\n"[..], &large] {
         for parts in [
             vec![(MODEL, &b"ears"[..]), (FILE, file)],
