@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http_body_util::BodyExt;
 use hyper::{
-    HeaderMap, Request, Response, Uri,
+    HeaderMap, Request, Response,
     body::Incoming,
     header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue},
     http::request::Parts,
@@ -48,12 +48,12 @@ pub(super) async fn forward(
     };
     match found.await {
         Ok((asked, target)) => {
-            let what = (target.clone(), work.form);
-            let response = match upgrade {
+            let what = (target, work.form);
+            let (slot, response) = match upgrade {
                 Some(theirs) => take_over(client, head, (what, asked), theirs).await,
                 None => serve(client, head, what, asked).await,
             };
-            (Some(target.slot), response)
+            (Some(slot), response)
         }
         Err(fault) => (None, Fault::response_in(&fault, work.form.dialect)),
     }
@@ -71,26 +71,25 @@ pub(super) async fn upstream(
         Err(fault) => return (None, fault.response()),
     };
     let limit = client.shared.limits.max_body;
-    let response = match body::collect(&head.headers, incoming, limit).await {
-        Ok(bytes) => {
-            let asked = Asked::unread(bytes, None);
-            let what = (target.clone(), Form::RAW);
-            match upgrade {
-                Some(theirs) => take_over(client, head, (what, asked), theirs).await,
-                None => serve(client, head, what, asked).await,
-            }
-        }
-        Err(fault) => fault.response(),
+    let asked = match body::collect(&head.headers, incoming, limit).await {
+        Ok(bytes) => Asked::unread(bytes, None),
+        Err(fault) => return (Some(target.candidates.first), fault.response()),
     };
-    (Some(target.slot), response)
+    let what = (target, Form::RAW);
+    let (slot, response) = match upgrade {
+        Some(theirs) => take_over(client, head, (what, asked), theirs).await,
+        None => serve(client, head, what, asked).await,
+    };
+    (Some(slot), response)
 }
 
+/// Returns the slot that served, or the one that speaks for those that did not.
 async fn serve(
     client: &Arc<Client>,
     head: Parts,
     (target, form): (Target, Form),
     asked: Asked,
-) -> Response<Body> {
+) -> (SlotName, Response<Body>) {
     let limits = &client.shared.limits;
     let silence = silence(limits, &head.headers);
     // A stream can be told that it still waits; anything else must be answered before its client
@@ -98,16 +97,17 @@ async fn serve(
     let patience = if asked.is_stream { limits.hold } else { limits.hold.min(silence) };
     let deadline = Instant::now() + patience;
     let is_stream = asked.is_stream;
-    let slot = target.slot.clone();
+    let first = target.candidates.first.clone();
     let order = order(head, (target, form), asked, deadline);
     let mut pending: Pending = Box::pin(reach(Arc::clone(client), order));
     if !is_stream {
-        return finish(pending.await, form, client);
+        return finish(pending.await, (first, form), client);
     }
-    match timeout(limits.quiet.min(silence), &mut pending).await {
-        Ok(answer) => finish(answer, form, client),
-        Err(_) => held(client, (slot, form), silence, pending),
+    if let Ok(answer) = timeout(limits.quiet.min(silence), &mut pending).await {
+        return finish(answer, (first, form), client);
     }
+    let response = held(client, (first.clone(), form), silence, pending);
+    (first, response)
 }
 
 /// Brings a connection to an engine that is to take it over.
@@ -116,20 +116,20 @@ async fn take_over(
     head: Parts,
     (what, asked): ((Target, Form), Asked),
     theirs: OnUpgrade,
-) -> Response<Body> {
+) -> (SlotName, Response<Body>) {
     let limits = &client.shared.limits;
     let patience = limits.hold.min(silence(limits, &head.headers));
-    let dialect = what.1.dialect;
+    let (first, dialect) = (what.0.candidates.first.clone(), what.1.dialect);
     let order = order(head, what, asked, Instant::now() + patience);
     let opened = Box::pin(tunnel::open(client, &order, theirs)).await;
-    opened.unwrap_or_else(|fault| fault.response_in(dialect))
+    opened.unwrap_or_else(|fault| (first, fault.response_in(dialect)))
 }
 
 fn order(head: Parts, (target, form): (Target, Form), asked: Asked, deadline: Instant) -> Order {
     Order {
-        slot: target.slot,
         method: head.method,
-        fingerprint: fingerprint(&asked, &target.path),
+        fingerprint: fingerprint(&asked, &target),
+        candidates: target.candidates,
         path: target.path,
         headers: head.headers,
         asked,
@@ -139,9 +139,10 @@ fn order(head: Parts, (target, form): (Target, Form), asked: Asked, deadline: In
 }
 
 /// Requests without a body are told apart by what they ask for.
-fn fingerprint(asked: &Asked, path: &Uri) -> Fingerprint {
+fn fingerprint(asked: &Asked, target: &Target) -> Fingerprint {
     if asked.payload.is_empty() {
-        return Fingerprint::of(path.to_string().as_bytes());
+        let told = format!("{} {}", target.candidates.first, target.path);
+        return Fingerprint::of(told.as_bytes());
     }
     asked.payload.fingerprint()
 }
@@ -157,11 +158,16 @@ fn silence(limits: &Limits, headers: &HeaderMap) -> Duration {
     theirs.map_or(limits.silence, |theirs| theirs.min(limits.silence))
 }
 
-fn finish(answer: Result<Answer, Fault>, form: Form, client: &Client) -> Response<Body> {
+fn finish(
+    answer: Result<Answer, Fault>,
+    (first, form): (SlotName, Form),
+    client: &Client,
+) -> (SlotName, Response<Body>) {
     let answer = match answer {
         Ok(answer) => answer,
-        Err(fault) => return fault.response_in(form.dialect),
+        Err(fault) => return (first, fault.response_in(form.dialect)),
     };
+    let slot = answer.gate().slot().clone();
     let is_events = answer.is_events();
     let mut headers = HeaderMap::new();
     copy_headers(&answer.headers, &mut headers);
@@ -173,7 +179,7 @@ fn finish(answer: Result<Answer, Fault>, form: Form, client: &Client) -> Respons
         Response::new(Relay::new(answer, form, Arc::clone(&client.flushes)).boxed_unsync());
     *response.status_mut() = status;
     *response.headers_mut() = headers;
-    response
+    (slot, response)
 }
 
 /// Commits to a stream whose engine is not there yet.

@@ -11,6 +11,7 @@
 //! ```
 
 mod access;
+mod affinity;
 mod answer;
 mod body;
 mod dialect;
@@ -27,6 +28,7 @@ mod normalise;
 mod payload;
 mod record;
 mod relay;
+mod replicas;
 mod reply;
 mod routes;
 mod serve;
@@ -49,6 +51,7 @@ use arc_swap::ArcSwap;
 pub use self::{
     gate::{Blame, Gate},
     record::Record,
+    replicas::Choices,
     routes::RouteTable,
     serve::{Phase, serve},
     suspects::Suspects,
@@ -68,6 +71,8 @@ pub struct Shared {
     pub suspects: Arc<Suspects>,
     /// Where uploads lie that are too large for memory: in files without a name.
     pub spool_dir: PathBuf,
+    /// What is remembered of which engine was chosen for what.
+    pub choices: Arc<Choices>,
 }
 
 /// One connection of a client.

@@ -5,16 +5,16 @@ use hyper::Uri;
 use super::{
     body::Asked,
     listing,
+    replicas::Candidates,
     reply::Fault,
     routes::{Route, RouteTable},
     surface::{UPSTREAM, Work},
 };
-use crate::spec::SlotName;
 
-/// A slot, and a path of its engine.
-#[derive(Clone, Debug)]
+/// The slots that may serve, and a path of their engines.
+#[derive(Debug)]
 pub(super) struct Target {
-    pub(super) slot: SlotName,
+    pub(super) candidates: Candidates,
     pub(super) path: Uri,
 }
 
@@ -28,12 +28,14 @@ pub(super) fn of_work(
     (uri, work): (&Uri, Work),
 ) -> Result<Target, Fault> {
     let is_fit = |route: &Route| !work.is_unknown_to(route.engine_word());
-    let route = match &asked.model {
-        Some(model) => table.find(model).ok_or_else(|| listing::unknown(table, model))?, // (1)
+    let replicas = match &asked.model {
+        Some(model) => table.replicas(model).ok_or_else(|| listing::unknown(table, model))?, // (1)
         None => table
             .only(work.capability, is_fit)
+            .and_then(|route| table.replicas(route.slot.as_str()))
             .ok_or_else(|| nobody_named(table, work, uri.path()))?, // (2)
     };
+    let route = replicas.first;
     if !is_fit(route) {
         let message = format!(
             "slot `{}` runs on `{}`, which has no `{}`; {}",
@@ -53,7 +55,8 @@ pub(super) fn of_work(
         );
         return Err(Fault::bad_request(Some("model"), "capability_not_offered", message));
     }
-    Ok(Target { slot: route.slot.clone(), path: path_at(route, uri) })
+    let body = asked.payload.in_memory().map(|bytes| &bytes[..]).unwrap_or_default();
+    Ok(Target { candidates: Candidates::new(&replicas, body), path: path_at(route, uri) })
 }
 
 /// Finds the slot that a path below [`UPSTREAM`] names, by any of its names, also one with slashes.
@@ -61,13 +64,13 @@ pub(super) fn of_path(table: &RouteTable, uri: &Uri) -> Result<Target, Fault> {
     let rest = uri.path().strip_prefix(UPSTREAM).unwrap_or_default();
     let ends = rest.match_indices('/').map(|(at, _)| at).chain([rest.len()]);
     for (name, path) in ends.take(8).filter_map(|end| rest.split_at_checked(end)) {
-        let Some(route) = table.find(&decoded(name)) else { continue };
+        let Some(replicas) = table.replicas(&decoded(name)) else { continue };
         let path = if path.is_empty() { "/" } else { path };
         let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         let path = format!("{path}{query}").parse().map_err(|_| {
             Fault::bad_request(None, "bad_path", "the rest of the path is none".to_owned())
         })?;
-        return Ok(Target { slot: route.slot.clone(), path });
+        return Ok(Target { candidates: Candidates::new(&replicas, &[]), path });
     }
     let name = rest.split('/').next().unwrap_or_default();
     Err(listing::unknown(table, &decoded(name)))

@@ -26,6 +26,7 @@ use super::{
     reply::{Body, Fault, full},
     upstream::Stream,
 };
+use crate::spec::SlotName;
 
 /// How long an engine may take to say whether it takes over, and the most of its refusal.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_mins(1);
@@ -74,7 +75,7 @@ pub(super) async fn open(
     client: &Client,
     order: &Order,
     theirs: OnUpgrade,
-) -> Result<Response<Body>, Fault> {
+) -> Result<(SlotName, Response<Body>), Fault> {
     let mut lease = turn(&client.shared, order).await?;
     let gate = Arc::clone(lease.gate());
     let opened = async {
@@ -86,7 +87,7 @@ pub(super) async fn open(
         () = gate.ended().cancelled() => None,
     };
     let Some(shaken) = shaken else {
-        return Err(Fault::engine_died(&order.slot, "hung up before it took the connection over"));
+        return Err(Fault::engine_died(gate.slot(), "hung up before it took the connection over"));
     };
     lease.note_word();
     let mut headers = HeaderMap::new();
@@ -95,7 +96,7 @@ pub(super) async fn open(
         let (head, body) = shaken.response.into_parts();
         if head.status.is_success() {
             let what = "did not take the connection over";
-            return Err(Fault::engine_misbehaved(&order.slot, what));
+            return Err(Fault::engine_misbehaved(gate.slot(), what));
         }
         let error = normalise::error_object(head.status, &body);
         return Err(Fault::of_engine(head.status, headers, error));
@@ -107,7 +108,7 @@ pub(super) async fn open(
     let mut response = Response::new(full(bytes::Bytes::new()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *response.headers_mut() = headers;
-    Ok(response)
+    Ok((gate.slot().clone(), response))
 }
 
 /// What an engine said, and its side of the connection if it took it over.
