@@ -66,9 +66,9 @@ pub(super) struct ProfileFile {
     #[schemars(with = "bool", extend("default" = false))]
     pub(super) resume: bool,
 
-    /// What the slot is offered for: `chat`, `completion`, `embed`. Default: all that the engine can
-    /// do. `["embed"]` alone starts the engine for embeddings.
-    #[schemars(with = "Vec<String>", extend("items" = { "enum": ["chat", "completion", "embed"] }, "default" = []))]
+    /// What the slot is offered for: `chat`, `completion`, `embed`, `rerank`, `transcribe`, `speech`,
+    /// `image`. Default: all that the engine can do; llama-server reranks only where it is named.
+    #[schemars(with = "Vec<String>", extend("items" = { "enum": ["chat", "completion", "embed", "rerank", "transcribe", "speech", "image"] }, "default" = []))]
     pub(super) capabilities: Vec<Capability>,
 
     /// Context length of one request, in tokens, 256 to 1048576. Default: the engine's own.

@@ -7,7 +7,6 @@ use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http_body_util::Full;
 use hyper::{
     Request, Uri,
     header::{HOST, HeaderValue},
@@ -17,6 +16,7 @@ use tokio::time::timeout;
 use super::{
     gate::Gate,
     metrics::{Family, Page},
+    payload::Payload,
     routes::RouteTable,
 };
 
@@ -113,7 +113,7 @@ pub(super) async fn add(page: &mut Page, table: &RouteTable) {
 /// Reads an engine's page. It takes no seat and counts as no use of the slot.
 async fn ask(gate: &Arc<Gate>) -> Option<String> {
     let request = || {
-        let mut request = Request::new(Full::new(Bytes::new()));
+        let mut request = Request::new(Payload::bytes(Bytes::new()).send());
         *request.uri_mut() = Uri::from_static("/metrics");
         request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
         request

@@ -4,7 +4,6 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::{
     HeaderMap, Method, Request, StatusCode, Uri,
     header::{self, HeaderName, HeaderValue},
@@ -14,14 +13,16 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{
     Client, Shared,
     answer::Answer,
-    body::rename_model,
+    body::Asked,
     flight::{Flight, Stage},
     gate::{Ending, Gate, GateRefusal, Lease},
     meters::Outcome,
     normalise,
+    payload::{Payload, Sending},
     record::Fingerprint,
     replicas::Candidates,
     reply::Fault,
+    surface::Refusals,
     upstream::SendFault,
 };
 use crate::spec::SlotName;
@@ -37,18 +38,26 @@ const REFUSAL_DEADLINE: Duration = Duration::from_secs(10);
 /// A request as it will be sent, as often as it has to be.
 #[derive(Clone, Debug)]
 pub(super) struct Order {
+    pub(super) method: Method,
     /// The slots that may serve it.
     pub(super) candidates: Candidates,
     pub(super) path: Uri,
     pub(super) headers: HeaderMap,
-    pub(super) bytes: Bytes,
+    pub(super) asked: Asked,
     pub(super) fingerprint: Fingerprint,
+    pub(super) refusals: Refusals,
     /// Until when the request may wait for an engine. The engine's own work has no deadline.
     pub(super) deadline: Instant,
     pub(super) flight: Arc<Flight>,
 }
 
 impl Order {
+    /// Makes the same order with another body.
+    pub(super) fn saying(&self, bytes: Bytes) -> Self {
+        let asked = Asked { payload: Payload::bytes(bytes), model_at: None, ..self.asked.clone() };
+        Self { asked, ..self.clone() }
+    }
+
     /// Tells whether a slot other than this engine's could serve the request now.
     pub(super) fn has_another(&self, client: &Client, engine: &Gate) -> bool {
         self.candidates.has_another(&client.shared, engine)
@@ -90,7 +99,7 @@ async fn reach_engine(client: Arc<Client>, order: Order) -> Result<Answer, Fault
         let fault = match send(&lease, &order).await {
             Ok(answer) => {
                 let answer = Answer::new(answer, lease, Arc::clone(&order.flight));
-                return accepted(answer, &slot).await;
+                return accepted(answer, (&order, &slot)).await;
             }
             Err(fault) => fault,
         };
@@ -117,7 +126,7 @@ async fn reach_engine(client: Arc<Client>, order: Order) -> Result<Answer, Fault
 }
 
 /// Waits for a turn at an engine, and for the engine itself.
-async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
+pub(super) async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
     let candidates = &order.candidates;
     for _ in 0..ROUNDS {
         if let Some(gate) = candidates.choose(shared) {
@@ -162,17 +171,17 @@ async fn send(
     lease: &Lease,
     order: &Order,
 ) -> Result<(hyper::Response<hyper::body::Incoming>, super::upstream::Line), SendFault> {
-    let bytes = match lease.gate().model() {
-        Some(name) => rename_model(&order.bytes, name),
-        None => order.bytes.clone(),
+    let payload = match lease.gate().model() {
+        Some(name) => order.asked.renamed(name),
+        None => order.asked.payload.clone(),
     };
-    lease.gate().send(|| rebuild(order, bytes.clone())).await
+    lease.gate().send(|| rebuild(order, payload.send())).await
 }
 
 /// Makes the request anew: nothing that belonged to the client's connection goes along, no key of
 /// the client's, and nothing that says where it came from. The answer must come uncompressed: its end
 /// is read.
-fn rebuild(order: &Order, bytes: Bytes) -> Request<Full<Bytes>> {
+pub(super) fn rebuild(order: &Order, body: Sending) -> Request<Sending> {
     const KEPT_BACK: [HeaderName; 11] = [
         HeaderName::from_static("api-key"),
         HeaderName::from_static("x-api-key"),
@@ -186,8 +195,8 @@ fn rebuild(order: &Order, bytes: Bytes) -> Request<Full<Bytes>> {
         header::PROXY_AUTHORIZATION,
         header::REFERER,
     ];
-    let mut request = Request::new(Full::new(bytes));
-    *request.method_mut() = Method::POST;
+    let mut request = Request::new(body);
+    *request.method_mut() = order.method.clone();
     *request.uri_mut() = order.path.clone();
     let headers = request.headers_mut();
     headers.reserve(order.headers.len());
@@ -204,7 +213,7 @@ fn rebuild(order: &Order, bytes: Bytes) -> Request<Full<Bytes>> {
 }
 
 /// Lets an answer through; reads a refusal and gives it the form that clients know.
-async fn accepted(mut answer: Answer, slot: &SlotName) -> Result<Answer, Fault> {
+async fn accepted(mut answer: Answer, (order, slot): (&Order, &SlotName)) -> Result<Answer, Fault> {
     if answer.status.is_success() {
         return Ok(answer);
     }
@@ -214,6 +223,9 @@ async fn accepted(mut answer: Answer, slot: &SlotName) -> Result<Answer, Fault> 
         matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE);
     if status.is_server_error() && !says_little {
         answer.note_failure();
+    }
+    if order.refusals == Refusals::AsTheyAre {
+        return Ok(answer);
     }
     copy_headers(&answer.headers, &mut headers);
     match timeout(REFUSAL_DEADLINE, answer.read(REFUSAL_BYTES)).await {

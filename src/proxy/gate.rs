@@ -7,7 +7,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -41,6 +41,8 @@ pub struct Gate {
     parallel: usize,
     seats: Arc<Seats>,
     waiting: AtomicUsize,
+    /// Seats whose silence is nothing odd.
+    silent: AtomicU32,
     queue_limit: usize,
     born: Instant,
     last_access_ms: AtomicU64,
@@ -114,6 +116,7 @@ impl Gate {
             parallel,
             seats: Seats::new(parallel),
             waiting: AtomicUsize::new(0),
+            silent: AtomicU32::new(0),
             queue_limit: usize::try_from(queue_limit).unwrap_or(usize::MAX),
             born: Instant::now(),
             last_access_ms: AtomicU64::new(0),
@@ -177,6 +180,22 @@ impl Gate {
     pub fn in_flight(&self) -> u32 {
         // Seats, not a counter beside them: a seat is taken and given back in one step.
         u32::try_from(self.seats.taken()).unwrap_or(u32::MAX)
+    }
+
+    /// Returns how many of those that are served wait for the engine's next word: a connection that
+    /// was taken over may be silent for as long as both sides like.
+    pub fn expecting(&self) -> u32 {
+        self.in_flight().saturating_sub(self.silent.load(Ordering::Relaxed))
+    }
+
+    /// Notes a seat whose silence is nothing odd.
+    pub(super) fn begin_silence(&self) {
+        self.silent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes the end of such a seat; called once for each beginning.
+    pub(super) fn end_silence(&self) {
+        self.silent.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Returns how many requests wait for a seat.

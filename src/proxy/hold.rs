@@ -19,6 +19,7 @@ use super::{
     pending::Pending,
     relay::LastWords,
     reply::{self, Aborted, Fault},
+    surface::Form,
 };
 use crate::spec::SlotName;
 
@@ -30,6 +31,7 @@ type Passed = reply::Body;
 pub(super) struct Held {
     client: Arc<Client>,
     slot: SlotName,
+    form: Form,
     /// The longest that the client may hear nothing.
     silence: Duration,
     /// What was asked, if a stream that breaks is to be continued.
@@ -55,12 +57,12 @@ impl Held {
     /// Goes on with waiting for `pending`; the first sign of life is sent at once.
     pub(super) fn new(
         client: Arc<Client>,
-        slot: SlotName,
+        (slot, form): (SlotName, Form),
         silence: Duration,
         (pending, again): (Pending, Option<Order>),
     ) -> Self {
         let silence = silence.min(client.shared.limits.sign_of_life);
-        Self { client, slot, silence, again, state: State::Committed(pending) }
+        Self { client, slot, form, silence, again, state: State::Committed(pending) }
     }
 
     fn poll_waiting(
@@ -71,7 +73,7 @@ impl Held {
     ) -> Poll<Item> {
         match Pin::new(&mut pending).poll(context) {
             Poll::Ready(Ok(answer)) if answer.is_events() => {
-                let passed = passed_on(answer, &self.client, self.again.take());
+                let passed = passed_on(answer, &self.client, (self.form, self.again.take()));
                 self.poll_flowing(passed, context)
             }
             Poll::Ready(Ok(_)) => {
@@ -107,7 +109,7 @@ impl Held {
 
     fn break_off(&mut self, fault: &Fault) -> Poll<Item> {
         self.state = State::LastWords(LastWords::new(Arc::clone(&self.client.flushes)));
-        Poll::Ready(Some(Ok(Frame::data(fault.event()))))
+        Poll::Ready(Some(Ok(Frame::data(self.form.dialect.event(fault)))))
     }
 }
 

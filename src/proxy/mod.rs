@@ -14,18 +14,23 @@ mod access;
 mod affinity;
 mod answer;
 mod body;
+mod dialect;
 mod engine_metrics;
 mod exchange;
+mod fields;
 mod flight;
 mod flights;
 mod flush;
+mod follow;
 mod forward;
 mod gate;
 mod hold;
+mod intake;
 mod listing;
 mod meters;
 mod metrics;
 mod normalise;
+mod payload;
 mod pending;
 mod record;
 mod relay;
@@ -36,12 +41,21 @@ mod routes;
 mod seats;
 mod serve;
 mod shortage;
+mod spool;
+mod surface;
 mod suspects;
+mod target;
 mod trace;
+mod tunnel;
 mod upstream;
 mod usage;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 
@@ -68,6 +82,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Requests under suspicion; the gates share them.
     pub suspects: Arc<Suspects>,
+    /// Where uploads lie that are too large for memory: in files without a name.
+    pub spool_dir: PathBuf,
     /// What is remembered of which engine was chosen for what.
     pub choices: Arc<Choices>,
     /// Requests in flight, and what became of others.
@@ -80,6 +96,20 @@ struct Client {
     shared: Shared,
     flushes: Arc<flush::Flushes>,
     peer: SocketAddr,
+    /// What becomes of the connection once the present answer is written.
+    tunnel: Mutex<Option<Box<tunnel::Tunnel>>>,
+}
+
+impl Client {
+    /// Leaves a tunnel for the connection to run.
+    fn leave(&self, tunnel: tunnel::Tunnel) {
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tunnel));
+    }
+
+    /// Takes the tunnel that was left.
+    fn take_tunnel(&self) -> Option<Box<tunnel::Tunnel>> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// Limits of requests.

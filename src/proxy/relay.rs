@@ -1,6 +1,6 @@
 //! An engine's answer on its way to the client: bytes as they come, and an honest end.
 //!
-//! A stream of events is whole when its engine said so (`[DONE]`). One that ends without gets an
+//! A stream of events is whole when its engine said so (`[DONE]`, or the last event of its API). One that ends without gets an
 //! error event, and the connection is aborted: to most clients a clean end means success.
 //!
 //! ```text
@@ -22,14 +22,15 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{
     answer::{Answer, IsLast, Piece},
+    dialect::Dialect,
     flush::Flushes,
+    follow::Follow,
     gate::Ending,
     meters::Outcome,
     reply::{Aborted, Fault},
+    surface::Form,
 };
 
-/// How much of a stream's end is remembered: enough for `data: [DONE]` and its line ends.
-const TAIL: usize = 32;
 /// How long a client may take to read the error that ends its stream.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -44,6 +45,7 @@ const CANCELLED: &str = "was told to stop working on the request";
 pub(super) struct Relay {
     state: State,
     kind: Kind,
+    dialect: Dialect,
     flushes: Arc<Flushes>,
 }
 
@@ -57,8 +59,8 @@ enum State {
 /// What is followed of a body.
 #[derive(Debug)]
 enum Kind {
-    /// A stream of events, which must end with `[DONE]`, and the last bytes of it.
-    Events(Vec<u8>),
+    /// A stream of events, which says itself when it is whole.
+    Events(Follow),
     /// Anything else: its framing says when it is whole.
     Whole,
 }
@@ -67,10 +69,12 @@ type Item = Option<Result<Frame<Bytes>, Aborted>>;
 
 impl Relay {
     /// Passes an answer on. What it is, its own head says.
-    pub(super) fn new(answer: Answer, flushes: Arc<Flushes>) -> Self {
-        let kind = if answer.is_events() { Kind::Events(Vec::new()) } else { Kind::Whole };
+    pub(super) fn new(answer: Answer, form: Form, flushes: Arc<Flushes>) -> Self {
+        let is_events = answer.is_events();
+        let kind = if is_events { Kind::Events(Follow::new(form.whole)) } else { Kind::Whole };
+        let dialect = form.dialect;
         let ended = Box::pin(answer.gate().ended().clone().cancelled_owned());
-        Self { state: State::Flowing { answer: Box::new(answer), ended }, kind, flushes }
+        Self { state: State::Flowing { answer: Box::new(answer), ended }, kind, dialect, flushes }
     }
 
     /// Breaks off: an error event if there can be one, then the abort, once all is written that came
@@ -87,7 +91,7 @@ impl Relay {
         }
         answer.flight().end(Outcome::Broken);
         let mut words = LastWords::new(Arc::clone(&self.flushes));
-        let Kind::Events(tail) = &self.kind else {
+        let Kind::Events(follow) = &self.kind else {
             let over = words.poll_over(context);
             self.state = State::LastWords(words);
             return over.map(|()| Some(Err(Aborted)));
@@ -98,9 +102,9 @@ impl Relay {
             None if what == UNFINISHED => Fault::engine_misbehaved(slot, what),
             Some(_) | None => Fault::engine_died(slot, what),
         };
-        let event = fault.event();
+        let event = self.dialect.event(&fault);
         // An event cut in half is ended first, so that the next one is read as one.
-        let is_between = tail.is_empty() || tail.ends_with(b"\n\n") || tail.ends_with(b"\r\n\r\n");
+        let is_between = follow.is_between();
         let event = if is_between { event } else { Bytes::from([&b"\n\n"[..], &event].concat()) };
         self.state = State::LastWords(words);
         Poll::Ready(Some(Ok(Frame::data(event))))
@@ -108,21 +112,20 @@ impl Relay {
 
     /// Tells whether the body may end here.
     fn is_whole(&self) -> bool {
-        matches!(self.kind, Kind::Whole) || self.is_done()
+        match &self.kind {
+            Kind::Whole => true,
+            Kind::Events(follow) => follow.may_end(),
+        }
     }
 
     /// Tells whether a stream has said that it is whole.
     fn is_done(&self) -> bool {
-        let Kind::Events(tail) = &self.kind else { return false };
-        let end = tail.trim_ascii_end();
-        end.ends_with(b"data: [DONE]") || end.ends_with(b"data:[DONE]")
+        matches!(&self.kind, Kind::Events(follow) if follow.is_done())
     }
 
     fn remember(&mut self, data: &Bytes) {
-        if let Kind::Events(tail) = &mut self.kind {
-            tail.extend_from_slice(data.get(data.len().saturating_sub(TAIL)..).unwrap_or(data));
-            let excess = tail.len().saturating_sub(TAIL);
-            tail.drain(..excess);
+        if let Kind::Events(follow) = &mut self.kind {
+            follow.note(data);
         }
     }
 

@@ -11,10 +11,13 @@ use hyper::{
     },
 };
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use thiserror::Error;
 
-use super::gate::{Gate, GateRefusal};
+use super::{
+    dialect::Dialect,
+    gate::{Gate, GateRefusal},
+};
 use crate::{spec::SlotName, supervisor::Refusal};
 
 /// Any body.
@@ -95,11 +98,21 @@ impl Fault {
         Self::new(status, INVALID, code, message)
     }
 
+    /// There is nothing at that place.
+    pub(super) fn not_found(code: &'static str, message: String) -> Self {
+        Self::refused(StatusCode::NOT_FOUND, code, message)
+    }
+
     /// The profiles have not been read yet: which slots there are is not known.
     pub(super) fn starting() -> Self {
         let message = "slotd is starting, try again".to_owned();
         Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "starting", message)
             .retry_after(Duration::from_secs(1))
+    }
+
+    /// slotd itself cannot, for now.
+    pub(super) fn unavailable(status: StatusCode, code: &'static str, message: String) -> Self {
+        Self::new(status, SERVER, code, message).retry_after(Duration::from_secs(5))
     }
 
     /// No slot answers to the name.
@@ -221,19 +234,19 @@ impl Fault {
         Self { retry: Retry::After(time), ..self }
     }
 
-    /// Returns the error in its envelope.
-    pub(super) fn body(&self) -> Value {
-        json!({"error": &self.error})
+    /// Returns what there is to tell.
+    pub(super) fn error(&self) -> &ErrorObject {
+        &self.error
     }
 
-    /// Returns the error as an event of a stream that was begun.
-    pub(super) fn event(&self) -> Bytes {
-        Bytes::from(format!("data: {}\n\n", self.body()))
+    /// Returns the error as a whole answer to OpenAI's clients.
+    pub(super) fn response(&self) -> Response<Body> {
+        self.response_in(Dialect::OpenAi)
     }
 
     /// Returns the error as a whole answer.
-    pub(super) fn response(&self) -> Response<Body> {
-        let mut response = json_response(self.status, &self.body());
+    pub(super) fn response_in(&self, dialect: Dialect) -> Response<Body> {
+        let mut response = json_response(self.status, &dialect.body(self));
         let headers = response.headers_mut();
         if let Some(engines) = &self.headers {
             headers.extend(engines.iter().map(|(name, value)| (name.clone(), value.clone())));
@@ -316,7 +329,7 @@ mod tests {
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()["retry-after"], "10");
         assert_eq!(response.headers()["retry-after-ms"], "10000");
-        insta::assert_snapshot!(fault.body(), @r#"{"error":{"message":"slot `chat` did not load (oom-host): SIGKILL ended it while starting","type":"server_error","param":null,"code":"slot_load_failed"}}"#);
+        insta::assert_snapshot!(Dialect::OpenAi.body(&fault), @r#"{"error":{"message":"slot `chat` did not load (oom-host): SIGKILL ended it while starting","type":"server_error","param":null,"code":"slot_load_failed"}}"#);
     }
 
     #[test]
@@ -334,7 +347,7 @@ mod tests {
         let refusal = Refusal::QueueFull { waiting: 256 };
         let fault = Fault::of_refusal(&slot(), refusal, None);
         assert_eq!(fault.status, 429);
-        assert!(fault.body().to_string().contains("overloaded"));
+        assert!(fault.error().message.clone().contains("overloaded"));
     }
 
     #[test]

@@ -68,6 +68,13 @@ pub(super) struct Route {
     pub(super) gate: Option<Arc<Gate>>,
 }
 
+impl Route {
+    /// Returns the word for its engine: the one that runs, else the profile's.
+    pub(super) fn engine_word(&self) -> &str {
+        self.engine.as_deref().unwrap_or(self.profile.engine.as_str())
+    }
+}
+
 impl RouteTable {
     /// Builds the table. `gates` are those of live engines; only a ready slot's is used.
     pub fn build(snapshot: &Snapshot, gates: &BTreeMap<SlotName, Arc<Gate>>) -> Self {
@@ -181,7 +188,7 @@ impl RouteTable {
     fn name_capabilities(&mut self) {
         for capability in Capability::ALL {
             let best =
-                self.slots.values().filter(|route| route.profile.offers(capability)).min_by_key(
+                self.slots.values().filter(|route| route.profile.may(capability)).min_by_key(
                     |route| (route.profile.capabilities.is_empty(), route.gate.is_none()),
                 );
             if let Some(slot) = best.map(|route| &route.slot) {
@@ -201,6 +208,34 @@ impl RouteTable {
         let name = self.names.get(name)?;
         let first = self.slots.get(name.slots.first()?)?;
         Some(Replicas { first, slots: &name.slots, may_spill: name.may_spill })
+    }
+
+    /// Finds the slot of a request that names none: of those that are fit, the only one whose profile
+    /// names the capability, else the only one that may be used for it.
+    pub(super) fn only(
+        &self,
+        capability: Capability,
+        is_fit: impl Fn(&Route) -> bool,
+    ) -> Option<&Route> {
+        let fit: Vec<&Route> = self.slots.values().filter(|route| is_fit(route)).collect();
+        let the_only = |is_meant: &dyn Fn(&Profile) -> bool| {
+            let mut meant = fit.iter().filter(|route| is_meant(&route.profile));
+            meant.next().filter(|_| meant.next().is_none()).copied()
+        };
+        the_only(&|profile| profile.capabilities.contains(&capability)).or_else(|| {
+            the_only(&|profile| {
+                profile.capabilities.contains(&capability) || profile.may(capability)
+            })
+        })
+    }
+
+    /// Returns the slots that are fit and offered for a capability.
+    pub(super) fn offered(
+        &self,
+        capability: Capability,
+        is_fit: impl Fn(&Route) -> bool,
+    ) -> impl Iterator<Item = &Route> {
+        self.slots.values().filter(move |route| is_fit(route) && route.profile.offers(capability))
     }
 
     /// Returns how many requests a slot's engine works on; `None` while none is ready.

@@ -144,6 +144,7 @@ impl Daemon {
         let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
         let limits = Limits::new(max_body, settings.queue_timeout);
         let suspects = Arc::clone(&self.tools.suspects);
+        let spool_dir = settings.state_dir.clone();
         let choices = Arc::default();
         let flights =
             Flights::new(if settings.access_log { AccessLog::On } else { AccessLog::Off });
@@ -152,6 +153,7 @@ impl Daemon {
             mailbox: mailbox.clone(),
             limits,
             suspects,
+            spool_dir,
             choices,
             flights: Arc::clone(&flights),
         };

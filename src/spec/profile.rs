@@ -142,11 +142,27 @@ pub enum Capability {
     Completion,
     /// `/v1/embeddings`.
     Embed,
+    /// `/v1/rerank`.
+    Rerank,
+    /// `/v1/audio/transcriptions`.
+    Transcribe,
+    /// `/v1/audio/speech`.
+    Speech,
+    /// `/v1/images/…`.
+    Image,
 }
 
 impl Capability {
     /// Every capability, in the order they are shown.
-    pub const ALL: [Self; 3] = [Self::Chat, Self::Completion, Self::Embed];
+    pub const ALL: [Self; 7] = [
+        Self::Chat,
+        Self::Completion,
+        Self::Embed,
+        Self::Rerank,
+        Self::Transcribe,
+        Self::Speech,
+        Self::Image,
+    ];
 
     /// Returns the name that profiles and routes use.
     pub fn as_str(self) -> &'static str {
@@ -154,14 +170,35 @@ impl Capability {
             Self::Chat => "chat",
             Self::Completion => "completion",
             Self::Embed => "embed",
+            Self::Rerank => "rerank",
+            Self::Transcribe => "transcribe",
+            Self::Speech => "speech",
+            Self::Image => "image",
         }
+    }
+
+    /// Tells whether engines have it without being asked for it.
+    fn is_usual(self) -> bool {
+        matches!(self, Self::Chat | Self::Completion | Self::Embed)
     }
 }
 
 impl Profile {
     /// Tells whether the slot is offered for `capability`.
     pub fn offers(&self, capability: Capability) -> bool {
-        self.capabilities.is_empty() || self.capabilities.contains(&capability)
+        let is_ours = matches!(
+            self.engine,
+            EngineChoice::Auto | EngineChoice::LlamaServer | EngineChoice::Candle
+        );
+        // What a foreign program can do is not known.
+        self.may(capability) || (self.capabilities.is_empty() && !is_ours)
+    }
+
+    /// Tells whether the slot is a likely one for `capability`: its profile names it, or names none
+    /// and engines usually have it.
+    pub fn may(&self, capability: Capability) -> bool {
+        self.capabilities.contains(&capability)
+            || (self.capabilities.is_empty() && capability.is_usual())
     }
 
     /// Tells whether an engine started for `self` serves `other` as well: both would start the same

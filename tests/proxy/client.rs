@@ -111,6 +111,13 @@ impl Client {
         self.answer().await
     }
 
+    /// Waits for so many bytes; fewer if the connection ends before.
+    pub(crate) async fn raw(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.take(count, &mut bytes).await;
+        bytes
+    }
+
     /// Waits for the head of an answer.
     pub(crate) async fn head(&mut self) -> Head {
         let end = self.wait_for(b"\r\n\r\n").await.expect("a head");

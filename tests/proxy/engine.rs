@@ -86,6 +86,14 @@ impl Line {
         request
     }
 
+    /// Waits for so many bytes.
+    pub(crate) async fn raw(&mut self, count: usize) -> Vec<u8> {
+        while self.buffer.len() < count {
+            soon("bytes for the engine", self.read()).await;
+        }
+        self.buffer.drain(..count).collect()
+    }
+
     async fn read(&mut self) {
         let count = self.stream.read_buf(&mut self.buffer).await.unwrap();
         assert_ne!(count, 0, "the endpoint hung up in mid-request");

@@ -1,6 +1,12 @@
 //! A served endpoint whose slots, gates and core are the test's.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use slotd::{
@@ -56,17 +62,18 @@ impl World {
         let suspects: Arc<Suspects> = Arc::default();
         let choices = Arc::default();
         let flights = Flights::new(AccessLog::Off);
+        let dir = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
         let shared = Shared {
             routes: Arc::clone(&routes),
             mailbox,
             limits,
             suspects: Arc::clone(&suspects),
+            spool_dir: dir.path().to_owned(),
             choices,
             flights: Arc::clone(&flights),
         };
         let mut server = JoinSet::new();
         server.spawn(serve(listener, shared, phases));
-        let dir = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
         let (snapshot, gates) = (Snapshot::default(), BTreeMap::new());
         Self { address, phase, dir, routes, flights, snapshot, gates, suspects, inbox, server }
     }
@@ -150,6 +157,15 @@ impl World {
         self.snapshot.slots.get_mut(slot).unwrap().generation = generation;
         self.publish();
         (engine, gate)
+    }
+
+    /// Where uploads are spooled.
+    pub(crate) fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn gate(&self, slot: &str) -> Arc<Gate> {
+        Arc::clone(&self.gates[&slot.parse::<SlotName>().unwrap()])
     }
 
     fn publish(&mut self) {

@@ -27,6 +27,7 @@ use crate::{
     proxy::{
         Client,
         answer::{Answer, Piece},
+        dialect::Dialect,
         exchange::{Order, has_died, reach},
         gate::{Ending, Gate},
         hold::sign_of_life_of,
@@ -73,7 +74,8 @@ fn data(bytes: Bytes) -> Poll<Item> {
 impl Resuming {
     /// Passes on the answer to `order`, a stream of events, and what follows should it break.
     pub(in crate::proxy) fn new(client: Arc<Client>, order: Order, answer: Answer) -> Self {
-        let request = Resumable::of(order.path.path(), &order.bytes);
+        let body = order.asked.payload.in_memory().map(|bytes| &bytes[..]).unwrap_or_default();
+        let request = Resumable::of(order.path.path(), body);
         Self {
             client,
             order,
@@ -194,7 +196,7 @@ impl Resuming {
         // Its fingerprint stays: a request that takes engines down does so in parts as well.
         let flight = Arc::clone(&self.order.flight);
         flight.carry(self.said.tokens);
-        let order = Order { bytes, deadline, ..self.order.clone() };
+        let order = Order { deadline, ..self.order.saying(bytes) };
         let pending = Pending::new(flight, async move {
             has_died(&gate).await;
             drop(gate);
@@ -239,7 +241,8 @@ impl Resuming {
     fn break_off(&mut self, fault: &Fault) -> Poll<Item> {
         self.order.flight.end(Outcome::Broken);
         self.state = State::LastWords(LastWords::new(Arc::clone(&self.client.flushes)));
-        data(fault.event())
+        // Only chats and completions are continued.
+        data(Dialect::OpenAi.event(fault))
     }
 
     fn look(&mut self, context: &mut Context<'_>) -> Looked {
