@@ -29,11 +29,12 @@ mod shortage;
 mod suspects;
 mod upstream;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
 pub use self::{
+    access::Access,
     gate::{Blame, Gate},
     record::Record,
     routes::RouteTable,
@@ -53,6 +54,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Requests under suspicion; the gates share them.
     pub suspects: Arc<Suspects>,
+    /// Who may speak to the endpoint.
+    pub access: Arc<Access>,
 }
 
 /// One connection of a client.
@@ -60,6 +63,8 @@ pub struct Shared {
 struct Client {
     shared: Shared,
     flushes: Arc<flush::Flushes>,
+    /// The address that it came to.
+    local: Option<IpAddr>,
 }
 
 /// Limits of requests.

@@ -8,6 +8,7 @@ use hyper::{
     HeaderMap, Response, StatusCode,
     header::{
         CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+        WWW_AUTHENTICATE,
     },
 };
 use serde::Serialize;
@@ -31,7 +32,7 @@ pub(super) struct Fault {
     pub(super) status: StatusCode,
     error: Box<ErrorObject>,
     retry: Retry,
-    /// What an engine's refusal said beside its body.
+    /// What goes along with the refusal: an engine's own headers, or how to be let in.
     headers: Option<Box<HeaderMap>>,
 }
 
@@ -88,6 +89,19 @@ impl Fault {
     /// A request that is refused with another status of the 400s.
     pub(super) fn refused(status: StatusCode, code: &'static str, message: String) -> Self {
         Self::new(status, INVALID, code, message)
+    }
+
+    /// The request has no key, or a wrong one.
+    pub(super) fn unauthorized(code: &'static str, message: String) -> Self {
+        let mut headers = HeaderMap::new();
+        insert(&mut headers, WWW_AUTHENTICATE, "Bearer");
+        let fault = Self::new(StatusCode::UNAUTHORIZED, "authentication_error", code, message);
+        Self { headers: Some(Box::new(headers)), ..fault }
+    }
+
+    /// The request's key is for something else.
+    pub(super) fn forbidden(code: &'static str, message: String) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", code, message)
     }
 
     /// The profiles have not been read yet: which slots there are is not known.

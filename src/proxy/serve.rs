@@ -28,7 +28,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    Client, Shared, access,
+    Client, Shared, access, body,
     flush::Counted,
     forward, listing,
     reply::{Body, Fault, insert, text},
@@ -94,8 +94,9 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, _)) => {
-                let flushes = Arc::default();
-                let client = Arc::new(Client { shared: shared.clone(), flushes });
+                let (shared, flushes) = (shared.clone(), Arc::default());
+                let local = stream.local_addr().ok().map(|address| address.ip());
+                let client = Arc::new(Client { shared, flushes, local });
                 connections.spawn(connection(stream, client, watcher.clone()));
                 if connections.len() >= most {
                     shortage.tell(&format!("{most} are open, the others wait"));
@@ -183,10 +184,7 @@ async fn answer(client: &Arc<Client>, phase: Phase, request: Request<Incoming>) 
     let request_id = request_id(&request);
     let mut request = request;
     request.headers_mut().insert(REQUEST_ID, request_id.clone());
-    let (slot, mut response) = match access::check(request.headers()) {
-        Ok(()) => Box::pin(route(client, phase, request)).await,
-        Err(fault) => (None, fault.response()),
-    };
+    let (slot, mut response) = Box::pin(admit(client, phase, request)).await;
     debug!(
         request_id = request_id.to_str().ok(),
         slot = slot.as_ref().map(SlotName::as_str),
@@ -199,6 +197,40 @@ async fn answer(client: &Arc<Client>, phase: Phase, request: Request<Incoming>) 
         insert(headers, HeaderName::from_static("x-slotd-slot"), slot.as_str());
     }
     response
+}
+
+/// Lets those in who may ask; an answer goes to pages that may read it.
+async fn admit(
+    client: &Arc<Client>,
+    phase: Phase,
+    request: Request<Incoming>,
+) -> (Option<SlotName>, Response<Body>) {
+    let access = &client.shared.access;
+    let page = match access.page(&request, client.local) {
+        Ok(page) => page,
+        Err(fault) => return (None, turned_away(client, request, &fault).await),
+    };
+    let (slot, mut response) = if page.is_some() && access::is_preflight(&request) {
+        (None, access::preflight(&request))
+    } else {
+        match access.caller(&request) {
+            Ok(caller) => {
+                debug!(key = caller, "request let in");
+                Box::pin(route(client, phase, request)).await
+            }
+            Err(fault) => (None, turned_away(client, request, &fault).await),
+        }
+    };
+    access::let_read(response.headers_mut(), &access.origins, page);
+    (slot, response)
+}
+
+/// Answers who may not ask. A client that is still sending reads no answer, so that its body is read,
+/// within limits.
+async fn turned_away(client: &Client, request: Request<Incoming>, fault: &Fault) -> Response<Body> {
+    let (head, incoming) = request.into_parts();
+    body::discard(&head.headers, incoming, client.shared.limits.max_body).await;
+    fault.response()
 }
 
 async fn route(

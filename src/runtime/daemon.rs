@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::{
+    access::Doors,
     adopt::Adopted,
     attend::{self, Reason},
     clock::{self, Clock},
@@ -51,6 +52,7 @@ pub(super) struct Daemon {
     pub(super) tools: Arc<Tools>,
     pub(super) adopted: Vec<Adopted>,
     pub(super) address: SocketAddr,
+    pub(super) doors: Doors,
     pub(super) next: Next,
 }
 
@@ -142,14 +144,21 @@ impl Daemon {
         let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
         let limits = Limits::new(max_body, settings.queue_timeout);
         let suspects = Arc::clone(&self.tools.suspects);
-        let shared =
-            Shared { routes: Arc::clone(&routes), mailbox: mailbox.clone(), limits, suspects };
+        let access = self.doors.access(settings);
+        let shared = Shared {
+            routes: Arc::clone(&routes),
+            mailbox: mailbox.clone(),
+            limits,
+            suspects,
+            access,
+        };
         let (end_admin, admin_ends) = oneshot::channel();
         let state = self.admin_state(&mailbox, &snapshots, (profiles, &routes), ask);
         let mut servers = JoinSet::new();
         servers.spawn(admin::serve(control, state, async move { drop(admin_ends.await) }));
         let mut helpers = JoinSet::new();
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
+        helpers.spawn(self.doors.clone().keep());
         let (mut keeping, end_keeping) = (JoinSet::new(), CancellationToken::new());
         let (state, known) = (Arc::clone(&self.state), self.remembered.clone());
         keeping.spawn(remember::keep(state, snapshots.clone(), known, end_keeping.clone()));

@@ -11,6 +11,7 @@
     reason = "this is a test: a broken set-up is a failed one"
 )]
 
+mod access;
 mod common;
 mod ends;
 mod faults;

@@ -8,6 +8,7 @@
     reason = "a broken set-up is a failed test"
 )]
 
+mod access;
 mod client;
 mod engine;
 mod holding;

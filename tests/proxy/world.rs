@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use arc_swap::ArcSwap;
 use slotd::{
     mailbox::{self, Inbox},
-    proxy::{Gate, Limits, Phase, RouteTable, Shared, serve},
+    proxy::{Access, Gate, Limits, Phase, RouteTable, Shared, serve},
     spec::{
         Generation, Monotime, SlotName, WaiterId,
         ladder::LadderChoice,
@@ -45,13 +45,19 @@ pub(crate) fn limits() -> Limits {
 impl World {
     /// Serves an endpoint without slots.
     pub(crate) async fn start(limits: Limits) -> Self {
+        Self::start_with(limits, Access::default()).await
+    }
+
+    /// Serves an endpoint without slots to those whom `access` lets in.
+    pub(crate) async fn start_with(limits: Limits, access: Access) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
         let (mailbox, inbox) = mailbox::channel();
         let (phase, phases) = watch::channel(Phase::Serving);
         let suspects = Arc::default();
-        let shared = Shared { routes: Arc::clone(&routes), mailbox, limits, suspects };
+        let access = Arc::new(access);
+        let shared = Shared { routes: Arc::clone(&routes), mailbox, limits, suspects, access };
         let mut server = JoinSet::new();
         server.spawn(serve(listener, shared, phases));
         let dir = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
