@@ -76,7 +76,7 @@ async fn a_bind_beyond_loopback_without_keys_does_not_start() {
             )
         );
     }
-    // A file without a key is none.
+    // A file that was named has to be there.
     fs::create_dir(dir.path().join("slotd")).unwrap();
     fs::write(dir.path().join("slotd/slotd.toml"), "keys = \"no-keys\"").unwrap();
     let arguments = serve("127.0.0.1:0");
@@ -116,7 +116,7 @@ async fn keys_are_asked_for_from_the_moment_that_there_are_any() {
     let file = daemon.dir.path().join("slotd/keys");
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, "what is this").unwrap();
-    until_logged(&daemon, "is not a role, a name and a digest").await;
+    until_logged(&daemon, "the role is neither").await;
     assert_eq!(status(&daemon, "/v1/models", None).await, 401);
     assert_eq!(status(&daemon, "/v1/models", Some(&second)).await, 200);
     fs::remove_file(&file).unwrap();

@@ -10,6 +10,7 @@
 
 mod access;
 mod client;
+mod corpus;
 mod engine;
 mod holding;
 mod models;
