@@ -72,6 +72,8 @@ pub(super) fn run(options: Options, control: Option<PathBuf>) -> Result<Exit, Fa
         .enable_all()
         .build()
         .map_err(Failure::System)?;
+    let scheme = if settings.tls.is_some() { "https" } else { "http" };
+    let announce = |address| announce(scheme, address);
     let ended = runtime.block_on(Box::pin(runtime::run(settings, announce)));
     // A read of a dead mount may never return; nothing waits for it.
     runtime.shutdown_timeout(LEFTOVERS);
@@ -85,9 +87,9 @@ pub(super) fn run(options: Options, control: Option<PathBuf>) -> Result<Exit, Fa
 }
 
 /// The first line on standard output: scripts wait for it.
-fn announce(address: SocketAddr) {
+fn announce(scheme: &str, address: SocketAddr) {
     // Nobody may be reading, and the daemon runs all the same.
-    drop(out::print(format!("listening on http://{address}\n")));
+    drop(out::print(format!("listening on {scheme}://{address}\n")));
 }
 
 fn told(fault: &StartFault) -> String {

@@ -27,6 +27,7 @@ mod routes;
 mod serve;
 mod shortage;
 mod suspects;
+mod tls;
 mod upstream;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -40,6 +41,7 @@ pub use self::{
     routes::RouteTable,
     serve::{Phase, serve},
     suspects::Suspects,
+    tls::{Certificate, TlsFault},
 };
 use crate::mailbox::Mailbox;
 

@@ -14,6 +14,7 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
     header::{ALLOW, HeaderName, HeaderValue},
+    rt::{Read, Write},
     server::conn::http1,
     service::service_fn,
 };
@@ -29,7 +30,7 @@ use tracing::debug;
 
 use super::{
     Client, Shared, access, body,
-    flush::Counted,
+    flush::{Counted, Hangs},
     forward, listing,
     reply::{Body, Fault, insert, text},
     shortage::Shortage,
@@ -140,7 +141,27 @@ async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Re
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "connection without TCP_NODELAY");
     }
-    let stream = Counted::new(TokioIo::new(stream), Arc::clone(&client.flushes));
+    let Some(certificate) = &client.shared.access.certificate else {
+        return speak(TokioIo::new(stream), client, phase).await;
+    };
+    let certificate = certificate.load_full();
+    let shaken = tokio::select! {
+        shaken = timeout(HEAD_DEADLINE, certificate.accept(stream)) => shaken,
+        _ = phase.wait_for(|phase| *phase == Phase::Ended) => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => Box::pin(speak(TokioIo::new(stream), client, phase)).await,
+        Ok(Err(error)) => debug!(%error, "handshake failed"),
+        Err(_) => debug!("handshake took too long"),
+    }
+}
+
+/// Speaks HTTP on a connection until it ends.
+async fn speak<S>(stream: S, client: Arc<Client>, mut phase: watch::Receiver<Phase>)
+where
+    S: Read + Write + Hangs + Unpin,
+{
+    let stream = Counted::new(stream, Arc::clone(&client.flushes));
     let ready = phase.clone();
     let begun = Arc::new(Notify::new());
     let begins = Arc::clone(&begun);

@@ -4,6 +4,7 @@
 
 use std::{
     convert::Infallible,
+    fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,17 +16,17 @@ use tokio::{
     sync::mpsc,
     task::spawn_blocking,
 };
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use super::start::StartFault;
 use crate::{
     config::{
         Fault,
-        daemon::{KeysFile, Settings},
+        daemon::{KeysFile, Settings, TlsFiles},
         keys::{self, Keys, Role},
         watch::Watch,
     },
-    proxy::Access,
+    proxy::{Access, Certificate, TlsFault},
 };
 
 /// The files and what they said.
@@ -33,6 +34,7 @@ use crate::{
 pub(super) struct Doors {
     keys_file: KeysFile,
     keys: Arc<ArcSwap<Keys>>,
+    tls: Option<(TlsFiles, Arc<ArcSwap<Certificate>>)>,
 }
 
 impl Doors {
@@ -42,9 +44,16 @@ impl Doors {
     /// [`StartFault::Access`] when a file has faults, or is missing though a setting names it.
     pub(super) fn open(settings: &Settings) -> Result<Self, StartFault> {
         let keys = read(&settings.keys).map_err(StartFault::Access)?;
-        let doors =
-            Self { keys_file: settings.keys.clone(), keys: Arc::new(ArcSwap::from_pointee(keys)) };
-        Ok(doors)
+        let tls = match &settings.tls {
+            None => None,
+            Some(files) => {
+                let certificate =
+                    certify(files).map_err(|fault| StartFault::Access(vec![fault]))?;
+                Some((files.clone(), Arc::new(ArcSwap::from_pointee(certificate))))
+            }
+        };
+        let keys = Arc::new(ArcSwap::from_pointee(keys));
+        Ok(Self { keys_file: settings.keys.clone(), keys, tls })
     }
 
     /// Refuses to listen where other machines can come without a key.
@@ -66,6 +75,7 @@ impl Doors {
             keys: Arc::clone(&self.keys),
             hosts: settings.allowed_hosts.clone(),
             origins: settings.cors_origins.clone(),
+            certificate: self.tls.as_ref().map(|(_, certificate)| Arc::clone(certificate)),
         })
     }
 
@@ -77,12 +87,13 @@ impl Doors {
             error!(%fault, "keys are not watched, `SIGHUP` reads them again");
         }
         let mut hang_up = signal(SignalKind::hangup()).ok();
-        let mut told = Vec::new();
+        let (mut told, mut told_of_tls) = (Vec::new(), None);
         // The first look misses nothing that changed before the watch was set.
         let mut is_due = true;
         loop {
             if is_due {
                 self.read_again(&mut told).await;
+                self.certify_again(&mut told_of_tls).await;
             }
             is_due = tokio::select! {
                 look = looks.recv() => look.is_some(),
@@ -92,7 +103,11 @@ impl Doors {
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        vec![self.keys_file.path().to_owned()]
+        let mut files = vec![self.keys_file.path().to_owned()];
+        if let Some((tls, _)) = &self.tls {
+            files.extend([tls.cert.clone(), tls.key.clone()]);
+        }
+        files
     }
 
     async fn read_again(&self, told: &mut Vec<Fault>) {
@@ -121,6 +136,46 @@ impl Doors {
             }
         }
     }
+
+    async fn certify_again(&self, told: &mut Option<Fault>) {
+        let Some((files, certificate)) = &self.tls else { return };
+        let files = files.clone();
+        match spawn_blocking(move || certify(&files)).await {
+            Ok(Ok(read)) => {
+                *told = None;
+                certificate.store(Arc::new(read));
+                debug!("certificate read again");
+            }
+            Ok(Err(fault)) if Some(&fault) != told.as_ref() => {
+                error!(%fault, "certificate not applied, the one before stays");
+                *told = Some(fault);
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+}
+
+/// Reads a certificate and its key. Blocks on the disk.
+fn certify(files: &TlsFiles) -> Result<Certificate, Fault> {
+    let chain = fs::read(&files.cert).map_err(|error| unread(&files.cert, &error))?;
+    let key = fs::read(&files.key).map_err(|error| unread(&files.key, &error))?;
+    Certificate::read(&chain, &key).map_err(|fault| {
+        let file = match fault {
+            TlsFault::NoKey => &files.key,
+            TlsFault::NoCertificate | TlsFault::Unfit(_) => &files.cert,
+        };
+        of_file(file, fault.to_string(), "`tls_cert` and `tls_key` name two PEM files of one pair")
+    })
+}
+
+fn unread(file: &Path, error: &io::Error) -> Fault {
+    let message = format!("cannot read the file: {}", error.kind());
+    of_file(file, message, "`tls_cert` or `tls_key` names it; slotd's user needs to read it")
+}
+
+fn of_file(file: &Path, message: String, hint: &str) -> Fault {
+    let (file, hint) = (Some(file.to_owned()), Some(hint.to_owned()));
+    Fault { file, line: None, column: None, key: None, message, hint }
 }
 
 fn read(file: &KeysFile) -> Result<Keys, Vec<Fault>> {
@@ -132,14 +187,8 @@ fn read(file: &KeysFile) -> Result<Keys, Vec<Fault>> {
 }
 
 fn gone(file: &Path) -> Fault {
-    Fault {
-        file: Some(file.to_owned()),
-        line: None,
-        column: None,
-        key: None,
-        message: "there is no such file of keys".to_owned(),
-        hint: Some("`slotd key new NAME` makes it; an empty file lets nobody in".to_owned()),
-    }
+    let message = "there is no such file of keys".to_owned();
+    of_file(file, message, "`slotd key new NAME` makes it; an empty file lets nobody in")
 }
 
 /// Waits for the next signal; for ever where there is none to wait for.

@@ -18,7 +18,7 @@ async fn slotd(dir: &Path, arguments: &[&str]) -> Output {
 }
 
 /// Makes a key as a person does; returns what was printed.
-async fn new_key(dir: &Path, arguments: &[&str]) -> String {
+pub(crate) async fn new_key(dir: &Path, arguments: &[&str]) -> String {
     let made = slotd(dir, &[&["key", "new"], arguments].concat()).await;
     assert!(made.status.success(), "{made:?}");
     String::from_utf8(made.stdout).unwrap().trim().to_owned()

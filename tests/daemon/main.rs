@@ -12,6 +12,7 @@
 )]
 
 mod access;
+mod canaries;
 mod common;
 mod ends;
 mod faults;

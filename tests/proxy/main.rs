@@ -17,5 +17,6 @@ mod models;
 mod refusals;
 mod requests;
 mod streams;
+mod tls;
 mod upstream;
 mod world;

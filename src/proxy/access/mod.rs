@@ -17,7 +17,7 @@ use hyper::{
 
 use self::site::{Page, Site};
 pub(super) use self::site::{is_preflight, let_read, preflight};
-use super::reply::Fault;
+use super::{reply::Fault, tls::Certificate};
 use crate::config::keys::{Key, Keys, Role};
 
 /// Paths that anybody may read: they tell whether the daemon lives, and nothing else.
@@ -35,6 +35,8 @@ pub struct Access {
     pub hosts: Vec<String>,
     /// Origins of pages that may ask and read the answer.
     pub origins: Vec<String>,
+    /// What the endpoint shows its clients, where it speaks TLS; replaced whole by the runtime.
+    pub certificate: Option<Arc<ArcSwap<Certificate>>>,
 }
 
 impl Access {
