@@ -29,7 +29,7 @@ enum What {
     New {
         /// Who it is for: the name in the file and in logs
         name: String,
-        /// A key for orders to the daemon (`/v1/slots`, `/v1/daemon`) in place of one for models
+        /// A key for orders to the daemon in place of one for models; it opens no model
         #[arg(long)]
         admin: bool,
     },
