@@ -20,6 +20,7 @@ pub mod keys;
 mod ladder;
 mod load;
 mod model;
+mod names;
 mod profile;
 mod schema;
 mod syntax;

@@ -11,6 +11,7 @@
 //! ```
 
 mod access;
+mod affinity;
 mod answer;
 mod body;
 mod exchange;
@@ -22,6 +23,7 @@ mod listing;
 mod normalise;
 mod record;
 mod relay;
+mod replicas;
 mod reply;
 mod routes;
 mod serve;
@@ -38,6 +40,7 @@ pub use self::{
     access::Access,
     gate::{Blame, Gate},
     record::Record,
+    replicas::Choices,
     routes::RouteTable,
     serve::{Phase, serve},
     suspects::Suspects,
@@ -58,6 +61,8 @@ pub struct Shared {
     pub suspects: Arc<Suspects>,
     /// Who may speak to the endpoint.
     pub access: Arc<Access>,
+    /// What is remembered of which engine was chosen for what.
+    pub choices: Arc<Choices>,
 }
 
 /// One connection of a client.

@@ -145,12 +145,14 @@ impl Daemon {
         let limits = Limits::new(max_body, settings.queue_timeout);
         let suspects = Arc::clone(&self.tools.suspects);
         let access = self.doors.access(settings);
+        let choices = Arc::default();
         let shared = Shared {
             routes: Arc::clone(&routes),
             mailbox: mailbox.clone(),
             limits,
             suspects,
             access,
+            choices,
         };
         let (end_admin, admin_ends) = oneshot::channel();
         let state = self.admin_state(&mailbox, &snapshots, (profiles, &routes), ask);

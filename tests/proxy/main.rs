@@ -14,6 +14,7 @@ mod corpus;
 mod engine;
 mod holding;
 mod models;
+mod replicas;
 mod refusals;
 mod requests;
 mod streams;
