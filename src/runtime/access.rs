@@ -48,7 +48,7 @@ impl Doors {
             None => None,
             Some(files) => {
                 let certificate =
-                    certify(files).map_err(|fault| StartFault::Access(vec![fault]))?;
+                    certify(files).map_err(|fault| StartFault::Access(vec![*fault]))?;
                 Some((files.clone(), Arc::new(ArcSwap::from_pointee(certificate))))
             }
         };
@@ -137,7 +137,7 @@ impl Doors {
         }
     }
 
-    async fn certify_again(&self, told: &mut Option<Fault>) {
+    async fn certify_again(&self, told: &mut Option<Box<Fault>>) {
         let Some((files, certificate)) = &self.tls else { return };
         let files = files.clone();
         match spawn_blocking(move || certify(&files)).await {
@@ -156,15 +156,16 @@ impl Doors {
 }
 
 /// Reads a certificate and its key. Blocks on the disk.
-fn certify(files: &TlsFiles) -> Result<Certificate, Fault> {
-    let chain = fs::read(&files.cert).map_err(|error| unread(&files.cert, &error))?;
-    let key = fs::read(&files.key).map_err(|error| unread(&files.key, &error))?;
+fn certify(files: &TlsFiles) -> Result<Certificate, Box<Fault>> {
+    let chain = fs::read(&files.cert).map_err(|error| Box::new(unread(&files.cert, &error)))?;
+    let key = fs::read(&files.key).map_err(|error| Box::new(unread(&files.key, &error)))?;
     Certificate::read(&chain, &key).map_err(|fault| {
         let file = match fault {
             TlsFault::NoKey => &files.key,
             TlsFault::NoCertificate | TlsFault::Unfit(_) => &files.cert,
         };
-        of_file(file, fault.to_string(), "`tls_cert` and `tls_key` name two PEM files of one pair")
+        let hint = "`tls_cert` and `tls_key` name two PEM files of one pair";
+        Box::new(of_file(file, fault.to_string(), hint))
     })
 }
 
