@@ -1,5 +1,7 @@
 //! The table of odd requests.
 
+#![expect(clippy::too_many_lines, reason = "a table has as many lines as cases")]
+
 use super::HIDDEN;
 use crate::client::chat;
 

@@ -8,6 +8,7 @@ mod crowds;
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -34,7 +35,7 @@ const HIDDEN: &str = "smuggled";
 struct Counter {
     requests: Arc<AtomicUsize>,
     hidden: Arc<AtomicUsize>,
-    _task: JoinSet<()>,
+    _task: JoinSet<Infallible>,
 }
 
 impl Counter {
