@@ -8,7 +8,6 @@ mod crowds;
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -35,7 +34,7 @@ const HIDDEN: &str = "smuggled";
 struct Counter {
     requests: Arc<AtomicUsize>,
     hidden: Arc<AtomicUsize>,
-    _task: JoinSet<Infallible>,
+    _task: JoinSet<()>,
 }
 
 impl Counter {
