@@ -13,6 +13,7 @@ mod example;
 mod exit;
 mod failure;
 mod guard;
+mod key;
 mod logs;
 mod man;
 mod order;
@@ -90,6 +91,8 @@ enum Command {
     Requests(requests::Options),
     /// End a request in flight with an error
     Cancel(cancel::Options),
+    /// Make, list and remove the keys that clients of the endpoint need
+    Key(key::Options),
     /// Let the running daemon go on as the program on disk, without refusing a client
     Upgrade(upgrade::Options),
     /// Serve one model with the candle engine; the daemon starts it for slots
@@ -124,6 +127,7 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Guard => guard::run(),
         Command::Validate(options) => end(validate::run(options)),
         Command::Schema => end(schema::run()),
+        Command::Key(options) => end(key::run(options)),
         Command::Completions(options) => end(completions::run(&options)),
         Command::Man(options) => end(man::run(options)),
         Command::Ps(options) => {

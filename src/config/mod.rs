@@ -16,6 +16,7 @@ mod disk;
 mod fault;
 mod file;
 mod keep;
+pub mod keys;
 mod ladder;
 mod load;
 mod model;

@@ -18,6 +18,8 @@ use super::{payload::Payload, reply::Fault};
 
 /// How long a client may pause within a body.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long a body of somebody who is turned away is read.
+const LONGEST_DISCARD: Duration = Duration::from_secs(5);
 /// How much of a body over the limit is read and thrown away, as a multiple of the limit: a client
 /// that is still sending reads no answer.
 const THROWN_AWAY: u64 = 4;
@@ -107,7 +109,8 @@ pub(super) async fn collect(
 pub(super) async fn too_large(headers: &HeaderMap, body: Incoming, limit: usize) -> Fault {
     // Who asks first whether to send has not begun to.
     if !headers.contains_key(EXPECT) {
-        throw_away(body, limit).await;
+        let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_mul(THROWN_AWAY);
+        throw_away(body, most).await;
     }
     let message = format!(
         "the request body is larger than {limit} bytes; `max_body` in slotd.toml is the limit"
@@ -133,8 +136,17 @@ pub(super) async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Fault> {
     }
 }
 
-async fn throw_away(mut body: Incoming, limit: usize) {
-    let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_mul(THROWN_AWAY);
+/// Throws a body away that nobody is to see: at most `limit` bytes, and not for long.
+pub(super) async fn discard(headers: &HeaderMap, body: Incoming, limit: usize) {
+    if body.is_end_stream() || headers.contains_key(EXPECT) {
+        return;
+    }
+    let most = u64::try_from(limit).unwrap_or(u64::MAX);
+    // What is left of it ends with the connection.
+    drop(timeout(LONGEST_DISCARD, throw_away(body, most)).await);
+}
+
+async fn throw_away(mut body: Incoming, most: u64) {
     let mut thrown = 0_u64;
     while thrown < most {
         let Ok(Some(data)) = next(&mut body).await else { return };

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     Client, Limits,
+    access::KeyName,
     answer::Answer,
     body::{self, Asked},
     exchange::{Order, copy_headers, reach},
@@ -94,7 +95,7 @@ async fn go(
         Ok(lane) => lane.unwrap_or(wishes.lane),
         Err(fault) => return (None, fault.response_in(form.dialect)),
     };
-    let sender = sender(client, &head.headers, lane);
+    let sender = sender(client, &head, lane);
     let first = &target.candidates.first;
     let flight = client.shared.flights.begin(first, wishes.on_client_gone, sender);
     let hold = wishes.queue_timeout.unwrap_or(client.shared.limits.hold);
@@ -118,12 +119,12 @@ fn lane(headers: &HeaderMap) -> Result<Option<Lane>, Fault> {
     })
 }
 
-fn sender(client: &Client, headers: &HeaderMap, lane: Lane) -> Sender {
+fn sender(client: &Client, head: &Parts, lane: Lane) -> Sender {
     Sender {
         peer: client.peer,
-        agent: headers.get(USER_AGENT).cloned(),
-        request_id: headers.get("x-request-id").cloned(),
-        key: None,
+        agent: head.headers.get(USER_AGENT).cloned(),
+        request_id: head.headers.get("x-request-id").cloned(),
+        key: head.extensions.get::<KeyName>().map(|name| Arc::clone(&name.0)),
         lane,
     }
 }

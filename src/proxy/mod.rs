@@ -45,13 +45,14 @@ mod spool;
 mod surface;
 mod suspects;
 mod target;
+mod tls;
 mod trace;
 mod tunnel;
 mod upstream;
 mod usage;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -60,6 +61,7 @@ use std::{
 use arc_swap::ArcSwap;
 
 pub use self::{
+    access::Access,
     flight::Stage,
     flights::{AccessLog, FlightView, Flights},
     gate::{Blame, Gate},
@@ -68,6 +70,7 @@ pub use self::{
     routes::RouteTable,
     serve::{Phase, serve},
     suspects::Suspects,
+    tls::{Certificate, TlsFault},
 };
 use crate::mailbox::Mailbox;
 
@@ -84,6 +87,8 @@ pub struct Shared {
     pub suspects: Arc<Suspects>,
     /// Where uploads lie that are too large for memory: in files without a name.
     pub spool_dir: PathBuf,
+    /// Who may speak to the endpoint.
+    pub access: Arc<Access>,
     /// What is remembered of which engine was chosen for what.
     pub choices: Arc<Choices>,
     /// Requests in flight, and what became of others.
@@ -96,6 +101,8 @@ struct Client {
     shared: Shared,
     flushes: Arc<flush::Flushes>,
     peer: SocketAddr,
+    /// The address that it came to.
+    local: Option<IpAddr>,
     /// What becomes of the connection once the present answer is written.
     tunnel: Mutex<Option<Box<tunnel::Tunnel>>>,
 }

@@ -8,6 +8,7 @@ use hyper::{
     HeaderMap, Response, StatusCode,
     header::{
         CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+        WWW_AUTHENTICATE,
     },
 };
 use serde::Serialize;
@@ -34,7 +35,7 @@ pub(super) struct Fault {
     pub(super) status: StatusCode,
     error: Box<ErrorObject>,
     retry: Retry,
-    /// What an engine's refusal said beside its body.
+    /// What goes along with the refusal: an engine's own headers, or how to be let in.
     headers: Option<Box<HeaderMap>>,
 }
 
@@ -101,6 +102,19 @@ impl Fault {
     /// There is nothing at that place.
     pub(super) fn not_found(code: &'static str, message: String) -> Self {
         Self::refused(StatusCode::NOT_FOUND, code, message)
+    }
+
+    /// The request has no key, or a wrong one.
+    pub(super) fn unauthorized(code: &'static str, message: String) -> Self {
+        let mut headers = HeaderMap::new();
+        insert(&mut headers, WWW_AUTHENTICATE, "Bearer");
+        let fault = Self::new(StatusCode::UNAUTHORIZED, "authentication_error", code, message);
+        Self { headers: Some(Box::new(headers)), ..fault }
+    }
+
+    /// The request's key is for something else.
+    pub(super) fn forbidden(code: &'static str, message: String) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", code, message)
     }
 
     /// The profiles have not been read yet: which slots there are is not known.

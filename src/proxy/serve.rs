@@ -14,6 +14,7 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
     header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue},
+    rt::{Read, Write},
     server::conn::http1,
     service::service_fn,
 };
@@ -29,7 +30,9 @@ use tracing::debug;
 
 use super::{
     Client, Shared, access,
-    flush::Counted,
+    access::KeyName,
+    body,
+    flush::{Counted, Hangs},
     forward, listing, metrics,
     reply::{Body, Fault, insert, text},
     shortage::Shortage,
@@ -97,13 +100,10 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, peer)) => {
-                let flushes = Arc::default();
-                let client = Arc::new(Client {
-                    shared: shared.clone(),
-                    flushes,
-                    peer,
-                    tunnel: Mutex::default(),
-                });
+                let (shared, flushes) = (shared.clone(), Arc::default());
+                let local = stream.local_addr().ok().map(|address| address.ip());
+                let tunnel = Mutex::default();
+                let client = Arc::new(Client { shared, flushes, peer, local, tunnel });
                 connections.spawn(connection(stream, client, watcher.clone()));
                 if connections.len() >= most {
                     shortage.tell(&format!("{most} are open, the others wait"));
@@ -147,7 +147,27 @@ async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Re
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "connection without TCP_NODELAY");
     }
-    let stream = Counted::new(TokioIo::new(stream), Arc::clone(&client.flushes));
+    let Some(certificate) = &client.shared.access.certificate else {
+        return speak(TokioIo::new(stream), client, phase).await;
+    };
+    let certificate = certificate.load_full();
+    let shaken = tokio::select! {
+        shaken = timeout(HEAD_DEADLINE, certificate.accept(stream)) => shaken,
+        _ = phase.wait_for(|phase| *phase == Phase::Ended) => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => Box::pin(speak(TokioIo::new(stream), client, phase)).await,
+        Ok(Err(error)) => debug!(%error, "handshake failed"),
+        Err(_) => debug!("handshake took too long"),
+    }
+}
+
+/// Speaks HTTP on a connection until it ends.
+async fn speak<S>(stream: S, client: Arc<Client>, mut phase: watch::Receiver<Phase>)
+where
+    S: Read + Write + Hangs + Unpin + Send + 'static,
+{
+    let stream = Counted::new(stream, Arc::clone(&client.flushes));
     let ready = phase.clone();
     let begun = Arc::new(Notify::new());
     let begins = Arc::clone(&begun);
@@ -197,11 +217,7 @@ async fn answer(client: &Arc<Client>, phase: Phase, request: Request<Incoming>) 
     let mut request = request;
     request.headers_mut().insert(REQUEST_ID, request_id.clone());
     let trace = trace::continue_trace(request.headers_mut());
-    let dialect = surface::dialect(request.uri().path());
-    let (slot, mut response) = match access::check(request.headers()) {
-        Ok(()) => Box::pin(route(client, phase, request)).await,
-        Err(fault) => (None, fault.response_in(dialect)),
-    };
+    let (slot, mut response) = Box::pin(admit(client, phase, request)).await;
     debug!(
         request_id = request_id.to_str().ok(),
         slot = slot.as_ref().map(SlotName::as_str),
@@ -217,6 +233,42 @@ async fn answer(client: &Arc<Client>, phase: Phase, request: Request<Incoming>) 
         insert(headers, HeaderName::from_static("x-slotd-slot"), slot.as_str());
     }
     response
+}
+
+/// Lets those in who may ask; an answer goes to pages that may read it.
+async fn admit(
+    client: &Arc<Client>,
+    phase: Phase,
+    mut request: Request<Incoming>,
+) -> (Option<SlotName>, Response<Body>) {
+    let access = &client.shared.access;
+    let page = match access.page(&request, client.local) {
+        Ok(page) => page,
+        Err(fault) => return (None, turned_away(client, request, &fault).await),
+    };
+    let (slot, mut response) = if page.is_some() && access::is_preflight(&request) {
+        (None, access::preflight(&request))
+    } else {
+        match access.caller(&request) {
+            Ok(caller) => {
+                if let Some(name) = caller {
+                    request.extensions_mut().insert(KeyName(name.into()));
+                }
+                Box::pin(route(client, phase, request)).await
+            }
+            Err(fault) => (None, turned_away(client, request, &fault).await),
+        }
+    };
+    access::let_read(response.headers_mut(), &access.origins, page);
+    (slot, response)
+}
+
+/// Answers who may not ask. A client that is still sending reads no answer, so that its body is read,
+/// within limits.
+async fn turned_away(client: &Client, request: Request<Incoming>, fault: &Fault) -> Response<Body> {
+    let (head, incoming) = request.into_parts();
+    body::discard(&head.headers, incoming, client.shared.limits.max_body).await;
+    fault.response_in(surface::dialect(head.uri.path()))
 }
 
 async fn route(

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::{
+    access::Doors,
     adopt::Adopted,
     attend::{self, Reason},
     clock::{self, Clock},
@@ -53,6 +54,7 @@ pub(super) struct Daemon {
     pub(super) tools: Arc<Tools>,
     pub(super) adopted: Vec<Adopted>,
     pub(super) address: SocketAddr,
+    pub(super) doors: Doors,
     pub(super) next: Next,
 }
 
@@ -141,28 +143,15 @@ impl Daemon {
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
         let (publisher, snapshots) = Publisher::new(Arc::clone(&routes), self.clock);
         let phase = watch::Sender::new(Phase::Starting);
-        let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
-        let limits = Limits::new(max_body, settings.queue_timeout);
-        let suspects = Arc::clone(&self.tools.suspects);
-        let spool_dir = settings.state_dir.clone();
-        let choices = Arc::default();
-        let flights =
-            Flights::new(if settings.access_log { AccessLog::On } else { AccessLog::Off });
-        let shared = Shared {
-            routes: Arc::clone(&routes),
-            mailbox: mailbox.clone(),
-            limits,
-            suspects,
-            spool_dir,
-            choices,
-            flights: Arc::clone(&flights),
-        };
+        let shared = self.shared(&routes, &mailbox);
+        let flights = Arc::clone(&shared.flights);
         let (end_admin, admin_ends) = oneshot::channel();
         let state = self.admin_state((&mailbox, &snapshots), (profiles, &routes), flights, ask);
         let mut servers = JoinSet::new();
         servers.spawn(admin::serve(control, state, async move { drop(admin_ends.await) }));
         let mut helpers = JoinSet::new();
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
+        helpers.spawn(self.doors.clone().keep());
         let (mut keeping, end_keeping) = (JoinSet::new(), CancellationToken::new());
         let (state, known) = (Arc::clone(&self.state), self.remembered.clone());
         keeping.spawn(remember::keep(state, snapshots.clone(), known, end_keeping.clone()));
@@ -193,6 +182,23 @@ impl Daemon {
             keeping,
             end_keeping,
             driving,
+        }
+    }
+
+    /// Puts together what every connection works with.
+    fn shared(&self, routes: &Arc<ArcSwap<RouteTable>>, mailbox: &Mailbox) -> Shared {
+        let settings = &self.tools.settings;
+        let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
+        let access_log = if settings.access_log { AccessLog::On } else { AccessLog::Off };
+        Shared {
+            routes: Arc::clone(routes),
+            mailbox: mailbox.clone(),
+            limits: Limits::new(max_body, settings.queue_timeout),
+            suspects: Arc::clone(&self.tools.suspects),
+            spool_dir: settings.state_dir.clone(),
+            access: self.doors.access(settings),
+            choices: Arc::default(),
+            flights: Flights::new(access_log),
         }
     }
 

@@ -13,6 +13,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use super::{
+    access::Doors,
     adopt,
     clock::{self, Clock},
     daemon::{Daemon, Ending},
@@ -22,7 +23,7 @@ use super::{
     upgrade::Next,
 };
 use crate::{
-    config::daemon::Settings,
+    config::{Fault, daemon::Settings},
     models::{Checks, Places, hub_cache_dir},
     process::{Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault},
     store::{OpenFault, StateDir},
@@ -43,14 +44,19 @@ pub enum StartFault {
         #[source]
         source: io::Error,
     },
-    /// A socket unit names an address that others can reach.
+    /// Other machines could reach the endpoint, and there is no key to ask them for.
     #[error(
-        "the socket that was inherited listens on {address}, and slotd serves loopback only; mend `ListenStream=` of the socket unit"
+        "{address} can be reached by other machines, which need keys: `slotd key new NAME --keys {file}` makes the first one (`keys` in slotd.toml names the file), or `listen` on 127.0.0.1"
     )]
-    BeyondLoopback {
+    NoKeys {
         /// The address.
         address: SocketAddr,
+        /// Where keys would be.
+        file: PathBuf,
     },
+    /// Files that say who may speak to the endpoint have faults.
+    #[error("{}", listed(.0))]
+    Access(Vec<Fault>),
     /// A directory or a socket of the daemon's own cannot be made.
     #[error("make `{path}`")]
     Make {
@@ -108,7 +114,8 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
     }
     make_dir(&settings.runtime_dir)?;
     make_dir(&settings.engine_sockets())?;
-    let sockets = listen::open(&settings)?;
+    let doors = Doors::open(&settings)?;
+    let sockets = listen::open(&settings, &doors)?;
     let address = sockets.endpoint.local_addr()?;
     let next = Next::of_this_program()?;
     let state = Arc::new(state);
@@ -125,6 +132,7 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
         tools,
         adopted,
         address,
+        doors,
         next,
     };
     match daemon.run(sockets, listening).await? {
@@ -157,6 +165,10 @@ fn tools(
     });
     let checks = Arc::new(checks);
     Ok(Tools { settings, spawner, state, checks, suspects: Arc::default(), environment })
+}
+
+fn listed(faults: &[Fault]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 pub(super) fn make_dir(path: &Path) -> Result<(), StartFault> {

@@ -135,7 +135,9 @@ impl Client {
     /// Waits for the body that belongs to a head.
     pub(crate) async fn rest(&mut self, head: Head) -> Answer {
         let mut body = Vec::new();
-        let is_whole = if let Some(length) = head.header("content-length") {
+        let is_whole = if head.status == 204 {
+            true
+        } else if let Some(length) = head.header("content-length") {
             self.take(length.parse().unwrap(), &mut body).await.is_some()
         } else {
             assert_eq!(head.header("transfer-encoding"), Some("chunked"), "{head:?}");

@@ -7,6 +7,7 @@ use slotd::engine::Endpoint;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
+    task::JoinSet,
 };
 
 use crate::world::soon;
@@ -45,6 +46,21 @@ impl Engine {
         Line { stream, buffer: Vec::new() }
     }
 
+    /// Answers every request on every connection, for ever; shows each to `seen`.
+    pub(crate) async fn answer_all(self, seen: impl Fn(&Request) + Clone + Send + 'static) {
+        let mut lines = JoinSet::new();
+        while let Ok((stream, _)) = self.listener.accept().await {
+            let mut line = Line { stream, buffer: Vec::new() };
+            let seen = seen.clone();
+            lines.spawn(async move {
+                while let Some(request) = line.next_request().await {
+                    seen(&request);
+                    line.answer("200 OK", "{}").await;
+                }
+            });
+        }
+    }
+
     /// Takes the next connection and the request on it.
     pub(crate) async fn request(&self) -> (Line, Request) {
         let mut line = self.accept().await;
@@ -67,6 +83,14 @@ impl Line {
     /// Reads the next request, whole.
     pub(crate) async fn request(&mut self) -> Request {
         soon("a request", self.read_request()).await
+    }
+
+    /// Reads the next request, or nothing when the endpoint hangs up.
+    async fn next_request(&mut self) -> Option<Request> {
+        if self.buffer.is_empty() && self.stream.read_buf(&mut self.buffer).await.ok()? == 0 {
+            return None;
+        }
+        Some(self.read_request().await)
     }
 
     async fn read_request(&mut self) -> Request {

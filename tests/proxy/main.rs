@@ -8,7 +8,9 @@
     reason = "a broken set-up is a failed test"
 )]
 
+mod access;
 mod client;
+mod corpus;
 mod engine;
 mod flights;
 mod holding;
@@ -20,6 +22,7 @@ mod requests;
 mod sockets;
 mod streams;
 mod surface;
+mod tls;
 mod uploads;
 mod upstream;
 mod world;

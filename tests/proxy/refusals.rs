@@ -205,12 +205,12 @@ async fn other_names_of_this_machine_and_pages_of_other_sites_are_refused() {
     client.send("GET /v1/models HTTP/1.1\r\nhost: evil.example:7568\r\n\r\n").await;
     insta::assert_snapshot!(told(&client.answer().await), @r#"
     403 retry-after=- ms=- should-retry=-
-    {"message":"the `Host` header does not name this machine (localhost, 127.0.0.1 or [::1])","type":"invalid_request_error","param":null,"code":"host_refused"}
+    {"message":"the `Host` header does not name this machine (localhost, 127.0.0.1, [::1], the address that it listens on, or one of `allowed_hosts` in slotd.toml)","type":"invalid_request_error","param":null,"code":"host_refused"}
     "#);
     client.post_with("/v1/chat/completions", "origin: https://evil.example\r\n", b"{}").await;
     insta::assert_snapshot!(told(&client.answer().await), @r#"
     403 retry-after=- ms=- should-retry=-
-    {"message":"requests of web pages from elsewhere are refused (`Origin` header)","type":"invalid_request_error","param":null,"code":"origin_refused"}
+    {"message":"web pages from elsewhere may not ask; `cors_origins` in slotd.toml lists those that may (`Origin` header)","type":"invalid_request_error","param":null,"code":"origin_refused"}
     "#);
 }
 

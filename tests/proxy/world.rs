@@ -11,7 +11,7 @@ use std::{
 use arc_swap::ArcSwap;
 use slotd::{
     mailbox::{self, Inbox},
-    proxy::{AccessLog, Flights, Gate, Limits, Phase, RouteTable, Shared, Suspects, serve},
+    proxy::{Access, AccessLog, Flights, Gate, Limits, Phase, RouteTable, Shared, Suspects, serve},
     spec::{
         Generation, Monotime, SlotName, WaiterId,
         ladder::LadderChoice,
@@ -54,6 +54,11 @@ pub(crate) fn limits() -> Limits {
 impl World {
     /// Serves an endpoint without slots.
     pub(crate) async fn start(limits: Limits) -> Self {
+        Self::start_with(limits, Access::default()).await
+    }
+
+    /// Serves an endpoint without slots to those whom `access` lets in.
+    pub(crate) async fn start_with(limits: Limits, access: Access) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
@@ -71,6 +76,7 @@ impl World {
             spool_dir: dir.path().to_owned(),
             choices,
             flights: Arc::clone(&flights),
+            access: Arc::new(access),
         };
         let mut server = JoinSet::new();
         server.spawn(serve(listener, shared, phases));
