@@ -12,6 +12,7 @@ mod example;
 mod exit;
 mod failure;
 mod guard;
+mod journal;
 mod logs;
 mod man;
 mod order;

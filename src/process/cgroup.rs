@@ -32,7 +32,7 @@ pub(super) const NO_MEMORY: u8 = b'1';
 
 /// Source: `DelegateSubgroup=` of the systemd unit; the daemon's own leaf, beside which its
 /// children's directories stand.
-const OWN_LEAF: &str = "supervisor";
+pub(super) const OWN_LEAF: &str = "supervisor";
 const POLL_MIN: Duration = Duration::from_millis(5);
 const POLL_MAX: Duration = Duration::from_millis(50);
 
@@ -328,7 +328,7 @@ fn remove_tree(path: &Path) {
     }
 }
 
-fn members(dir: &Path) -> Vec<i32> {
+pub(super) fn members(dir: &Path) -> Vec<i32> {
     let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
@@ -350,7 +350,7 @@ fn unified_base(own: &str, mounts: &str) -> Option<PathBuf> {
     }
 }
 
-fn unified_own(own: &str, mounts: &str) -> Option<PathBuf> {
+pub(super) fn unified_own(own: &str, mounts: &str) -> Option<PathBuf> {
     let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
     mounted(mounts, path, |kind, _| kind == "cgroup2")
 }

@@ -24,6 +24,7 @@ pub mod guard;
 mod identity;
 mod inherit;
 mod kernel_log;
+mod leaf;
 mod log;
 mod register;
 mod spawn;
