@@ -83,13 +83,13 @@ mod tests {
             .event_format(Entry::new());
         tracing::subscriber::with_default(logs.finish(), || {
             tracing::info!(slot = "chat", "engine started");
-            tracing::warn!(pid = 7, "engine exited");
+            tracing::warn!(pid = 7, "engine died");
             tracing::error!("driver broke off");
         });
         let text = written.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         insta::assert_snapshot!(String::from_utf8(text).unwrap(), @r#"
         <6>engine started slot="chat"
-        <4>engine exited pid=7
+        <4>engine died pid=7
         <3>driver broke off
         "#);
     }

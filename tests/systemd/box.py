@@ -19,6 +19,10 @@ class Failed(Exception):
     """A check does not hold; the text is for a person."""
 
 
+class Skipped(Exception):
+    """A check cannot run here; the text says why."""
+
+
 def ensure(claim, text):
     if not claim:
         raise Failed(text)

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """What the shipped units must hold under a real systemd; runs as root inside the machine of
-`scripts/test-systemd`, which puts it there. Prints `CHECK ok|FAILED NAME SECONDS DETAIL` for each check.
+`scripts/test-systemd`, which puts it there. Prints `CHECK ok|FAILED|skipped NAME SECONDS DETAIL` for each check.
 
 With names as arguments only the checks whose names contain one of them count; the others run all the
 same where a later one needs what they leave.
 """
 
+import os
 import pathlib
 import re
 import signal
@@ -18,6 +19,7 @@ sys.dont_write_bytecode = True
 from box import (  # noqa: E402
     Clients,
     Failed,
+    Skipped,
     Unit,
     ask_slot,
     control,
@@ -40,7 +42,7 @@ KillMode=process
 
 
 def main(wanted):
-    passed = failed = 0
+    passed = failed = skipped = 0
     for name, check in CHECKS:
         began = time.monotonic()
         # So many starts in ten minutes are a fault anywhere else.
@@ -48,6 +50,8 @@ def main(wanted):
         counts = not wanted or any(word in name for word in wanted)
         try:
             detail, outcome = check() or "", "ok"
+        except Skipped as reason:
+            detail, outcome = str(reason), "skipped"
         except Failed as failure:
             detail, outcome = str(failure), "FAILED"
         except Exception:  # A fault of the check itself is told like any other.
@@ -61,8 +65,9 @@ def main(wanted):
             for line in journal().splitlines()[-40:]:
                 say(f"NOTE | {line}")
         passed += counts and outcome == "ok"
-        failed += counts and outcome != "ok"
-    say(f"DONE {passed} passed, {failed} failed")
+        failed += counts and outcome == "FAILED"
+        skipped += outcome == "skipped"
+    say(f"DONE {passed} passed, {failed} failed, {skipped} skipped")
 
 
 def say(line):
@@ -103,8 +108,6 @@ ALL = ("kept", "stopped", "rude", "hungry")
 
 def send(pid, number):
     try:
-        import os
-
         os.kill(pid, number)
         return True
     except ProcessLookupError:
@@ -157,7 +160,8 @@ def oom(name):
     cell = cgroup_of(before["pid"])
     (cell / "memory.max").write_text("48M")
     status, _ = ask_slot(name)
-    ensure(status != 200, "the request was answered")
+    # The next engine, without that limit, is given what this one could not answer.
+    ensure(status == 200, f"the request was answered with {status}")
     shown = wait_until("a death", lambda: died(name, before["generation"]))
     death = shown["deaths"][-1]
     evidence = death["evidence"]
@@ -189,7 +193,7 @@ def the_journal_has_each_time_and_level_once():
         ensure(not re.match(r"\s*\d{4}-\d\d-\d\dT", text), f"a second time: {text}")
         ensure(not re.match(r"\s*(TRACE|DEBUG|INFO|WARN|ERROR)\b", text), f"a second level: {text}")
         ensure("\x1b" not in text, f"colours: {text!r}")
-    levels = {entry["PRIORITY"] for entry in ours if "engine exited" in entry["MESSAGE"]}
+    levels = {entry["PRIORITY"] for entry in ours if "engine died" in entry["MESSAGE"]}
     ensure(levels and levels <= {"4", "3"}, f"deaths of engines have the priorities {levels}")
     plain = {entry["PRIORITY"] for entry in ours if "daemon started" in entry["MESSAGE"]}
     ensure(plain == {"6"}, f"the start has the priority {plain}")
@@ -408,7 +412,7 @@ def with_the_socket_unit_a_killed_daemon_refuses_nobody():
 def a_real_engine_runs_under_the_hardening():
     model = pathlib.Path("/var/cache/slotd/models/model.gguf")
     if not model.exists():
-        return "not in this image"
+        raise Skipped("set SLOTD_TEST_MODEL to put a model into the machine")
     text = 'engine = "candle"\nmodel = "model.gguf"\nautostart = true\ncontext = 256\nparallel = 1\n'
     pathlib.Path("/etc/slotd/profiles/real.toml").write_text(text)
     run("systemctl", "start", "slotd")
