@@ -109,7 +109,7 @@ def engines_in():
     found = []
     unit = Unit("slotd.service").cgroup()
     for file in unit.glob("*/**/cgroup.procs"):
-        if file.parent.name != "supervisor":
+        if not file.parent.name.startswith("supervisor"):
             found += [int(pid) for pid in file.read_text().split()]
     return [pid for pid in found if is_alive(pid)]
 
