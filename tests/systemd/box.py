@@ -9,7 +9,7 @@ import threading
 import time
 
 # Longer than anything takes under emulation; only a failure waits this long.
-DEADLINE_S = 60
+DEADLINE_S = 180
 ENDPOINT = ("127.0.0.1", 7568)
 CONTROL = "/run/slotd/control.sock"
 ENGINE = "/usr/local/libexec/slotd/fake_engine"

@@ -84,7 +84,7 @@ def a_start_is_over_only_when_the_daemon_is_ready():
         ("kept", "", 'on_exit = "keep"\nautostart = true'),
         ("stopped", "", "autostart = true"),
         ("rude", "ignore=TERM fork setsid", 'autostart = true\nstop_timeout = "1s"'),
-        ("hungry", "alloc=200MiB alloc_at=request", "autostart = true"),
+        ("hungry", "alloc=64MiB alloc_at=request", "autostart = true"),
     ):
         profile(name, script, keys)
     run("systemctl", "start", "--no-block", "slotd")
@@ -158,7 +158,7 @@ def oom(name, confidences):
     main, restarts = UNIT.main_pid(), UNIT.show("NRestarts")
     before = slot(name)
     cell = cgroup_of(before["pid"])
-    (cell / "memory.max").write_text("48M")
+    (cell / "memory.max").write_text("32M")
     status, _ = ask_slot(name)
     # The next engine, without that limit, is given what this one could not answer.
     ensure(status == 200, f"the request was answered with {status}")
@@ -169,7 +169,7 @@ def oom(name, confidences):
     ensure(death["confidence"] in confidences, f"only {death['confidence']}: {death['reason']}")
     ensure((evidence["oom_kills"] or 0) > 0, f"its cgroup counted {evidence['oom_kills']}")
     limit = evidence["memory"]["limit_bytes"]
-    ensure(limit == 48 << 20, f"the limit in the evidence is {limit}")
+    ensure(limit == 32 << 20, f"the limit in the evidence is {limit}")
     ensure(not cell.exists(), f"{cell} is still there")
     ensure(UNIT.main_pid() == main, "the daemon was restarted")
     ensure((UNIT.show("NRestarts"), UNIT.show("Result")) == (restarts, "success"), "the unit failed")
@@ -202,7 +202,7 @@ def the_journal_has_each_time_and_level_once():
 
 def a_reload_reads_the_profiles_and_nothing_restarts():
     main, pid = UNIT.main_pid(), slot("kept")["pid"]
-    profile("hungry", "alloc=200MiB alloc_at=request", 'autostart = true\nstop_timeout = "7s"')
+    profile("hungry", "alloc=64MiB alloc_at=request", 'autostart = true\nstop_timeout = "7s"')
     run("systemctl", "reload", "slotd")
     ensure(UNIT.is_active(), f"it is {UNIT.show('ActiveState')}")
     profile("late", "", "")
@@ -355,7 +355,7 @@ def a_daemon_that_stands_still_is_killed_and_restarted():
 
 
 def an_adopted_engine_that_dies_for_memory_is_told_apart():
-    profile("adopted", "alloc=200MiB alloc_at=request", 'autostart = true\non_exit = "keep"')
+    profile("adopted", "alloc=64MiB alloc_at=request", 'autostart = true\non_exit = "keep"')
     wait_until("the slot", lambda: any(one["slot"] == "adopted" for one in control("/v1/slots")))
     ask_slot("late")  # Anything: time for the automatic start is not waited for otherwise.
     wait_until("ready", lambda: slot("adopted")["state"] == "ready")
