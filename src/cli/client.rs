@@ -219,13 +219,14 @@ fn find_socket(control: Option<&Path>) -> Result<PathBuf, Failure> {
     if let Some(named) = env::var_os("SLOTD_CONTROL").filter(|path| !path.is_empty()) {
         return Ok(named.into());
     }
-    let settings = Settings::resolve(&Flags::default(), &|name: &str| env::var_os(name))
-        .map_err(Failure::Settings)?;
+    let settings = Settings::resolve(&Flags::default(), &|name: &str| env::var_os(name));
     let of_system = PathBuf::from(OF_SYSTEM);
-    if !settings.control.exists() && of_system.exists() {
+    // Settings with faults, as for want of a `HOME`, name none: a script of the system has no other.
+    let is_own = settings.as_ref().is_ok_and(|settings| settings.control.exists());
+    if !is_own && of_system.exists() {
         return Ok(of_system);
     }
-    Ok(settings.control)
+    settings.map(|settings| settings.control).map_err(Failure::Settings)
 }
 
 /// Finds the operating system's error below an error of the client.

@@ -13,6 +13,7 @@ mod example;
 mod exit;
 mod failure;
 mod guard;
+mod journal;
 mod key;
 mod logs;
 mod man;

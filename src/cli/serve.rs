@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::{
     exit::Exit,
     failure::{Failure, chain},
+    journal::{self, Entry},
     out,
 };
 use crate::{
@@ -139,6 +140,9 @@ fn log_to_stderr(format: LogFormat) {
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     // A second subscriber in one process cannot be: this is called once.
     match format {
+        LogFormat::Text if journal::is_stderr() => {
+            drop(logs.with_ansi(false).event_format(Entry::new()).try_init());
+        }
         LogFormat::Text => {
             let is_seen = out::notes_are_seen();
             drop(logs.with_ansi(is_seen).with_target(false).try_init());

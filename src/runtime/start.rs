@@ -25,7 +25,9 @@ use super::{
 use crate::{
     config::{Fault, daemon::Settings},
     models::{Checks, Places, hub_cache_dir},
-    process::{Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault},
+    process::{
+        Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault, give_back_cgroup,
+    },
     store::{OpenFault, StateDir},
 };
 
@@ -136,7 +138,11 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
         next,
     };
     match daemon.run(sockets, listening).await? {
-        Ending::Stop => Ok(()),
+        Ending::Stop => {
+            // Of an image that goes on the place is the next one's.
+            give_back_cgroup();
+            Ok(())
+        }
         Ending::Upgrade { kept, next } => {
             let source = next.become_it(&kept);
             Err(StartFault::Become { program: next.program().to_path_buf(), source })
