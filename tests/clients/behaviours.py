@@ -1,0 +1,169 @@
+"""The table of behaviours: what is done to the daemon around a client's call, and what has to come of it.
+
+Each is a function of a `Stage`: it asks the client, and returns what the client saw or raises.
+"""
+
+import http.client
+import json
+import signal
+
+# Tokens of an answer; a tool's call and JSON need room.
+SHORT, FORMED, LONG = 8, 96, 100
+# How long an engine may go on once its client has left.
+LEAVING = 10
+
+
+class Held:
+    """Requests that fill a slot: one at the engine, one in the queue."""
+
+    def __init__(self, daemon, slot):
+        self.connections = []
+        for state in ("streaming", "queued"):
+            connection = http.client.HTTPConnection(*daemon.address)
+            body = {"model": slot, "stream": True, "messages": [{"role": "user", "content": state}]}
+            headers = {"authorization": f"Bearer {daemon.key}", "content-type": "application/json"}
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+            self.connections.append(connection)
+            daemon.until(lambda: daemon.in_flight(slot, state), f"nothing is {state} at {slot}")
+
+    def let_go(self):
+        for connection in self.connections:
+            connection.close()
+
+
+def plain(stage):
+    return stage.client.ask("plain", "chat")
+
+
+def stream(stage):
+    return stage.client.ask("stream", "chat")
+
+
+def tools(stage):
+    return stage.client.ask("tools", "chat", FORMED)
+
+
+def schema(stage):
+    return stage.client.ask("schema", "chat", FORMED)
+
+
+def worker_plain(stage):
+    return stage.client.ask("plain", "worker")
+
+
+def worker_stream(stage):
+    return stage.client.ask("stream", "worker")
+
+
+def worker_tools(stage):
+    return stage.client.ask("tools", "worker", FORMED)
+
+
+def worker_schema(stage):
+    return stage.client.ask("schema", "worker", FORMED)
+
+
+def cold(stage):
+    stage.daemon.order("cold", "unload", "offline")
+    return stage.client.ask("plain", "cold")
+
+
+def killed_before(stage):
+    """The engine has the request, stopped as it is, and dies of SIGKILL."""
+    daemon = stage.daemon
+    daemon.order("long", "restart", "ready")
+    daemon.signal_engine("long", signal.SIGSTOP)
+    stage.client.begin("plain", "long")
+    daemon.until(lambda: daemon.in_flight("long", "waiting"), "no request came", 30)
+    daemon.signal_engine("long", signal.SIGKILL)
+    return stage.client.end()
+
+
+def killed_midway(stage, slot="long"):
+    stage.daemon.order(slot, "restart", "ready")
+    stage.client.begin("stream", slot, LONG)
+    if stage.client.saw_first():
+        stage.daemon.signal_engine(slot, signal.SIGKILL)
+    return stage.client.end()
+
+
+def survived(stage):
+    return killed_midway(stage, "lasting")
+
+
+def queue_full(stage):
+    """The seat and the queue are let go once the client was refused."""
+    stage.daemon.until(lambda: not stage.daemon.in_flight("busy"), "the slot is not empty", 30)
+    held = Held(stage.daemon, "busy")
+    try:
+        stage.client.begin("plain", "busy", 4)
+        stage.relay.wait_for(429, 30)
+    finally:
+        held.let_go()
+    return stage.client.end()
+
+
+def unknown(stage):
+    return stage.client.ask("plain", "caht")
+
+
+def bad_key(stage):
+    return stage.client.ask("plain", "chat", key="sk-wrong")
+
+
+def leaves(stage):
+    """The client ends its stream after the first piece; the request has to be gone soon."""
+    daemon = stage.daemon
+    daemon.order("long", "load", "ready")
+    seen = stage.client.ask("leave", "long", 800)
+    if not seen.get("error") and not seen.get("absent"):
+        try:
+            gone = daemon.until(lambda: not daemon.in_flight("long"), "", LEAVING)
+            seen["note"] = f"the engine is free {gone:.1f} s later"
+        except TimeoutError:
+            seen["note"] = "its connection stays open: the engine goes on"
+            seen["stays"] = True
+    return seen
+
+
+# Name, title, function, and what has to come of it.
+ANSWERED, TOLD, REFUSED = "answered", "told", "refused"
+RETRIED, BROKEN, LEFT = "retried", "broken", "left"
+TABLE = [
+    ("plain", "plain", plain, ANSWERED),
+    ("stream", "stream", stream, ANSWERED),
+    ("tools", "tools", tools, ANSWERED),
+    ("schema", "JSON schema", schema, ANSWERED),
+    ("worker-plain", "plain, candle worker", worker_plain, ANSWERED),
+    ("worker-stream", "stream, candle worker", worker_stream, ANSWERED),
+    ("worker-tools", "tools, candle worker", worker_tools, TOLD),
+    ("worker-schema", "JSON schema, candle worker", worker_schema, TOLD),
+    ("cold", "cold start", cold, ANSWERED),
+    ("killed-before", "engine killed before the first byte", killed_before, ANSWERED),
+    ("killed-midway", "engine killed in mid-stream", killed_midway, BROKEN),
+    ("survived", "the same, `resume = true`", survived, ANSWERED),
+    ("queue-full", "queue full", queue_full, RETRIED),
+    ("unknown-model", "unknown model", unknown, REFUSED),
+    ("bad-key", "bad key", bad_key, REFUSED),
+    ("leaves", "client leaves its stream", leaves, LEFT),
+]
+
+
+def judge(wanted, seen):
+    """Says what is wrong with what a client saw; `None` if nothing is."""
+    text, error, answers = seen.get("text"), seen.get("error"), seen["answers"]
+    if wanted == ANSWERED:
+        return None if text and not error else "no whole answer"
+    if wanted == TOLD:
+        return None if text or error else "neither an answer nor an error"
+    if wanted == REFUSED:
+        if not error:
+            return "no error"
+        return None if len(answers) <= 1 else "tried again in vain"
+    if wanted == BROKEN:
+        return None if error else "a cut stream reads as a whole one"
+    if wanted == RETRIED:
+        if answers[:1] != [429]:
+            return "was not refused"
+        return judge(TOLD, seen)
+    return "the engine goes on for nobody" if seen.get("stays") else None

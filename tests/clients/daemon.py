@@ -1,0 +1,111 @@
+"""A daemon on a scratch directory, with the slots that the behaviours need, and orders to it."""
+
+import http.client
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+PATIENCE = 120
+
+
+class Control(http.client.HTTPConnection):
+    """HTTP over the control socket."""
+
+    def __init__(self, path):
+        super().__init__("slotd", timeout=PATIENCE)
+        self.path = str(path)
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class Daemon:
+    """One daemon; `address` is where its endpoint listens, `key` opens it."""
+
+    def __init__(self, slotd, fake_engine, llama_server, model):
+        self.scratch = tempfile.TemporaryDirectory(prefix="slotd-clients-", dir="/tmp")
+        self.dir = pathlib.Path(self.scratch.name)
+        (self.dir / "profiles").mkdir()
+        for slot, profile in profiles(model, fake_engine).items():
+            (self.dir / "profiles" / f"{slot}.toml").write_text(profile)
+        config = self.dir / "slotd.toml"
+        config.write_text(f"llama_server = {json.dumps(llama_server)}\nqueue_limit = 1\n")
+        key = [slotd, "key", "new", "clients", "--keys", str(self.dir / "keys")]
+        self.key = subprocess.run(key, check=True, capture_output=True, text=True).stdout.strip()
+        state = self.dir / "state"
+        arguments = ["serve", "--listen", "127.0.0.1:0", "--config", config, "--state-dir", state]
+        self.log = (self.dir / "daemon.log").open("w")
+        self.process = subprocess.Popen(
+            [slotd, *arguments, "--profiles", self.dir / "profiles"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, text=True,
+        )
+        line = self.process.stdout.readline()
+        if "listening on " not in line:
+            raise SystemExit((self.dir / "daemon.log").read_text())
+        host, _, port = line.split("//")[1].strip().rpartition(":")
+        self.address = (host, int(port))
+        self.socket = state / "run" / "control.sock"
+
+    def ask(self, method, path):
+        control = Control(self.socket)
+        control.request(method, path)
+        answer = control.getresponse()
+        body = answer.read()
+        control.close()
+        if answer.status >= 400:
+            raise RuntimeError(f"{method} {path}: {body.decode()}")
+        return json.loads(body) if body else None
+
+    def order(self, slot, verb, state):
+        """Gives an order and waits until the slot is as it should be."""
+        self.ask("POST", f"/v1/slots/{slot}/{verb}")
+        self.until(lambda: self.slot(slot)["state"] == state, f"{slot} is not {state}")
+
+    def slot(self, slot):
+        return self.ask("GET", f"/v1/slots/{slot}")
+
+    def in_flight(self, slot, *states):
+        """The requests of a slot, in some states."""
+        requests = self.ask("GET", "/v1/requests")
+        return [it for it in requests if it["slot"] == slot and it["state"] in (states or [it["state"]])]
+
+    def until(self, holds, otherwise, seconds=PATIENCE):
+        """Waits until something holds, and returns after how many seconds it did."""
+        began = time.monotonic()
+        while not holds():
+            if time.monotonic() - began > seconds:
+                raise TimeoutError(otherwise)
+            time.sleep(0.01)
+        return time.monotonic() - began
+
+    def signal_engine(self, slot, which):
+        os.kill(self.slot(slot)["pid"], which)
+
+    def close(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(PATIENCE)
+        self.log.close()
+        self.scratch.cleanup()
+
+
+def profiles(model, fake_engine):
+    """The slots by name. `long` goes on for as many tokens as it is asked for."""
+    real = f"model = {json.dumps(model)}\nengine = \"llama-server\"\ncontext = 1024\nthreads = 1\n"
+    long = real + 'parallel = 1\nargs = ["--ignore-eos"]\nmax_restarts = 1000\nstop_timeout = "1s"\n'
+    fake = json.dumps([fake_engine, "socket={socket}", "tokens=100000", "token_gap=50ms"])
+    return {
+        "chat": real + "parallel = 2\nautostart = true\n",
+        "cold": real + 'parallel = 1\nstop_timeout = "1s"\n',
+        "long": long,
+        "lasting": long + "resume = true\n",
+        "rerank": real + 'capabilities = ["rerank"]\n',
+        "worker": f"model = {json.dumps(model)}\nengine = \"candle\"\n",
+        "busy": f"engine = \"command\"\ncommand = {fake}\nparallel = 1\nstop_timeout = \"1s\"\n",
+    }

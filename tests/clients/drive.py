@@ -1,0 +1,149 @@
+"""Drives unmodified clients through the table of behaviours against a real daemon, and writes the table.
+
+Arguments: SLOTD FAKE_ENGINE LLAMA_SERVER MODEL TOOLS DOCUMENT [CLIENT…]. TOOLS is the folder that
+scripts/clients installs into. Exits 1 when a client saw something that it must not see; with names of
+clients only those are driven, and nothing is written.
+"""
+
+import json
+import pathlib
+import queue
+import subprocess
+import sys
+import threading
+import time
+
+import behaviours
+import document
+from daemon import Daemon
+from relay import Relay
+
+SDK = pathlib.Path(__file__).resolve().parent.parent / "sdk"
+# Longer than any client waits for anything here.
+PATIENCE = 150
+
+
+class Stage:
+    """What a behaviour works with."""
+
+    def __init__(self, daemon, relay, client):
+        self.daemon, self.relay, self.client = daemon, relay, client
+
+
+class Client:
+    """One client's process, fed with cases."""
+
+    def __init__(self, kind, tools, daemon, relay):
+        self.kind, self.daemon, self.relay = kind, daemon, relay
+        arguments = [str(part) for part in kind.command(tools, SDK)]
+        self.process = subprocess.Popen(
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env=kind.environment(daemon.dir), cwd=daemon.dir,
+        )
+        self.lines, self.complaints = queue.Queue(), []
+        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._listen, daemon=True).start()
+        self._next()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.lines.put(json.loads(line))
+        self.lines.put(None)
+
+    def _listen(self):
+        for line in self.process.stderr:
+            self.complaints = [*self.complaints[-30:], line]
+
+    def _next(self):
+        line = self.lines.get(timeout=PATIENCE)
+        if line is None:
+            raise RuntimeError(f"{self.kind.name} ended: {''.join(self.complaints)}")
+        return line
+
+    def ask(self, call, model, max_tokens=behaviours.SHORT, key=None):
+        self.begin(call, model, max_tokens, key)
+        return self.end()
+
+    def begin(self, call, model, max_tokens=behaviours.SHORT, key=None):
+        self.relay.forget()
+        case = {"call": call, "url": self.relay.url, "key": key or self.daemon.key}
+        case |= {"model": self.kind.slots.get(model, model), "max_tokens": max_tokens}
+        print(json.dumps(case), file=self.process.stdin, flush=True)
+
+    def saw_first(self):
+        """Waits for the first piece of a stream; tells whether there was one."""
+        line = self._next()
+        if "first" in line:
+            return True
+        self.lines.put(line)
+        return False
+
+    def end(self):
+        while "done" not in (seen := self._next()):
+            pass
+        return seen | {"answers": list(self.relay.answers)}
+
+    def close(self):
+        self.process.stdin.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def drive(kind, tools, daemon, relay):
+    """Puts one client through the table; yields the name of each behaviour and what was seen."""
+    client = Client(kind, tools, daemon, relay)
+    for name, _, act, wanted in behaviours.TABLE:
+        if kind.only and name not in kind.only:
+            yield name, {"absent": True}
+            continue
+        try:
+            seen = act(Stage(daemon, relay, client))
+        except (TimeoutError, RuntimeError, queue.Empty) as fault:
+            # Whatever it waits for, it is not kept for the next behaviour.
+            seen = {"error": {"class": "driver", "message": str(fault)}, "answers": relay.answers}
+            client.process.kill()
+            client = Client(kind, tools, daemon, relay)
+        if not seen.get("absent"):
+            seen["wrong"] = behaviours.judge(wanted, seen)
+        yield name, seen
+    client.close()
+
+
+def main(slotd, fake_engine, llama_server, model, tools, target, *names):
+    from kinds import KINDS
+
+    daemon = Daemon(slotd, fake_engine, llama_server, model)
+    results, began = {}, time.monotonic()
+    try:
+        for slot in ("chat", "worker"):
+            daemon.order(slot, "load", "ready")
+        relay = Relay(daemon.address)
+        for kind in KINDS:
+            if names and kind.name not in names:
+                continue
+            print(f"== {kind.name}", flush=True)
+            seen = results[kind.name] = {}
+            for name, what in drive(kind, pathlib.Path(tools), daemon, relay):
+                seen[name] = what
+                print(f"{name:16}", document.cell(what), flush=True)
+    finally:
+        daemon.close()
+    if not names:
+        versions = {kind.name: kind.version(pathlib.Path(tools)) for kind in KINDS}
+        elapsed = time.monotonic() - began
+        pathlib.Path(target).write_text(document.write(KINDS, results, versions, elapsed))
+    wrong = [
+        f"{kind}: {name}: {what['wrong']}"
+        for kind, seen in results.items()
+        for name, what in seen.items()
+        if what.get("wrong") and name not in next(it.known for it in KINDS if it.name == kind)
+    ]
+    print("\n".join(wrong) or "as it should be")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,54 @@
+"""The clients, how each is started, and what is known to be its own doing."""
+
+import dataclasses
+import json
+import os
+import subprocess
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One client in one language."""
+
+    # As in the document.
+    name: str
+    # Its file below tests/sdk.
+    file: str
+    # The package whose version is told; its folder among the installed ones follows.
+    package: str
+    # The slot that it asks in place of another.
+    slots: dict = dataclasses.field(default_factory=dict)
+    # The behaviours that make sense for it; all if empty.
+    only: tuple = ()
+    # What it does that no server can mend, by behaviour: a sentence each.
+    known: dict = dataclasses.field(default_factory=dict)
+
+    def command(self, tools, sdk):
+        if self.file.endswith(".mjs"):
+            return ["node", sdk / self.file, tools / "node" / "node_modules"]
+        return [tools / f"py-{self.folder}" / "bin" / "python", sdk / self.file]
+
+    def version(self, tools):
+        """Asks what is installed."""
+        if self.file.endswith(".mjs"):
+            about = tools / "node" / "node_modules" / self.package / "package.json"
+            return json.loads(about.read_text())["version"]
+        ask = f"import importlib.metadata as it; print(it.version({self.package!r}))"
+        python = tools / f"py-{self.folder}" / "bin" / "python"
+        return subprocess.check_output([python, "-c", ask], text=True).strip()
+
+    @property
+    def folder(self):
+        return self.file.removeprefix("try_").rpartition(".")[0]
+
+    def environment(self, scratch):
+        """Nothing of the caller's that a client might read, and no way to the network."""
+        kept = {"PATH": os.environ["PATH"], "HOME": str(scratch), "LANG": "C.UTF-8"}
+        kept |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_AGENTS_DISABLE_TRACING": "1"}
+        return kept | {"HF_HUB_DISABLE_TELEMETRY": "1", "INSTRUCTOR_TELEMETRY": "0"}
+
+
+KINDS = [
+    Kind("openai (Python)", "try_openai.py", "openai"),
+    Kind("openai (Node)", "try_openai.mjs", "openai"),
+]
