@@ -64,7 +64,8 @@ def worker_schema(stage):
 
 
 def cold(stage):
-    stage.daemon.order("cold", "unload", "offline")
+    slot = stage.client.kind.slots.get("cold", "cold")
+    stage.daemon.order(slot, "unload", "offline")
     return stage.client.ask("plain", "cold")
 
 

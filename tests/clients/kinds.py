@@ -48,7 +48,23 @@ class Kind:
         return kept | {"HF_HUB_DISABLE_TELEMETRY": "1", "INSTRUCTOR_TELEMETRY": "0"}
 
 
+RANKING = {"chat": "rerank", "cold": "rerank"}
+# Ollama's own clients speak to another listener: their place is below, with a `Kind` each.
 KINDS = [
     Kind("openai (Python)", "try_openai.py", "openai"),
     Kind("openai (Node)", "try_openai.mjs", "openai"),
+    Kind("anthropic (Python)", "try_anthropic.py", "anthropic"),
+    Kind("anthropic (Node)", "try_anthropic.mjs", "@anthropic-ai/sdk"),
+    Kind("litellm", "try_litellm.py", "litellm"),
+    Kind("langchain-openai", "try_langchain.py", "langchain-openai"),
+    Kind("@langchain/openai", "try_langchain.mjs", "@langchain/openai"),
+    Kind("ai + @ai-sdk/openai-compatible", "try_vercel.mjs", "ai"),
+    Kind("instructor", "try_instructor.py", "instructor"),
+    Kind("llm", "try_llm.py", "llm"),
+    Kind("openai-agents", "try_agents.py", "openai-agents"),
+    Kind("huggingface_hub", "try_huggingface.py", "huggingface_hub"),
+    Kind(
+        "cohere (rerank)", "try_cohere.py", "cohere", slots=RANKING,
+        only=("plain", "cold", "unknown-model", "bad-key"),
+    ),
 ]
