@@ -8,7 +8,7 @@ import json
 import signal
 
 # Tokens of an answer; a tool's call and JSON need room.
-SHORT, FORMED, LONG = 8, 96, 100
+SHORT, FORMED, LONG = 8, 96, 40
 # How long an engine may go on once its client has left.
 LEAVING = 10
 
@@ -40,7 +40,7 @@ def stream(stage):
 
 
 def tools(stage):
-    return stage.client.ask("tools", "chat", FORMED)
+    return stage.client.ask("tools", "tools", FORMED)
 
 
 def schema(stage):

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -36,7 +37,7 @@ class Daemon:
         for slot, profile in profiles(model, fake_engine).items():
             (self.dir / "profiles" / f"{slot}.toml").write_text(profile)
         config = self.dir / "slotd.toml"
-        config.write_text(f"llama_server = {json.dumps(llama_server)}\nqueue_limit = 1\n")
+        config.write_text(f"llama_server = {json.dumps(llama_server)}\nqueue_limit = 1\nkeys = \"keys\"\n")
         key = [slotd, "key", "new", "clients", "--keys", str(self.dir / "keys")]
         self.key = subprocess.run(key, check=True, capture_output=True, text=True).stdout.strip()
         state = self.dir / "state"
@@ -100,7 +101,9 @@ def profiles(model, fake_engine):
     real = f"model = {json.dumps(model)}\nengine = \"llama-server\"\ncontext = 1024\nthreads = 1\n"
     long = real + 'parallel = 1\nargs = ["--ignore-eos"]\nmax_restarts = 1000\nstop_timeout = "1s"\n'
     fake = json.dumps([fake_engine, "socket={socket}", "tokens=100000", "token_gap=50ms"])
+    calls = [sys.executable, str(pathlib.Path(__file__).with_name("tool_engine.py")), "{port}"]
     return {
+        "tools": f"engine = \"command\"\ncommand = {json.dumps(calls)}\nstop_timeout = \"1s\"\n",
         "chat": real + "parallel = 2\nautostart = true\n",
         "cold": real + 'parallel = 1\nstop_timeout = "1s"\n',
         "long": long,

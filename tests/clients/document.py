@@ -43,22 +43,23 @@ def row(*cells):
     return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |\n"
 
 
-def write(kinds, results, versions, seconds):
+def write(kinds, results):
     """Returns the whole document."""
+    seconds = sum(results[kind.name]["seconds"] for kind in kinds)
     text = HEAD.format(minutes=max(1, round(seconds / 60)))
     text += "\n## In short\n\n"
     titles = [title for _, title, _, _ in behaviours.TABLE]
     text += row("client", "version", *titles) + row(*["---"] * (2 + len(titles)))
     for kind in kinds:
-        seen = results[kind.name]
+        seen = results[kind.name]["seen"]
         marks = [mark(kind, name, seen[name]) for name, *_ in behaviours.TABLE]
-        text += row(kind.name, versions[kind.name], *marks)
+        text += row(kind.name, results[kind.name]["version"], *marks)
     text += MARKS
-    for name, title, _, wanted in behaviours.TABLE:
+    for name, title, *_ in behaviours.TABLE:
         text += f"\n## {title[0].upper()}{title[1:]}\n\n{WANTED[name]}\n\n"
         text += row("client", "what it saw") + row("---", "---")
         for kind in kinds:
-            if not (seen := results[kind.name][name]).get("absent"):
+            if not (seen := results[kind.name]["seen"][name]).get("absent"):
                 text += row(kind.name, cell(seen))
     notes = [(kind.name, name, note) for kind in kinds for name, note in kind.known.items()]
     if notes:
@@ -83,7 +84,7 @@ _WORKER = "The worker has no grammars: what it cannot do it has to refuse, and t
 WANTED = {
     "plain": "An answer at once.",
     "stream": "The whole answer, piece by piece.",
-    "tools": "A call of the one tool offered, `tool_choice` being `required` where the client can say so.",
+    "tools": "Of an engine of the tests that calls every tool, since the small model calls none: a call of the one tool offered, `tool_choice` being `required` where the client can say so.",
     "schema": "JSON of the schema asked for.",
     "worker-plain": "An answer at once.",
     "worker-stream": "The whole answer, piece by piece.",

@@ -2,7 +2,7 @@
 
 Arguments: SLOTD FAKE_ENGINE LLAMA_SERVER MODEL TOOLS DOCUMENT [CLIENT…]. TOOLS is the folder that
 scripts/clients installs into. Exits 1 when a client saw something that it must not see; with names of
-clients only those are driven, and nothing is written.
+clients only those are driven anew.
 """
 
 import json
@@ -16,6 +16,7 @@ import time
 import behaviours
 import document
 from daemon import Daemon
+from kinds import KINDS
 from relay import Relay
 
 SDK = pathlib.Path(__file__).resolve().parent.parent / "sdk"
@@ -96,7 +97,7 @@ def drive(kind, tools, daemon, relay):
     """Puts one client through the table; yields the name of each behaviour and what was seen."""
     client = Client(kind, tools, daemon, relay)
     for name, _, act, wanted in behaviours.TABLE:
-        if kind.only and name not in kind.only:
+        if not kind.does(name):
             yield name, {"absent": True}
             continue
         try:
@@ -113,33 +114,36 @@ def drive(kind, tools, daemon, relay):
 
 
 def main(slotd, fake_engine, llama_server, model, tools, target, *names):
-    from kinds import KINDS
-
+    tools = pathlib.Path(tools)
+    kinds = [kind for kind in KINDS if not names or kind.name in names]
+    if not kinds:
+        sys.exit("there are: " + ", ".join(kind.name for kind in KINDS))
+    # What was seen earlier stands beside what is seen now.
+    kept = tools / "results.json"
+    results = json.loads(kept.read_text()) if kept.exists() else {}
     daemon = Daemon(slotd, fake_engine, llama_server, model)
-    results, began = {}, time.monotonic()
     try:
-        for slot in ("chat", "worker"):
+        for slot in ("chat", "worker", "tools"):
             daemon.order(slot, "load", "ready")
         relay = Relay(daemon.address)
-        for kind in KINDS:
-            if names and kind.name not in names:
-                continue
+        for kind in kinds:
             print(f"== {kind.name}", flush=True)
-            seen = results[kind.name] = {}
-            for name, what in drive(kind, pathlib.Path(tools), daemon, relay):
+            began, seen = time.monotonic(), {}
+            for name, what in drive(kind, tools, daemon, relay):
                 seen[name] = what
                 print(f"{name:16}", document.cell(what), flush=True)
+            seconds = time.monotonic() - began
+            results[kind.name] = {"seen": seen, "version": kind.version(tools), "seconds": seconds}
+            kept.write_text(json.dumps(results))
     finally:
         daemon.close()
-    if not names:
-        versions = {kind.name: kind.version(pathlib.Path(tools)) for kind in KINDS}
-        elapsed = time.monotonic() - began
-        pathlib.Path(target).write_text(document.write(KINDS, results, versions, elapsed))
+    shown = [kind for kind in KINDS if kind.name in results]
+    pathlib.Path(target).write_text(document.write(shown, results))
     wrong = [
-        f"{kind}: {name}: {what['wrong']}"
-        for kind, seen in results.items()
-        for name, what in seen.items()
-        if what.get("wrong") and name not in next(it.known for it in KINDS if it.name == kind)
+        f"{kind.name}: {name}: {what['wrong']}"
+        for kind in kinds
+        for name, what in results[kind.name]["seen"].items()
+        if what.get("wrong") and name not in kind.known
     ]
     print("\n".join(wrong) or "as it should be")
     sys.exit(1 if wrong else 0)

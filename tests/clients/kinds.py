@@ -20,8 +20,15 @@ class Kind:
     slots: dict = dataclasses.field(default_factory=dict)
     # The behaviours that make sense for it; all if empty.
     only: tuple = ()
+    # Whether it asks the candle worker too: slow, and the same for all that speak one API.
+    works: bool = False
     # What it does that no server can mend, by behaviour: a sentence each.
     known: dict = dataclasses.field(default_factory=dict)
+
+    def does(self, behaviour):
+        if behaviour.startswith("worker-"):
+            return self.works
+        return not self.only or behaviour in self.only
 
     def command(self, tools, sdk):
         if self.file.endswith(".mjs"):
@@ -51,8 +58,8 @@ class Kind:
 RANKING = {"chat": "rerank", "cold": "rerank"}
 # Ollama's own clients speak to another listener: their place is below, with a `Kind` each.
 KINDS = [
-    Kind("openai (Python)", "try_openai.py", "openai"),
-    Kind("openai (Node)", "try_openai.mjs", "openai"),
+    Kind("openai (Python)", "try_openai.py", "openai", works=True),
+    Kind("openai (Node)", "try_openai.mjs", "openai", works=True),
     Kind("anthropic (Python)", "try_anthropic.py", "anthropic"),
     Kind("anthropic (Node)", "try_anthropic.mjs", "@anthropic-ai/sdk"),
     Kind("litellm", "try_litellm.py", "litellm"),

@@ -7,6 +7,7 @@ from protocol import (
 
 
 def create(case, question=None, **more):
+    global client  # One that nobody holds closes its streams.
     client = InferenceClient(base_url=f"{case.url}/v1", api_key=case.key)
     asked = messages(question) if question else messages()
     return client.chat_completion(asked, model=case.model, max_tokens=case.max_tokens, **more)
