@@ -241,9 +241,9 @@ async fn ps_prints_what_the_api_says() {
     assert_eq!((&said[0]["slot"], &said[1]["state"]), (&"chat".into(), &"offline".into()));
     let table = text(&played.slotd(["ps"]).await.stdout);
     assert_snapshot!(table, @r"
-    SLOT   STATE    ENGINE  MODEL   PID  MEM  REQ  WAIT  RUNG  RESTARTS  VERDICT  SINCE
-    chat   offline  auto    m.gguf  -    -    -    0     -     0         -        3.0s
-    embed  offline  auto    m.gguf  -    -    -    0     -     0         -        3.0s
+    SLOT   STATE    ENGINE  MODEL   PID  MEM  REQ  WAIT  RUNG  PROFILE  RESTARTS  VERDICT  SINCE
+    chat   offline  auto    m.gguf  -    -    -    0     -     -        0         -        3.0s
+    embed  offline  auto    m.gguf  -    -    -    0     -     -        0         -        3.0s
     ");
 }
 

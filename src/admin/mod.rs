@@ -38,7 +38,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::{
     daemon::{DaemonObject, FaultObject},
     serve::serve,
-    slot::{DeathObject, SlotObject},
+    slot::{DeathObject, RejectedObject, SlotObject},
 };
 use crate::{
     config::Fault,

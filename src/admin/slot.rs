@@ -8,6 +8,7 @@ use crate::{
     spec::{
         Bytes, Generation, Monotime, SlotName,
         death::{Confidence, Death, Evidence, Phase, Verdict},
+        edit::Rejected,
         ladder::RungView,
         profile::{Capability, ModelSource},
     },
@@ -74,10 +75,26 @@ pub struct SlotObject {
     pub essential: bool,
     /// The profile's file.
     pub source: PathBuf,
+    /// The edit of the file that failed, while the slot runs its previous profile in its place.
+    #[serde(default)]
+    pub rejected_edit: Option<RejectedObject>,
     /// How long earlier loads took, oldest first.
     pub loads_ms: Vec<u64>,
     /// The last deaths with all their evidence, our own stops among them, oldest first.
     pub deaths: Vec<DeathObject>,
+}
+
+/// An edit whose engine did not become ready.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RejectedObject {
+    /// The start that failed.
+    pub generation: Generation,
+    /// Why it failed.
+    pub verdict: Verdict,
+    /// One sentence for a person.
+    pub reason: String,
+    /// Wall-clock time of the failure in milliseconds since 1970; 0 until it is over.
+    pub at_unix_ms: u64,
 }
 
 /// One death with what the verdict rests on.
@@ -146,8 +163,20 @@ impl SlotObject {
             autostart: profile.autostart,
             essential: profile.essential,
             source: profile.source.clone(),
+            rejected_edit: view.edits.rejected.as_ref().map(RejectedObject::of),
             loads_ms: view.loads.iter().copied().map(ms).collect(),
             deaths: view.deaths.iter().map(|death| DeathObject::of(death)).collect(),
+        }
+    }
+}
+
+impl RejectedObject {
+    fn of(rejected: &Rejected) -> Self {
+        Self {
+            generation: rejected.generation,
+            verdict: rejected.verdict,
+            reason: rejected.reason.clone(),
+            at_unix_ms: rejected.at_unix_ms,
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::{
         death::{
             Confidence, Death, Evidence, ExitStatus, MemorySample, MemoryTimeline, Phase, Verdict,
         },
+        edit::Edits,
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile},
     },
@@ -148,6 +149,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         engine: None,
         rung: None,
         rung_index: 0,
+        edits: Edits::default(),
         tally: 1,
         restarts: 1,
         waiting: 2,
@@ -237,6 +239,7 @@ async fn a_slot_is_shown_with_every_key() {
       "autostart": false,
       "essential": false,
       "source": "/etc/slotd/profiles/chat.toml",
+      "rejected_edit": null,
       "loads_ms": [
         1300
       ],

@@ -11,6 +11,7 @@ use super::text::brief;
 pub(super) fn next_step(slot: &SlotObject) -> String {
     let name = &slot.slot;
     match slot.state.as_str() {
+        "ready" if slot.rejected_edit.is_some() => after_rejection(slot),
         "ready" => "nothing to do".to_owned(),
         "starting" => format!("it loads; `slotd logs -f {name}` shows what it writes"),
         "unready" => format!(
@@ -70,6 +71,12 @@ pub(super) fn remedy(slot: &SlotObject, death: &DeathObject) -> Option<String> {
         Verdict::BadModel => format!("fetch the model again, or name another in {source}"),
         Verdict::PortBusy => "end the program that holds the address".to_owned(),
     })
+}
+
+/// Says how an edit that failed is tried anew.
+pub(super) fn after_rejection(slot: &SlotObject) -> String {
+    let name = &slot.slot;
+    format!("correct {}, or try it as it is with `slotd restart {name}`", slot.source.display())
 }
 
 fn after_failure(slot: &SlotObject) -> String {

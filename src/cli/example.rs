@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::{
-    admin::{DaemonObject, DeathObject, FaultObject, SlotObject},
+    admin::{DaemonObject, DeathObject, FaultObject, RejectedObject, SlotObject},
     spec::{
         Bytes, Generation,
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding, Phase, Verdict},
@@ -47,8 +47,20 @@ pub(super) fn ready() -> SlotObject {
         essential: false,
         source: PathBuf::from("/etc/slotd/profiles/chat.toml"),
         loads_ms: vec![1300],
+        rejected_edit: None,
         deaths: Vec::new(),
     }
+}
+
+/// A slot whose last edit did not start.
+pub(super) fn rolled_back() -> SlotObject {
+    let rejected = RejectedObject {
+        generation: Generation(4),
+        verdict: Verdict::BadConfig,
+        reason: "its log says `error: invalid argument: --contxt`".to_owned(),
+        at_unix_ms: 1_795_251_612_345,
+    };
+    SlotObject { generation: Generation(5), rejected_edit: Some(rejected), ..ready() }
 }
 
 pub(super) fn starting() -> SlotObject {

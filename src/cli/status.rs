@@ -12,7 +12,7 @@ use super::{
     text::{Paint, Tone, brief, counted, utc},
 };
 use crate::{
-    admin::{DaemonObject, DeathObject, SlotObject},
+    admin::{DaemonObject, DeathObject, RejectedObject, SlotObject},
     spec::{
         SlotName,
         death::{Evidence, ExitStatus, KernelLog, Verdict},
@@ -72,6 +72,7 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     text.field("requests", requests(slot));
     text.field("names", Some(slot.aliases.join(", ")).filter(|names| !names.is_empty()));
     text.field("profile", Some(slot.source.display().to_string()));
+    text.field("edit", slot.rejected_edit.as_ref().map(rejected));
     text.field("loads in", slot.expected_load_ms.map(|ms| format!("about {}", brief(ms))));
     text.field("rung", rung(slot));
     text.field("restarts", (slot.restarts > 0).then(|| slot.restarts.to_string()));
@@ -126,6 +127,15 @@ fn rung(slot: &SlotObject) -> Option<String> {
     Some(format!("{}{of}, {}", rung.index + 1, rung.name))
 }
 
+/// What became of the file's last edit.
+pub(super) fn rejected(edit: &RejectedObject) -> String {
+    let when = if edit.at_unix_ms > 0 { utc(edit.at_unix_ms) } else { "just now".to_owned() };
+    format!(
+        "runs its previous profile; the edit of {when} failed: {} ({})",
+        edit.reason, edit.verdict
+    )
+}
+
 fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> String {
     let mut text = Text::default();
     let DaemonObject { version, pid, uptime_ms, .. } = daemon;
@@ -161,7 +171,14 @@ fn ailment(slot: &SlotObject, paint: Paint) -> Option<String> {
         "failed" => "has failed",
         "backoff" => "waits to start again",
         "unready" => "runs and is not ready",
-        _ => return None,
+        _ => {
+            let edit = slot.rejected_edit.as_ref()?;
+            let (slot, verdict) = (&slot.slot, edit.verdict);
+            let what = paint.apply(Tone::Wary, "runs its previous profile");
+            return Some(format!(
+                "{slot} {what}: its edit failed ({verdict}); `slotd status {slot}` says why"
+            ));
+        }
     };
     let verdict = slot.verdict.map(|verdict| format!(" ({verdict})")).unwrap_or_default();
     let what = paint.apply(Tone::of_state(&slot.state), what);
@@ -348,6 +365,27 @@ mod tests {
 
         next: it runs and says that it is not ready: no requests go to it until it is; `slotd restart voice` replaces it
         ");
+    }
+
+    #[test]
+    fn an_edit_that_failed_is_told() {
+        let slot = example::rolled_back();
+        assert_snapshot!(slot_text(&slot, &[], Paint::Never), @r"
+        chat: ready for 12m
+          model     models/SmolLM2-135M-Instruct.Q4_1.gguf
+          engine    llama-server (/usr/libexec/slotd/llama-server)
+          process   pid 4242, generation 5, 276 MiB
+          requests  1 of 4 running, 0 waiting
+          names     gpt-4o, default
+          profile   /etc/slotd/profiles/chat.toml
+          edit      runs its previous profile; the edit of 2026-11-21 09:00:12 UTC failed: its log says `error: invalid argument: --contxt` (bad-config)
+          loads in  about 1.3s
+
+        next: correct /etc/slotd/profiles/chat.toml, or try it as it is with `slotd restart chat`
+        ");
+        let daemon = DaemonObject { faults: Vec::new(), ..example::daemon() };
+        let told = daemon_text(&daemon, &[slot], Paint::Never);
+        assert_snapshot!(told.lines().last().unwrap(), @"  - chat runs its previous profile: its edit failed (bad-config); `slotd status chat` says why");
     }
 
     #[test]

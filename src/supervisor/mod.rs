@@ -7,6 +7,7 @@
 
 mod command;
 mod deaths;
+mod edits;
 mod event;
 mod health;
 mod input;
@@ -34,7 +35,7 @@ use self::{
     random::Random,
     slot::{Context, Slot},
 };
-use crate::spec::{Generation, Monotime, SlotName, death::Death, profile::Profile};
+use crate::spec::{Generation, Monotime, SlotName, death::Death, edit::Edits, profile::Profile};
 
 /// What an earlier life of the daemon remembered of a slot.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -47,6 +48,8 @@ pub struct Memory {
     pub deaths: Vec<Arc<Death>>,
     /// The rung of the next start, from 0.
     pub rung: usize,
+    /// Which profile worked, and which one did not.
+    pub edits: Edits,
 }
 
 /// Where an event would land: the state and the input, as a cell of the table of all of them.
@@ -184,8 +187,9 @@ impl Supervisor {
     fn forget(&mut self, name: &SlotName) {
         if let Some(slot) = self.slots.remove(name) {
             // The profile may come back; its generations must not begin again.
-            // Its rung was that of a profile that is gone.
-            self.memory.insert(name.clone(), Memory { rung: 0, ..slot.memory() });
+            // Its rung and its edits were those of a profile that is gone.
+            let memory = Memory { rung: 0, edits: Edits::default(), ..slot.memory() };
+            self.memory.insert(name.clone(), memory);
         }
     }
 
@@ -215,9 +219,9 @@ impl Supervisor {
         }
         for (name, profile) in profiles {
             match self.slots.get_mut(&name) {
-                Some(slot) if slot.profile == profile && !slot.is_being_removed() => {}
+                Some(slot) if *slot.profile_on_disk() == profile && !slot.is_being_removed() => {}
                 Some(slot) => {
-                    let previous = std::mem::replace(&mut slot.profile, profile);
+                    let previous = slot.take_edit(profile);
                     self.tell(&name, Input::Edited { previous }, commands);
                 }
                 None => self.add(&name, profile, commands),
@@ -247,8 +251,9 @@ impl Supervisor {
             return;
         }
         // The state file may be older than the engine.
-        let memory = Memory { generation, ..self.memory.remove(&name).unwrap_or_default() };
-        let mut slot = Slot::new(name.clone(), profile, memory, (self.now, &self.policy));
+        let memory = self.memory.remove(&name).unwrap_or_default();
+        let memory = Memory { generation, ..memory };
+        let mut slot = Slot::of_engine(name.clone(), profile, memory, (self.now, &self.policy));
         slot.adopt(pid, engine, &self.policy);
         self.slots.insert(name, slot);
     }

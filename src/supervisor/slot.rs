@@ -16,7 +16,7 @@
 //!
 //! This file owns the data and the moves that several states share, `requests` those about waiting
 //! requests, `deaths` those about history, `ladder` about its
-//! rung; `states` owns what each state does with each event. A state that waits for something carries what follows it ([`After`]), so
+//! rung, `edits` about which profile is in force; `states` owns what each state does with each event. A state that waits for something carries what follows it ([`After`]), so
 //! that "wanted" is never a flag beside the state.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -24,6 +24,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use super::{
     Memory,
     command::{Command, Refusal, StopSignal},
+    edits,
     event::EngineInfo,
     health::Pulse,
     ladder::Ladder,
@@ -35,6 +36,7 @@ use super::{
 use crate::spec::{
     Bytes, Generation, Monotime, SlotName, WaiterId,
     death::{Death, Phase},
+    edit::Edits,
     profile::Profile,
 };
 
@@ -51,7 +53,9 @@ pub(super) struct Context<'a> {
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) name: SlotName,
+    /// The one in force.
     pub(super) profile: Arc<Profile>,
+    pub(super) edits: Edits,
     pub(super) state: State,
     pub(super) since: Monotime,
     pub(super) generation: Generation,
@@ -147,16 +151,40 @@ pub(super) enum After {
 }
 
 impl Slot {
-    /// Makes a slot that is offline.
+    /// Makes a slot that is offline; `profile` is what its file says.
     pub(super) fn new(
         name: SlotName,
         profile: Arc<Profile>,
+        memory: Memory,
+        clock: (Monotime, &Policy),
+    ) -> Self {
+        let (profile, edits) = edits::recall(profile, memory.edits.clone());
+        Self::with_edits(name, (profile, edits), memory, clock)
+    }
+
+    /// Makes a slot whose engine is to be adopted; `profile` is what that was started for.
+    pub(super) fn of_engine(
+        name: SlotName,
+        profile: Arc<Profile>,
+        memory: Memory,
+        clock: (Monotime, &Policy),
+    ) -> Self {
+        let Edits { worked, rejected } = memory.edits.clone();
+        let is_same = worked.is_some_and(|worked| worked.profile.starts_same_engine(&profile));
+        let edits = Edits { worked: None, rejected: rejected.filter(|_| is_same) };
+        Self::with_edits(name, (profile, edits), memory, clock)
+    }
+
+    fn with_edits(
+        name: SlotName,
+        (profile, edits): (Arc<Profile>, Edits),
         memory: Memory,
         (now, policy): (Monotime, &Policy),
     ) -> Self {
         Self {
             name,
             profile,
+            edits,
             state: State::Offline,
             since: now,
             generation: memory.generation,
@@ -174,7 +202,8 @@ impl Slot {
     /// Returns what is worth remembering when the slot goes.
     pub(super) fn memory(self) -> Memory {
         let rung = self.ladder.at();
-        Memory { generation: self.generation, loads: self.loads, deaths: self.deaths, rung }
+        let Self { generation, loads, deaths, edits, .. } = self;
+        Memory { generation, loads, deaths, rung, edits }
     }
 
     /// Tells whether nothing is left of the slot and its profile.
@@ -349,6 +378,7 @@ impl Slot {
             engine: self.engine.clone(),
             rung: self.ladder.view(self.has_child()),
             rung_index: self.ladder.at(),
+            edits: self.edits.clone(),
             tally: self.tally.deaths,
             restarts: self.restarts,
             waiting: self.waiting.len(),

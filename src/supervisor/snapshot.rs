@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::event::EngineInfo;
 use crate::spec::{
-    Bytes, Generation, Monotime, SlotName, death::Death, ladder::RungView, profile::Profile,
+    Bytes, Generation, Monotime, SlotName, death::Death, edit::Edits, ladder::RungView,
+    profile::Profile,
 };
 
 /// All slots at one moment. Equal generations mean equal content.
@@ -36,6 +37,8 @@ pub struct SlotView {
     pub rung: Option<RungView>,
     /// The rung of the next start, from 0; to be remembered.
     pub rung_index: usize,
+    /// Which profile worked, and which one did not.
+    pub edits: Edits,
     /// Deaths in a row without a healthy run in between.
     pub tally: u32,
     /// Restarts after deaths that slotd made by itself, in this life of the daemon.

@@ -18,6 +18,7 @@ use slotd::{
     spec::{
         Generation, Monotime, SlotName,
         death::{Confidence, Death, Phase, Verdict},
+        edit::Edits,
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -53,6 +54,7 @@ impl Played {
                 engine: None,
                 rung: None,
                 rung_index: 0,
+                edits: Edits::default(),
                 tally: 0,
                 restarts: 0,
                 waiting: 0,

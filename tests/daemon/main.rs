@@ -12,6 +12,7 @@
 )]
 
 mod common;
+mod edits;
 mod ends;
 mod faults;
 mod hangs;

@@ -8,6 +8,7 @@ use slotd::{
     proxy::{Gate, Limits, Phase, RouteTable, Shared, serve},
     spec::{
         Generation, Monotime, SlotName, WaiterId,
+        edit::Edits,
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile},
     },
@@ -78,6 +79,7 @@ impl World {
             engine: None,
             rung: None,
             rung_index: 0,
+            edits: Edits::default(),
             tally: 0,
             restarts: 0,
             waiting: 0,

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use slotd::{
-    spec::{Generation, Monotime, SlotName, WaiterId, profile::OnExit},
+    spec::{
+        Generation, Monotime, SlotName, WaiterId,
+        profile::{OnExit, Profile},
+    },
     supervisor::{ChildEvent, Command, Event, Refusal, SlotEvent, StopSignal},
 };
 
@@ -33,7 +36,7 @@ impl Model {
         }
         match command {
             Command::Spawn { slot, generation, profile, rung } => {
-                let is_current = self.profiles.get(slot).is_some_and(|known| known == profile);
+                let is_current = self.is_in_force(slot, profile);
                 check(is_current, || "a spawn with a profile that is not in force".to_owned())?;
                 check(self.shutdown_at.is_none(), || "a spawn while shutting down".to_owned())?;
                 let truth = self.truth(slot)?;
@@ -88,6 +91,11 @@ impl Model {
             }
         }
         Ok(None)
+    }
+
+    fn is_in_force(&self, name: &SlotName, profile: &Arc<Profile>) -> bool {
+        let truth = self.slots.get(name).filter(|_| self.profiles.contains_key(name));
+        truth.is_some_and(|truth| truth.profile == *profile)
     }
 
     pub(crate) fn all_gone(&self) -> bool {
@@ -168,7 +176,8 @@ impl Truth {
         check(is_climb || rung == ladder.rung, || {
             format!("a start on rung {rung}, expected {ladder:?}")
         })?;
-        let in_range = rung < ladder.rungs.max(1);
+        // An undone edit leaves a rung to go back to, and the next start tells what it is.
+        let in_range = ladder.rungs == 0 || rung < ladder.rungs;
         check(in_range, || format!("there is no rung {rung} in {ladder:?}"))?;
         (ladder.rung, ladder.may_climb) = (rung, false);
         ladder.is_on_trial |= is_climb;
@@ -271,9 +280,11 @@ impl Moment<'_> {
         match self.event {
             Event::ShutdownRequested => true,
             Event::ProfilesChanged { profiles } => {
-                let before = self.before.get(name).map(|truth| &truth.profile);
+                let before = self.before.get(name);
                 profiles.get(name).is_none_or(|profile: &Arc<_>| {
-                    before.is_some_and(|before| !profile.starts_same_engine(before))
+                    before.is_some_and(|before| {
+                        before.on_disk() != profile && !profile.starts_same_engine(&before.profile)
+                    })
                 })
             }
             Event::DeadlinePassed | Event::EngineAdopted { .. } => false,

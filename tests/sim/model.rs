@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     sync::Arc,
     time::Duration,
 };
@@ -33,8 +34,14 @@ pub(crate) struct Model {
 /// What is true of one slot; outlives its profile.
 #[derive(Clone, Debug)]
 pub(crate) struct Truth {
-    /// The last profile that was given.
+    /// The profile in force.
     pub(crate) profile: Arc<Profile>,
+    /// The profile whose engine was ready last, and the rung of it.
+    pub(crate) worked: Option<(Arc<Profile>, usize)>,
+    /// What is on disk, where that is not in force.
+    pub(crate) rejected: Option<Arc<Profile>>,
+    /// How often an edit was undone.
+    pub(crate) rollbacks: u64,
     pub(crate) generation: Generation,
     pub(crate) child: Child,
     /// Backoffs in a row.
@@ -194,6 +201,9 @@ impl Truth {
     fn new(profile: Arc<Profile>) -> Self {
         Self {
             profile,
+            worked: None,
+            rejected: None,
+            rollbacks: 0,
             generation: Generation::default(),
             child: Child::None,
             delays: 0,
@@ -296,6 +306,7 @@ impl Model {
                         let mut truth = Truth::new(Arc::clone(profile));
                         truth.generation = *generation;
                         truth.child = Child::Alive(Alive::adopted(*pid, now));
+                        truth.worked = Some((Arc::clone(profile), 0));
                         truth
                     });
                 }
@@ -317,9 +328,10 @@ impl Model {
             let had = self.profiles.contains_key(name);
             let truth =
                 self.slots.entry(name.clone()).or_insert_with(|| Truth::new(Arc::clone(profile)));
-            if had && truth.profile == *profile {
+            if had && *truth.on_disk() == *profile {
                 continue;
             }
+            truth.rejected = None;
             truth.clear();
             if !profile.starts_same_engine(&truth.profile) {
                 truth.cancel();
@@ -329,6 +341,11 @@ impl Model {
             truth.is_put_down &= had;
             if profile.autostart || profile.essential {
                 truth.is_put_down = false;
+            }
+            if let Some((worked, _)) = &mut truth.worked
+                && worked.starts_same_engine(profile)
+            {
+                *worked = Arc::clone(profile);
             }
             truth.profile = Arc::clone(profile);
         }
@@ -349,10 +366,14 @@ impl Model {
         {
             self.left.insert(*waiter);
         }
+        let is_running = self.shutdown_at.is_none();
         let truth = self.slots.get_mut(name)?;
         match event {
             SlotEvent::LoadRequested | SlotEvent::RestartRequested => {
                 let is_restart = *event == SlotEvent::RestartRequested;
+                if is_restart && is_running {
+                    truth.retry_edit();
+                }
                 if is_restart || truth.gave_up && matches!(truth.child, Child::None) {
                     truth.ladder.begin_anew();
                 }
@@ -380,6 +401,37 @@ impl Model {
 }
 
 impl Truth {
+    /// What the slot's file says.
+    pub(crate) fn on_disk(&self) -> &Arc<Profile> {
+        self.rejected.as_ref().unwrap_or(&self.profile)
+    }
+
+    /// A person's restart tries an undone edit again, unless an engine is just being ordered.
+    fn retry_edit(&mut self) {
+        if !matches!(self.child, Child::Ordered { is_cancelled: false })
+            && let Some(edit) = self.rejected.take()
+        {
+            self.profile = edit;
+            self.ladder.begin_anew();
+            self.ladder.rungs = 0;
+        }
+    }
+
+    /// An edit that could not start is undone, if another profile is known to have worked.
+    fn roll_back(&mut self, now: Monotime, policy: &Policy) -> bool {
+        let is_another =
+            |worked: &(Arc<Profile>, usize)| !worked.0.starts_same_engine(&self.profile);
+        let Some((worked, rung)) = self.worked.clone().filter(is_another) else { return false };
+        let mut in_force = Profile::clone(&worked);
+        in_force.aliases.retain(|alias| self.profile.aliases.contains(alias));
+        self.rejected = Some(mem::replace(&mut self.profile, Arc::new(in_force)));
+        self.rollbacks += 1;
+        self.clear();
+        let quiet_until = now.after(policy.climb_after);
+        self.ladder = Footing { rung, quiet_until, ..Footing::default() };
+        true
+    }
+
     fn learn_child(&mut self, now: Monotime, event: &ChildEvent) -> Option<Unplanned> {
         match (&mut self.child, event) {
             (Child::Ordered { .. }, ChildEvent::Spawned { pid, rungs, .. }) => {
@@ -417,6 +469,7 @@ impl Truth {
                 alive.stepped_at = now;
             }
             (Child::Alive(alive), ChildEvent::BecameReady) => {
+                self.worked = Some((Arc::clone(&self.profile), self.ladder.rung));
                 alive.is_ready = true;
                 alive.ready_since.get_or_insert(now);
                 alive.steady_since = Some(now);
@@ -460,12 +513,17 @@ impl Truth {
             self.delays = 0;
         }
         let is_hopeless = needs_person || earlier_deaths >= self.profile.max_restarts;
-        if is_hopeless && !self.profile.essential {
-            self.gave_up = true;
-            return fall;
-        }
         let is_relief =
             fall == Fall::OneDown && matches!(cause, Verdict::OomHost | Verdict::OomDevice);
+        let goes_on_at_once = is_relief && !is_hopeless;
+        if !had_served && !goes_on_at_once && self.roll_back(now, policy) {
+            return fall;
+        }
+        if is_hopeless && !self.profile.essential {
+            self.gave_up = true;
+            self.worked = None;
+            return fall;
+        }
         if !is_hopeless && (is_relief || earlier_deaths == 0 && had_served) {
             return fall;
         }

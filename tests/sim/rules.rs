@@ -55,6 +55,9 @@ impl Rule<'_> {
         check(view.waiting == self.waiting, || {
             format!("{} wait, {} are counted", self.waiting, view.waiting)
         })?;
+        check(view.profile == truth.profile, || "another profile is in force".to_owned())?;
+        let rejected = view.edits.rejected.as_ref().map(|rejected| &rejected.profile);
+        check(rejected == truth.rejected.as_ref(), || "another edit was undone".to_owned())?;
         let limit = self.model.policy.waiting_limit;
         check(self.waiting <= limit, || "more wait than may".to_owned())?;
         self.hold_child()?;

@@ -8,11 +8,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    advice::{next_step, remedy},
+    advice::{after_rejection, next_step, remedy},
     client::Client,
     exit::Exit,
     failure::Failure,
     out,
+    status::rejected,
     text::{Paint, Tone, brief, counted, utc},
 };
 use crate::{
@@ -88,6 +89,9 @@ impl<'a> Story<'a> {
         story.what_slotd_did = did(slot, death);
         story.what_you_can_do.extend(remedy(slot, death));
         match slot.state.as_str() {
+            "ready" if slot.rejected_edit.is_some() => {
+                story.what_you_can_do = vec![after_rejection(slot)];
+            }
             "ready" => {}
             "failed" => story.what_you_can_do.push(format!("then `slotd load {}`", slot.slot)),
             _ => story.what_you_can_do.push(next_step(slot)),
@@ -176,6 +180,7 @@ fn did(slot: &SlotObject, death: &DeathObject) -> Vec<String> {
         lines.push(format!("{starts} since; the last is generation {}", slot.generation));
     }
     lines.push(match slot.state.as_str() {
+        "ready" if slot.rejected_edit.is_some() => format!("it serves, for {since}"),
         "ready" => format!("it serves again, for {since}"),
         "starting" => format!("it starts the engine again, for {since}"),
         "backoff" => format!(
@@ -193,6 +198,9 @@ fn did(slot: &SlotObject, death: &DeathObject) -> Vec<String> {
         "offline" => "it left the slot at rest; requests load it".to_owned(),
         other => format!("the slot is {other}, for {since}"),
     });
+    if let Some(edit) = &slot.rejected_edit {
+        lines.push(format!("the slot {}", rejected(edit)));
+    }
     lines
 }
 

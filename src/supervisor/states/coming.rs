@@ -124,6 +124,7 @@ impl Slot {
             }
             Input::BecameReady => {
                 self.record_load(context.now.since(began));
+                self.note_worked();
                 self.grant_all(context);
                 State::Ready(self.serving(child, context))
             }

@@ -21,6 +21,7 @@ impl Slot {
         if self.wipes_tally(&input) {
             self.forgive();
         }
+        self.retry_edit(&input);
         self.begin_anew_after(&input);
         // The taken state's function returns the next one; nothing reads `Gone` in between.
         let state = mem::replace(&mut self.state, State::Gone);
