@@ -75,6 +75,7 @@ async fn help_names_every_subcommand_and_exit_code() {
     Commands:
       serve        Run the daemon in the foreground
       validate     Check profiles and tell every fault with its place
+      plan         Tell what an edit of profiles would do: which slots restart, drain, come, go or stay
       schema       Print the JSON Schema of a profile
       ps           List the slots
       status       Tell how a slot is, why, and what can be done; or how the daemon is
@@ -96,7 +97,7 @@ async fn help_names_every_subcommand_and_exit_code() {
 
     Exit codes:
         0  done
-        1  `validate` found faults
+        1  `validate` or `plan` found faults
        64  the command line cannot be understood
        65  a model file is damaged (`worker`)
        66  a model file is missing (`worker`)

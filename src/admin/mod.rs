@@ -12,6 +12,7 @@
 //! POST /v1/slots/{slot}/restart
 //! GET  /v1/slots/{slot}/watch        one slot a line: at once, and after each change
 //! GET  /v1/slots/{slot}/logs         text; ?lines=N (100), ?follow=true
+//! POST /v1/plan                      what profiles would change; nothing is changed
 //! POST /v1/daemon/upgrade            202, once the program on disk takes the daemon's place
 //! GET  /v1/daemon                    the daemon and the faults of profiles
 //! GET  /healthz                      ok
@@ -20,6 +21,7 @@
 //! What is refused is answered with OpenAI's error object.
 
 mod daemon;
+mod plan;
 mod refusal;
 mod routes;
 mod serve;
@@ -37,6 +39,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::{
     daemon::{DaemonObject, FaultObject},
+    plan::{Action, OtherObject, PlanObject, PlanRequest, PlannedObject},
     serve::serve,
     slot::{DeathObject, RejectedObject, SlotObject},
 };

@@ -27,6 +27,8 @@ pub(super) enum Refusal {
     WrongMethod,
     /// The query cannot be read.
     BadQuery(String),
+    /// The body cannot be read.
+    BadBody(String),
     /// The daemon is ending, or is being upgraded already.
     Ending,
     /// The program on disk cannot take the daemon's place.
@@ -49,6 +51,7 @@ impl Refusal {
             Self::NoSuchPath(_) => (StatusCode::NOT_FOUND, "path_not_found", None),
             Self::WrongMethod => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
             Self::BadQuery(_) => (StatusCode::BAD_REQUEST, "bad_query", None),
+            Self::BadBody(_) => (StatusCode::BAD_REQUEST, "bad_body", None),
             Self::Ending => (StatusCode::CONFLICT, "ending", None),
             Self::NoUpgrade(_) => (StatusCode::CONFLICT, "no_upgrade", None),
         }
@@ -72,7 +75,7 @@ impl Refusal {
             Self::NoSuchPath(path) => format!("there is no path `{path}` in the control API"),
             Self::WrongMethod => "this path takes another method".to_owned(),
             Self::Ending => "the daemon is ending or being upgraded already".to_owned(),
-            Self::BadQuery(fault) | Self::NoUpgrade(fault) => fault.clone(),
+            Self::BadQuery(fault) | Self::BadBody(fault) | Self::NoUpgrade(fault) => fault.clone(),
         }
     }
 }

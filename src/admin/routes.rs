@@ -3,7 +3,10 @@
 use axum::{
     Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, Path, Query, State as Extract, rejection::QueryRejection},
+    extract::{
+        DefaultBodyLimit, Path, Query, State as Extract,
+        rejection::{JsonRejection, QueryRejection},
+    },
     http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -13,7 +16,7 @@ use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    DaemonObject, Follow, LogRequest, SlotObject, State,
+    DaemonObject, Follow, LogRequest, PlanObject, PlanRequest, SlotObject, State,
     refusal::Refusal,
     streams::{changes, log},
 };
@@ -22,7 +25,9 @@ use crate::{
     supervisor::{SlotEvent, Snapshot},
 };
 
-/// No path takes a body; this much of one is read before it is refused.
+/// Profiles to be compared may be many.
+const MOST_PLAN: usize = 16 << 20;
+/// No other path takes a body; this much of one is read before it is refused.
 const MOST_BODY: usize = 64 << 10;
 const DEFAULT_LINES: usize = 100;
 const MOST_LINES: usize = 100_000;
@@ -45,6 +50,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/slots/{slot}/restart", post(restart))
         .route("/v1/slots/{slot}/watch", get(watch_slot))
         .route("/v1/slots/{slot}/logs", get(logs))
+        .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MOST_PLAN)))
         .route("/v1/daemon", get(daemon))
         .route("/v1/daemon/upgrade", post(upgrade))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -125,6 +131,15 @@ async fn logs(
 
 async fn daemon(Extract(app): Extract<App>) -> Json<DaemonObject> {
     Json(DaemonObject::of(&app.state))
+}
+
+async fn plan(
+    Extract(app): Extract<App>,
+    request: Result<Json<PlanRequest>, JsonRejection>,
+) -> Result<Json<PlanObject>, Refusal> {
+    let Json(request) = request.map_err(|fault| Refusal::BadBody(fault.body_text()))?;
+    let snapshot = app.state.snapshots.borrow().clone();
+    Ok(Json(PlanObject::of(&request, &snapshot, &app.state.in_flight)))
 }
 
 /// The answer of `POST /v1/daemon/upgrade`: what the next program calls itself.

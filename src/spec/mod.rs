@@ -4,6 +4,7 @@
 //! means, why a child died. It never does I/O and depends on nothing above it.
 
 pub mod death;
+pub mod difference;
 pub mod edit;
 pub mod identity;
 pub mod ladder;

@@ -250,3 +250,42 @@ async fn an_undone_edit_is_not_tried_again_by_the_next_daemon_and_a_new_one_is()
     let view = daemon.until("chat", "as edited", good).await;
     assert!(runs(&view, "tokens=5"), "{view:#}");
 }
+
+#[tokio::test]
+async fn a_plan_says_what_an_edit_would_do_and_changes_nothing() {
+    let daemon =
+        Daemon::start(scratch(&[("chat", &fake("tokens=3", "")), ("old", &fake("", ""))])).await;
+    assert_eq!(daemon.chat("chat").await.status(), 200);
+    let before = daemon.slot("chat").await;
+    let next = daemon.dir.path().join("next");
+    fs::create_dir(&next).unwrap();
+    fs::write(next.join("chat.toml"), fake("tokens=4", "")).unwrap();
+    fs::write(next.join("more.toml"), fake("", "")).unwrap();
+    let plan = async |path: &std::path::Path, code: i32| {
+        let control = daemon.dir.path().join("state/run/control.sock");
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_slotd"));
+        command.arg("--control").arg(control).arg("plan").arg(path).arg("--json");
+        let said = command.output().await.unwrap();
+        assert_eq!(said.status.code(), Some(code), "{said:?}");
+        serde_json::from_slice::<Value>(&said.stdout).unwrap()
+    };
+    let told = plan(&next, 0).await;
+    let actions: Vec<_> = told["slots"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|slot| (slot["slot"].as_str().unwrap(), slot["action"].as_str().unwrap()))
+        .collect();
+    assert_eq!(actions, [("chat", "restart"), ("more", "new"), ("old", "removed")]);
+    assert_eq!(told["slots"][0]["differences"][0]["key"], "command");
+    assert_eq!(told["compared_with"], "daemon");
+
+    // The daemon's own directory says what runs.
+    let told = plan(&daemon.dir.path().join("profiles"), 0).await;
+    assert_eq!(told["slots"][0]["action"], "nothing", "{told:#}");
+    fs::write(next.join("chat.toml"), "engine = \"lama\"\n").unwrap();
+    let told = plan(&next.join("chat.toml"), 1).await;
+    assert_eq!(told["slots"][0]["action"], "refused", "{told:#}");
+    assert_eq!(told["faults"][0]["line"], 1, "{told:#}");
+    assert_eq!(daemon.slot("chat").await["pid"], before["pid"]);
+}

@@ -476,8 +476,7 @@ impl Truth {
                 self.was_proven = false;
             }
             (Child::Alive(alive), ChildEvent::BecameUnready) => {
-                alive.is_ready = false;
-                alive.steady_since = None;
+                (alive.is_ready, alive.steady_since) = (false, None);
             }
             (Child::Alive(alive), ChildEvent::VitalsRead { vitals })
                 if !vitals.continues || vitals.pieces != alive.pieces =>
