@@ -155,9 +155,9 @@ impl Plan {
             slots: loaded.profiles.values().map(|profile| PlannedObject::new(profile)).collect(),
             others: Vec::new(),
         });
-        let mut lines: BTreeMap<String, Line> = slots.into_iter().map(Line::of).collect();
+        let mut lines: BTreeMap<String, Line> = slots.iter().map(Line::of).collect();
         let there: BTreeSet<String> = others.iter().map(|other| other.slot.to_string()).collect();
-        for other in others {
+        for other in &others {
             let is_unreadable = loaded.faults.iter().any(|fault| {
                 fault.file.is_some() && fault.file.as_deref() == other.source.parent()
             });
@@ -197,8 +197,8 @@ impl Plan {
 }
 
 impl Line {
-    fn of(planned: PlannedObject) -> (String, Self) {
-        let PlannedObject { slot, action, differences, in_flight, .. } = &planned;
+    fn of(planned: &PlannedObject) -> (String, Self) {
+        let PlannedObject { slot, action, differences, in_flight, .. } = planned;
         let notes = match action {
             _ if planned.has_failed => vec![format!(
                 "this edit has failed, the previous profile runs; `slotd restart {slot}` tries it again"
@@ -222,7 +222,7 @@ impl Line {
         (line.slot.clone(), line)
     }
 
-    fn removed(other: OtherObject) -> (String, Self) {
+    fn removed(other: &OtherObject) -> (String, Self) {
         let line = Self {
             slot: other.slot.to_string(),
             action: Action::Removed,

@@ -1,5 +1,7 @@
 //! What one profile says otherwise than another, key by key.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::profile::{Capability, EngineChoice, ModelSource, OnExit, Profile};
@@ -80,16 +82,12 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
     found.compare("autostart", Live, autostart.to_string(), after.autostart.to_string());
     found.compare("essential", Live, essential.to_string(), after.essential.to_string());
     found.compare("max_restarts", Live, max_restarts.to_string(), after.max_restarts.to_string());
-    for (key, before, after) in [
+    found.compare_times([
         ("start_timeout", Some(*start_timeout), Some(after.start_timeout)),
         ("stop_timeout", Some(*stop_timeout), Some(after.stop_timeout)),
         ("hang_timeout", *hang_timeout, after.hang_timeout),
         ("idle_timeout", *idle_timeout, after.idle_timeout),
-    ] {
-        let shown =
-            |time: Option<_>| time.map_or_else(|| "off".to_owned(), |time| format!("{time:?}"));
-        found.compare(key, Live, shown(before), shown(after));
-    }
+    ]);
     found.compare("on_exit", Restart, exit_word(*on_exit), exit_word(after.on_exit));
     found.0
 }
@@ -107,6 +105,19 @@ impl Found {
         let (before, after) = (before.into(), after.into());
         if before != after {
             self.add(key, reach, Some((before, after)));
+        }
+    }
+
+    /// None of them is what an engine is started with.
+    fn compare_times<const N: usize>(
+        &mut self,
+        times: [(&str, Option<Duration>, Option<Duration>); N],
+    ) {
+        let shown = |time: Option<Duration>| {
+            time.map_or_else(|| "off".to_owned(), |time| format!("{time:?}"))
+        };
+        for (key, before, after) in times {
+            self.compare(key, Reach::Live, shown(before), shown(after));
         }
     }
 
@@ -161,7 +172,7 @@ fn exit_word(on_exit: OnExit) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::Duration};
+    use std::collections::BTreeMap;
 
     use super::*;
     use crate::spec::ladder::LadderChoice;
