@@ -70,7 +70,11 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     text.field("process", slot.pid.map(|pid| process(slot, pid)));
     text.field("loading", loading(slot));
     text.field("requests", requests(slot));
-    text.field("names", Some(slot.aliases.join(", ")).filter(|names| !names.is_empty()));
+    text.field(
+        "names",
+        Some([&slot.aliases[..], &slot.routes].concat().join(", "))
+            .filter(|names| !names.is_empty()),
+    );
     text.field("profile", Some(slot.source.display().to_string()));
     text.field("edit", slot.rejected_edit.as_ref().map(rejected));
     text.field("loads in", slot.expected_load_ms.map(|ms| format!("about {}", brief(ms))));
