@@ -39,6 +39,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
         args,
         env: _,
         aliases,
+        routes,
         capabilities,
         context,
         parallel,
@@ -67,6 +68,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
     found.compare("args", Restart, list(args), list(&after.args));
     found.compare_env(before, after);
     found.compare("aliases", Live, list(aliases), list(&after.aliases));
+    found.compare("routes", Live, list(routes), list(&after.routes));
     found.compare("capabilities", Restart, offered(capabilities), offered(&after.capabilities));
     for (key, before, after) in [
         ("context", *context, after.context),
@@ -186,6 +188,7 @@ mod tests {
             args: Vec::new(),
             env: BTreeMap::new(),
             aliases: Vec::new(),
+            routes: Vec::new(),
             capabilities: Vec::new(),
             context: None,
             parallel: None,
@@ -214,6 +217,7 @@ mod tests {
             Profile { args: word(), ..profile() },
             Profile { env: [("A".to_owned(), "secret".to_owned())].into(), ..profile() },
             Profile { aliases: word(), ..profile() },
+            Profile { routes: word(), ..profile() },
             Profile { capabilities: vec![Capability::Embed], ..profile() },
             Profile { context: Some(1), ..profile() },
             Profile { parallel: Some(1), ..profile() },

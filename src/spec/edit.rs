@@ -43,12 +43,15 @@ impl Worked {
     /// Returns the profile with those of its names that `edit` grants too: what the edit gives up,
     /// another slot may have taken.
     pub fn under_the_names_of(&self, edit: &Profile) -> Arc<Profile> {
+        let Profile { aliases, routes, .. } = &*self.profile;
         let is_granted = |alias: &String| edit.aliases.contains(alias);
-        if self.profile.aliases.iter().all(is_granted) {
+        let is_shared = |route: &String| edit.routes.contains(route);
+        if aliases.iter().all(is_granted) && routes.iter().all(is_shared) {
             return Arc::clone(&self.profile);
         }
         let mut profile = Profile::clone(&self.profile);
         profile.aliases.retain(is_granted);
+        profile.routes.retain(is_shared);
         Arc::new(profile)
     }
 }
