@@ -56,13 +56,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
         on_exit,
     } = before;
     let mut found = Found(Vec::new());
-    let typed = |model: &Option<ModelSource>| model.as_ref().map(ModelSource::typed);
-    found.compare(
-        "model",
-        Restart,
-        or_word(typed(model), "none"),
-        or_word(typed(&after.model), "none"),
-    );
+    found.compare("model", Restart, named(model.as_ref()), named(after.model.as_ref()));
     found.compare("engine", Restart, engine.as_str(), after.engine.as_str());
     found.compare("command", Restart, command(engine), command(&after.engine));
     found.compare("args", Restart, list(args), list(&after.args));
@@ -81,9 +75,13 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
     if *ladder != after.ladder {
         found.add("ladder", Restart, None);
     }
-    found.compare("autostart", Live, autostart.to_string(), after.autostart.to_string());
-    found.compare("essential", Live, essential.to_string(), after.essential.to_string());
-    found.compare("max_restarts", Live, max_restarts.to_string(), after.max_restarts.to_string());
+    for (key, before, after) in [
+        ("autostart", autostart.to_string(), after.autostart.to_string()),
+        ("essential", essential.to_string(), after.essential.to_string()),
+        ("max_restarts", max_restarts.to_string(), after.max_restarts.to_string()),
+    ] {
+        found.compare(key, Live, before, after);
+    }
     found.compare_times([
         ("start_timeout", Some(*start_timeout), Some(after.start_timeout)),
         ("stop_timeout", Some(*stop_timeout), Some(after.stop_timeout)),
@@ -140,6 +138,10 @@ impl Found {
         let restarts = reach == Reach::Restart;
         self.0.push(Difference { key: key.to_owned(), before, after, restarts });
     }
+}
+
+fn named(model: Option<&ModelSource>) -> String {
+    or_word(model.map(ModelSource::typed), "none")
 }
 
 fn or_word(value: Option<impl ToString>, word: &str) -> String {
