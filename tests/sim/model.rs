@@ -37,6 +37,8 @@ pub(crate) struct Truth {
     pub(crate) profile: Arc<Profile>,
     pub(crate) generation: Generation,
     pub(crate) child: Child,
+    /// CPU cores that its last engine has, or was promised.
+    pub(crate) cores: u32,
     /// Backoffs in a row.
     pub(crate) delays: u32,
     /// No spawn before the first, no later attempt than the second; cleared by a person or an edit.
@@ -67,6 +69,11 @@ pub(crate) struct Footing {
 }
 
 impl Footing {
+    fn learn(&mut self, rungs: usize) {
+        self.rungs = rungs;
+        self.rung = self.rung.min(rungs - 1);
+    }
+
     fn begin_anew(&mut self) {
         (self.rung, self.may_climb, self.is_on_trial) = (0, false, false);
         self.streak = None;
@@ -196,6 +203,7 @@ impl Truth {
             profile,
             generation: Generation::default(),
             child: Child::None,
+            cores: 0,
             delays: 0,
             attempt: None,
             gave_up: false,
@@ -290,11 +298,12 @@ impl Model {
                 self.slots.values_mut().for_each(Truth::cancel);
                 None
             }
-            Event::EngineAdopted { slot, generation, pid, profile, .. } => {
+            Event::EngineAdopted { slot, generation, pid, profile, engine } => {
                 if self.shutdown_at.is_none() && !self.profiles.contains_key(slot) {
                     self.slots.entry(slot.clone()).or_insert_with(|| {
                         let mut truth = Truth::new(Arc::clone(profile));
                         truth.generation = *generation;
+                        truth.cores = engine.cores;
                         truth.child = Child::Alive(Alive::adopted(*pid, now));
                         truth
                     });
@@ -382,9 +391,9 @@ impl Model {
 impl Truth {
     fn learn_child(&mut self, now: Monotime, event: &ChildEvent) -> Option<Unplanned> {
         match (&mut self.child, event) {
-            (Child::Ordered { .. }, ChildEvent::Spawned { pid, rungs, .. }) => {
-                self.ladder.rungs = rungs.len();
-                self.ladder.rung = self.ladder.rung.min(rungs.len() - 1);
+            (Child::Ordered { .. }, ChildEvent::Spawned { pid, rungs, engine }) => {
+                self.cores = engine.cores;
+                self.ladder.learn(rungs.len());
                 self.child = Child::Alive(Alive {
                     pid: *pid,
                     stepped_at: now,

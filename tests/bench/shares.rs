@@ -1,0 +1,108 @@
+//! Two llama-servers that generate at once, on shares of the cores and on their own default of threads.
+
+use std::{path::Path, time::Duration};
+
+use tokio::{join, time::Instant};
+
+use super::{Programs, client::Connection, daemon::Daemon};
+
+const ROUNDS: usize = 7;
+const TOKENS: u32 = 64;
+const BODIES: [&str; 2] = [
+    r#"{"model":"one","prompt":"Once upon a time","max_tokens":64,"ignore_eos":true}"#,
+    r#"{"model":"two","prompt":"Once upon a time","max_tokens":64,"ignore_eos":true}"#,
+];
+
+/// A daemon with two slots that are kept loaded.
+struct Pair {
+    daemon: Daemon,
+    one: Connection,
+    two: Connection,
+}
+
+/// What both made together, and what one made alone, in tokens a second.
+#[derive(Clone, Copy)]
+struct Speed {
+    together: f64,
+    alone: f64,
+}
+
+impl Pair {
+    async fn start(programs: &Programs, (llama, model): (&Path, &Path), threads: &str) -> Self {
+        let profile = format!(
+            "model = \"{}\"\nengine = \"llama-server\"\ncontext = 1024\nparallel = 1\nautostart = true\n{threads}",
+            model.display()
+        );
+        let profiles = [("one", profile.clone()), ("two", profile)];
+        let env = [("SLOTD_LLAMA_SERVER", llama)];
+        let daemon = Daemon::start_with(&programs.slotd, &profiles, &env).await;
+        let (mut one, mut two) =
+            join!(Connection::tcp(daemon.address()), Connection::tcp(daemon.address()));
+        // Both are loaded and have answered once before anything is timed.
+        join!(generate(&mut one, BODIES[0]), generate(&mut two, BODIES[1]));
+        Self { daemon, one, two }
+    }
+
+    async fn measure(&mut self) -> Speed {
+        let began = Instant::now();
+        join!(generate(&mut self.one, BODIES[0]), generate(&mut self.two, BODIES[1]));
+        let together = rate(2 * TOKENS, began.elapsed());
+        let began = Instant::now();
+        generate(&mut self.one, BODIES[0]).await;
+        Speed { together, alone: rate(TOKENS, began.elapsed()) }
+    }
+}
+
+async fn generate(connection: &mut Connection, body: &'static str) {
+    assert_eq!(connection.send("POST", "/v1/completions", body).await, 200);
+}
+
+fn rate(tokens: u32, time: Duration) -> f64 {
+    f64::from(tokens) / time.as_secs_f64()
+}
+
+pub(crate) async fn shares(programs: &Programs) {
+    let Some((llama, model)) = &programs.llama else { return };
+    let mut shared = Pair::start(programs, (llama, model), "").await;
+    // What the engine does when it is told nothing.
+    let own = "args = [\"--threads\", \"-1\"]\n";
+    let mut own = Pair::start(programs, (llama, model), own).await;
+    let mut rounds = Vec::new();
+    for round in 0..ROUNDS {
+        // Turns are swapped so that neither always runs on a warmer machine.
+        let pair = if round % 2 == 0 {
+            let shared = shared.measure().await;
+            (shared, own.measure().await)
+        } else {
+            let own = own.measure().await;
+            (shared.measure().await, own)
+        };
+        rounds.push(pair);
+    }
+    join!(shared.daemon.end(), own.daemon.end());
+    println!("\n| two llama-servers, tokens/s | shares | engine's own threads | ratio (range) |");
+    println!("|---|---|---|---|");
+    tell("both at once, together", &rounds, |speed| speed.together);
+    tell("one, while the other rests", &rounds, |speed| speed.alone);
+}
+
+fn tell(name: &str, rounds: &[(Speed, Speed)], of: impl Fn(Speed) -> f64) {
+    let shared = sorted(rounds.iter().map(|(shared, _)| of(*shared)));
+    let own = sorted(rounds.iter().map(|(_, own)| of(*own)));
+    let ratios = sorted(rounds.iter().map(|(shared, own)| of(*shared) / of(*own)));
+    let middle = ROUNDS / 2;
+    println!(
+        "| {name} | {:.1} | {:.1} | {:.2} ({:.2}–{:.2}) |",
+        shared[middle],
+        own[middle],
+        ratios[middle],
+        ratios[0],
+        ratios[ROUNDS - 1]
+    );
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
