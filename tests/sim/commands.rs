@@ -37,9 +37,8 @@ impl Model {
                 check(is_current, || "a spawn with a profile that is not in force".to_owned())?;
                 check(self.shutdown_at.is_none(), || "a spawn while shutting down".to_owned())?;
                 self.give_cores(slot, *cores)?;
-                let truth = self.truth(slot)?;
-                truth.spawn(moment, *generation)?;
-                truth.stand(*rung)?;
+                self.truth(slot)?.spawn(moment, *generation)?;
+                self.truth(slot)?.stand(*rung)?;
             }
             Command::Signal { slot, generation, signal } => {
                 let truth = self.truth(slot)?;
