@@ -19,6 +19,7 @@ mod keep;
 mod ladder;
 mod load;
 mod model;
+mod names;
 mod profile;
 mod schema;
 mod syntax;

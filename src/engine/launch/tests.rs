@@ -36,6 +36,7 @@ pub(in crate::engine) fn profile(engine: EngineChoice) -> Profile {
         args: Vec::new(),
         env: BTreeMap::new(),
         aliases: Vec::new(),
+        routes: Vec::new(),
         capabilities: Vec::new(),
         context: None,
         parallel: None,
