@@ -17,8 +17,6 @@ const BODIES: [&str; 2] = [
 /// A daemon with two slots that are kept loaded.
 struct Pair {
     daemon: Daemon,
-    one: Connection,
-    two: Connection,
 }
 
 /// What both made together, and what one made alone, in tokens a second.
@@ -37,26 +35,27 @@ impl Pair {
         let profiles = [("one", profile.clone()), ("two", profile)];
         let env = [("SLOTD_LLAMA_SERVER", llama)];
         let daemon = Daemon::start_with(&programs.slotd, &profiles, &env).await;
-        let (mut one, mut two) =
-            join!(Connection::tcp(daemon.address()), Connection::tcp(daemon.address()));
         // Both are loaded and have answered once before anything is timed.
-        generate(&mut one, BODIES[0]).await;
-        generate(&mut two, BODIES[1]).await;
-        Self { daemon, one, two }
+        let pair = Self { daemon };
+        pair.generate(BODIES[0]).await;
+        pair.generate(BODIES[1]).await;
+        pair
     }
 
-    async fn measure(&mut self) -> Speed {
+    async fn measure(&self) -> Speed {
         let began = Instant::now();
-        join!(generate(&mut self.one, BODIES[0]), generate(&mut self.two, BODIES[1]));
+        join!(self.generate(BODIES[0]), self.generate(BODIES[1]));
         let together = rate(2 * TOKENS, began.elapsed());
         let began = Instant::now();
-        generate(&mut self.one, BODIES[0]).await;
+        self.generate(BODIES[0]).await;
         Speed { together, alone: rate(TOKENS, began.elapsed()) }
     }
-}
 
-async fn generate(connection: &mut Connection, body: &'static str) {
-    assert_eq!(connection.send("POST", "/v1/completions", body).await, 200);
+    async fn generate(&self, body: &'static str) {
+        // A kept connection may be closed while the other pair has its turn.
+        let mut connection = Connection::tcp(self.daemon.address()).await;
+        assert_eq!(connection.send("POST", "/v1/completions", body).await, 200);
+    }
 }
 
 fn rate(tokens: u32, time: Duration) -> f64 {
@@ -65,19 +64,19 @@ fn rate(tokens: u32, time: Duration) -> f64 {
 
 pub(crate) async fn shares(programs: &Programs) {
     let Some((llama, model)) = &programs.llama else { return };
-    let mut shared = Pair::start(programs, (llama, model), "").await;
+    let shared = Pair::start(programs, (llama, model), "").await;
     // What the engine does when it is told nothing.
-    let own = "args = [\"--threads\", \"-1\"]\n";
-    let mut own = Pair::start(programs, (llama, model), own).await;
+    let threads = "args = [\"--threads\", \"-1\"]\n";
+    let own = Pair::start(programs, (llama, model), threads).await;
     let mut rounds = Vec::new();
     for round in 0..ROUNDS {
         // Turns are swapped so that neither always runs on a warmer machine.
         let pair = if round % 2 == 0 {
-            let shared = shared.measure().await;
-            (shared, own.measure().await)
+            let first = shared.measure().await;
+            (first, own.measure().await)
         } else {
-            let own = own.measure().await;
-            (shared.measure().await, own)
+            let first = own.measure().await;
+            (shared.measure().await, first)
         };
         rounds.push(pair);
     }
