@@ -332,6 +332,7 @@ async fn logs_and_the_daemons_state_are_shown() {
       state     [DIR]/state
       profiles  [DIR]/profiles
       slots     1, 0 of them ready
+      cores     0 of 4 in use by engines
 
     health: all is well
     ");

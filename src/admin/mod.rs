@@ -90,6 +90,8 @@ pub struct Daemon {
     pub pid: u32,
     /// How many programs were before this one in its process.
     pub images: u32,
+    /// The CPU cores that engines share.
+    pub cores: u32,
     /// When it started, by its own clock.
     pub started: Monotime,
     /// Where the endpoint listens.

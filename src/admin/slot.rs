@@ -71,6 +71,10 @@ pub struct SlotObject {
     pub rss_bytes: Option<Bytes>,
     /// How many requests the engine works on at once, where that is known.
     pub parallel: Option<u32>,
+    /// How many CPU cores its engine is counted with while there is one: its threads; 1 where a GPU
+    /// computes, 0 where that is not known.
+    #[serde(default)]
+    pub cores: Option<u32>,
     /// Loaded when the daemon starts.
     pub autostart: bool,
     /// Retried for ever.
@@ -163,6 +167,7 @@ impl SlotObject {
             tally: view.tally,
             rss_bytes: view.state.pid().and(view.rss),
             parallel: engine.map(|engine| engine.parallel).or(profile.parallel),
+            cores: view.state.pid().and(engine).map(|engine| engine.cores),
             autostart: profile.autostart,
             essential: profile.essential,
             source: profile.source.clone(),

@@ -69,6 +69,7 @@ impl Api {
                 version: "1.2.3",
                 pid: 7,
                 images: 0,
+                cores: 4,
                 started: Monotime::from_start(Duration::from_secs(40)),
                 listen: "127.0.0.1:7568".parse().unwrap(),
                 control: PathBuf::from("/run/slotd/control.sock"),
@@ -201,6 +202,7 @@ async fn a_slot_is_shown_with_every_key() {
         name: "llama-server".to_owned(),
         program: "/usr/libexec/slotd/llama-server".to_owned(),
         parallel: 4,
+        cores: 3,
     };
     let chat = SlotView { engine: Some(engine), deaths: vec![death()], ..view("chat", starting) };
     let api = Api::start(&[chat, view("embed", StateView::Offline)]);
@@ -238,6 +240,7 @@ async fn a_slot_is_shown_with_every_key() {
       "tally": 1,
       "rss_bytes": 98362432,
       "parallel": 4,
+      "cores": 3,
       "autostart": false,
       "essential": false,
       "source": "/etc/slotd/profiles/chat.toml",
@@ -300,6 +303,7 @@ async fn the_daemon_tells_of_itself_and_of_bad_profiles() {
       "version": "1.2.3",
       "pid": 7,
       "images": 0,
+      "cores": 4,
       "uptime_ms": 60000,
       "listen": "127.0.0.1:7568",
       "control": "/run/slotd/control.sock",

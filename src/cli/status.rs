@@ -68,6 +68,7 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     text.field("model", slot.model.clone());
     text.field("engine", Some(engine(slot)));
     text.field("process", slot.pid.map(|pid| process(slot, pid)));
+    text.field("cores", cores(slot));
     text.field("loading", loading(slot));
     text.field("requests", requests(slot));
     text.field(
@@ -104,6 +105,15 @@ fn engine(slot: &SlotObject) -> String {
 fn process(slot: &SlotObject, pid: u32) -> String {
     let memory = slot.rss_bytes.map(|rss| format!(", {rss}")).unwrap_or_default();
     format!("pid {pid}, generation {}{memory}", slot.generation)
+}
+
+/// How many of the machine's cores it computes with, where that is known.
+fn cores(slot: &SlotObject) -> Option<String> {
+    let cores = slot.cores.filter(|cores| *cores > 0)?;
+    Some(format!(
+        "computes on {}",
+        counted(usize::try_from(cores).unwrap_or(usize::MAX), "CPU core")
+    ))
 }
 
 fn loading(slot: &SlotObject) -> Option<String> {
@@ -152,6 +162,9 @@ fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> Str
     }
     let ready = slots.iter().filter(|slot| slot.state == "ready").count();
     text.field("slots", Some(format!("{}, {ready} of them ready", slots.len())));
+    let used: u32 = slots.iter().filter_map(|slot| slot.cores).sum();
+    let cores = (daemon.cores > 0).then(|| format!("{used} of {} in use by engines", daemon.cores));
+    text.field("cores", cores);
     text.line("");
     let ailing: Vec<_> = slots.iter().filter_map(|slot| ailment(slot, paint)).collect();
     if ailing.is_empty() && daemon.faults.is_empty() {
@@ -275,6 +288,7 @@ mod tests {
           model     models/SmolLM2-135M-Instruct.Q4_1.gguf
           engine    llama-server (/usr/libexec/slotd/llama-server)
           process   pid 4242, generation 3, 276 MiB
+          cores     computes on 3 CPU cores
           requests  1 of 4 running, 0 waiting
           names     gpt-4o, default
           profile   /etc/slotd/profiles/chat.toml
@@ -294,6 +308,7 @@ mod tests {
           model     bartowski/Qwen2.5-Coder-32B-Instruct-GGUF:Q4_K_M
           engine    llama-server (/usr/libexec/slotd/llama-server)
           process   pid 4250, generation 3, 276 MiB
+          cores     computes on 3 CPU cores
           loading   attempt 2, 42 %, 3.1s of about 7.0s
           requests  0 of 4 running, 5 waiting
           profile   /etc/slotd/profiles/coder-large.toml
@@ -412,6 +427,7 @@ mod tests {
           state     /var/lib/slotd
           profiles  /etc/slotd/profiles
           slots     5, 1 of them ready
+          cores     6 of 8 in use by engines
 
         health:
           - embed waits to start again (crash); `slotd status embed` says why
@@ -427,6 +443,7 @@ mod tests {
           state     /var/lib/slotd
           profiles  /etc/slotd/profiles
           slots     1, 1 of them ready
+          cores     3 of 8 in use by engines
 
         health: all is well
         ");

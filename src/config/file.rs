@@ -72,7 +72,7 @@ pub(super) struct ProfileFile {
     #[schemars(with = "u32", range(min = 1, max = 256))]
     pub(super) parallel: Option<u32>,
 
-    /// CPU threads of the engine, 1 to 1024. Default: the engine's own.
+    /// CPU threads of the engine, 1 to 1024. Default: its share of the machine's cores.
     #[schemars(with = "u32", range(min = 1, max = 1024))]
     pub(super) threads: Option<u32>,
 

@@ -3,6 +3,7 @@
 //! It starts nothing and reads nothing: programs, files and the daemon's environment come in as
 //! arguments.
 
+mod cores;
 mod environment;
 mod flags;
 mod ladder;
@@ -14,6 +15,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    cores::{CoreNeed, CoreShare, Machine},
     environment::inherited,
     flags::Flags,
     ladder::{LadderInput, ladder},

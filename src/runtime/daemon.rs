@@ -33,6 +33,7 @@ use super::{
 use crate::{
     admin::{self, Follow, LogRequest},
     config::{daemon::Settings, watch::Watch},
+    engine::Machine,
     mailbox::{self, Mailbox},
     process,
     proxy::{self, Limits, Phase, RouteTable, Shared},
@@ -165,7 +166,7 @@ impl Daemon {
             effects.adopt(engine);
         }
         let driver = Driver {
-            core: Supervisor::new(policy(settings), clock::seed(), memory),
+            core: Supervisor::new(policy(settings, self.tools.machine), clock::seed(), memory),
             inbox,
             effects,
             publisher,
@@ -261,6 +262,7 @@ impl Daemon {
                 pid: std::process::id(),
                 started: clock.now(),
                 images: process::images(),
+                cores: self.tools.machine.cores,
                 listen: self.address,
                 control: settings.control.clone(),
                 state_dir: settings.state_dir.clone(),
@@ -272,12 +274,12 @@ impl Daemon {
 
 /// What waits for a slot to come up waits for its engine next: one limit for both queues, so that
 /// nobody waits through a load only to be turned away.
-fn policy(settings: &Settings) -> Policy {
+fn policy(settings: &Settings, machine: Machine) -> Policy {
     let waiting_limit = usize::try_from(settings.queue_limit).unwrap_or(usize::MAX).max(1);
     let usual = Policy::default();
     let climb_after = settings.climb_after;
     let climb_idle = usual.climb_idle.min(climb_after);
-    Policy { waiting_limit, climb_after, climb_idle, ..usual }
+    Policy { waiting_limit, climb_after, climb_idle, machine, ..usual }
 }
 
 /// Decides what becomes of clients while the daemon goes; returns the sockets if they stay open.

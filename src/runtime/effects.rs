@@ -19,7 +19,7 @@ use tracing::error;
 use super::{
     adopt::Adopted,
     clock,
-    engine_task::{self, Reporter, Tools},
+    engine_task::{self, Reporter, Tools, Wanted},
 };
 use crate::{
     process::StopHandle,
@@ -28,7 +28,6 @@ use crate::{
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
-        profile::Profile,
     },
     supervisor::{ChildEvent, Command, Event, SlotEvent},
 };
@@ -171,8 +170,8 @@ impl Effects {
     /// Performs one command about a child. Grants and refusals are the driver's.
     pub(super) fn perform(&mut self, command: Command) {
         match command {
-            Command::Spawn { slot, generation, profile, rung } => {
-                self.spawn(slot, generation, (profile, rung));
+            Command::Spawn { slot, generation, profile, rung, cores } => {
+                self.spawn(slot, generation, Wanted { profile, rung, cores });
             }
             Command::Signal { slot, generation, signal } => {
                 if let Some(handles) = self.live(&slot, generation) {
@@ -231,7 +230,7 @@ impl Effects {
         self.answers.push_back(Event::EngineAdopted { slot, generation, pid, engine, profile });
     }
 
-    fn spawn(&mut self, slot: SlotName, generation: Generation, wanted: (Arc<Profile>, usize)) {
+    fn spawn(&mut self, slot: SlotName, generation: Generation, wanted: Wanted) {
         let reporter = self.reporter_for(slot.clone(), generation);
         let task = engine_task::run(Arc::clone(&self.tools), wanted, reporter);
         self.tasks.spawn(async move {

@@ -23,8 +23,10 @@ use super::{
 };
 use crate::{
     config::daemon::Settings,
+    engine::Machine,
     models::{Checks, Places, hub_cache_dir},
     process::{Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault},
+    sensor,
     store::{OpenFault, StateDir},
 };
 
@@ -156,7 +158,9 @@ fn tools(
         environment: environment.clone(),
     });
     let checks = Arc::new(checks);
-    Ok(Tools { settings, spawner, state, checks, suspects: Arc::default(), environment })
+    let machine = Machine { cores: sensor::usable_cores(), has_gpu: sensor::has_gpu() };
+    let suspects = Arc::default();
+    Ok(Tools { settings, spawner, state, checks, suspects, machine, environment })
 }
 
 pub(super) fn make_dir(path: &Path) -> Result<(), StartFault> {

@@ -33,7 +33,7 @@ pub struct Profile {
     pub context: Option<u32>,
     /// How many requests the engine works on at once; the engine's own default without it.
     pub parallel: Option<u32>,
-    /// CPU threads of the engine; the engine's own default without it.
+    /// CPU threads of the engine; its share of the machine's cores without it.
     pub threads: Option<u32>,
     /// Layers to hold on the GPU; the engine's own default without it.
     pub gpu_layers: Option<u32>,

@@ -20,6 +20,8 @@ pub enum Command {
         profile: Arc<Profile>,
         /// On which rung of its ladder, from 0; the last one where there are fewer.
         rung: usize,
+        /// With how many threads, should it be one that shares the CPU; at least 1.
+        cores: u32,
     },
     /// Send a signal to the child's whole group.
     Signal {

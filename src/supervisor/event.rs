@@ -154,4 +154,7 @@ pub struct EngineInfo {
     pub program: String,
     /// How many requests it works on at once.
     pub parallel: u32,
+    /// How many CPU cores it is counted with: its threads; 1 where a GPU computes, 0 where nobody knows.
+    #[serde(default)]
+    pub cores: u32,
 }

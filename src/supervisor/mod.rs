@@ -6,6 +6,7 @@
 //! give the same commands.
 
 mod command;
+mod cores;
 mod deaths;
 mod edits;
 mod event;
@@ -21,7 +22,11 @@ mod snapshot;
 mod states;
 mod verdict;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 pub use self::{
     command::{Command, Refusal, StopSignal},
@@ -31,6 +36,7 @@ pub use self::{
     snapshot::{SlotView, Snapshot, StateView},
 };
 use self::{
+    cores::Neighbours,
     input::Input,
     random::Random,
     slot::{Context, Slot},
@@ -168,13 +174,27 @@ impl Supervisor {
 
     /// Lets one slot handle one input, and forgets the slot if that was its end.
     fn tell(&mut self, name: &SlotName, input: Input, commands: &mut Vec<Command>) {
+        let neighbours = self.neighbours(name);
         let Some(slot) = self.slots.get_mut(name) else { return };
-        let mut context =
-            Context { now: self.now, policy: &self.policy, random: &mut self.random, commands };
+        let mut context = Context {
+            now: self.now,
+            policy: &self.policy,
+            random: &mut self.random,
+            neighbours,
+            commands,
+        };
         slot.handle(input, &mut context);
         if slot.is_gone() {
             self.forget(name);
         }
+    }
+
+    fn neighbours(&self, name: &SlotName) -> Neighbours {
+        let mut neighbours = Neighbours::default();
+        for (_, slot) in self.slots.iter().filter(|(other, _)| *other != name) {
+            neighbours.add(slot, &self.policy);
+        }
+        neighbours
     }
 
     /// Returns what is worth remembering, also of slots whose profile is gone.
@@ -217,26 +237,33 @@ impl Supervisor {
         for name in removed {
             self.tell(&name, Input::Removed, commands);
         }
+        // All are there before the first starts: each start thinks of those that are still to come.
+        let is_new = |name: &&SlotName| !self.slots.contains_key(*name);
+        let added: BTreeSet<_> = profiles.keys().filter(is_new).cloned().collect();
+        for name in &added {
+            if let Some(profile) = profiles.get(name) {
+                self.add(name, Arc::clone(profile));
+            }
+        }
         for (name, profile) in profiles {
             match self.slots.get_mut(&name) {
+                Some(_) if added.contains(&name) && profile.autostart => {
+                    self.tell(&name, Input::Load, commands);
+                }
                 Some(slot) if *slot.profile_on_disk() == profile && !slot.is_being_removed() => {}
                 Some(slot) => {
                     let previous = slot.take_edit(profile);
                     self.tell(&name, Input::Edited { previous }, commands);
                 }
-                None => self.add(&name, profile, commands),
+                None => {}
             }
         }
     }
 
-    fn add(&mut self, name: &SlotName, profile: Arc<Profile>, commands: &mut Vec<Command>) {
-        let autostart = profile.autostart;
+    fn add(&mut self, name: &SlotName, profile: Arc<Profile>) {
         let memory = self.memory.remove(name).unwrap_or_default();
         let slot = Slot::new(name.clone(), profile, memory, (self.now, &self.policy));
         self.slots.insert(name.clone(), slot);
-        if autostart {
-            self.tell(name, Input::Load, commands);
-        }
     }
 
     /// Takes over an engine that is ready, with the profile that it was started for.

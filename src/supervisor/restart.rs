@@ -111,7 +111,7 @@ fn delay(policy: &Policy, exponent: u32, random: u64) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
@@ -122,7 +122,7 @@ mod tests {
         profile::{EngineChoice, OnExit},
     };
 
-    fn profile() -> Profile {
+    pub(in crate::supervisor) fn profile() -> Profile {
         Profile {
             slot: "chat".parse().unwrap(),
             source: "chat.toml".into(),

@@ -19,11 +19,12 @@
 //! rung, `edits` about which profile is in force; `states` owns what each state does with each event. A state that waits for something carries what follows it ([`After`]), so
 //! that "wanted" is never a flag beside the state.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
     Memory,
     command::{Command, Refusal, StopSignal},
+    cores::Neighbours,
     edits,
     event::EngineInfo,
     health::Pulse,
@@ -37,6 +38,7 @@ use crate::spec::{
     Bytes, Generation, Monotime, SlotName, WaiterId,
     death::{Death, Phase},
     edit::Edits,
+    ladder::Rung,
     profile::Profile,
 };
 
@@ -46,6 +48,7 @@ pub(super) struct Context<'a> {
     pub(super) now: Monotime,
     pub(super) policy: &'a Policy,
     pub(super) random: &'a mut Random,
+    pub(super) neighbours: Neighbours,
     pub(super) commands: &'a mut Vec<Command>,
 }
 
@@ -60,6 +63,8 @@ pub(super) struct Slot {
     pub(super) since: Monotime,
     pub(super) generation: Generation,
     pub(super) engine: Option<EngineInfo>,
+    /// CPU cores that the last start is counted with: what it was promised, then what it took.
+    pub(super) cores: u32,
     pub(super) tally: Tally,
     pub(super) ladder: Ladder,
     pub(super) restarts: u32,
@@ -189,6 +194,7 @@ impl Slot {
             since: now,
             generation: memory.generation,
             engine: None,
+            cores: 0,
             tally: Tally::default(),
             ladder: Ladder::new(memory.rung, now, policy),
             restarts: 0,
@@ -245,11 +251,15 @@ impl Slot {
         // Bump before spawning: news of the old child may already be in the mailbox.
         self.generation = self.generation.next();
         self.rss = None;
+        let rung = self.ladder.start();
+        let (cores, counted) = context.neighbours.share(&self.applied_profile(), context.policy);
+        self.cores = counted;
         context.commands.push(Command::Spawn {
             slot: self.name.clone(),
             generation: self.generation,
             profile: Arc::clone(&self.profile),
-            rung: self.ladder.start(),
+            rung,
+            cores,
         });
         State::Spawning { began: context.now }
     }
@@ -387,6 +397,26 @@ impl Slot {
             deaths: self.deaths.clone(),
             loads: self.loads.clone(),
         }
+    }
+
+    /// Returns the profile with the rung that it is started on, as far as that is known.
+    pub(super) fn applied_profile(&self) -> Cow<'_, Profile> {
+        match self.ladder.rung() {
+            Some(rung) => Cow::Owned(rung.apply(&self.profile)),
+            None => Cow::Borrowed(&self.profile),
+        }
+    }
+
+    /// Returns how many CPU cores its engine is counted with, where there is one or one is ordered.
+    pub(super) fn cores_held(&self) -> Option<u32> {
+        self.has_child().then_some(self.cores)
+    }
+
+    /// Takes over what the start has found out.
+    pub(super) fn learn(&mut self, engine: EngineInfo, rungs: Arc<[Rung]>) {
+        self.cores = engine.cores;
+        self.engine = Some(engine);
+        self.ladder.learn(rungs);
     }
 
     /// Tells whether a child is there or ordered.

@@ -35,13 +35,13 @@ impl Model {
             return Err("a command after `Finish`".to_owned());
         }
         match command {
-            Command::Spawn { slot, generation, profile, rung } => {
+            Command::Spawn { slot, generation, profile, rung, cores } => {
                 let is_current = self.is_in_force(slot, profile);
                 check(is_current, || "a spawn with a profile that is not in force".to_owned())?;
                 check(self.shutdown_at.is_none(), || "a spawn while shutting down".to_owned())?;
-                let truth = self.truth(slot)?;
-                truth.spawn(moment, *generation)?;
-                truth.stand(*rung)?;
+                self.give_cores(slot, *cores)?;
+                self.truth(slot)?.spawn(moment, *generation)?;
+                self.truth(slot)?.stand(*rung)?;
             }
             Command::Signal { slot, generation, signal } => {
                 let truth = self.truth(slot)?;
@@ -96,6 +96,20 @@ impl Model {
     fn is_in_force(&self, name: &SlotName, profile: &Arc<Profile>) -> bool {
         let truth = self.slots.get(name).filter(|_| self.profiles.contains_key(name));
         truth.is_some_and(|truth| truth.profile == *profile)
+    }
+
+    /// An engine is given cores that no other has or was promised, or one where none is free.
+    fn give_cores(&mut self, name: &SlotName, cores: u32) -> Checked {
+        let others = self
+            .slots
+            .iter()
+            .filter(|(other, truth)| *other != name && !matches!(truth.child, Child::None));
+        let taken: u32 = others.map(|(_, truth)| truth.cores).sum();
+        let free = self.policy.machine.cores.saturating_sub(taken);
+        let is_free = (1..=free.max(1)).contains(&cores);
+        check(is_free, || format!("{cores} cores for {name}, free are {free}"))?;
+        self.truth(name)?.cores = cores;
+        Ok(())
     }
 
     pub(crate) fn all_gone(&self) -> bool {

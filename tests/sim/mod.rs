@@ -70,7 +70,7 @@ pub(crate) fn profile(name: &str) -> Profile {
         slot: slot(name),
         source: format!("{name}.toml").into(),
         model: None,
-        engine: EngineChoice::Command(vec!["engine".to_owned()]),
+        engine: EngineChoice::Auto,
         args: Vec::new(),
         env: std::collections::BTreeMap::new(),
         aliases: Vec::new(),
@@ -106,8 +106,12 @@ pub(crate) fn of_child(slot: &SlotName, generation: Generation, event: ChildEven
 }
 
 pub(crate) fn spawned(pid: u32) -> ChildEvent {
-    let engine =
-        EngineInfo { name: "command".to_owned(), program: "engine".to_owned(), parallel: 1 };
+    let engine = EngineInfo {
+        name: "command".to_owned(),
+        program: "engine".to_owned(),
+        parallel: 1,
+        cores: 1,
+    };
     let lower = |context| Rung { context: Some(context), ..Rung::default() };
     let rungs = [Rung::default(), lower(4096), lower(2048)].into();
     ChildEvent::Spawned { pid, engine, rungs }

@@ -44,6 +44,8 @@ pub(crate) struct Truth {
     pub(crate) rollbacks: u64,
     pub(crate) generation: Generation,
     pub(crate) child: Child,
+    /// CPU cores that its last engine has, or was promised.
+    pub(crate) cores: u32,
     /// Backoffs in a row.
     pub(crate) delays: u32,
     /// No spawn before the first, no later attempt than the second; cleared by a person or an edit.
@@ -74,6 +76,11 @@ pub(crate) struct Footing {
 }
 
 impl Footing {
+    fn learn(&mut self, rungs: usize) {
+        self.rungs = rungs;
+        self.rung = self.rung.min(rungs - 1);
+    }
+
     fn begin_anew(&mut self) {
         (self.rung, self.may_climb, self.is_on_trial) = (0, false, false);
         self.streak = None;
@@ -206,6 +213,7 @@ impl Truth {
             rollbacks: 0,
             generation: Generation::default(),
             child: Child::None,
+            cores: 0,
             delays: 0,
             attempt: None,
             gave_up: false,
@@ -300,11 +308,12 @@ impl Model {
                 self.slots.values_mut().for_each(Truth::cancel);
                 None
             }
-            Event::EngineAdopted { slot, generation, pid, profile, .. } => {
+            Event::EngineAdopted { slot, generation, pid, profile, engine } => {
                 if self.shutdown_at.is_none() && !self.profiles.contains_key(slot) {
                     self.slots.entry(slot.clone()).or_insert_with(|| {
                         let mut truth = Truth::new(Arc::clone(profile));
                         truth.generation = *generation;
+                        truth.cores = engine.cores;
                         truth.child = Child::Alive(Alive::adopted(*pid, now));
                         truth.worked = Some((Arc::clone(profile), 0));
                         truth
@@ -434,9 +443,9 @@ impl Truth {
 
     fn learn_child(&mut self, now: Monotime, event: &ChildEvent) -> Option<Unplanned> {
         match (&mut self.child, event) {
-            (Child::Ordered { .. }, ChildEvent::Spawned { pid, rungs, .. }) => {
-                self.ladder.rungs = rungs.len();
-                self.ladder.rung = self.ladder.rung.min(rungs.len() - 1);
+            (Child::Ordered { .. }, ChildEvent::Spawned { pid, rungs, engine }) => {
+                self.cores = engine.cores;
+                self.ladder.learn(rungs.len());
                 self.child = Child::Alive(Alive {
                     pid: *pid,
                     stepped_at: now,

@@ -22,8 +22,7 @@ impl Slot {
         let same = State::Spawning { began };
         match input {
             Input::Spawned { pid, engine, rungs } => {
-                self.engine = Some(engine);
-                self.ladder.learn(rungs);
+                self.learn(engine, rungs);
                 State::Starting { pid, began, stepped_at: context.now, percent: None }
             }
             Input::SpawnFailed { verdict, reason, at_unix_ms, engine } => {
@@ -76,8 +75,7 @@ impl Slot {
     ) -> State {
         match input {
             Input::Spawned { pid, engine, rungs } => {
-                self.engine = Some(engine);
-                self.ladder.learn(rungs);
+                self.learn(engine, rungs);
                 self.terminate((pid, context.now), Phase::Starting, after, context)
             }
             Input::SpawnFailed { .. } => self.settle(after, context),

@@ -169,6 +169,7 @@ impl Slot {
 
     /// Goes on with a child of an earlier daemon, at the moment that the slot is made.
     pub(in crate::supervisor) fn adopt(&mut self, pid: u32, engine: EngineInfo, policy: &Policy) {
+        self.cores = engine.cores;
         self.engine = Some(engine);
         self.note_worked();
         self.state = State::Ready(self.became_ready((pid, self.since), self.since, policy));
