@@ -67,6 +67,9 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     text.line(&format!("{}: {state} for {}", slot.slot, brief(slot.since_ms)));
     text.field("model", slot.model.clone());
     text.field("engine", Some(engine(slot)));
+    text.field("address", slot.url.clone());
+    text.field("offline", slot.absence.clone());
+    text.field("asleep", slot.asleep.filter(|asleep| *asleep).map(|_| "yes".to_owned()));
     text.field("process", slot.pid.map(|pid| process(slot, pid)));
     text.field("loading", loading(slot));
     text.field("requests", requests(slot));
@@ -335,6 +338,19 @@ mod tests {
 
         next: the next request loads it; `slotd load small` loads it at once
         ");
+    }
+
+    #[test]
+    fn somebody_elses_engine_is_told() {
+        assert_snapshot!(slot_text(&example::absent(), &[], Paint::Never), @"");
+        let asleep = SlotObject {
+            state: "ready".to_owned(),
+            absence: None,
+            asleep: Some(true),
+            in_flight: Some(0),
+            ..example::absent()
+        };
+        assert_snapshot!(slot_text(&asleep, &[], Paint::Never), @"");
     }
 
     #[test]

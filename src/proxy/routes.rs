@@ -41,13 +41,13 @@ impl RouteTable {
     pub fn build(snapshot: &Snapshot, gates: &BTreeMap<SlotName, Arc<Gate>>) -> Self {
         let mut table = Self::default();
         for (name, view) in &snapshot.slots {
-            let is_ready = matches!(view.state, StateView::Ready { .. });
+            let is_ready = view.state.takes_requests();
             let gate = gates
                 .get(name)
                 .filter(|gate| is_ready && gate.generation() == view.generation)
                 .map(Arc::clone);
             let percent = match view.state {
-                StateView::Starting { percent, .. } => percent,
+                StateView::Starting { percent, .. } | StateView::Coming { percent } => percent,
                 StateView::Offline
                 | StateView::Ready { .. }
                 | StateView::Unready { .. }
@@ -55,7 +55,10 @@ impl RouteTable {
                 | StateView::Stopping { .. }
                 | StateView::Reaping { .. }
                 | StateView::Backoff { .. }
-                | StateView::Failed => None,
+                | StateView::Failed
+                | StateView::Absent { .. }
+                | StateView::Present { .. }
+                | StateView::Parting => None,
             };
             let route = Route {
                 slot: name.clone(),
@@ -93,10 +96,10 @@ impl RouteTable {
     fn name_models(&mut self) {
         for must_be_ready in [true, false] {
             for (name, route) in &self.slots {
-                if let Some(model) = &route.profile.model
+                if let Some(model) = route.profile.model_name()
                     && (route.gate.is_some() || !must_be_ready)
                 {
-                    self.names.insert_if_free(&model.typed(), name);
+                    self.names.insert_if_free(&model, name);
                 }
             }
         }

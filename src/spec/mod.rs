@@ -4,11 +4,13 @@
 //! means, why a child died. It never does I/O and depends on nothing above it.
 
 pub mod death;
+mod endpoint;
 pub mod identity;
 pub mod ladder;
 mod name;
 pub mod profile;
 mod quantity;
 
+pub use endpoint::Endpoint;
 pub use name::{Generation, NameFault, SlotName, WaiterId};
 pub use quantity::{Bytes, Monotime, QuantityFault, parse_duration};

@@ -24,7 +24,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 pub use self::{
     command::{Command, Refusal, StopSignal},
-    event::{ChildEvent, EngineInfo, Event, SlotEvent},
+    event::{ChildEvent, EngineInfo, Event, Sight, SlotEvent},
     health::Vitals,
     policy::Policy,
     snapshot::{SlotView, Snapshot, StateView},
@@ -226,11 +226,12 @@ impl Supervisor {
     }
 
     fn add(&mut self, name: &SlotName, profile: Arc<Profile>, commands: &mut Vec<Command>) {
-        let autostart = profile.autostart;
+        // Nobody has to ask for an engine that runs anyway.
+        let is_wanted = profile.autostart || profile.is_external();
         let memory = self.memory.remove(name).unwrap_or_default();
         let slot = Slot::new(name.clone(), profile, memory, (self.now, &self.policy));
         self.slots.insert(name.clone(), slot);
-        if autostart {
+        if is_wanted {
             self.tell(name, Input::Load, commands);
         }
     }

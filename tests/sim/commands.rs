@@ -7,7 +7,7 @@ use slotd::{
     supervisor::{ChildEvent, Command, Event, Refusal, SlotEvent, StopSignal},
 };
 
-use super::model::{Alive, Child, Drain, Model, Truth, Unplanned};
+use super::model::{Alive, Child, Drain, Model, Outside, Seen, Truth, Unplanned};
 
 type Checked<T = ()> = Result<T, String>;
 
@@ -36,9 +36,17 @@ impl Model {
                 let is_current = self.profiles.get(slot).is_some_and(|known| known == profile);
                 check(is_current, || "a spawn with a profile that is not in force".to_owned())?;
                 check(self.shutdown_at.is_none(), || "a spawn while shutting down".to_owned())?;
+                check(!profile.is_external(), || "a spawn of what is not ours".to_owned())?;
                 let truth = self.truth(slot)?;
                 truth.spawn(moment, *generation)?;
                 truth.stand(*rung)?;
+            }
+            Command::Watch { slot, generation, profile } => {
+                let is_current = self.profiles.get(slot).is_some_and(|known| known == profile);
+                check(is_current, || "a watch by a profile that is not in force".to_owned())?;
+                check(self.shutdown_at.is_none(), || "a watch while shutting down".to_owned())?;
+                check(profile.is_external(), || "a watch over our own".to_owned())?;
+                self.truth(slot)?.watch(moment, *generation)?;
             }
             Command::Signal { slot, generation, signal } => {
                 let truth = self.truth(slot)?;
@@ -57,10 +65,15 @@ impl Model {
                 truth.cut(moment.now)?;
             }
             Command::Leave { slot, generation } => {
-                check(self.shutdown_at.is_some(), || "left while the daemon lives".to_owned())?;
+                let is_shutdown = self.shutdown_at.is_some();
                 let truth = self.truth(slot)?;
                 truth.is_present(*generation)?;
-                truth.leave()?;
+                if let Child::Outside(outside) = truth.child {
+                    truth.look_away(moment, slot, outside)?;
+                } else {
+                    check(is_shutdown, || "left while the daemon lives".to_owned())?;
+                    truth.leave()?;
+                }
             }
             Command::MeasureActivity { slot, generation } => {
                 let truth = self.truth(slot)?;
@@ -107,6 +120,10 @@ impl Model {
     fn grant(&mut self, waiter: WaiterId) -> Checked {
         let slot = self.answered(waiter)?;
         let truth = self.truth(&slot)?;
+        if let Child::Outside(outside) = truth.child {
+            let takes_requests = outside.seen == Seen::Ready && outside.drain.is_none();
+            return check(takes_requests, || format!("{waiter:?} was granted who is not there"));
+        }
         let Child::Alive(alive) = truth.child else {
             return Err(format!("{waiter:?} was granted a slot without a child"));
         };
@@ -125,6 +142,13 @@ impl Model {
             Refusal::LoadFailed { .. } => {
                 self.slots.get(&slot).is_some_and(|truth| truth.attempt.is_some())
             }
+            Refusal::Absent { .. } => self.slots.get(&slot).is_some_and(|truth| {
+                matches!(truth.child, Child::Outside(Outside { seen: Seen::Nothing, .. }))
+            }),
+            Refusal::SetAside => self
+                .slots
+                .get(&slot)
+                .is_some_and(|truth| truth.is_put_down && truth.profile.is_external()),
             Refusal::Failed { .. } => self.slots.get(&slot).is_some_and(|truth| truth.gave_up),
         };
         check(is_fair, || format!("{waiter:?} was refused without cause: {refusal:?}"))
@@ -158,6 +182,41 @@ impl Truth {
         }
         self.generation = generation;
         self.child = Child::Ordered { is_cancelled: false };
+        Ok(())
+    }
+
+    /// An engine that is not ours is looked at anew only while it is not there.
+    fn watch(&mut self, moment: Moment<'_>, generation: Generation) -> Checked {
+        let is_new = generation > self.generation;
+        check(is_new, || format!("generation {generation} after {}", self.generation))?;
+        check(!self.is_put_down, || "a watch after an unload".to_owned())?;
+        let seen = match self.child {
+            Child::None => Seen::Unknown,
+            Child::Outside(Outside { seen: Seen::Nothing, drain: None }) => match moment.event {
+                Event::Slot { event: SlotEvent::Child { .. }, .. } => Seen::Nothing,
+                _ => Seen::Unknown,
+            },
+            other => return Err(format!("a watch in place of {other:?}")),
+        };
+        (self.attempt, self.gave_up) = (None, false);
+        self.generation = generation;
+        self.child = Child::Outside(Outside { seen, drain: None });
+        Ok(())
+    }
+
+    /// Requests in flight end first, or have had their time.
+    fn look_away(&mut self, moment: Moment<'_>, slot: &SlotName, outside: Outside) -> Checked {
+        match outside.drain {
+            Some(drain) => check(drain.is_drained || drain.is_cut, || {
+                "looked away with requests in flight".to_owned()
+            })?,
+            None => {
+                let is_ordered = moment.is_order_to_stop(slot);
+                check(is_ordered, || "looked away without an order".to_owned())?;
+                check(!outside.may_serve(), || "looked away without a drain".to_owned())?;
+            }
+        }
+        self.child = Child::None;
         Ok(())
     }
 
@@ -233,6 +292,13 @@ impl Truth {
         let is_ordered = moment.is_order_to_stop(slot);
         let is_climb = moment.says_room(self);
         self.ladder.may_climb = is_climb;
+        if let Child::Outside(outside) = &mut self.child {
+            let may_drain = outside.may_serve() && outside.drain.is_none() && is_ordered;
+            check(may_drain, || format!("a drain that nobody ordered of {outside:?}"))?;
+            let drain = Drain { cut_at, is_drained: false, is_cut: false, is_leaving: true };
+            outside.drain = Some(drain);
+            return Ok(());
+        }
         let keeps = self.profile.on_exit == OnExit::Keep;
         let alive = self.alive()?;
         let is_serving =
@@ -255,8 +321,11 @@ impl Truth {
     }
 
     fn cut(&mut self, now: Monotime) -> Checked {
-        let alive = self.alive()?;
-        let Some(drain) = &mut alive.drain else {
+        let drain = match &mut self.child {
+            Child::Outside(outside) => &mut outside.drain,
+            _ => &mut self.alive()?.drain,
+        };
+        let Some(drain) = drain else {
             return Err("requests were cut without a drain".to_owned());
         };
         check(drain.cut_at <= now, || "requests were cut before the deadline".to_owned())?;

@@ -11,7 +11,7 @@ use std::{
 
 use slotd::{
     spec::{Generation, Monotime, SlotName, WaiterId, death::Verdict, profile::Profile},
-    supervisor::{ChildEvent, Event, Policy, SlotEvent},
+    supervisor::{ChildEvent, Event, Policy, Sight, SlotEvent},
 };
 
 use super::rules::needs_person;
@@ -133,6 +133,31 @@ pub(crate) enum Child {
     Dead {
         pid: u32,
     },
+    /// Somebody else's, watched.
+    Outside(Outside),
+}
+
+/// An engine that somebody else runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outside {
+    pub(crate) seen: Seen,
+    pub(crate) drain: Option<Drain>,
+}
+
+/// What the last look saw.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Seen {
+    Unknown,
+    Nothing,
+    Loading,
+    Ready,
+}
+
+impl Outside {
+    /// Tells whether requests may be in flight there.
+    pub(crate) fn may_serve(self) -> bool {
+        matches!(self.seen, Seen::Loading | Seen::Ready)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -217,6 +242,11 @@ impl Truth {
         match self.child {
             Child::None | Child::Dead { .. } => now,
             Child::Ordered { .. } => now.after(grace),
+            Child::Outside(outside) => match outside.drain {
+                Some(drain) => drain.cut_at,
+                None if outside.may_serve() => now.after(grace),
+                None => now,
+            },
             Child::Alive(alive) => match (alive.is_killed, alive.kill_at, alive.drain) {
                 (true, _, _) => now,
                 (false, Some(kill_at), _) => kill_at,
@@ -241,6 +271,9 @@ impl Truth {
             )
             | (Child::Alive(_), ChildEvent::Exited { .. })
             | (Child::Dead { .. }, ChildEvent::Reaped) => true,
+            (Child::Outside(outside), ChildEvent::Looked { .. }) => outside.drain.is_none(),
+            (Child::Outside(outside), ChildEvent::Drained) => outside.drain.is_some(),
+            (Child::Outside(_), _) | (Child::Alive(_), ChildEvent::Looked { .. }) => false,
             (Child::Alive(alive), _) if alive.is_stopping() => false,
             (Child::Alive(alive), ChildEvent::Drained) => alive.drain.is_some(),
             (Child::Alive(_), ChildEvent::MemoryMeasured { .. }) => true,
@@ -327,7 +360,8 @@ impl Model {
                 truth.ladder.rungs = 0;
             }
             truth.is_put_down &= had;
-            if profile.autostart || profile.essential {
+            let comes_by_itself = profile.is_external() && !truth.profile.is_external();
+            if profile.autostart || profile.essential || comes_by_itself {
                 truth.is_put_down = false;
             }
             truth.profile = Arc::clone(profile);
@@ -367,7 +401,8 @@ impl Model {
                 }
                 truth.is_put_down = true;
             }
-            SlotEvent::Demanded { .. } => truth.is_put_down = false,
+            // One that was set aside waits for a person.
+            SlotEvent::Demanded { .. } => truth.is_put_down &= truth.profile.is_external(),
             SlotEvent::WaiterLeft { .. } => {}
             SlotEvent::Child { generation, event } => {
                 if *generation == truth.generation && truth.expects(event) {
@@ -438,6 +473,18 @@ impl Truth {
                 }
             }
             (Child::Dead { .. }, ChildEvent::Reaped) => self.child = Child::None,
+            (Child::Outside(outside), ChildEvent::Looked { sight }) => {
+                outside.seen = match sight {
+                    Sight::Absent { .. } => Seen::Nothing,
+                    Sight::Loading { .. } => Seen::Loading,
+                    Sight::Present { .. } => Seen::Ready,
+                };
+            }
+            (Child::Outside(outside), ChildEvent::Drained) => {
+                if let Some(drain) = &mut outside.drain {
+                    drain.is_drained = true;
+                }
+            }
             _ => {}
         }
         None

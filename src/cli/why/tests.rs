@@ -342,3 +342,8 @@ fn json_has_the_same_story() {
     assert_eq!(story["death"]["confidence"], "certain");
     assert!(story["how_we_know"].is_array() && story["earlier"].is_array(), "{story}");
 }
+
+#[test]
+fn somebody_elses_engine_has_a_story_without_a_death() {
+    assert_snapshot!(text(&example::absent()), @"");
+}
