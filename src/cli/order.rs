@@ -276,8 +276,11 @@ mod tests {
           next: fetch the model again, or name another in /etc/slotd/profiles/vision.toml, then `slotd load vision`
         ");
         assert_snapshot!(undone(Outcome::Unloaded, &example::offline()), @"small was unloaded meanwhile, by somebody else or because the daemon stops");
-        assert_snapshot!(undone(Outcome::Absent, &example::absent()), @"");
-        assert_snapshot!(done(Order::Unload, &ready, &example::absent()), @"");
+        assert_snapshot!(undone(Outcome::Absent, &example::absent()), @r"
+        remote is offline: nobody listens at http://127.0.0.1:8080
+          next: start it at http://127.0.0.1:8080: slotd does not run this engine, and sends requests there as soon as it answers
+        ");
+        assert_snapshot!(done(Order::Unload, &ready, &example::absent()), @"remote: set aside, no request goes to its engine until `slotd load remote`; whoever runs it can stop it");
         assert_snapshot!(left(Order::Load, &ready), @"the load of `chat` goes on without you; `slotd status chat` follows it");
     }
 }

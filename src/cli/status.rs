@@ -342,7 +342,16 @@ mod tests {
 
     #[test]
     fn somebody_elses_engine_is_told() {
-        assert_snapshot!(slot_text(&example::absent(), &[], Paint::Never), @"");
+        assert_snapshot!(slot_text(&example::absent(), &[], Paint::Never), @r"
+        remote: offline for 12m
+          model     qwen
+          engine    external
+          address   http://127.0.0.1:8080
+          offline   nobody listens at http://127.0.0.1:8080
+          profile   /etc/slotd/profiles/remote.toml
+
+        next: start it at http://127.0.0.1:8080: slotd does not run this engine, and sends requests there as soon as it answers
+        ");
         let asleep = SlotObject {
             state: "ready".to_owned(),
             absence: None,
@@ -350,7 +359,17 @@ mod tests {
             in_flight: Some(0),
             ..example::absent()
         };
-        assert_snapshot!(slot_text(&asleep, &[], Paint::Never), @"");
+        assert_snapshot!(slot_text(&asleep, &[], Paint::Never), @r"
+        remote: ready for 12m
+          model     qwen
+          engine    external
+          address   http://127.0.0.1:8080
+          asleep    yes
+          requests  0 running, 0 waiting
+          profile   /etc/slotd/profiles/remote.toml
+
+        next: nothing to do: the next request wakes it
+        ");
     }
 
     #[test]
