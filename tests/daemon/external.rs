@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::common::{DEADLINE, Daemon, fake_engine, is_alive, scratch};
+use super::common::{DEADLINE, Daemon, fake_engine, is_alive, llama_server, model, scratch};
 
 /// An engine of the test's own, on a socket of the test's own.
 struct Engine {
@@ -218,4 +218,36 @@ async fn orders_say_what_slotd_cannot_do() {
     assert!(text.contains(&format!("start it at unix:{socket}")), "{text}");
     let text = said("restart").await;
     assert!(text.contains("somebody else runs the engine of `remote`"), "{text}");
+}
+
+/// A llama-server of the test's own, which sleeps after a second without work.
+fn sleepy_llama(socket: &str) -> Engine {
+    let mut command = Command::new(llama_server());
+    command.arg("--model").arg(model()).args(["--host", socket, "--alias", "up"]);
+    command.args(["-c", "512", "-t", "1", "--no-webui", "--sleep-idle-seconds", "1"]);
+    Engine::start(command)
+}
+
+#[tokio::test]
+async fn a_sleeping_llama_server_is_ready_is_left_asleep_and_wakes_for_a_request() {
+    let (daemon, socket) = daemon("model = \"up\"").await;
+    absent(&daemon).await;
+    let engine = sleepy_llama(&socket);
+    let slot = daemon.until("remote", "asleep", |slot| slot["asleep"] == true).await;
+    assert_eq!(slot["state"], "ready");
+    // Several looks at its sleep.
+    let asked = reqwest::Client::builder().unix_socket(socket.as_str()).build().unwrap();
+    for _ in 0..3 {
+        tokio::time::sleep(std::time::Duration::from_millis(2100)).await;
+        let props = asked.get("http://up/props").send().await.unwrap();
+        assert_eq!(props.json::<Value>().await.unwrap()["is_sleeping"], true, "a look woke it");
+    }
+    assert_eq!(daemon.chat("remote").await.status(), 200);
+    // The same again after somebody stopped it and started another.
+    engine.end(Signal::SIGTERM).await;
+    absent(&daemon).await;
+    drop(fs::remove_file(&socket));
+    let _engine = sleepy_llama(&socket);
+    daemon.until_state("remote", "ready").await;
+    assert_eq!(daemon.chat("up").await.status(), 200);
 }
