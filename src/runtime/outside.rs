@@ -84,6 +84,7 @@ pub(super) async fn watch(external: External, gate: Arc<Gate>, reporter: Reporte
     let mut watch = Watch { external, gate, told: None, unanswered: 0, pause: ABSENT_PAUSE };
     loop {
         let look = probe.look(watch.deadline()).await;
+        debug!(slot = %watch.gate.slot(), health = ?look.health, "engine looked at");
         if let Some(sight) = watch.see(look)
             && watch.told.as_ref() != Some(&sight)
         {
@@ -153,7 +154,6 @@ impl Watch {
     /// Unknown is not down, but for one that never answered, or no longer does and has nothing to do.
     fn unanswered(&mut self, url: &str) -> Option<Sight> {
         self.unanswered += 1;
-        debug!(slot = %self.gate.slot(), "engine did not answer a look");
         let was_there = matches!(self.told, Some(Sight::Loading { .. } | Sight::Present { .. }));
         if was_there && self.unanswered < UNANSWERED {
             return None;

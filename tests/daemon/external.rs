@@ -1,6 +1,6 @@
 //! Engines that somebody else runs: here the test itself, outside of slotd.
 
-use std::{fs, path::PathBuf, process::Stdio};
+use std::{fs, path::PathBuf, process::Stdio, time::Duration};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -9,7 +9,7 @@ use nix::{
 use serde_json::{Value, json};
 use tokio::{
     process::{Child, Command},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 use super::common::{DEADLINE, Daemon, fake_engine, is_alive, llama_server, model, scratch};
@@ -220,6 +220,16 @@ async fn orders_say_what_slotd_cannot_do() {
     assert!(text.contains("somebody else runs the engine of `remote`"), "{text}");
 }
 
+/// Waits for so many more looks of slotd's.
+async fn looks(daemon: &Daemon, more: usize) {
+    let count = || daemon.log().matches("engine looked at").count();
+    let (before, end) = (count(), Instant::now() + DEADLINE);
+    while count() < before + more {
+        assert!(Instant::now() < end, "slotd does not look");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// A llama-server of the test's own, which sleeps after a second without work.
 fn sleepy_llama(socket: &str) -> Engine {
     let mut command = Command::new(llama_server());
@@ -235,13 +245,10 @@ async fn a_sleeping_llama_server_is_ready_is_left_asleep_and_wakes_for_a_request
     let engine = sleepy_llama(&socket);
     let slot = daemon.until("remote", "asleep", |slot| slot["asleep"] == true).await;
     assert_eq!(slot["state"], "ready");
-    // Several looks at its sleep.
+    looks(&daemon, 2).await;
     let asked = reqwest::Client::builder().unix_socket(socket.as_str()).build().unwrap();
-    for _ in 0..3 {
-        tokio::time::sleep(std::time::Duration::from_millis(2100)).await;
-        let props = asked.get("http://up/props").send().await.unwrap();
-        assert_eq!(props.json::<Value>().await.unwrap()["is_sleeping"], true, "a look woke it");
-    }
+    let props = asked.get("http://up/props").send().await.unwrap();
+    assert_eq!(props.json::<Value>().await.unwrap()["is_sleeping"], true, "a look woke it");
     assert_eq!(daemon.chat("remote").await.status(), 200);
     // The same again after somebody stopped it and started another.
     engine.end(Signal::SIGTERM).await;
