@@ -79,6 +79,7 @@ impl Machine {
             args: Vec::new(),
             env: [].into(),
             aliases: Vec::new(),
+            routes: Vec::new(),
             capabilities: Vec::new(),
             context: None,
             parallel: None,

@@ -47,6 +47,8 @@ pub struct SlotObject {
     pub reason: Option<String>,
     /// Other names that clients may use.
     pub aliases: Vec<String>,
+    /// Names that it serves together with other slots.
+    pub routes: Vec<String>,
     /// What it is offered for.
     pub capabilities: Vec<Capability>,
     /// The engine's program, once one was chosen.
@@ -151,6 +153,7 @@ impl SlotObject {
             verdict: last.map(|death| death.verdict),
             reason: last.map(|death| death.reason.clone()),
             aliases: profile.aliases.clone(),
+            routes: profile.routes.clone(),
             capabilities: Capability::ALL.into_iter().filter(|one| profile.offers(*one)).collect(),
             program: engine.map(|engine| engine.program.clone()),
             since_ms: ms(since),

@@ -125,6 +125,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         args: Vec::new(),
         env: BTreeMap::new(),
         aliases: vec!["gpt-4o".to_owned()],
+        routes: Vec::new(),
         capabilities: Vec::new(),
         context: None,
         parallel: Some(4),
@@ -219,6 +220,7 @@ async fn a_slot_is_shown_with_every_key() {
       "aliases": [
         "gpt-4o"
       ],
+      "routes": [],
       "capabilities": [
         "chat",
         "completion",

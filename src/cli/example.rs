@@ -32,6 +32,7 @@ pub(super) fn ready() -> SlotObject {
         verdict: None,
         reason: None,
         aliases: vec!["gpt-4o".to_owned(), "default".to_owned()],
+        routes: Vec::new(),
         capabilities: Capability::ALL.to_vec(),
         program: Some("/usr/libexec/slotd/llama-server".to_owned()),
         since_ms: 754_000,
@@ -91,6 +92,7 @@ pub(super) fn starting() -> SlotObject {
         in_flight: Some(0),
         waiting: 5,
         aliases: Vec::new(),
+        routes: Vec::new(),
         source: PathBuf::from("/etc/slotd/profiles/coder-large.toml"),
         ..ready()
     }
@@ -130,6 +132,7 @@ pub(super) fn backoff() -> SlotObject {
         in_flight: None,
         rss_bytes: None,
         aliases: Vec::new(),
+        routes: Vec::new(),
         tally: 2,
         source: PathBuf::from("/etc/slotd/profiles/embed.toml"),
         deaths: vec![killed],
@@ -189,6 +192,7 @@ pub(super) fn offline() -> SlotObject {
         rss_bytes: None,
         parallel: None,
         aliases: Vec::new(),
+        routes: Vec::new(),
         loads_ms: Vec::new(),
         source: PathBuf::from("/etc/slotd/profiles/small.toml"),
         ..ready()
@@ -205,6 +209,7 @@ pub(super) fn unready() -> SlotObject {
         parallel: Some(1),
         expected_load_ms: None,
         aliases: Vec::new(),
+        routes: Vec::new(),
         source: PathBuf::from("/etc/slotd/profiles/voice.toml"),
         ..ready()
     }

@@ -73,7 +73,11 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     text.field("process", slot.pid.map(|pid| process(slot, pid)));
     text.field("loading", loading(slot));
     text.field("requests", requests(slot));
-    text.field("names", Some(slot.aliases.join(", ")).filter(|names| !names.is_empty()));
+    text.field(
+        "names",
+        Some([&slot.aliases[..], &slot.routes].concat().join(", "))
+            .filter(|names| !names.is_empty()),
+    );
     text.field("profile", Some(slot.source.display().to_string()));
     text.field("loads in", slot.expected_load_ms.map(|ms| format!("about {}", brief(ms))));
     text.field("rung", rung(slot));

@@ -64,6 +64,12 @@ pub(super) struct ProfileFile {
     #[schemars(with = "Vec<String>", length(max = 64), inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._/:@+-]+$")), extend("default" = []))]
     pub(super) aliases: Vec<At<String>>,
 
+    /// Names that lead to this slot and to every other slot that lists them: a request goes to one
+    /// that is ready, the least busy of them, or the one that knows its beginning. Written as aliases
+    /// are; no slot or alias may have the name. Default: none.
+    #[schemars(with = "Vec<String>", length(max = 64), inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._/:@+-]+$")), extend("default" = []))]
+    pub(super) routes: Vec<At<String>>,
+
     /// What the slot is offered for: `chat`, `completion`, `embed`. Default: all that the engine can
     /// do. `["embed"]` alone starts the engine for embeddings.
     #[schemars(with = "Vec<String>", extend("items" = { "enum": ["chat", "completion", "embed"] }, "default" = []))]
@@ -153,7 +159,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 21] = [
+pub(super) const KEYS: [&str; 22] = [
     "model",
     "engine",
     "command",
@@ -161,6 +167,7 @@ pub(super) const KEYS: [&str; 21] = [
     "args",
     "env",
     "aliases",
+    "routes",
     "capabilities",
     "context",
     "parallel",
@@ -195,6 +202,7 @@ impl ProfileFile {
             args: walk.take_texts("args", MayBeEmpty::Yes).unwrap_or_default(),
             env: walk.take_pairs("env").unwrap_or_default(),
             aliases: walk.take_texts("aliases", MayBeEmpty::No).unwrap_or_default(),
+            routes: walk.take_texts("routes", MayBeEmpty::No).unwrap_or_default(),
             capabilities: walk
                 .take_choices("capabilities", &Capability::ALL.map(|c| (c.as_str(), c)))
                 .unwrap_or_default(),

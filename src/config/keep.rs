@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{fault::Fault, load::Loaded};
+use super::{fault::Fault, load::Loaded, names::Sharing};
 use crate::spec::{SlotName, profile::Profile};
 
 /// Holds the profiles in force and remembers which faults were reported.
@@ -54,7 +54,8 @@ impl Keeper {
 /// 1. A file without faults gives its profile. Where it says what it said, the `Arc` is the same.
 /// 2. A file with faults keeps the profile that worked; so does a directory that cannot be read.
 /// 3. A file that is gone takes its profile with it.
-/// 4. A name leads to one slot: a kept profile gives up an alias that a new one has taken.
+/// 4. A name leads to one slot, unless it is a route of all that have it: a kept profile gives up a
+///    name that a new one has taken.
 pub fn merge(
     previous: &BTreeMap<SlotName, Arc<Profile>>,
     loaded: &Loaded,
@@ -71,15 +72,19 @@ pub fn merge(
         .iter()
         .filter(|(slot, profile)| !merged.contains_key(*slot) && is_kept(profile, &loaded.faults))
         .collect();
-    let taken: BTreeSet<String> =
-        merged.values().flat_map(|profile| profile.aliases.iter().cloned()).collect();
-    merged
-        .extend(kept.into_iter().map(|(slot, profile)| {
-            (slot.clone(), without(profile, |alias| taken.contains(alias)))
-        }));
+    let names = |of: fn(&Profile) -> &Vec<String>| -> BTreeSet<String> {
+        merged.values().flat_map(|profile| of(profile).iter().cloned()).collect()
+    };
+    let (aliases, routes) = (names(|profile| &profile.aliases), names(|profile| &profile.routes));
+    merged.extend(kept.into_iter().map(|(slot, profile)| {
+        let is_taken = |name: &str, sharing| {
+            aliases.contains(name) || (sharing == Sharing::Alone && routes.contains(name))
+        };
+        (slot.clone(), without(profile, is_taken))
+    }));
     let slots: BTreeSet<SlotName> = merged.keys().cloned().collect();
     for profile in merged.values_mut() {
-        *profile = without(profile, |alias| slots.contains(alias));
+        *profile = without(profile, |name, _| slots.contains(name));
     }
     merged
 }
@@ -97,12 +102,17 @@ fn is_kept(profile: &Profile, faults: &[Fault]) -> bool {
     })
 }
 
-/// Takes aliases out of a profile. (4)
-fn without(profile: &Arc<Profile>, is_taken: impl Fn(&str) -> bool) -> Arc<Profile> {
-    if !profile.aliases.iter().any(|alias| is_taken(alias)) {
+/// Takes names out of a profile. (4)
+fn without(profile: &Arc<Profile>, is_taken: impl Fn(&str, Sharing) -> bool) -> Arc<Profile> {
+    let is_free = |name: &String, sharing| !is_taken(name, sharing);
+    let (alias, route) = (Sharing::Alone, Sharing::Shared);
+    if profile.aliases.iter().all(|name| is_free(name, alias))
+        && profile.routes.iter().all(|name| is_free(name, route))
+    {
         return Arc::clone(profile);
     }
     let mut profile = Profile::clone(profile);
-    profile.aliases.retain(|alias| !is_taken(alias));
+    profile.aliases.retain(|name| is_free(name, alias));
+    profile.routes.retain(|name| is_free(name, route));
     Arc::new(profile)
 }

@@ -11,7 +11,8 @@ use super::{
     daemon::{self, FILE_NAME},
     disk,
     fault::Fault,
-    profile::{self, Claim},
+    names::{Claim, Sharing},
+    profile,
 };
 use crate::spec::{NameFault, SlotName, profile::Profile};
 
@@ -120,7 +121,7 @@ impl Survey {
 
     fn finish(mut self) -> Loaded {
         self.refuse_same_slot();
-        self.refuse_same_alias();
+        self.refuse_same_name();
         let refused: BTreeSet<&Path> =
             self.faults.iter().filter_map(|fault| fault.file.as_deref()).collect();
         let profiles = self
@@ -149,33 +150,43 @@ impl Survey {
         }
     }
 
-    fn refuse_same_alias(&mut self) {
+    fn refuse_same_name(&mut self) {
         let mut holders: BTreeMap<&str, Vec<(&Seen, &Claim)>> = BTreeMap::new();
         for seen in &self.files {
             for claim in &seen.claims {
-                holders.entry(&claim.alias).or_default().push((seen, claim));
+                holders.entry(&claim.name).or_default().push((seen, claim));
             }
         }
         let mut faults = Vec::new();
-        for (alias, holders) in holders {
-            for (seen, claim) in &holders {
-                let slot = self.files.iter().find(|other| other.slot.as_str() == alias);
-                let twin = holders.iter().find(|(other, _)| other.slot != seen.slot);
-                let message = match (slot, twin) {
+        for (name, holders) in holders {
+            for holder in &holders {
+                let slot = self.files.iter().find(|other| other.slot.as_str() == name);
+                let message = match (slot, twin(holder, &holders)) {
                     (Some(slot), _) => {
-                        format!("`{alias}` is the name of the slot of {}", slot.file.display())
+                        format!("`{name}` is the name of the slot of {}", slot.file.display())
                     }
-                    (None, Some((other, _))) => {
-                        format!("`{alias}` is an alias in {} too", other.file.display())
-                    }
+                    (None, Some(twin)) => format!("`{name}` is {twin}"),
                     (None, None) => continue,
                 };
-                let fault = Fault { message, ..claim.place.clone() };
-                faults.push(fault.with_hint("a name leads to one slot: take it out of one file"));
+                let fault = Fault { message, ..holder.1.place.clone() };
+                let hint = "a name leads to one slot: take it out of one file, or make it one of \
+                            `routes` in each";
+                faults.push(fault.with_hint(hint));
             }
         }
         self.faults.append(&mut faults);
     }
+}
+
+/// Says who else claims a name that not all have as a route.
+fn twin((seen, claim): &(&Seen, &Claim), holders: &[(&Seen, &Claim)]) -> Option<String> {
+    let (other, theirs) = holders.iter().find(|(other, theirs)| {
+        let is_shared = [claim, theirs].iter().all(|c| c.sharing == Sharing::Shared);
+        other.slot != seen.slot && !is_shared
+    })?;
+    let article = if theirs.sharing == Sharing::Alone { "an" } else { "a" };
+    let too = if theirs.sharing == claim.sharing { " too" } else { "" };
+    Some(format!("{article} {} in {}{too}", theirs.sharing.noun(), other.file.display()))
 }
 
 /// Reads the slot's name from the name of its file.

@@ -20,6 +20,7 @@ mod keep;
 mod ladder;
 mod load;
 mod model;
+mod names;
 mod profile;
 mod schema;
 mod syntax;

@@ -10,7 +10,9 @@ use super::{
     external,
     fault::Fault,
     file::{EngineKey, ProfileFile},
-    ladder, model, syntax,
+    ladder, model,
+    names::{self, Claim, Sharing},
+    syntax,
     walk::{At, Walk},
 };
 use crate::spec::{
@@ -18,28 +20,15 @@ use crate::spec::{
     profile::{EngineChoice, External, ModelSource, Profile},
 };
 
-/// The longest alias, in bytes.
-const MAX_ALIAS: usize = 128;
-/// The most aliases of a slot.
-const MAX_ALIASES: usize = 64;
-
 /// What became of one file.
 #[derive(Debug)]
 pub(super) struct Reading {
     /// The profile; none when there is a fault.
     pub(super) profile: Option<Profile>,
-    /// The aliases that the file claims, also when it has faults elsewhere.
+    /// The names that the file claims, also when it has faults elsewhere.
     pub(super) claims: Vec<Claim>,
     /// Every fault, in the order of the file.
     pub(super) faults: Vec<Fault>,
-}
-
-/// A name that a file claims for its slot, and where.
-#[derive(Clone, Debug)]
-pub(super) struct Claim {
-    pub(super) alias: String,
-    /// A fault without a message, at the place of the alias.
-    pub(super) place: Fault,
 }
 
 /// Reads the text of one profile.
@@ -57,7 +46,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
     let endpoint = external::check(&mut walk, &typed);
     let model = mean_model(&mut walk, &typed, file, context);
     let env = mean_env(&mut walk, &typed.env);
-    let claims = mean_aliases(&mut walk, &typed.aliases, slot, file, text);
+    let claims = names::claims(&mut walk, &typed, slot, (file, text));
 
     let faults = walk.into_faults();
     let profile =
@@ -68,7 +57,8 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
             engine,
             args: typed.args.into_iter().map(|argument| argument.value).collect(),
             env,
-            aliases: claims.iter().map(|claim| claim.alias.clone()).collect(),
+            aliases: names::of(&claims, Sharing::Alone),
+            routes: names::of(&claims, Sharing::Shared),
             capabilities: typed.capabilities,
             context: typed.context,
             parallel: typed.parallel,
@@ -144,51 +134,4 @@ fn mean_env(walk: &mut Walk<'_>, pairs: &[(At<String>, At<String>)]) -> BTreeMap
         }
     }
     env
-}
-
-fn mean_aliases(
-    walk: &mut Walk<'_>,
-    aliases: &[At<String>],
-    slot: &SlotName,
-    file: &Path,
-    text: &str,
-) -> Vec<Claim> {
-    let mut claims: Vec<Claim> = Vec::new();
-    if let Some(alias) = aliases.get(MAX_ALIASES) {
-        let message = format!("a slot has at most {MAX_ALIASES} aliases");
-        walk.refuse_value(alias, message, "take this one and those after it out");
-    }
-    for alias in aliases.iter().take(MAX_ALIASES) {
-        let name = alias.value.as_str();
-        if let Some(message) = bad_alias(name) {
-            let hint = "use the name that clients send as `model`, `gpt-4o-mini` say";
-            walk.refuse_value(alias, message, hint);
-        } else if name == slot.as_str() {
-            let message = format!("`{name}` is the slot's own name already");
-            walk.refuse_value(alias, message, "take it out");
-        } else if claims.iter().any(|claim| claim.alias == name) {
-            let message = format!("`{name}` is there twice");
-            walk.refuse_value(alias, message, "take one of the two out");
-        } else {
-            let place = Fault::of_file(file, "").with_key(&alias.key).at(text, alias.offset);
-            claims.push(Claim { alias: name.to_owned(), place });
-        }
-    }
-    claims
-}
-
-fn bad_alias(alias: &str) -> Option<String> {
-    if alias.len() > MAX_ALIAS {
-        return Some(format!(
-            "an alias has at most {MAX_ALIAS} bytes, this one has {}",
-            alias.len()
-        ));
-    }
-    let is_allowed =
-        |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':' | '@' | '+');
-    let bad = alias.chars().find(|c| !is_allowed(*c))?;
-    Some(format!(
-        "`{}` does not fit, an alias is made of `a-z A-Z 0-9 . _ - / : @ +`",
-        bad.escape_debug()
-    ))
 }

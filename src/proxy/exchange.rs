@@ -18,6 +18,7 @@ use super::{
     gate::{Ending, Gate, GateRefusal, Lease},
     normalise,
     record::Fingerprint,
+    replicas::Candidates,
     reply::Fault,
     upstream::SendFault,
 };
@@ -34,7 +35,8 @@ const REFUSAL_DEADLINE: Duration = Duration::from_secs(10);
 /// A request as it will be sent, as often as it has to be.
 #[derive(Clone, Debug)]
 pub(super) struct Order {
-    pub(super) slot: SlotName,
+    /// The slots that may serve it.
+    pub(super) candidates: Candidates,
     pub(super) path: Uri,
     pub(super) headers: HeaderMap,
     pub(super) bytes: Bytes,
@@ -43,67 +45,73 @@ pub(super) struct Order {
     pub(super) deadline: Instant,
 }
 
-/// Brings a request to its slot's engine, waiting for the engine where it must, and returns the
-/// engine's answer if that is no refusal.
+/// Brings a request to an engine, waiting for one where it must, and returns the engine's answer if
+/// that is no refusal.
 ///
 /// 1. A ready engine: wait for a turn. A gate that closes meanwhile sends back to (2).
 /// 2. No ready engine: ask the core, wait for its answer, look again.
-/// 3. The engine dies before it has said anything: once more from the start.
+/// 3. The engine dies before it has said anything: once more from the start, which leads to another
+///    slot of the route if one is ready. Where one is, so does an engine that is being stopped.
 pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, Fault> {
-    if client.shared.suspects.is_guilty(&order.slot, order.fingerprint) {
+    let shared = &client.shared;
+    if shared.suspects.is_guilty(order.fingerprint) {
         // No engine is loaded only to be spared.
-        return Err(Fault::poison(&order.slot));
+        return Err(Fault::poison(&order.candidates.first));
     }
     let mut may_try_again = true;
     loop {
-        let mut lease = turn(&client.shared, &order).await?;
+        let mut lease = turn(shared, &order).await?;
+        let slot = lease.gate().slot().clone();
         let fault = match send(&lease, &order).await {
-            Ok(answer) => return accepted(Answer::new(answer, lease), &order.slot).await,
+            Ok(answer) => return accepted(Answer::new(answer, lease), &slot).await,
             Err(fault) => fault,
         };
         let what = match fault {
             SendFault::Garbled(_) => {
                 lease.note_failure();
-                return Err(Fault::engine_misbehaved(&order.slot, "answered what is no HTTP"));
+                return Err(Fault::engine_misbehaved(&slot, "answered what is no HTTP"));
             }
             SendFault::Cut => "was stopped before it answered",
             SendFault::Gone => "died before it answered",
         };
         lease.note_break();
-        let has_died = matches!(fault, SendFault::Gone) && has_died(lease.gate()).await;
-        if !(has_died && may_try_again && Instant::now() < order.deadline) {
-            return Err(Fault::engine_died(&order.slot, what));
+        let goes_on = match fault {
+            SendFault::Gone => has_died(lease.gate()).await,
+            SendFault::Cut => order.candidates.has_another(shared, lease.gate()),
+            SendFault::Garbled(_) => false,
+        };
+        if !(goes_on && may_try_again && Instant::now() < order.deadline) {
+            return Err(Fault::engine_died(&slot, what));
         }
         may_try_again = false; // (3)
     }
 }
 
-/// Waits for a turn at the slot's engine, and for the engine itself.
+/// Waits for a turn at an engine, and for the engine itself.
 async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
+    let candidates = &order.candidates;
     for _ in 0..ROUNDS {
-        if let Some(gate) = open_gate(shared, &order.slot) {
+        if let Some(gate) = candidates.choose(shared) {
+            if !gate.has_seat() {
+                candidates.spill(shared).await;
+            }
             let patience = order.deadline.saturating_duration_since(Instant::now());
             match gate.lease(order.fingerprint, patience).await {
                 Ok(lease) if lease.gate().is_guilty(order.fingerprint) => {
-                    return Err(Fault::poison(&order.slot));
+                    return Err(Fault::poison(gate.slot()));
                 }
                 Ok(lease) => return Ok(lease), // (1)
                 Err(GateRefusal::Closed) => {}
-                Err(refusal) => return Err(Fault::of_gate(&order.slot, refusal)),
+                Err(refusal) => return Err(Fault::of_gate(gate.slot(), refusal)),
             }
         }
-        let granted = async { shared.mailbox.ask(&order.slot).await.await };
-        match timeout_at(order.deadline, granted).await {
+        match timeout_at(order.deadline, candidates.ask(shared)).await {
             Ok(Ok(())) => {} // (2)
-            Ok(Err(refusal)) => return Err(Fault::of_refusal(&order.slot, refusal)),
+            Ok(Err((slot, refusal))) => return Err(Fault::of_refusal(&slot, refusal)),
             Err(_) => break,
         }
     }
-    Err(Fault::still_loading(&order.slot))
-}
-
-fn open_gate(shared: &Shared, slot: &SlotName) -> Option<Arc<Gate>> {
-    shared.routes.load().slot(slot)?.gate.clone()
+    Err(Fault::still_loading(&candidates.first))
 }
 
 async fn send(

@@ -19,6 +19,7 @@ use super::{
     listing,
     record::Fingerprint,
     relay::Relay,
+    replicas::Candidates,
     reply::{Body, Fault},
 };
 use crate::spec::{SlotName, profile::Capability};
@@ -47,17 +48,19 @@ pub(super) async fn forward(
         Ok(asked) => asked,
         Err(fault) => return (None, fault.response()),
     };
-    let slot = match find(client, &asked, capability) {
-        Ok(slot) => slot,
+    let candidates = match find(client, &asked, capability) {
+        Ok(candidates) => candidates,
         Err(fault) => return (None, fault.response()),
     };
-    let response = serve(client, &slot, (head.uri, head.headers), asked).await;
+    let (slot, response) = serve(client, candidates, (head.uri, head.headers), asked).await;
     (Some(slot), response)
 }
 
-fn find(client: &Client, asked: &Asked, capability: Capability) -> Result<SlotName, Fault> {
+fn find(client: &Client, asked: &Asked, capability: Capability) -> Result<Candidates, Fault> {
     let table = client.shared.routes.load();
-    let route = table.find(&asked.model).ok_or_else(|| listing::unknown(&table, &asked.model))?;
+    let replicas =
+        table.replicas(&asked.model).ok_or_else(|| listing::unknown(&table, &asked.model))?;
+    let route = replicas.first;
     if !route.profile.offers(capability) {
         let message = format!(
             "slot `{}` is not offered for `{}`; `capabilities` in its profile says for what",
@@ -66,15 +69,16 @@ fn find(client: &Client, asked: &Asked, capability: Capability) -> Result<SlotNa
         );
         return Err(Fault::bad_request(Some("model"), "capability_not_offered", message));
     }
-    Ok(route.slot.clone())
+    Ok(Candidates::new(&replicas, &asked.bytes))
 }
 
+/// Returns the slot that served, or the one that speaks for those that did not.
 async fn serve(
     client: &Arc<Client>,
-    slot: &SlotName,
+    candidates: Candidates,
     (path, headers): (Uri, HeaderMap),
     asked: Asked,
-) -> Response<Body> {
+) -> (SlotName, Response<Body>) {
     let limits = &client.shared.limits;
     let silence = silence(limits, &headers);
     // A stream can be told that it still waits; anything else must be answered before its client
@@ -84,16 +88,17 @@ async fn serve(
     // An absolute form names a host, which is not the engine's.
     let path = path.path_and_query().cloned().map_or(path, Uri::from);
     let fingerprint = Fingerprint::of(&asked.bytes);
-    let order =
-        Order { slot: slot.clone(), path, headers, bytes: asked.bytes, fingerprint, deadline };
+    let first = candidates.first.clone();
+    let order = Order { candidates, path, headers, bytes: asked.bytes, fingerprint, deadline };
     let mut pending: Pending = Box::pin(reach(Arc::clone(client), order));
     if !asked.is_stream {
-        return finish(pending.await, client);
+        return finish(pending.await, first, client);
     }
-    match timeout(limits.quiet.min(silence), &mut pending).await {
-        Ok(answer) => finish(answer, client),
-        Err(_) => held(client, slot, silence, pending),
+    if let Ok(answer) = timeout(limits.quiet.min(silence), &mut pending).await {
+        return finish(answer, first, client);
     }
+    let response = held(client, &first, silence, pending);
+    (first, response)
 }
 
 /// How long the client hears nothing at most: our limit, or a little less than what it says it
@@ -107,11 +112,16 @@ fn silence(limits: &Limits, headers: &HeaderMap) -> Duration {
     theirs.map_or(limits.silence, |theirs| theirs.min(limits.silence))
 }
 
-fn finish(answer: Result<Answer, Fault>, client: &Client) -> Response<Body> {
+fn finish(
+    answer: Result<Answer, Fault>,
+    first: SlotName,
+    client: &Client,
+) -> (SlotName, Response<Body>) {
     let answer = match answer {
         Ok(answer) => answer,
-        Err(fault) => return fault.response(),
+        Err(fault) => return (first, fault.response()),
     };
+    let slot = answer.gate().slot().clone();
     let is_events = answer.is_events();
     let mut headers = HeaderMap::new();
     copy_headers(&answer.headers, &mut headers);
@@ -123,7 +133,7 @@ fn finish(answer: Result<Answer, Fault>, client: &Client) -> Response<Body> {
         Response::new(Relay::new(answer, Arc::clone(&client.flushes)).boxed_unsync());
     *response.status_mut() = status;
     *response.headers_mut() = headers;
-    response
+    (slot, response)
 }
 
 /// Commits to a stream whose engine is not there yet.

@@ -182,6 +182,19 @@ impl Gate {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// Tells whether a request would be served at once.
+    pub(super) fn has_seat(&self) -> bool {
+        self.seats.available_permits() > 0
+    }
+
+    /// Returns how busy the engine is: requests in flight and in front of it for each of its seats, in
+    /// thousandths.
+    pub(super) fn load(&self) -> usize {
+        let taken = self.parallel.saturating_sub(self.seats.available_permits());
+        let all = taken.saturating_add(self.waiting()).saturating_mul(1000);
+        all.checked_div(self.parallel).unwrap_or(usize::MAX)
+    }
+
     /// Returns what became of the requests so far.
     pub fn record(&self) -> &Record {
         &self.record
@@ -244,9 +257,9 @@ impl Gate {
         self.suspects.note(&self.slot, self.generation, broken.drain(..));
     }
 
-    /// Tells whether this request has taken engines of this slot down.
+    /// Tells whether this request has taken engines down.
     pub(super) fn is_guilty(&self, request: Fingerprint) -> bool {
-        self.suspects.is_guilty(&self.slot, request)
+        self.suspects.is_guilty(request)
     }
 
     fn end(&self, ending: Ending) {
@@ -324,7 +337,7 @@ impl Lease {
     pub(super) fn note_answer(&mut self) {
         self.outcome = Outcome::Answered;
         self.gate.record.note_answer();
-        self.gate.suspects.clear(&self.gate.slot, self.request);
+        self.gate.suspects.clear(self.request);
     }
 
     /// Notes that the engine broke the exchange off, and perhaps itself.

@@ -63,6 +63,7 @@ fn entry(name: &str, route: &Route) -> Value {
         "rung": route.rung,
         "model": profile.model_name(),
         "aliases": profile.aliases,
+        "routes": profile.routes,
         "capabilities": capabilities,
     })
 }

@@ -11,6 +11,7 @@
 //! ```
 
 mod access;
+mod affinity;
 mod answer;
 mod body;
 mod exchange;
@@ -22,6 +23,7 @@ mod listing;
 mod normalise;
 mod record;
 mod relay;
+mod replicas;
 mod reply;
 mod routes;
 mod serve;
@@ -36,6 +38,7 @@ use arc_swap::ArcSwap;
 pub use self::{
     gate::{Blame, Gate},
     record::Record,
+    replicas::Choices,
     routes::RouteTable,
     serve::{Phase, serve},
     suspects::Suspects,
@@ -53,6 +56,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Requests under suspicion; the gates share them.
     pub suspects: Arc<Suspects>,
+    /// What is remembered of which engine was chosen for what.
+    pub choices: Arc<Choices>,
 }
 
 /// One connection of a client.

@@ -32,10 +32,9 @@ pub struct Suspects {
 
 #[derive(Debug)]
 struct Suspect {
-    slot: SlotName,
     request: Fingerprint,
-    /// The engines that died with it in flight.
-    dead: Vec<Generation>,
+    /// The engines that died with it in flight: one slot's, or those of several that share a name.
+    dead: Vec<(SlotName, Generation)>,
     since: Instant,
 }
 
@@ -51,16 +50,14 @@ impl Suspects {
         let mut list = self.list();
         list.retain(|suspect| now.duration_since(suspect.since) < TERM);
         for request in requests {
-            let known =
-                list.iter_mut().find(|known| known.request == request && known.slot == *slot);
-            let Some(known) = known else {
-                let slot = slot.clone();
-                list.push(Suspect { slot, request, dead: vec![generation], since: now });
+            let engine = (slot.clone(), generation);
+            let Some(known) = list.iter_mut().find(|known| known.request == request) else {
+                list.push(Suspect { request, dead: vec![engine], since: now });
                 continue;
             };
             known.since = now;
-            if !known.dead.contains(&generation) {
-                known.dead.push(generation);
+            if !known.dead.contains(&engine) {
+                known.dead.push(engine);
             }
         }
         let excess = list.len().saturating_sub(MOST);
@@ -69,23 +66,23 @@ impl Suspects {
     }
 
     /// Clears a request of suspicion: it was answered.
-    pub(super) fn clear(&self, slot: &SlotName, request: Fingerprint) {
+    pub(super) fn clear(&self, request: Fingerprint) {
         if self.any.load(Ordering::Relaxed) {
             let mut list = self.list();
-            list.retain(|known| known.request != request || known.slot != *slot);
+            list.retain(|known| known.request != request);
             self.any.store(!list.is_empty(), Ordering::Relaxed);
         }
     }
 
     /// Tells whether a request has taken as many engines down as may be.
-    pub(super) fn is_guilty(&self, slot: &SlotName, request: Fingerprint) -> bool {
+    pub(super) fn is_guilty(&self, request: Fingerprint) -> bool {
         if !self.any.load(Ordering::Relaxed) {
             return false;
         }
         let now = Instant::now();
         self.list().iter().any(|known| {
-            let is_it = known.request == request && known.slot == *slot;
-            is_it && known.dead.len() >= DEATHS && now.duration_since(known.since) < TERM
+            let is_it = known.request == request && known.dead.len() >= DEATHS;
+            is_it && now.duration_since(known.since) < TERM
         })
     }
 
@@ -106,16 +103,17 @@ mod tests {
         let request = Fingerprint::of(b"{}");
         suspects.note(&chat, Generation(1), [request]);
         suspects.note(&chat, Generation(1), [request]);
-        assert!(!suspects.is_guilty(&chat, request), "one engine died once");
+        assert!(!suspects.is_guilty(request), "one engine died once");
         suspects.note(&chat, Generation(2), [request]);
-        assert!(suspects.is_guilty(&chat, request));
-        assert!(!suspects.is_guilty(&other, request), "another slot's engine is another");
-        assert!(!suspects.is_guilty(&chat, Fingerprint::of(b"{ }")));
+        assert!(suspects.is_guilty(request));
+        assert!(!suspects.is_guilty(Fingerprint::of(b"{ }")));
         tokio::time::advance(TERM).await;
-        assert!(!suspects.is_guilty(&chat, request));
+        assert!(!suspects.is_guilty(request));
         suspects.note(&chat, Generation(3), [request]);
-        suspects.clear(&chat, request);
+        suspects.clear(request);
         suspects.note(&chat, Generation(4), [request]);
-        assert!(!suspects.is_guilty(&chat, request), "an answer came in between");
+        assert!(!suspects.is_guilty(request), "an answer came in between");
+        suspects.note(&other, Generation(4), [request]);
+        assert!(suspects.is_guilty(request), "engines of two slots that share a name");
     }
 }

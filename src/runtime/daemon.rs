@@ -142,8 +142,14 @@ impl Daemon {
         let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
         let limits = Limits::new(max_body, settings.queue_timeout);
         let suspects = Arc::clone(&self.tools.suspects);
-        let shared =
-            Shared { routes: Arc::clone(&routes), mailbox: mailbox.clone(), limits, suspects };
+        let choices = Arc::default();
+        let shared = Shared {
+            routes: Arc::clone(&routes),
+            mailbox: mailbox.clone(),
+            limits,
+            suspects,
+            choices,
+        };
         let (end_admin, admin_ends) = oneshot::channel();
         let state = self.admin_state(&mailbox, &snapshots, (profiles, &routes), ask);
         let mut servers = JoinSet::new();

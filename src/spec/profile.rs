@@ -26,6 +26,8 @@ pub struct Profile {
     pub env: BTreeMap<String, String>,
     /// Other names that clients may put into `model`.
     pub aliases: Vec<String>,
+    /// Names that this slot serves together with every other slot that lists them.
+    pub routes: Vec<String>,
     /// What the slot is offered for; empty means all that the engine can do.
     pub capabilities: Vec<Capability>,
     /// Context length of one sequence, in tokens; the engine's own default without it.

@@ -131,6 +131,7 @@ mod tests {
             args: Vec::new(),
             env: BTreeMap::new(),
             aliases: Vec::new(),
+            routes: Vec::new(),
             capabilities: Vec::new(),
             context: None,
             parallel: None,

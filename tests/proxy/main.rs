@@ -12,6 +12,7 @@ mod client;
 mod engine;
 mod holding;
 mod models;
+mod replicas;
 mod refusals;
 mod requests;
 mod streams;

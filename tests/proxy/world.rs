@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time
 use arc_swap::ArcSwap;
 use slotd::{
     mailbox::{self, Inbox},
-    proxy::{Gate, Limits, Phase, RouteTable, Shared, serve},
+    proxy::{Gate, Limits, Phase, RouteTable, Shared, Suspects, serve},
     spec::{
         Generation, Monotime, SlotName, WaiterId,
         ladder::LadderChoice,
@@ -34,6 +34,7 @@ pub(crate) struct World {
     routes: Arc<ArcSwap<RouteTable>>,
     snapshot: Snapshot,
     gates: BTreeMap<SlotName, Arc<Gate>>,
+    suspects: Arc<Suspects>,
     inbox: Inbox,
     server: JoinSet<()>,
 }
@@ -50,13 +51,20 @@ impl World {
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
         let (mailbox, inbox) = mailbox::channel();
         let (phase, phases) = watch::channel(Phase::Serving);
-        let suspects = Arc::default();
-        let shared = Shared { routes: Arc::clone(&routes), mailbox, limits, suspects };
+        let suspects: Arc<Suspects> = Arc::default();
+        let choices = Arc::default();
+        let shared = Shared {
+            routes: Arc::clone(&routes),
+            mailbox,
+            limits,
+            suspects: Arc::clone(&suspects),
+            choices,
+        };
         let mut server = JoinSet::new();
         server.spawn(serve(listener, shared, phases));
         let dir = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
         let (snapshot, gates) = (Snapshot::default(), BTreeMap::new());
-        Self { address, phase, dir, routes, snapshot, gates, inbox, server }
+        Self { address, phase, dir, routes, snapshot, gates, suspects, inbox, server }
     }
 
     /// Serves an endpoint with one ready slot, `chat`.
@@ -90,6 +98,16 @@ impl World {
         self.publish();
     }
 
+    /// Makes slots that share the route `pool`, offline.
+    pub(crate) fn make_pool(&mut self, slots: &[&str]) {
+        for slot in slots {
+            self.make_slot(slot, |profile| {
+                profile.model = None;
+                profile.routes = vec!["pool".to_owned()];
+            });
+        }
+    }
+
     /// Moves a slot to a state; it is made if it is not there.
     pub(crate) fn set_state(&mut self, slot: &str, state: StateView) {
         if !self.snapshot.slots.contains_key(slot) {
@@ -115,7 +133,7 @@ impl World {
             generation,
             (engine.endpoint(), model),
             (parallel, queue_limit),
-            &Arc::default(),
+            &self.suspects,
         );
         self.gates.insert(name, Arc::clone(&gate));
         self.set_state(slot, StateView::Ready { pid: 1 });
@@ -131,11 +149,16 @@ impl World {
 
     /// Waits until a request asks the core for a slot.
     pub(crate) async fn demanded(&mut self) -> WaiterId {
+        self.demand().await.1
+    }
+
+    /// Waits until a request asks the core for a slot, and says for which.
+    pub(crate) async fn demand(&mut self) -> (String, WaiterId) {
         let event = soon("a demand", self.inbox.next()).await.unwrap();
-        let Event::Slot { event: SlotEvent::Demanded { waiter }, .. } = event else {
+        let Event::Slot { slot, event: SlotEvent::Demanded { waiter } } = event else {
             panic!("a demand was expected, not {event:?}");
         };
-        waiter
+        (slot.to_string(), waiter)
     }
 
     /// Waits until a request that asked the core has left.
@@ -170,6 +193,7 @@ fn profile(slot: &str) -> Profile {
         args: Vec::new(),
         env: BTreeMap::new(),
         aliases: Vec::new(),
+        routes: Vec::new(),
         capabilities: Vec::new(),
         context: None,
         parallel: None,

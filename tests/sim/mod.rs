@@ -74,6 +74,7 @@ pub(crate) fn profile(name: &str) -> Profile {
         args: Vec::new(),
         env: std::collections::BTreeMap::new(),
         aliases: Vec::new(),
+        routes: Vec::new(),
         capabilities: Vec::new(),
         context: None,
         parallel: None,

@@ -111,17 +111,17 @@ fn names_that_collide_between_files_are_refused() {
     assert_eq!(loaded.profiles.keys().map(SlotName::as_str).collect::<Vec<_>>(), ["c"]);
     assert_snapshot!(folder.shown(&loaded.faults), @r#"
     a.toml:2:12: aliases[0]: `default` is an alias in b.toml too
-      hint: a name leads to one slot: take it out of one file
+      hint: a name leads to one slot: take it out of one file, or make it one of `routes` in each
     a.toml:2:23: aliases[1]: `c` is the name of the slot of c.toml
-      hint: a name leads to one slot: take it out of one file
+      hint: a name leads to one slot: take it out of one file, or make it one of `routes` in each
     b.toml:2:12: aliases[0]: `default` is an alias in a.toml too
-      hint: a name leads to one slot: take it out of one file
+      hint: a name leads to one slot: take it out of one file, or make it one of `routes` in each
     d.toml:1:9: model: cannot be empty
       hint: write what is meant between the quotes, or take it out
     d.toml:2:12: aliases[0]: `x` is an alias in e.toml too
-      hint: a name leads to one slot: take it out of one file
+      hint: a name leads to one slot: take it out of one file, or make it one of `routes` in each
     e.toml:2:12: aliases[0]: `x` is an alias in d.toml too
-      hint: a name leads to one slot: take it out of one file
+      hint: a name leads to one slot: take it out of one file, or make it one of `routes` in each
     "#);
 }
 

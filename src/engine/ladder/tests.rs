@@ -15,6 +15,7 @@ fn profile() -> Profile {
         args: Vec::new(),
         env: BTreeMap::new(),
         aliases: Vec::new(),
+        routes: Vec::new(),
         capabilities: Vec::new(),
         context: None,
         parallel: None,

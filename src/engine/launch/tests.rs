@@ -35,6 +35,7 @@ fn profile(engine: EngineChoice) -> Profile {
         args: Vec::new(),
         env: BTreeMap::new(),
         aliases: Vec::new(),
+        routes: Vec::new(),
         capabilities: Vec::new(),
         context: None,
         parallel: None,

@@ -76,6 +76,7 @@ impl Machine {
             args: Vec::new(),
             env: BTreeMap::new(),
             aliases: Vec::new(),
+            routes: Vec::new(),
             capabilities: Vec::new(),
             context: None,
             parallel: None,
