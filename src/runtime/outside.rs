@@ -76,6 +76,7 @@ pub(super) fn gate(
 }
 
 /// Watches until it is aborted.
+#[expect(clippy::infinite_loop, reason = "it ends by being aborted")]
 pub(super) async fn watch(external: External, gate: Arc<Gate>, reporter: Reporter) {
     if !external.endpoint.is_local() {
         warn!(slot = %gate.slot(), url = external.endpoint.url(), "engine is on another machine: prompts go there");

@@ -1,5 +1,6 @@
 //! States without a child: offline, backoff, failed.
 
+use super::outside::refuse_set_aside;
 use crate::{
     spec::{Monotime, profile::Profile},
     supervisor::{
@@ -17,7 +18,7 @@ impl Slot {
         match input {
             Input::Load | Input::Restart => self.start(context),
             Input::Demand(waiter) if self.profile.is_external() => {
-                self.refuse_set_aside(waiter, context);
+                refuse_set_aside(waiter, context);
                 State::Offline
             }
             Input::Demand(waiter) if self.hold(waiter, context) => self.start(context),

@@ -1,5 +1,6 @@
 //! States of a child that ends: draining, stopping, reaping.
 
+use super::outside::refuse_set_aside;
 use crate::{
     spec::{WaiterId, death::Phase, profile::Profile},
     supervisor::{
@@ -234,7 +235,7 @@ impl Slot {
                 after
             }
             After::Rest if self.profile.is_external() => {
-                self.refuse_set_aside(waiter, context);
+                refuse_set_aside(waiter, context);
                 after
             }
             After::Rest => {

@@ -171,15 +171,6 @@ impl Slot {
         State::Seeking { found }
     }
 
-    /// Turns a request away from an engine that a person has set aside.
-    pub(in crate::supervisor) fn refuse_set_aside(
-        &self,
-        waiter: WaiterId,
-        context: &mut Context<'_>,
-    ) {
-        context.commands.push(Command::Refuse { waiter, refusal: Refusal::SetAside });
-    }
-
     fn sought(&mut self, found: &Found, sight: Sight, context: &mut Context<'_>) -> State {
         match sight {
             Sight::Present { is_asleep } => {
@@ -219,4 +210,9 @@ impl Slot {
         context.commands.push(Command::Leave { slot, generation });
         self.settle(after, context)
     }
+}
+
+/// Turns a request away from an engine that a person has set aside.
+pub(super) fn refuse_set_aside(waiter: WaiterId, context: &mut Context<'_>) {
+    context.commands.push(Command::Refuse { waiter, refusal: Refusal::SetAside });
 }
