@@ -1,6 +1,6 @@
 //! Engines that somebody else runs: here the test itself, outside of slotd.
 
-use std::{fs, path::PathBuf, process::Stdio, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -207,7 +207,7 @@ async fn orders_say_what_slotd_cannot_do() {
         let control = daemon.dir.path().join("state/run/control.sock");
         async move {
             let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
-            command.args([verb, "remote", "--control"]).arg(PathBuf::from(control));
+            command.args([verb, "remote", "--control"]).arg(control);
             let output = timeout(DEADLINE, command.output()).await.unwrap().unwrap();
             assert!(!output.status.success(), "{verb}");
             String::from_utf8(output.stderr).unwrap()

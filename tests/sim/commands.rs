@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use slotd::{
-    spec::{Generation, Monotime, SlotName, WaiterId, profile::OnExit},
+    spec::{
+        Generation, Monotime, SlotName, WaiterId,
+        profile::{OnExit, Profile},
+    },
     supervisor::{ChildEvent, Command, Event, Refusal, SlotEvent, StopSignal},
 };
 
@@ -42,11 +45,7 @@ impl Model {
                 truth.stand(*rung)?;
             }
             Command::Watch { slot, generation, profile } => {
-                let is_current = self.profiles.get(slot).is_some_and(|known| known == profile);
-                check(is_current, || "a watch by a profile that is not in force".to_owned())?;
-                check(self.shutdown_at.is_none(), || "a watch while shutting down".to_owned())?;
-                check(profile.is_external(), || "a watch over our own".to_owned())?;
-                self.truth(slot)?.watch(moment, *generation)?;
+                self.watch(moment, slot, (*generation, profile))?;
             }
             Command::Signal { slot, generation, signal } => {
                 let truth = self.truth(slot)?;
@@ -65,24 +64,10 @@ impl Model {
                 truth.cut(moment.now)?;
             }
             Command::Leave { slot, generation } => {
-                let is_shutdown = self.shutdown_at.is_some();
-                let truth = self.truth(slot)?;
-                truth.is_present(*generation)?;
-                if let Child::Outside(outside) = truth.child {
-                    truth.look_away(moment, slot, outside)?;
-                } else {
-                    check(is_shutdown, || "left while the daemon lives".to_owned())?;
-                    truth.leave()?;
-                }
+                self.leave(moment, slot, *generation)?;
             }
             Command::MeasureActivity { slot, generation } => {
-                let truth = self.truth(slot)?;
-                truth.is_present(*generation)?;
-                let alive = truth.alive()?;
-                let is_serving = alive.ready_since.is_some() && alive.drain.is_none();
-                check(is_serving, || "activity asked of an engine not serving".to_owned())?;
-                let has_timeout = truth.profile.idle_timeout.is_some();
-                check(has_timeout, || "activity asked without an idle timeout".to_owned())?;
+                self.measure_activity(slot, *generation)?;
             }
             Command::MeasureRoom { slot, generation } => {
                 let truth = self.truth(slot)?;
@@ -101,6 +86,41 @@ impl Model {
             }
         }
         Ok(None)
+    }
+
+    fn watch(
+        &mut self,
+        moment: Moment<'_>,
+        slot: &SlotName,
+        (generation, profile): (Generation, &Arc<Profile>),
+    ) -> Checked {
+        let is_current = self.profiles.get(slot).is_some_and(|known| known == profile);
+        check(is_current, || "a watch by a profile that is not in force".to_owned())?;
+        check(self.shutdown_at.is_none(), || "a watch while shutting down".to_owned())?;
+        check(profile.is_external(), || "a watch over our own".to_owned())?;
+        self.truth(slot)?.watch(moment, generation)
+    }
+
+    fn leave(&mut self, moment: Moment<'_>, slot: &SlotName, generation: Generation) -> Checked {
+        let is_shutdown = self.shutdown_at.is_some();
+        let truth = self.truth(slot)?;
+        truth.is_present(generation)?;
+        if let Child::Outside(outside) = truth.child {
+            return truth.look_away(moment, slot, outside);
+        }
+        check(is_shutdown, || "left while the daemon lives".to_owned())?;
+        truth.leave()
+    }
+
+    fn measure_activity(&mut self, slot: &SlotName, generation: Generation) -> Checked {
+        let truth = self.truth(slot)?;
+        truth.is_present(generation)?;
+        let alive = truth.alive()?;
+        let is_serving = alive.ready_since.is_some() && alive.drain.is_none();
+        check(is_serving, || "activity asked of an engine not serving".to_owned())?;
+        let has_timeout = truth.profile.idle_timeout.is_some();
+        check(has_timeout, || "activity asked without an idle timeout".to_owned())?;
+        Ok(())
     }
 
     pub(crate) fn all_gone(&self) -> bool {
@@ -206,15 +226,13 @@ impl Truth {
 
     /// Requests in flight end first, or have had their time.
     fn look_away(&mut self, moment: Moment<'_>, slot: &SlotName, outside: Outside) -> Checked {
-        match outside.drain {
-            Some(drain) => check(drain.is_drained || drain.is_cut, || {
-                "looked away with requests in flight".to_owned()
-            })?,
-            None => {
-                let is_ordered = moment.is_order_to_stop(slot);
-                check(is_ordered, || "looked away without an order".to_owned())?;
-                check(!outside.may_serve(), || "looked away without a drain".to_owned())?;
-            }
+        if let Some(drain) = outside.drain {
+            let is_over = drain.is_drained || drain.is_cut;
+            check(is_over, || "looked away with requests in flight".to_owned())?;
+        } else {
+            let is_ordered = moment.is_order_to_stop(slot);
+            check(is_ordered, || "looked away without an order".to_owned())?;
+            check(!outside.may_serve(), || "looked away without a drain".to_owned())?;
         }
         self.child = Child::None;
         Ok(())

@@ -158,6 +158,20 @@ impl Outside {
     pub(crate) fn may_serve(self) -> bool {
         matches!(self.seen, Seen::Loading | Seen::Ready)
     }
+
+    fn learn(&mut self, event: &ChildEvent) {
+        match event {
+            ChildEvent::Looked { sight: Sight::Absent { .. } } => self.seen = Seen::Nothing,
+            ChildEvent::Looked { sight: Sight::Loading { .. } } => self.seen = Seen::Loading,
+            ChildEvent::Looked { sight: Sight::Present { .. } } => self.seen = Seen::Ready,
+            ChildEvent::Drained => {
+                if let Some(drain) = &mut self.drain {
+                    drain.is_drained = true;
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -194,6 +208,10 @@ pub(crate) struct Unplanned {
 }
 
 impl Alive {
+    fn spawned(pid: u32, now: Monotime) -> Self {
+        Self { ready_since: None, steady_since: None, is_ready: false, ..Self::adopted(pid, now) }
+    }
+
     fn adopted(pid: u32, now: Monotime) -> Self {
         Self {
             pid,
@@ -420,19 +438,7 @@ impl Truth {
             (Child::Ordered { .. }, ChildEvent::Spawned { pid, rungs, .. }) => {
                 self.ladder.rungs = rungs.len();
                 self.ladder.rung = self.ladder.rung.min(rungs.len() - 1);
-                self.child = Child::Alive(Alive {
-                    pid: *pid,
-                    stepped_at: now,
-                    percent: None,
-                    ready_since: None,
-                    steady_since: None,
-                    is_ready: false,
-                    lively_at: now,
-                    pieces: 0,
-                    drain: None,
-                    kill_at: None,
-                    is_killed: false,
-                });
+                self.child = Child::Alive(Alive::spawned(*pid, now));
             }
             (Child::Ordered { is_cancelled }, _) => {
                 let was_wanted = !*is_cancelled;
@@ -473,18 +479,7 @@ impl Truth {
                 }
             }
             (Child::Dead { .. }, ChildEvent::Reaped) => self.child = Child::None,
-            (Child::Outside(outside), ChildEvent::Looked { sight }) => {
-                outside.seen = match sight {
-                    Sight::Absent { .. } => Seen::Nothing,
-                    Sight::Loading { .. } => Seen::Loading,
-                    Sight::Present { .. } => Seen::Ready,
-                };
-            }
-            (Child::Outside(outside), ChildEvent::Drained) => {
-                if let Some(drain) = &mut outside.drain {
-                    drain.is_drained = true;
-                }
-            }
+            (Child::Outside(outside), event) => outside.learn(event),
             _ => {}
         }
         None
