@@ -149,12 +149,18 @@ impl PlannedObject {
 
 fn has_engine(state: &StateView) -> bool {
     match state {
-        StateView::Offline | StateView::Backoff { .. } | StateView::Failed => false,
+        StateView::Offline
+        | StateView::Backoff { .. }
+        | StateView::Failed
+        | StateView::Absent { .. } => false,
         StateView::Starting { .. }
         | StateView::Ready { .. }
         | StateView::Unready { .. }
         | StateView::Draining { .. }
         | StateView::Stopping { .. }
-        | StateView::Reaping { .. } => true,
+        | StateView::Reaping { .. }
+        | StateView::Coming { .. }
+        | StateView::Present { .. }
+        | StateView::Parting => true,
     }
 }

@@ -87,6 +87,10 @@ async fn unload(app: Extract<App>, slot: Path<String>) -> Result<Response, Refus
 }
 
 async fn restart(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
+    let name = find(&app, &slot)?;
+    if let Some(url) = show(&app, &name)?.url {
+        return Err(Refusal::NotOurs { slot: name.to_string(), url });
+    }
     order(&app, &slot, SlotEvent::RestartRequested).await
 }
 

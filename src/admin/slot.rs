@@ -10,7 +10,7 @@ use crate::{
         death::{Confidence, Death, Evidence, Phase, Verdict},
         edit::Rejected,
         ladder::RungView,
-        profile::{Capability, ModelSource},
+        profile::Capability,
     },
     supervisor::{SlotView, StateView},
 };
@@ -27,6 +27,15 @@ pub struct SlotObject {
     pub engine: String,
     /// The model as the profile names it.
     pub model: Option<String>,
+    /// Where the engine is, if somebody else runs it; `null` for one of slotd's own.
+    #[serde(default)]
+    pub url: Option<String>,
+    /// Why such an engine is offline, once it was looked for.
+    #[serde(default)]
+    pub absence: Option<String>,
+    /// Whether such an engine has put its model away until the next request; `null` unless it is ready.
+    #[serde(default)]
+    pub asleep: Option<bool>,
     /// The engine's process id while there is one.
     pub pid: Option<u32>,
     /// Counts the slot's engines, from 1; 0 before the first.
@@ -138,6 +147,16 @@ impl SlotObject {
         if let StateView::Starting { attempt: nth, percent: told, .. } = view.state {
             (attempt, percent, elapsed_ms) = (Some(nth), told, Some(ms(since)));
         }
+        let (mut absence, mut asleep) = (None, None);
+        if let StateView::Coming { percent: told } = view.state {
+            (percent, elapsed_ms) = (told, Some(ms(since)));
+        }
+        if let StateView::Absent { reason } = &view.state {
+            absence.clone_from(reason);
+        }
+        if let StateView::Present { is_asleep } = view.state {
+            asleep = Some(is_asleep);
+        }
         if let StateView::Backoff { retry_at } = view.state {
             retry_in_ms = Some(ms(retry_at.since(now)));
         }
@@ -145,7 +164,10 @@ impl SlotObject {
             slot: name.clone(),
             state: view.state.as_str().to_owned(),
             engine: engine.map_or(profile.engine.as_str(), |engine| &engine.name).to_owned(),
-            model: profile.model.as_ref().map(ModelSource::typed),
+            model: profile.model_name(),
+            url: profile.external().map(|external| external.endpoint.url()),
+            absence,
+            asleep,
             pid: view.state.pid(),
             generation: view.generation,
             restarts: view.restarts,

@@ -10,6 +10,9 @@ use super::text::brief;
 /// Says in one sentence what comes next, with the command to run where one helps.
 pub(super) fn next_step(slot: &SlotObject) -> String {
     let name = &slot.slot;
+    if let Some(url) = &slot.url {
+        return next_step_outside(slot, url);
+    }
     match slot.state.as_str() {
         "ready" if slot.rejected_edit.is_some() => after_rejection(slot),
         "ready" => "nothing to do".to_owned(),
@@ -27,6 +30,23 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
         }
         "failed" => after_failure(slot),
         _ => "wait: it is on its way down".to_owned(),
+    }
+}
+
+/// The same for an engine that somebody else runs.
+fn next_step_outside(slot: &SlotObject, url: &str) -> String {
+    let name = &slot.slot;
+    match (slot.state.as_str(), slot.asleep) {
+        ("ready", Some(true)) => "nothing to do: the next request wakes it".to_owned(),
+        ("ready", _) => "nothing to do".to_owned(),
+        ("starting", _) => "wait: requests go to it as soon as it says that it is ready".to_owned(),
+        ("offline", _) if slot.absence.is_some() => format!(
+            "start it at {url}: slotd does not run this engine, and sends requests there as soon as it answers"
+        ),
+        ("offline", _) => format!(
+            "`slotd load {name}` sends requests to it again; until then slotd does not even look at it"
+        ),
+        _ => "wait: its last requests end".to_owned(),
     }
 }
 

@@ -23,6 +23,9 @@ pub(super) fn ready() -> SlotObject {
         state: "ready".to_owned(),
         engine: "llama-server".to_owned(),
         model: Some("models/SmolLM2-135M-Instruct.Q4_1.gguf".to_owned()),
+        url: None,
+        absence: None,
+        asleep: None,
         pid: Some(4242),
         generation: Generation(3),
         restarts: 0,
@@ -63,6 +66,29 @@ pub(super) fn rolled_back() -> SlotObject {
         at_unix_ms: 1_795_251_612_345,
     };
     SlotObject { generation: Generation(5), rejected_edit: Some(rejected), ..ready() }
+}
+
+/// Somebody else's, which is not there.
+pub(super) fn absent() -> SlotObject {
+    SlotObject {
+        slot: "remote".parse().unwrap(),
+        state: "offline".to_owned(),
+        engine: "external".to_owned(),
+        model: Some("qwen".to_owned()),
+        url: Some("http://127.0.0.1:8080".to_owned()),
+        absence: Some("nobody listens at http://127.0.0.1:8080".to_owned()),
+        pid: None,
+        program: None,
+        expected_load_ms: None,
+        in_flight: None,
+        rss_bytes: None,
+        parallel: None,
+        cores: None,
+        aliases: Vec::new(),
+        source: PathBuf::from("/etc/slotd/profiles/remote.toml"),
+        loads_ms: Vec::new(),
+        ..ready()
+    }
 }
 
 pub(super) fn starting() -> SlotObject {

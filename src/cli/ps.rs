@@ -77,6 +77,9 @@ fn row(slot: &SlotObject) -> [Cell; COLUMNS.len()] {
 
 /// The state with the one figure that tells how it goes on.
 fn state(slot: &SlotObject) -> String {
+    if slot.asleep == Some(true) {
+        return format!("{} asleep", slot.state);
+    }
     match (slot.percent, slot.retry_in_ms) {
         (Some(percent), _) => format!("{} {percent}%", slot.state),
         (None, Some(retry_in)) => format!("{} {}", slot.state, brief(retry_in)),

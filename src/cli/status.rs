@@ -67,6 +67,9 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     text.line(&format!("{}: {state} for {}", slot.slot, brief(slot.since_ms)));
     text.field("model", slot.model.clone());
     text.field("engine", Some(engine(slot)));
+    text.field("address", slot.url.clone());
+    text.field("offline", slot.absence.clone());
+    text.field("asleep", slot.asleep.filter(|asleep| *asleep).map(|_| "yes".to_owned()));
     text.field("process", slot.pid.map(|pid| process(slot, pid)));
     text.field("cores", cores(slot));
     text.field("loading", loading(slot));
@@ -374,6 +377,38 @@ mod tests {
     }
 
     #[test]
+    fn somebody_elses_engine_is_told() {
+        assert_snapshot!(slot_text(&example::absent(), &[], Paint::Never), @r"
+        remote: offline for 12m
+          model     qwen
+          engine    external
+          address   http://127.0.0.1:8080
+          offline   nobody listens at http://127.0.0.1:8080
+          profile   /etc/slotd/profiles/remote.toml
+
+        next: start it at http://127.0.0.1:8080: slotd does not run this engine, and sends requests there as soon as it answers
+        ");
+        let asleep = SlotObject {
+            state: "ready".to_owned(),
+            absence: None,
+            asleep: Some(true),
+            in_flight: Some(0),
+            ..example::absent()
+        };
+        assert_snapshot!(slot_text(&asleep, &[], Paint::Never), @r"
+        remote: ready for 12m
+          model     qwen
+          engine    external
+          address   http://127.0.0.1:8080
+          asleep    yes
+          requests  0 running, 0 waiting
+          profile   /etc/slotd/profiles/remote.toml
+
+        next: nothing to do: the next request wakes it
+        ");
+    }
+
+    #[test]
     fn an_unready_slot_is_told() {
         assert_snapshot!(slot_text(&example::unready(), &[], Paint::Never), @r"
         voice: unready for 12m
@@ -394,6 +429,7 @@ mod tests {
           model     models/SmolLM2-135M-Instruct.Q4_1.gguf
           engine    llama-server (/usr/libexec/slotd/llama-server)
           process   pid 4242, generation 5, 276 MiB
+          cores     computes on 3 CPU cores
           requests  1 of 4 running, 0 waiting
           names     gpt-4o, default
           profile   /etc/slotd/profiles/chat.toml

@@ -41,6 +41,8 @@ impl CoreNeed {
             EngineChoice::Auto | EngineChoice::LlamaServer => EngineKind::LlamaServer,
             EngineChoice::Candle => EngineKind::Candle,
             EngineChoice::Command(_) => EngineKind::Command,
+            // It runs on what others gave it, be it here or elsewhere.
+            EngineChoice::External(_) => return Self::Unknown,
         };
         Self::of(profile, kind, (machine, None))
     }

@@ -50,6 +50,7 @@ pub struct Gate {
     is_blamed: AtomicBool,
     suspects: Arc<Suspects>,
     released: Notify,
+    troubled: Notify,
     ending: OnceLock<Ending>,
     ended: CancellationToken,
 }
@@ -118,6 +119,7 @@ impl Gate {
             is_blamed: AtomicBool::new(false),
             suspects: Arc::clone(suspects),
             released: Notify::new(),
+            troubled: Notify::new(),
             ending: OnceLock::new(),
             ended: CancellationToken::new(),
         })
@@ -154,7 +156,7 @@ impl Gate {
     }
 
     /// Returns the slot whose engine this is.
-    pub(super) fn slot(&self) -> &SlotName {
+    pub fn slot(&self) -> &SlotName {
         &self.slot
     }
 
@@ -164,7 +166,7 @@ impl Gate {
     }
 
     /// Returns the engine's generation.
-    pub(super) fn generation(&self) -> Generation {
+    pub fn generation(&self) -> Generation {
         self.generation
     }
 
@@ -227,6 +229,11 @@ impl Gate {
             }
             released.await;
         }
+    }
+
+    /// Resolves when an exchange broke since the last call: the engine may be gone. Cancel-safe.
+    pub async fn troubled(&self) {
+        self.troubled.notified().await;
     }
 
     /// Closes the gate and ends every exchange in flight at once, with an error.
@@ -336,6 +343,7 @@ impl Lease {
     /// Notes that the engine broke the exchange off, and perhaps itself.
     pub(super) fn note_break(&mut self) {
         self.note_failure();
+        self.gate.troubled.notify_one();
         let mut broken = self.gate.broken.lock().unwrap_or_else(PoisonError::into_inner);
         // What broke long before a death is pushed out by what broke in it.
         if broken.len() >= self.gate.parallel {

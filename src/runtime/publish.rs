@@ -57,6 +57,10 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
                 let elapsed_ms = slot.loads.last().map(std::time::Duration::as_millis);
                 info!(slot = %name, %generation, pid, elapsed_ms, "slot became ready");
             }
+            StateView::Absent { reason } => {
+                info!(slot = %name, %generation, state, reason, "slot changed state");
+            }
+            StateView::Present { .. } => info!(slot = %name, %generation, "slot became ready"),
             StateView::Failed => {
                 let reason = slot.deaths.last().map(|death| death.reason.as_str());
                 error!(slot = %name, %generation, reason, "slot failed");
@@ -67,7 +71,9 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
             | StateView::Draining { .. }
             | StateView::Stopping { .. }
             | StateView::Reaping { .. }
-            | StateView::Backoff { .. } => {
+            | StateView::Backoff { .. }
+            | StateView::Coming { .. }
+            | StateView::Parting => {
                 info!(slot = %name, %generation, state, "slot changed state");
             }
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::profile::{Capability, EngineChoice, ModelSource, OnExit, Profile};
+use super::profile::{Capability, EngineChoice, OnExit, Profile};
 
 /// One key whose value differs.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -34,8 +34,8 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
     let Profile {
         slot: _,
         source: _,
-        model,
-        engine,
+        model: _,
+        engine: _,
         args,
         env: _,
         aliases,
@@ -56,9 +56,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
         on_exit,
     } = before;
     let mut found = Found(Vec::new());
-    found.compare("model", Restart, named(model.as_ref()), named(after.model.as_ref()));
-    found.compare("engine", Restart, engine.as_str(), after.engine.as_str());
-    found.compare("command", Restart, command(engine), command(&after.engine));
+    found.compare_engine(before, after);
     found.compare("args", Restart, list(args), list(&after.args));
     found.compare_env(before, after);
     found.compare("aliases", Live, list(aliases), list(&after.aliases));
@@ -108,6 +106,14 @@ impl Found {
         }
     }
 
+    fn compare_engine(&mut self, before: &Profile, after: &Profile) {
+        let (engine, next) = (&before.engine, &after.engine);
+        self.compare("model", Reach::Restart, named(before), named(after));
+        self.compare("engine", Reach::Restart, engine.as_str(), next.as_str());
+        self.compare("command", Reach::Restart, command(engine), command(next));
+        self.compare("url", Reach::Restart, url(before), url(after));
+    }
+
     /// None of them is what an engine is started with.
     fn compare_times<const N: usize>(
         &mut self,
@@ -140,8 +146,8 @@ impl Found {
     }
 }
 
-fn named(model: Option<&ModelSource>) -> String {
-    or_word(model.map(ModelSource::typed), "none")
+fn named(profile: &Profile) -> String {
+    or_word(profile.model_name(), "none")
 }
 
 fn or_word(value: Option<impl ToString>, word: &str) -> String {
@@ -155,8 +161,15 @@ fn list(items: &[String]) -> String {
 fn command(engine: &EngineChoice) -> String {
     match engine {
         EngineChoice::Command(arguments) => list(arguments),
-        EngineChoice::Auto | EngineChoice::LlamaServer | EngineChoice::Candle => "none".to_owned(),
+        EngineChoice::Auto
+        | EngineChoice::LlamaServer
+        | EngineChoice::Candle
+        | EngineChoice::External(_) => "none".to_owned(),
     }
+}
+
+fn url(profile: &Profile) -> String {
+    or_word(profile.external().map(|external| external.endpoint.url()), "none")
 }
 
 fn offered(capabilities: &[Capability]) -> String {
@@ -179,7 +192,11 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::spec::ladder::LadderChoice;
+    use crate::spec::{
+        Endpoint,
+        ladder::LadderChoice,
+        profile::{External, ModelSource},
+    };
 
     fn profile() -> Profile {
         Profile {
@@ -212,7 +229,10 @@ mod tests {
     fn each_key_restarts_an_engine_if_and_only_if_the_core_starts_another_one() {
         let word = || vec!["x".to_owned()];
         let model = ModelSource::Hub { repo: "org/repo".to_owned(), quant: None };
+        let url = Endpoint::Tcp("127.0.0.1:1".parse().unwrap());
+        let external = External { endpoint: url, model: None };
         let changed = [
+            Profile { engine: EngineChoice::External(external), ..profile() },
             Profile { model: Some(model), ..profile() },
             Profile { engine: EngineChoice::Candle, ..profile() },
             Profile { engine: EngineChoice::Command(word()), ..profile() },

@@ -6,11 +6,13 @@
 pub mod death;
 pub mod difference;
 pub mod edit;
+mod endpoint;
 pub mod identity;
 pub mod ladder;
 mod name;
 pub mod profile;
 mod quantity;
 
+pub use endpoint::Endpoint;
 pub use name::{Generation, NameFault, SlotName, WaiterId};
 pub use quantity::{Bytes, Monotime, QuantityFault, parse_duration};

@@ -28,6 +28,7 @@ use crate::spec::{
 /// an edit that failed is not tried again while its file says the same.
 pub(super) fn recall(profile: Arc<Profile>, edits: Edits) -> (Arc<Profile>, Edits) {
     match edits {
+        _ if profile.is_external() => (profile, Edits::default()),
         Edits { worked: Some(worked), rejected: Some(rejected) } if rejected.profile == profile => {
             let in_force = worked.under_the_names_of(&profile);
             (in_force, Edits { worked: Some(worked), rejected: Some(rejected) })
@@ -45,6 +46,10 @@ impl Slot {
     /// Puts an edit in force, and returns the profile that was.
     pub(super) fn take_edit(&mut self, profile: Arc<Profile>) -> Arc<Profile> {
         self.edits.rejected = None;
+        if profile.is_external() {
+            // There is no start that could fail, and no way back from it to an engine of ours.
+            self.edits.worked = None;
+        }
         let previous = mem::replace(&mut self.profile, profile);
         // What can change under a running engine is not on trial.
         if let Some(worked) = &mut self.edits.worked

@@ -30,7 +30,7 @@ use std::{
 
 pub use self::{
     command::{Command, Refusal, StopSignal},
-    event::{ChildEvent, EngineInfo, Event, SlotEvent},
+    event::{ChildEvent, EngineInfo, Event, Sight, SlotEvent},
     health::Vitals,
     policy::Policy,
     snapshot::{SlotView, Snapshot, StateView},
@@ -247,7 +247,10 @@ impl Supervisor {
         }
         for (name, profile) in profiles {
             match self.slots.get_mut(&name) {
-                Some(_) if added.contains(&name) && profile.autostart => {
+                // Nobody has to ask for an engine that runs anyway.
+                Some(_)
+                    if added.contains(&name) && (profile.autostart || profile.is_external()) =>
+                {
                     self.tell(&name, Input::Load, commands);
                 }
                 Some(slot) if *slot.profile_on_disk() == profile && !slot.is_being_removed() => {}

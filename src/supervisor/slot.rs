@@ -14,6 +14,15 @@
 //!    └── failed ◀───────────────────────────────┘ give up
 //! ```
 //!
+//! An engine that somebody else runs is never spawned nor told to end. Its slot is looked at instead:
+//!
+//! ```text
+//!             load              it is there             unload, edit
+//!  offline ─────────▶ seeking ⇄──────────── present ──────────────▶ parting
+//!    ▲                  │ unload                                       │
+//!    └──────────────────┴───────────── drained, time is up ────────────┘
+//! ```
+//!
 //! This file owns the data and the moves that several states share, `requests` those about waiting
 //! requests, `deaths` those about history, `ladder` about its
 //! rung, `edits` about which profile is in force; `states` owns what each state does with each event. A state that waits for something carries what follows it ([`After`]), so
@@ -101,8 +110,25 @@ pub(super) enum State {
     Backoff { retry_at: Monotime },
     /// A person is needed.
     Failed,
+    /// An engine that somebody else runs is looked for.
+    Seeking { found: Found },
+    /// An engine that somebody else runs takes requests.
+    Present { is_asleep: bool },
+    /// An engine that somebody else runs takes no new requests.
+    Parting { cut_at: Monotime, after: After },
     /// Its profile is gone and nothing is left of it; the supervisor forgets it at once.
     Gone,
+}
+
+/// What was seen so far of an engine that somebody else runs and that takes no requests.
+#[derive(Clone, Debug)]
+pub(super) enum Found {
+    /// The first look is on its way.
+    Unknown,
+    /// Nothing, for this reason.
+    Nothing { reason: String },
+    /// It answers, and is not ready.
+    Loading { percent: Option<u8> },
 }
 
 /// A child that has been ready.
@@ -228,7 +254,8 @@ impl Slot {
             State::Cancelling { after }
             | State::Draining { after, .. }
             | State::Stopping { after, .. }
-            | State::Reaping { after, .. } => after == After::Remove,
+            | State::Reaping { after, .. }
+            | State::Parting { after, .. } => after == After::Remove,
             State::Offline
             | State::Spawning { .. }
             | State::Starting { .. }
@@ -236,6 +263,8 @@ impl Slot {
             | State::Unready(_)
             | State::Backoff { .. }
             | State::Failed
+            | State::Seeking { .. }
+            | State::Present { .. }
             | State::Gone => false,
         }
     }
@@ -246,8 +275,11 @@ impl Slot {
         self.ladder.forgive();
     }
 
-    /// Orders a new child.
+    /// Orders a new child, or a look at one that is not ours.
     pub(super) fn start(&mut self, context: &mut Context<'_>) -> State {
+        if self.profile.is_external() {
+            return self.seek(Found::Unknown, context);
+        }
         // Bump before spawning: news of the old child may already be in the mailbox.
         self.generation = self.generation.next();
         self.rss = None;
@@ -357,7 +389,7 @@ impl Slot {
                 let Serving { proven_at, idle_check_at, room_check_at, .. } = *serving;
                 [proven_at, idle_check_at, room_check_at].into_iter().flatten().min()
             }
-            State::Draining { cut_at, .. } => Some(*cut_at),
+            State::Draining { cut_at, .. } | State::Parting { cut_at, .. } => Some(*cut_at),
             State::Stopping {
                 stop: Stop::Terminated { kill_at, .. } | Stop::Condemned { kill_at },
                 ..
@@ -369,6 +401,8 @@ impl Slot {
             | State::Cancelling { .. }
             | State::Reaping { .. }
             | State::Failed
+            | State::Seeking { .. }
+            | State::Present { .. }
             | State::Gone => None,
         }
     }
@@ -422,7 +456,13 @@ impl Slot {
     /// Tells whether a child is there or ordered.
     fn has_child(&self) -> bool {
         match self.state {
-            State::Offline | State::Backoff { .. } | State::Failed | State::Gone => false,
+            State::Offline
+            | State::Backoff { .. }
+            | State::Failed
+            | State::Seeking { .. }
+            | State::Present { .. }
+            | State::Parting { .. }
+            | State::Gone => false,
             State::Spawning { .. }
             | State::Cancelling { .. }
             | State::Starting { .. }
@@ -436,26 +476,35 @@ impl Slot {
 
     fn state_view(&self) -> StateView {
         let attempt = self.tally.deaths.saturating_add(1);
-        match self.state {
+        match &self.state {
             State::Offline | State::Gone => StateView::Offline,
             State::Spawning { began } => StateView::Starting {
                 pid: None,
                 percent: None,
                 attempt,
-                give_up_at: self.give_up_at(began),
+                give_up_at: self.give_up_at(*began),
             },
             State::Starting { pid, stepped_at, percent, .. } => {
-                let give_up_at = self.give_up_at(stepped_at);
-                StateView::Starting { pid: Some(pid), percent, attempt, give_up_at }
+                let give_up_at = self.give_up_at(*stepped_at);
+                StateView::Starting { pid: Some(*pid), percent: *percent, attempt, give_up_at }
             }
-            State::Ready(Serving { pid, .. }) => StateView::Ready { pid },
-            State::Unready(Serving { pid, .. }) => StateView::Unready { pid },
-            State::Draining { pid, .. } => StateView::Draining { pid },
+            State::Ready(Serving { pid, .. }) => StateView::Ready { pid: *pid },
+            State::Unready(Serving { pid, .. }) => StateView::Unready { pid: *pid },
+            State::Draining { pid, .. } => StateView::Draining { pid: *pid },
             State::Cancelling { .. } => StateView::Stopping { pid: None },
-            State::Stopping { pid, .. } => StateView::Stopping { pid: Some(pid) },
-            State::Reaping { pid, .. } => StateView::Reaping { pid },
-            State::Backoff { retry_at } => StateView::Backoff { retry_at },
+            State::Stopping { pid, .. } => StateView::Stopping { pid: Some(*pid) },
+            State::Reaping { pid, .. } => StateView::Reaping { pid: *pid },
+            State::Backoff { retry_at } => StateView::Backoff { retry_at: *retry_at },
             State::Failed => StateView::Failed,
+            State::Seeking { found: Found::Unknown } => StateView::Absent { reason: None },
+            State::Seeking { found: Found::Nothing { reason } } => {
+                StateView::Absent { reason: Some(reason.clone()) }
+            }
+            State::Seeking { found: Found::Loading { percent } } => {
+                StateView::Coming { percent: *percent }
+            }
+            State::Present { is_asleep } => StateView::Present { is_asleep: *is_asleep },
+            State::Parting { .. } => StateView::Parting,
         }
     }
 }
@@ -475,6 +524,9 @@ impl State {
             Self::Reaping { .. } => "reaping",
             Self::Backoff { .. } => "backoff",
             Self::Failed => "failed",
+            Self::Seeking { .. } => "seeking",
+            Self::Present { .. } => "present",
+            Self::Parting { .. } => "parting",
             Self::Gone => "gone",
         }
     }

@@ -341,7 +341,7 @@ impl Checker {
                     super::exited(super::ended(ExitStatus::Signal(9)))
                 }
                 Child::Dead { .. } => ChildEvent::Reaped,
-                Child::None | Child::Alive(_) => return None,
+                Child::None | Child::Alive(_) | Child::Outside(_) => return None,
             };
             Some(super::of_child(name, truth.generation, event))
         })
@@ -380,6 +380,9 @@ pub(crate) fn state_name(state: &StateView) -> &'static str {
     match state {
         StateView::Starting { pid: None, .. } => "spawning",
         StateView::Stopping { pid: None } => "cancelling",
+        StateView::Absent { .. } | StateView::Coming { .. } => "seeking",
+        StateView::Present { .. } => "present",
+        StateView::Parting => "parting",
         other => other.as_str(),
     }
 }

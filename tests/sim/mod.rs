@@ -14,12 +14,12 @@ use std::{sync::Arc, time::Duration};
 
 use slotd::{
     spec::{
-        Generation, SlotName,
+        Endpoint, Generation, SlotName,
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding},
         ladder::{LadderChoice, Rung},
-        profile::{EngineChoice, OnExit, Profile},
+        profile::{EngineChoice, External, OnExit, Profile},
     },
-    supervisor::{ChildEvent, EngineInfo, Event, SlotEvent, Vitals},
+    supervisor::{ChildEvent, EngineInfo, Event, Sight, SlotEvent, Vitals},
 };
 
 /// `SplitMix64`, so that a seed gives the same day on every machine.
@@ -90,6 +90,24 @@ pub(crate) fn profile(name: &str) -> Profile {
         idle_timeout: None,
         on_exit: OnExit::Stop,
     }
+}
+
+/// An engine that somebody else runs, known there as `model`.
+pub(crate) fn external(model: &str) -> EngineChoice {
+    let endpoint = Endpoint::Tcp("127.0.0.1:8080".parse().unwrap());
+    EngineChoice::External(External { endpoint, model: Some(model.to_owned()) })
+}
+
+pub(crate) fn looked(sight: Sight) -> ChildEvent {
+    ChildEvent::Looked { sight }
+}
+
+pub(crate) fn absent() -> ChildEvent {
+    looked(Sight::Absent { reason: "nobody listens there".to_owned() })
+}
+
+pub(crate) fn present() -> ChildEvent {
+    looked(Sight::Present { is_asleep: false })
 }
 
 pub(crate) fn profiles_changed(profiles: impl IntoIterator<Item = Profile>) -> Event {

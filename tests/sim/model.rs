@@ -12,7 +12,7 @@ use std::{
 
 use slotd::{
     spec::{Generation, Monotime, SlotName, WaiterId, death::Verdict, profile::Profile},
-    supervisor::{ChildEvent, Event, Policy, SlotEvent},
+    supervisor::{ChildEvent, Event, Policy, Sight, SlotEvent},
 };
 
 use super::rules::needs_person;
@@ -147,6 +147,45 @@ pub(crate) enum Child {
     Dead {
         pid: u32,
     },
+    /// Somebody else's, watched.
+    Outside(Outside),
+}
+
+/// An engine that somebody else runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outside {
+    pub(crate) seen: Seen,
+    pub(crate) drain: Option<Drain>,
+}
+
+/// What the last look saw.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Seen {
+    Unknown,
+    Nothing,
+    Loading,
+    Ready,
+}
+
+impl Outside {
+    /// Tells whether requests may be in flight there.
+    pub(crate) fn may_serve(self) -> bool {
+        matches!(self.seen, Seen::Loading | Seen::Ready)
+    }
+
+    fn learn(&mut self, event: &ChildEvent) {
+        match event {
+            ChildEvent::Looked { sight: Sight::Absent { .. } } => self.seen = Seen::Nothing,
+            ChildEvent::Looked { sight: Sight::Loading { .. } } => self.seen = Seen::Loading,
+            ChildEvent::Looked { sight: Sight::Present { .. } } => self.seen = Seen::Ready,
+            ChildEvent::Drained => {
+                if let Some(drain) = &mut self.drain {
+                    drain.is_drained = true;
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -183,6 +222,10 @@ pub(crate) struct Unplanned {
 }
 
 impl Alive {
+    fn spawned(pid: u32, now: Monotime) -> Self {
+        Self { ready_since: None, steady_since: None, is_ready: false, ..Self::adopted(pid, now) }
+    }
+
     fn adopted(pid: u32, now: Monotime) -> Self {
         Self {
             pid,
@@ -235,6 +278,11 @@ impl Truth {
         match self.child {
             Child::None | Child::Dead { .. } => now,
             Child::Ordered { .. } => now.after(grace),
+            Child::Outside(outside) => match outside.drain {
+                Some(drain) => drain.cut_at,
+                None if outside.may_serve() => now.after(grace),
+                None => now,
+            },
             Child::Alive(alive) => match (alive.is_killed, alive.kill_at, alive.drain) {
                 (true, _, _) => now,
                 (false, Some(kill_at), _) => kill_at,
@@ -259,6 +307,9 @@ impl Truth {
             )
             | (Child::Alive(_), ChildEvent::Exited { .. })
             | (Child::Dead { .. }, ChildEvent::Reaped) => true,
+            (Child::Outside(outside), ChildEvent::Looked { .. }) => outside.drain.is_none(),
+            (Child::Outside(outside), ChildEvent::Drained) => outside.drain.is_some(),
+            (Child::Outside(_), _) | (Child::Alive(_), ChildEvent::Looked { .. }) => false,
             (Child::Alive(alive), _) if alive.is_stopping() => false,
             (Child::Alive(alive), ChildEvent::Drained) => alive.drain.is_some(),
             (Child::Alive(_), ChildEvent::MemoryMeasured { .. }) => true,
@@ -348,8 +399,12 @@ impl Model {
                 truth.ladder.rungs = 0;
             }
             truth.is_put_down &= had;
-            if profile.autostart || profile.essential {
+            let comes_by_itself = profile.is_external() && !truth.profile.is_external();
+            if profile.autostart || profile.essential || comes_by_itself {
                 truth.is_put_down = false;
+            }
+            if profile.is_external() {
+                truth.worked = None;
             }
             if let Some((worked, _)) = &mut truth.worked
                 && worked.starts_same_engine(profile)
@@ -397,7 +452,8 @@ impl Model {
                 }
                 truth.is_put_down = true;
             }
-            SlotEvent::Demanded { .. } => truth.is_put_down = false,
+            // One that was set aside waits for a person.
+            SlotEvent::Demanded { .. } => truth.is_put_down &= truth.profile.is_external(),
             SlotEvent::WaiterLeft { .. } => {}
             SlotEvent::Child { generation, event } => {
                 if *generation == truth.generation && truth.expects(event) {
@@ -446,19 +502,7 @@ impl Truth {
             (Child::Ordered { .. }, ChildEvent::Spawned { pid, rungs, engine }) => {
                 self.cores = engine.cores;
                 self.ladder.learn(rungs.len());
-                self.child = Child::Alive(Alive {
-                    pid: *pid,
-                    stepped_at: now,
-                    percent: None,
-                    ready_since: None,
-                    steady_since: None,
-                    is_ready: false,
-                    lively_at: now,
-                    pieces: 0,
-                    drain: None,
-                    kill_at: None,
-                    is_killed: false,
-                });
+                self.child = Child::Alive(Alive::spawned(*pid, now));
             }
             (Child::Ordered { is_cancelled }, _) => {
                 let was_wanted = !*is_cancelled;
@@ -499,6 +543,7 @@ impl Truth {
                 }
             }
             (Child::Dead { .. }, ChildEvent::Reaped) => self.child = Child::None,
+            (Child::Outside(outside), event) => outside.learn(event),
             _ => {}
         }
         None

@@ -80,6 +80,7 @@ impl<'a> Story<'a> {
             earlier: deaths.take(EARLIER).collect(),
         };
         let Some(death) = death else {
+            story.what_happened.extend(outside(slot));
             story.earlier = slot.deaths.iter().rev().take(EARLIER).collect();
             story.what_you_can_do.push(next_step(slot));
             return story;
@@ -103,10 +104,11 @@ impl<'a> Story<'a> {
         let mut text = String::new();
         let state = paint.apply(Tone::of_state(self.state), self.state);
         match self.death {
-            None => write_line(
+            None if self.what_happened.is_empty() => write_line(
                 &mut text,
                 &format!("{}: {state}; no engine of it has died by itself", self.slot),
             ),
+            None => write_line(&mut text, &format!("{}: {state}", self.slot)),
             Some(death) => {
                 let verdict = format!("{} ({})", death.verdict, death.confidence);
                 let verdict = paint.apply(Tone::Bad, &verdict);
@@ -135,6 +137,20 @@ impl<'a> Story<'a> {
             write_line(text, format!("    | {line}").trim_end());
         }
     }
+}
+
+/// What there is to tell of an engine that somebody else runs.
+fn outside(slot: &SlotObject) -> Option<String> {
+    let url = slot.url.as_deref()?;
+    Some(match (&slot.absence, slot.state.as_str()) {
+        (Some(absence), _) => {
+            format!("{absence}, for {}; somebody else runs this engine", brief(slot.since_ms))
+        }
+        (None, "offline") => {
+            format!("it was unloaded: slotd sends nothing to {url} and does not look there")
+        }
+        (None, state) => format!("somebody else runs this engine at {url}; it is {state}"),
+    })
 }
 
 fn happened(death: &DeathObject) -> Vec<String> {

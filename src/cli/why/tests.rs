@@ -368,3 +368,16 @@ fn an_edit_that_was_undone() {
       - correct /etc/slotd/profiles/chat.toml, or try it as it is with `slotd restart chat`
     ");
 }
+
+#[test]
+fn somebody_elses_engine_has_a_story_without_a_death() {
+    assert_snapshot!(text(&example::absent()), @r"
+    remote: offline
+
+    what happened
+      - nobody listens at http://127.0.0.1:8080, for 12m; somebody else runs this engine
+
+    what you can do
+      - start it at http://127.0.0.1:8080: slotd does not run this engine, and sends requests there as soon as it answers
+    ");
+}

@@ -62,6 +62,7 @@ impl Slot {
             | Input::Drained
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Exited { .. }
             | Input::Reaped => {
                 self.serving_input(serving, input, context).unwrap_or_else(State::Ready)
@@ -102,6 +103,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Exited { .. }
             | Input::Reaped => {
                 self.serving_input(serving, input, context).unwrap_or_else(State::Unready)
@@ -163,6 +165,7 @@ impl Slot {
             | Input::Drained
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
+            | Input::Looked { .. }
             | Input::Reaped => Err(serving),
         }
     }
