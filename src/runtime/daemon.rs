@@ -1,6 +1,8 @@
 //! The running daemon: its parts put together, and taken apart in order.
 
-use std::{collections::BTreeMap, convert::Infallible, fs, mem, net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap, convert::Infallible, fs, mem, net::SocketAddr, sync::Arc, time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -41,6 +43,9 @@ use crate::{
     store::{Remembered, StateDir},
     supervisor::{Event, Memory, Policy, Snapshot, Supervisor},
 };
+
+/// When the control API answers though the profiles have not been read.
+const ANSWERS_AFTER: Duration = Duration::from_secs(5);
 
 /// Everything that start-up has made.
 #[derive(Debug)]
@@ -154,7 +159,11 @@ impl Daemon {
         let (end_admin, admin_ends) = oneshot::channel();
         let state = self.admin_state(&mailbox, &snapshots, (profiles, &routes), ask);
         let mut servers = JoinSet::new();
-        servers.spawn(admin::serve(control, state, async move { drop(admin_ends.await) }));
+        let begun = has_begun(phase.subscribe());
+        servers.spawn(async move {
+            begun.await;
+            admin::serve(control, state, async move { drop(admin_ends.await) }).await;
+        });
         let mut helpers = JoinSet::new();
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
         let (mut keeping, end_keeping) = (JoinSet::new(), CancellationToken::new());
@@ -280,6 +289,14 @@ fn policy(settings: &Settings, machine: Machine) -> Policy {
     let climb_after = settings.climb_after;
     let climb_idle = usual.climb_idle.min(climb_after);
     Policy { waiting_limit, climb_after, climb_idle, machine, ..usual }
+}
+
+/// Waits until the core knows every slot and every adopted engine, or for a while: whoever asks
+/// before waits in the control socket's queue, for no answer is better than a wrong one.
+async fn has_begun(mut phase: watch::Receiver<Phase>) {
+    let begun = phase.wait_for(|phase| *phase != Phase::Starting);
+    // A daemon whose profiles lie on a dead mount is to say at least that it is there.
+    drop(timeout(ANSWERS_AFTER, begun).await);
 }
 
 /// Decides what becomes of clients while the daemon goes; returns the sockets if they stay open.
