@@ -222,6 +222,8 @@ async fn attend(
         never = running.last_seconds.keep() => match never {},
     };
     let Some(status) = ended else { return leave(running.child, keeping.as_ref()).await };
+    // Who is in flight, and who comes, does not wait until it is known why.
+    gate.mark_ended();
     let evidence = running.last_seconds.at_the_end(status);
     let evidence = with_log(evidence, running.launched.kind, running.log).await;
     reporter.tell(ChildEvent::Exited { evidence, at_unix_ms: clock::unix_ms() }).await;
