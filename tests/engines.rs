@@ -76,6 +76,7 @@ impl Machine {
                 candidates: vec![model.to_owned()],
             }),
             engine: EngineChoice::Auto,
+            stop_command: Vec::new(),
             args: Vec::new(),
             env: [].into(),
             aliases: Vec::new(),

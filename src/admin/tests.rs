@@ -124,6 +124,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         source: PathBuf::from(format!("/etc/slotd/profiles/{slot}.toml")),
         model: Some(ModelSource::Hub { repo: "org/repo".to_owned(), quant: Some("Q4".to_owned()) }),
         engine: EngineChoice::Auto,
+        stop_command: Vec::new(),
         args: Vec::new(),
         env: BTreeMap::new(),
         aliases: vec!["gpt-4o".to_owned()],

@@ -12,8 +12,9 @@ use super::{
 use crate::spec::Endpoint;
 
 /// What is about an engine that slotd starts, holds and ends.
-const UNUSED: [&str; 14] = [
+const UNUSED: [&str; 15] = [
     "command",
+    "stop_command",
     "args",
     "env",
     "context",

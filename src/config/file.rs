@@ -39,6 +39,13 @@ pub(super) struct ProfileFile {
     #[schemars(with = "Vec<String>", length(min = 1))]
     pub(super) command: Option<Vec<At<String>>>,
 
+    /// A program and its arguments that end the engine, for one that a signal to `command` does not
+    /// reach, a container say; with the placeholders of `command`, and only with `engine = "command"`.
+    /// Run before `SIGTERM`, and once more after an end that it did not bring about, for `stop_timeout`
+    /// each. Default: none, signals alone.
+    #[schemars(with = "Vec<String>", length(min = 1))]
+    pub(super) stop_command: Vec<At<String>>,
+
     /// Where an engine listens that somebody else runs: `http://` with an IP address and a port, or
     /// `unix:` and the path of a socket; only and always with `engine = "external"`. slotd sends requests
     /// there while it answers, and neither starts nor ends it.
@@ -159,10 +166,11 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 22] = [
+pub(super) const KEYS: [&str; 23] = [
     "model",
     "engine",
     "command",
+    "stop_command",
     "url",
     "args",
     "env",
@@ -198,6 +206,7 @@ impl ProfileFile {
                 Some(EngineKey::Auto)
             },
             command: walk.take_texts("command", MayBeEmpty::Yes),
+            stop_command: walk.take_texts("stop_command", MayBeEmpty::Yes).unwrap_or_default(),
             url: walk.take_text("url"),
             args: walk.take_texts("args", MayBeEmpty::Yes).unwrap_or_default(),
             env: walk.take_pairs("env").unwrap_or_default(),

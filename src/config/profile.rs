@@ -6,7 +6,7 @@ use toml::de::DeTable;
 
 use super::{
     Context,
-    arguments::{check_args, check_command},
+    arguments::{check_args, check_command, check_stop_command},
     external,
     fault::Fault,
     file::{EngineKey, ProfileFile},
@@ -41,6 +41,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
     let typed = ProfileFile::take(&mut walk);
 
     check_command(&mut walk, &typed);
+    check_stop_command(&mut walk, &typed);
     check_args(&mut walk, &typed);
     ladder::check(&mut walk, &typed);
     let endpoint = external::check(&mut walk, &typed);
@@ -55,6 +56,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
             source: file.to_owned(),
             model,
             engine,
+            stop_command: typed.stop_command.into_iter().map(|word| word.value).collect(),
             args: typed.args.into_iter().map(|argument| argument.value).collect(),
             env,
             aliases: names::of(&claims, Sharing::Alone),

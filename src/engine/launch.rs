@@ -63,6 +63,8 @@ pub struct Launch {
     pub args: Vec<OsString>,
     /// Its whole environment.
     pub env: BTreeMap<OsString, OsString>,
+    /// The program that ends it, with its arguments; empty where signals do.
+    pub stop: Vec<OsString>,
     /// How many requests it works on at once.
     pub parallel: u32,
     /// How many CPU cores it is counted with.
@@ -111,12 +113,19 @@ pub fn launch(input: &LaunchInput<'_>) -> Result<Launch, LaunchFault> {
     let mut args = match input.kind {
         EngineKind::LlamaServer => llama_server(input, parallel, threads)?,
         EngineKind::Candle => candle(input, parallel, threads)?,
-        EngineKind::Command => command(input),
+        EngineKind::Command => match &profile.engine {
+            EngineChoice::Command(words) => filled(input, words.get(1..).unwrap_or_default()),
+            EngineChoice::Auto
+            | EngineChoice::LlamaServer
+            | EngineChoice::Candle
+            | EngineChoice::External(_) => Vec::new(),
+        },
     };
     args.extend(profile.args.iter().map(OsString::from));
     let env = environment::for_engine(input.environment, &profile.env);
     let cores = need.counted(input.cores.threads);
-    Ok(Launch { program: input.program.to_owned(), args, env, parallel, cores })
+    let stop = filled(input, &profile.stop_command);
+    Ok(Launch { program: input.program.to_owned(), args, env, stop, parallel, cores })
 }
 
 /// Returns how many requests the engine works on at once.
@@ -232,15 +241,15 @@ fn candle(
     Ok(args)
 }
 
-fn command(input: &LaunchInput<'_>) -> Vec<OsString> {
-    let EngineChoice::Command(words) = &input.profile.engine else { return Vec::new() };
+/// Fills the placeholders of a command in.
+fn filled(input: &LaunchInput<'_>, words: &[String]) -> Vec<OsString> {
     let (port, socket) = match input.endpoint {
         Endpoint::Unix(path) => (OsString::new(), path.as_os_str().to_owned()),
         Endpoint::Tcp(address) => (address.port().to_string().into(), OsString::new()),
     };
     let model = input.model.map_or_else(OsString::new, |path| path.as_os_str().to_owned());
     let values = [("{port}", port), ("{socket}", socket), ("{model}", model)];
-    words.iter().skip(1).map(|word| fill(word, &values)).collect()
+    words.iter().map(|word| fill(word, &values)).collect()
 }
 
 /// Puts each value in the place of its name. A value is not searched for names.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     cores::{CoreNeed, CoreShare, Machine},
-    environment::inherited,
+    environment::{for_engine, inherited},
     flags::Flags,
     ladder::{LadderInput, ladder},
     launch::{Launch, LaunchFault, LaunchInput, launch},

@@ -31,7 +31,7 @@ use crate::{
         death::{Evidence, ExitStatus, Verdict},
         profile::Profile,
     },
-    supervisor::{ChildEvent, Command, Event, Sight, SlotEvent},
+    supervisor::{ChildEvent, Command, Event, Sight, SlotEvent, StopSignal},
 };
 
 /// How many reports of children may wait for the driver. A child's task waits when it is full.
@@ -52,6 +52,8 @@ pub(super) struct Report {
 pub(super) struct Handles {
     pub(super) gate: Arc<Gate>,
     pub(super) stop: StopHandle,
+    /// Asks the child's task for the program that ends it, where there is one, before `SIGTERM`.
+    pub(super) farewell: Option<Arc<Notify>>,
     /// Tells the child's task to let it run on.
     pub(super) leave: Arc<Notify>,
 }
@@ -195,7 +197,12 @@ impl Effects {
                     }
                     // Those who wait for a seat are better off with the next engine.
                     handles.gate.close();
-                    handles.stop.signal(signal);
+                    match (signal, &handles.farewell) {
+                        (StopSignal::Terminate, Some(bell)) => bell.notify_one(),
+                        (StopSignal::Terminate | StopSignal::Kill, _) => {
+                            handles.stop.signal(signal);
+                        }
+                    }
                 }
             }
             Command::Drain { slot, generation } => self.drain(slot, generation),

@@ -12,6 +12,7 @@ mod daemon;
 mod driver;
 mod effects;
 mod engine_task;
+mod farewell;
 mod keep;
 mod last_seconds;
 mod listen;

@@ -36,6 +36,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
         source: _,
         model: _,
         engine: _,
+        stop_command: _,
         args,
         env: _,
         aliases,
@@ -111,6 +112,8 @@ impl Found {
         self.compare("model", Reach::Restart, named(before), named(after));
         self.compare("engine", Reach::Restart, engine.as_str(), next.as_str());
         self.compare("command", Reach::Restart, command(engine), command(next));
+        let (stop, next_stop) = (&before.stop_command, &after.stop_command);
+        self.compare("stop_command", Reach::Restart, list(stop), list(next_stop));
         self.compare("url", Reach::Restart, url(before), url(after));
     }
 
@@ -204,6 +207,7 @@ mod tests {
             source: "chat.toml".into(),
             model: None,
             engine: EngineChoice::Auto,
+            stop_command: Vec::new(),
             args: Vec::new(),
             env: BTreeMap::new(),
             aliases: Vec::new(),
@@ -236,6 +240,7 @@ mod tests {
             Profile { model: Some(model), ..profile() },
             Profile { engine: EngineChoice::Candle, ..profile() },
             Profile { engine: EngineChoice::Command(word()), ..profile() },
+            Profile { stop_command: word(), ..profile() },
             Profile { args: word(), ..profile() },
             Profile { env: [("A".to_owned(), "secret".to_owned())].into(), ..profile() },
             Profile { aliases: word(), ..profile() },

@@ -20,6 +20,10 @@ pub struct Profile {
     pub model: Option<ModelSource>,
     /// Which engine serves it.
     pub engine: EngineChoice,
+    /// The argument vector, with the placeholders of [`EngineChoice::Command`], of a program that ends
+    /// the engine; empty where signals do.
+    #[serde(default)]
+    pub stop_command: Vec<String>,
     /// More arguments for the engine, after slotd's own.
     pub args: Vec<String>,
     /// Environment variables for the engine, on top of the allow-list.
@@ -199,6 +203,7 @@ impl Profile {
     pub fn starts_same_engine(&self, other: &Self) -> bool {
         self.model == other.model
             && self.engine == other.engine
+            && self.stop_command == other.stop_command
             && self.args == other.args
             && self.env == other.env
             && self.capabilities == other.capabilities

@@ -128,6 +128,7 @@ pub(super) mod tests {
             source: "chat.toml".into(),
             model: None,
             engine: EngineChoice::Auto,
+            stop_command: Vec::new(),
             args: Vec::new(),
             env: BTreeMap::new(),
             aliases: Vec::new(),

@@ -1,5 +1,5 @@
 //! The whole daemon on real processes: `faults` with the fake engine, for what cannot be ordered of
-//! a real one, `hangs` and `external` with it too; `restarts` of the daemon itself; `real` with llama-server, the
+//! a real one, `hangs` and `external` with it too, `containers` with one that its program does not hold; `restarts` of the daemon itself; `real` with llama-server, the
 //! candle worker and a real model.
 
 #![expect(
@@ -12,6 +12,7 @@
 )]
 
 mod common;
+mod containers;
 mod edits;
 mod ends;
 mod external;

@@ -192,6 +192,7 @@ fn profile(slot: &str) -> Profile {
         source: PathBuf::from("profile.toml"),
         model: Some(ModelSource::Hub { repo: "org/small".to_owned(), quant: None }),
         engine: EngineChoice::Auto,
+        stop_command: Vec::new(),
         args: Vec::new(),
         env: BTreeMap::new(),
         aliases: Vec::new(),

@@ -71,6 +71,7 @@ pub(crate) fn profile(name: &str) -> Profile {
         source: format!("{name}.toml").into(),
         model: None,
         engine: EngineChoice::Auto,
+        stop_command: Vec::new(),
         args: Vec::new(),
         env: std::collections::BTreeMap::new(),
         aliases: Vec::new(),

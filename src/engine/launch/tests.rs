@@ -33,6 +33,7 @@ pub(in crate::engine) fn profile(engine: EngineChoice) -> Profile {
         source: "chat.toml".into(),
         model: None,
         engine,
+        stop_command: Vec::new(),
         args: Vec::new(),
         env: BTreeMap::new(),
         aliases: Vec::new(),
