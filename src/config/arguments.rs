@@ -124,13 +124,18 @@ fn check_words(
     }
     for argument in words {
         for word in placeholders(&argument.value) {
-            check_placeholder(walk, argument, word, has_model);
+            check_placeholder(walk, key, (argument, word), has_model);
         }
     }
     true
 }
 
-fn check_placeholder(walk: &mut Walk<'_>, argument: &At<String>, word: &str, has_model: bool) {
+fn check_placeholder(
+    walk: &mut Walk<'_>,
+    key: &str,
+    (argument, word): (&At<String>, &str),
+    has_model: bool,
+) {
     if !PLACEHOLDERS.contains(&word) {
         let message =
             format!("unknown placeholder `{word}`, expected one of {}", listed(&PLACEHOLDERS));
@@ -140,7 +145,7 @@ fn check_placeholder(walk: &mut Walk<'_>, argument: &At<String>, word: &str, has
         };
         walk.refuse_value(argument, message, hint);
     } else if word == "{model}" && !has_model && walk.offset_of_key("model").is_none() {
-        let hint = "add `model = \"…\"`, or write the model into the command";
+        let hint = format!("add `model = \"…\"`, or write the model into `{key}`");
         walk.refuse_value(argument, "`{model}` has nothing to stand for", hint);
     }
 }

@@ -131,6 +131,29 @@ fn a_command_belongs_to_its_engine() {
 }
 
 #[test]
+fn a_stop_command_belongs_to_a_command_and_needs_no_address() {
+    let stop = |words: &str| {
+        faults(&format!("engine = 'command'\ncommand = ['x', '{{port}}']\nstop_command = {words}"))
+    };
+    assert_eq!(stop("['docker', 'stop', 'coder']"), "");
+    assert_eq!(stop("['x', '{port}', '{socket}']"), "");
+    assert_snapshot!(stop("[]"), @r#"
+    qwen.toml:3:1: stop_command: cannot be empty
+      hint: write `stop_command = ["PROGRAM", "ARGUMENT"]`
+    "#);
+    assert_snapshot!(stop("['x', '{prot}', '{model}']"), @r#"
+    qwen.toml:3:22: stop_command[1]: unknown placeholder `{prot}`, expected one of `{port}`, `{socket}`, `{model}`
+      hint: did you mean `{port}`?
+    qwen.toml:3:32: stop_command[2]: `{model}` has nothing to stand for
+      hint: add `model = "…"`, or write the model into `stop_command`
+    "#);
+    assert_snapshot!(faults("model = 'a.gguf'\nstop_command = ['x']"), @r#"
+    qwen.toml:2:1: stop_command: is only used with `engine = "command"`
+      hint: take it out: slotd ends this engine itself
+    "#);
+}
+
+#[test]
 fn a_command_says_where_to_listen_once() {
     let command =
         |arguments: &str| faults(&format!("engine = 'command'\ncommand = ['x', {arguments}]"));
