@@ -31,13 +31,14 @@ pub(super) fn check_command(walk: &mut Walk<'_>, typed: &ProfileFile) {
             refuse_unused(walk);
         }
         // What `engine` was meant to be is not known.
-        (None, _) | (Some(_), None) => {}
+        // `external` says so itself.
+        (None | Some(EngineKey::External), _) | (Some(_), None) => {}
     }
 }
 
 /// Refuses arguments that slotd sets itself, for the engines whose arguments it knows.
 pub(super) fn check_args(walk: &mut Walk<'_>, typed: &ProfileFile) {
-    if matches!(typed.engine, Some(EngineKey::Command) | None) {
+    if matches!(typed.engine, Some(EngineKey::Command | EngineKey::External) | None) {
         return;
     }
     for argument in &typed.args {

@@ -29,11 +29,10 @@ use super::{
 };
 use crate::{
     config::daemon::Settings,
-    engine::{self, Endpoint, EngineKind, Launch, wants_port},
+    engine::{self, CoreShare, Endpoint, EngineKind, Launch, Machine, wants_port},
     models::{Checked, Checks, Refused},
     process::{self, Child, SpawnFault, SpawnSpec, Spawner},
     proxy::{Gate, Suspects},
-    sensor,
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
@@ -62,8 +61,18 @@ pub(super) struct Tools {
     pub(super) state: Arc<StateDir>,
     pub(super) checks: Arc<Checks>,
     pub(super) suspects: Arc<Suspects>,
+    /// What engines compute with.
+    pub(super) machine: Machine,
     /// The daemon's environment, from which engines get an allow-list.
     pub(super) environment: Vec<(OsString, OsString)>,
+}
+
+/// What is to be started.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) profile: Arc<Profile>,
+    pub(super) rung: usize,
+    pub(super) cores: u32,
 }
 
 /// One child's line to the driver.
@@ -122,12 +131,8 @@ struct Launched {
 }
 
 /// Runs one child and returns once nothing of it is left.
-pub(super) async fn run(
-    tools: Arc<Tools>,
-    (profile, rung): (Arc<Profile>, usize),
-    reporter: Reporter,
-) {
-    let running = match start(&tools, (&profile, rung), &reporter).await {
+pub(super) async fn run(tools: Arc<Tools>, wanted: Wanted, reporter: Reporter) {
+    let running = match start(&tools, &wanted, &reporter).await {
         Ok(running) => running,
         Err(Failure { verdict, reason, engine }) => {
             let at_unix_ms = clock::unix_ms();
@@ -143,7 +148,7 @@ pub(super) async fn run(
     let handles = handles(&tools, &running, &reporter);
     let gate = Arc::clone(&handles.gate);
     reporter.send(event, Some(handles)).await;
-    attend((&tools, &profile), running, &gate, &reporter, Begins::Loading).await;
+    attend((&tools, &wanted.profile), running, &gate, &reporter, Begins::Loading).await;
 }
 
 /// Prepares to go on with an engine of an earlier daemon: the ways to it, and the rest of its life.
@@ -217,6 +222,8 @@ async fn attend(
         never = running.last_seconds.keep() => match never {},
     };
     let Some(status) = ended else { return leave(running.child, keeping.as_ref()).await };
+    // Who is in flight, and who comes, does not wait until it is known why.
+    gate.mark_ended();
     let evidence = running.last_seconds.at_the_end(status);
     let evidence = with_log(evidence, running.launched.kind, running.log).await;
     reporter.tell(ChildEvent::Exited { evidence, at_unix_ms: clock::unix_ms() }).await;
@@ -256,7 +263,7 @@ fn handles(tools: &Tools, running: &Running, reporter: &Reporter) -> Handles {
 /// Checks, then starts.
 async fn start(
     tools: &Arc<Tools>,
-    (profile, rung): (&Arc<Profile>, usize),
+    Wanted { profile, rung, cores }: &Wanted,
     reporter: &Reporter,
 ) -> Result<Running, Failure> {
     let endpoint = endpoint(tools, profile, reporter).map_err(|source| {
@@ -266,16 +273,18 @@ async fn start(
         )
     })?;
     let checked = check(tools, profile, &endpoint).await?;
-    let rungs: Arc<[Rung]> = checked.ladder(profile, sensor::has_gpu()).into();
+    let rungs: Arc<[Rung]> = checked.ladder(profile, tools.machine.has_gpu).into();
     // The core clamps alike once it knows the rungs.
-    let rung = rungs.get(rung).or(rungs.last()).cloned().unwrap_or_default();
+    let rung = rungs.get(*rung).or(rungs.last()).cloned().unwrap_or_default();
+    let cores = CoreShare { machine: tools.machine, threads: *cores };
     let launch = checked
-        .launch((profile, &rung), &endpoint, &tools.environment)
+        .launch((profile, &rung), cores, &endpoint, &tools.environment)
         .map_err(|fault| Failure::of_check(Refused::of_launch(&fault, &checked)))?;
     let info = EngineInfo {
         name: checked.kind.as_str().to_owned(),
         program: checked.program.display().to_string(),
         parallel: launch.parallel,
+        cores: launch.cores,
     };
     let log = log_of(tools, reporter).await;
     let nonce = (profile.on_exit == OnExit::Keep).then(clock::nonce);
@@ -376,6 +385,7 @@ impl Failure {
             name: kind.as_str().to_owned(),
             program: program.display().to_string(),
             parallel: 0,
+            cores: 0,
         });
         Self { verdict: refused.verdict, reason: refused.reason, engine }
     }

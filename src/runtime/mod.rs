@@ -17,6 +17,7 @@ mod keep;
 mod last_seconds;
 mod listen;
 mod memory;
+mod outside;
 mod profiles;
 mod publish;
 mod readings;

@@ -111,7 +111,7 @@ fn delay(policy: &Policy, exponent: u32, random: u64) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
@@ -123,7 +123,7 @@ mod tests {
         requests::Requests,
     };
 
-    fn profile() -> Profile {
+    pub(in crate::supervisor) fn profile() -> Profile {
         Profile {
             slot: "chat".parse().unwrap(),
             source: "chat.toml".into(),
