@@ -7,12 +7,14 @@ ARGS ?=
 SEED ?=
 # How long `make chaos` goes on.
 SECONDS ?=
+# Which checks of `make test-systemd` count: parts of their names.
+CHECKS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run model engine build check test sim deaths bench install uninstall clean
+.PHONY: help run model engine build check test test-systemd sim deaths chaos bench install uninstall clean
 
 help: ## List the targets
-	@awk -F ': .*## |: ## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': .*## |: ## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 run: build ## Serve profiles/ on loopback with a small real model (ARGS='…' for slotd serve)
 	@scripts/model >/dev/null
@@ -35,6 +37,9 @@ check: ## The fast checks: formatting, lints, tests without real engines
 
 test: ## Everything, with real engines and a real model; installs what it needs by name
 	@scripts/test
+
+test-systemd: ## The units under a real systemd, in an emulated machine (5 minutes; CHECKS='…' names some)
+	@scripts/test-systemd $(CHECKS)
 
 sim: ## A simulated day of a box; SEED=… repeats one
 	$(if $(SEED),SLOTD_SIM_SEED='$(SEED)') cargo test --locked --no-default-features --test core -- a_day_of_a_box --nocapture

@@ -84,6 +84,9 @@ async fn help_names_every_subcommand_and_exit_code() {
       load         Load a slot and wait until it is ready
       unload       Unload a slot; the next request loads it again
       restart      Replace a slot's engine by a new one and wait until it is ready
+      requests     List the requests in flight
+      cancel       End a request in flight with an error
+      key          Make, list and remove the keys that clients of the endpoint need
       upgrade      Let the running daemon go on as the program on disk, without refusing a client
       worker       Serve one model with the candle engine; the daemon starts it for slots
       completions  Print the completion script of a shell

@@ -21,6 +21,7 @@ use slotd::{
         death::{LogCause, Verdict},
         ladder::{LadderChoice, Rung},
         profile::{Capability, EngineChoice, ModelSource, OnExit, Profile},
+        requests::Requests,
     },
 };
 use tempfile::TempDir;
@@ -81,6 +82,7 @@ impl Machine {
             env: [].into(),
             aliases: Vec::new(),
             routes: Vec::new(),
+            resume: false,
             capabilities: Vec::new(),
             context: None,
             parallel: None,
@@ -95,6 +97,7 @@ impl Machine {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            requests: Requests::default(),
         }
     }
 

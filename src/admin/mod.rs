@@ -13,6 +13,8 @@
 //! GET  /v1/slots/{slot}/watch        one slot a line: at once, and after each change
 //! GET  /v1/slots/{slot}/logs         text; ?lines=N (100), ?follow=true
 //! POST /v1/plan                      what profiles would change; nothing is changed
+//! GET  /v1/requests                  every request in flight, an array
+//! DELETE /v1/requests/{id}           202, once it is being cancelled
 //! POST /v1/daemon/upgrade            202, once the program on disk takes the daemon's place
 //! GET  /v1/daemon                    the daemon and the faults of profiles
 //! GET  /healthz                      ok
@@ -23,6 +25,7 @@
 mod daemon;
 mod plan;
 mod refusal;
+mod request;
 mod routes;
 mod serve;
 mod slot;
@@ -40,6 +43,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::{
     daemon::{DaemonObject, FaultObject},
     plan::{Action, OtherObject, PlanObject, PlanRequest, PlannedObject},
+    request::RequestObject,
     serve::serve,
     slot::{DeathObject, RejectedObject, SlotObject},
 };
@@ -59,6 +63,12 @@ pub type Now = Arc<dyn Fn() -> Monotime + Send + Sync>;
 /// Tells how many requests a slot's engine works on; `None` without a live engine.
 pub type InFlight = Arc<dyn Fn(&SlotName) -> Option<u32> + Send + Sync>;
 
+/// Shows every request in flight, oldest first.
+pub type RequestList = Arc<dyn Fn() -> Vec<RequestObject> + Send + Sync>;
+
+/// Cancels a request by its id; says whether it was there.
+pub type Cancel = Arc<dyn Fn(u64) -> bool + Send + Sync>;
+
 /// What the control API works with; made by `runtime`.
 #[derive(Clone)]
 pub struct State {
@@ -70,6 +80,10 @@ pub struct State {
     pub now: Now,
     /// The gates' counters.
     pub in_flight: InFlight,
+    /// The requests in flight.
+    pub requests: RequestList,
+    /// Cancels one of them.
+    pub cancel: Cancel,
     /// Opens logs.
     pub logs: LogReader,
     /// What is wrong with profiles at present.

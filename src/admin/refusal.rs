@@ -21,6 +21,8 @@ pub(super) enum Refusal {
         /// Every slot.
         slots: Vec<String>,
     },
+    /// There is no such request, or it has ended.
+    NoSuchRequest(String),
     /// There is no such path.
     NoSuchPath(String),
     /// The path is there, the method is not.
@@ -55,6 +57,7 @@ impl Refusal {
     fn parts(&self) -> (StatusCode, &'static str, Option<&'static str>) {
         match self {
             Self::NoSuchSlot { .. } => (StatusCode::NOT_FOUND, "slot_not_found", Some("slot")),
+            Self::NoSuchRequest(_) => (StatusCode::NOT_FOUND, "request_not_found", Some("id")),
             Self::NoSuchPath(_) => (StatusCode::NOT_FOUND, "path_not_found", None),
             Self::WrongMethod => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
             Self::BadQuery(_) => (StatusCode::BAD_REQUEST, "bad_query", None),
@@ -79,6 +82,10 @@ impl Refusal {
                 };
                 let end = if meant.is_empty() { ";" } else { "" };
                 format!("there is no slot `{typed}`{meant}{end} {there}")
+            }
+            Self::NoSuchRequest(typed) => {
+                let typed: String = typed.chars().take(100).collect();
+                format!("there is no request `{typed}` in flight, `slotd requests` lists them")
             }
             Self::NoSuchPath(path) => format!("there is no path `{path}` in the control API"),
             Self::WrongMethod => "this path takes another method".to_owned(),

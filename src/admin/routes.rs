@@ -9,14 +9,14 @@ use axum::{
     },
     http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    DaemonObject, Follow, LogRequest, PlanObject, PlanRequest, SlotObject, State,
+    DaemonObject, Follow, LogRequest, PlanObject, PlanRequest, RequestObject, SlotObject, State,
     refusal::Refusal,
     streams::{changes, log},
 };
@@ -50,6 +50,8 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/slots/{slot}/restart", post(restart))
         .route("/v1/slots/{slot}/watch", get(watch_slot))
         .route("/v1/slots/{slot}/logs", get(logs))
+        .route("/v1/requests", get(requests))
+        .route("/v1/requests/{id}", delete(cancel))
         .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MOST_PLAN)))
         .route("/v1/daemon", get(daemon))
         .route("/v1/daemon/upgrade", post(upgrade))
@@ -131,6 +133,20 @@ async fn logs(
     };
     let body = Body::from_stream(log(&app, &name, request));
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
+}
+
+async fn requests(Extract(app): Extract<App>) -> Json<Vec<RequestObject>> {
+    Json((app.state.requests)())
+}
+
+/// Answers once the request has been told; its client and its engine hear of it at once.
+async fn cancel(
+    Extract(app): Extract<App>,
+    Path(typed): Path<String>,
+) -> Result<Response, Refusal> {
+    let id = typed.parse().ok().filter(|id| (app.state.cancel)(*id));
+    let id: u64 = id.ok_or(Refusal::NoSuchRequest(typed))?;
+    Ok((StatusCode::ACCEPTED, Json(json!({ "id": id }))).into_response())
 }
 
 async fn daemon(Extract(app): Extract<App>) -> Json<DaemonObject> {

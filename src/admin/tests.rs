@@ -24,6 +24,7 @@ use crate::{
         edit::Edits,
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile},
+        requests::Requests,
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, StateView},
 };
@@ -54,6 +55,8 @@ impl Api {
             mailbox,
             now: Arc::new(|| Monotime::from_start(Duration::from_secs(100))),
             in_flight: Arc::new(|slot| (slot.as_str() == "chat").then_some(2)),
+            requests: Arc::new(|| vec![request()]),
+            cancel: Arc::new(|id| id == 17),
             logs: Arc::new(move |slot, request| {
                 asks.lock().unwrap().push((slot.clone(), request));
                 let lines = stream::iter(["one\n", "two\n"].map(Bytes::from));
@@ -92,6 +95,10 @@ impl Api {
         self.client.post(format!("http://slotd{path}")).send().await.unwrap()
     }
 
+    async fn delete(&self, path: &str) -> reqwest::Response {
+        self.client.delete(format!("http://slotd{path}")).send().await.unwrap()
+    }
+
     async fn json(&self, path: &str) -> Value {
         self.get(path).await.json().await.unwrap()
     }
@@ -100,6 +107,56 @@ impl Api {
         self.close.send(()).unwrap();
         timeout(DEADLINE, self.serving).await.unwrap().unwrap();
     }
+}
+
+fn request() -> RequestObject {
+    RequestObject {
+        id: 17,
+        request_id: Some("req-1".to_owned()),
+        slot: "chat".parse().unwrap(),
+        state: "streaming".to_owned(),
+        lane: "interactive".to_owned(),
+        age_ms: 1200,
+        cold_start_ms: 0,
+        queue_ms: 3,
+        tokens: 41,
+        client: "127.0.0.1:50000".to_owned(),
+        agent: Some("OpenAI/Python 2.54.0".to_owned()),
+        key: None,
+        is_abandoned: false,
+    }
+}
+
+#[tokio::test]
+async fn requests_in_flight_are_listed_and_cancelled_by_their_id() {
+    let api = Api::start(&[]);
+    assert_json_snapshot!(api.json("/v1/requests").await, @r#"
+    [
+      {
+        "id": 17,
+        "request_id": "req-1",
+        "slot": "chat",
+        "state": "streaming",
+        "lane": "interactive",
+        "age_ms": 1200,
+        "cold_start_ms": 0,
+        "queue_ms": 3,
+        "tokens": 41,
+        "client": "127.0.0.1:50000",
+        "agent": "OpenAI/Python 2.54.0",
+        "key": null,
+        "is_abandoned": false
+      }
+    ]
+    "#);
+    assert_eq!(api.delete("/v1/requests/17").await.status(), 202);
+    for unknown in ["18", "req-1", "-1"] {
+        let refused = api.delete(&format!("/v1/requests/{unknown}")).await;
+        assert_eq!(refused.status(), 404, "{unknown}");
+        let body: Value = refused.json().await.unwrap();
+        assert_eq!(body["error"]["code"], "request_not_found");
+    }
+    api.close().await;
 }
 
 fn fault() -> Fault {
@@ -129,6 +186,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         env: BTreeMap::new(),
         aliases: vec!["gpt-4o".to_owned()],
         routes: Vec::new(),
+        resume: false,
         capabilities: Vec::new(),
         context: None,
         parallel: Some(4),
@@ -143,6 +201,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        requests: Requests::default(),
     };
     SlotView {
         profile: Arc::new(profile),

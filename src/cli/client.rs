@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::failure::Failure;
 use crate::{
-    admin::{DaemonObject, PlanObject, PlanRequest, SlotObject},
+    admin::{DaemonObject, PlanObject, PlanRequest, RequestObject, SlotObject},
     config::daemon::{Flags, Settings},
     spec::SlotName,
 };
@@ -76,6 +76,21 @@ impl Client {
     /// Returns every slot.
     pub(super) async fn slots(&self) -> Result<Vec<SlotObject>, Failure> {
         self.ask(Method::GET, "/v1/slots").await
+    }
+
+    /// Returns every request in flight, as the daemon wrote it.
+    pub(super) async fn raw_requests(&self) -> Result<Value, Failure> {
+        self.ask(Method::GET, "/v1/requests").await
+    }
+
+    /// Returns every request in flight.
+    pub(super) async fn requests(&self) -> Result<Vec<RequestObject>, Failure> {
+        self.ask(Method::GET, "/v1/requests").await
+    }
+
+    /// Cancels a request in flight.
+    pub(super) async fn cancel(&self, id: u64) -> Result<Value, Failure> {
+        self.ask(Method::DELETE, &format!("/v1/requests/{id}")).await
     }
 
     /// Returns one slot.
@@ -221,13 +236,14 @@ fn find_socket(control: Option<&Path>) -> Result<PathBuf, Failure> {
     if let Some(named) = env::var_os("SLOTD_CONTROL").filter(|path| !path.is_empty()) {
         return Ok(named.into());
     }
-    let settings = Settings::resolve(&Flags::default(), &|name: &str| env::var_os(name))
-        .map_err(Failure::Settings)?;
+    let settings = Settings::resolve(&Flags::default(), &|name: &str| env::var_os(name));
     let of_system = PathBuf::from(OF_SYSTEM);
-    if !settings.control.exists() && of_system.exists() {
+    // Settings with faults, as for want of a `HOME`, name none: a script of the system has no other.
+    let is_own = settings.as_ref().is_ok_and(|settings| settings.control.exists());
+    if !is_own && of_system.exists() {
         return Ok(of_system);
     }
-    Ok(settings.control)
+    settings.map(|settings| settings.control).map_err(Failure::Settings)
 }
 
 /// Finds the operating system's error below an error of the client.

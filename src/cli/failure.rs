@@ -5,7 +5,10 @@ use std::{error::Error, io, path::PathBuf};
 use thiserror::Error;
 
 use super::exit::Exit;
-use crate::{config::Fault, spec::SlotName};
+use crate::{
+    config::{Fault, keys::EditFault},
+    spec::SlotName,
+};
 
 /// Why a subcommand failed.
 #[derive(Debug, Error)]
@@ -54,6 +57,9 @@ pub(super) enum Failure {
         /// What happened in one sentence.
         message: String,
     },
+    /// The file of keys was not changed.
+    #[error(transparent)]
+    Key(#[from] EditFault),
     /// The settings have faults.
     #[error("{}", listed(.0))]
     Settings(Vec<Fault>),
@@ -90,13 +96,21 @@ impl Failure {
     /// Returns the exit code.
     pub(super) fn exit(&self) -> Exit {
         match self {
-            Self::NoDaemon { .. }
+            Self::Key(EditFault::Taken { .. })
+            | Self::NoDaemon { .. }
             | Self::Talk { .. }
             | Self::Refused { .. }
             | Self::Gone { .. }
             | Self::Outcome { .. } => Exit::Unavailable,
             Self::Denied { .. } => Exit::NoPermission,
-            Self::Settings(_) => Exit::BadConfig,
+            Self::Settings(_) | Self::Key(EditFault::Faults(_)) => Exit::BadConfig,
+            Self::Key(EditFault::Name(_)) => Exit::Usage,
+            Self::Key(EditFault::Write { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Exit::NoPermission
+            }
+
             Self::ReaderGone => Exit::Success,
             Self::WriteFile { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Exit::NoPermission
@@ -105,6 +119,7 @@ impl Failure {
             | Self::Write(_)
             | Self::WriteFile { .. }
             | Self::Encode(_)
+            | Self::Key(_)
             | Self::System(_) => Exit::Software,
             Self::Interrupted { .. } => Exit::Interrupted,
         }
@@ -115,7 +130,9 @@ impl Failure {
         match self {
             Self::ReaderGone => String::new(),
             Self::Settings(_) => format!("{self}\n"),
-            Self::NoDaemon { .. }
+            Self::Key(EditFault::Faults(faults)) => format!("{}\n", listed(faults)),
+            Self::Key(EditFault::Name(_) | EditFault::Taken { .. })
+            | Self::NoDaemon { .. }
             | Self::Denied { .. }
             | Self::Refused { .. }
             | Self::Gone { .. }
@@ -126,6 +143,7 @@ impl Failure {
             | Self::Write(_)
             | Self::WriteFile { .. }
             | Self::Encode(_)
+            | Self::Key(_)
             | Self::System(_) => format!("slotd: failed to {}\n", chain(self)),
         }
     }

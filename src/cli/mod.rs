@@ -1,10 +1,11 @@
 //! The command line: argv in, exit code out.
 //!
-//! A file a subcommand. The clients (`ps`, `status`, `why`, `plan`, `logs`, `load`, `unload`, `restart`) talk to a
+//! A file a subcommand. The clients (`ps`, `status`, `why`, `plan`, `logs`, `load`, `unload`, `restart`, `requests`, `cancel`) talk to a
 //! daemon over its control socket; `validate`, `schema`, `completions` and `man` need none. Only
 //! `out` writes, only `exit` knows exit codes, only [`main`] reports failures.
 
 mod advice;
+mod cancel;
 mod client;
 mod completions;
 #[cfg(test)]
@@ -12,6 +13,8 @@ mod example;
 mod exit;
 mod failure;
 mod guard;
+mod journal;
+mod key;
 mod logs;
 mod man;
 mod order;
@@ -19,6 +22,7 @@ mod out;
 mod progress;
 mod plan;
 mod ps;
+mod requests;
 mod schema;
 mod serve;
 mod status;
@@ -87,6 +91,12 @@ enum Command {
     Unload(order::Options),
     /// Replace a slot's engine by a new one and wait until it is ready
     Restart(order::Options),
+    /// List the requests in flight
+    Requests(requests::Options),
+    /// End a request in flight with an error
+    Cancel(cancel::Options),
+    /// Make, list and remove the keys that clients of the endpoint need
+    Key(key::Options),
     /// Let the running daemon go on as the program on disk, without refusing a client
     Upgrade(upgrade::Options),
     /// Serve one model with the candle engine; the daemon starts it for slots
@@ -121,10 +131,17 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Guard => guard::run(),
         Command::Validate(options) => end(validate::run(options)),
         Command::Schema => end(schema::run()),
+        Command::Key(options) => end(key::run(options)),
         Command::Completions(options) => end(completions::run(&options)),
         Command::Man(options) => end(man::run(options)),
         Command::Ps(options) => {
             talk(control.as_deref(), async |client| ps::run(&options, client).await)
+        }
+        Command::Requests(options) => {
+            talk(control.as_deref(), async |client| requests::run(&options, client).await)
+        }
+        Command::Cancel(options) => {
+            talk(control.as_deref(), async |client| cancel::run(&options, client).await)
         }
         Command::Status(options) => {
             talk(control.as_deref(), async |client| status::run(&options, client).await)

@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::{
     exit::Exit,
     failure::{Failure, chain},
+    journal::{self, Entry},
     out,
 };
 use crate::{
@@ -32,9 +33,12 @@ pub(super) struct Options {
     /// Where state and engine logs are kept
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Where the endpoint listens, on loopback; port 0 takes any free port [default: 127.0.0.1:7568]
+    /// Where the endpoint listens; port 0 takes any free port, other machines need keys [default: 127.0.0.1:7568]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<String>,
+    /// The file of keys, in place of the usual one
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
 }
 
 /// How long calls that still block are waited for in the end.
@@ -42,9 +46,9 @@ const LEFTOVERS: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until a signal ends it.
 pub(super) fn run(options: Options, control: Option<PathBuf>) -> Result<Exit, Failure> {
-    let Options { config, profiles, state_dir, listen } = options;
+    let Options { config, profiles, state_dir, listen, keys } = options;
     let named = profiles.clone();
-    let flags = Flags { config, profiles, state_dir, listen, control };
+    let flags = Flags { config, profiles, state_dir, listen, keys, control };
     let settings =
         Settings::resolve(&flags, &|name: &str| env::var_os(name)).map_err(Failure::Settings)?;
     // A directory that was named and is not there is a slip; the usual one may come later.
@@ -69,6 +73,8 @@ pub(super) fn run(options: Options, control: Option<PathBuf>) -> Result<Exit, Fa
         .enable_all()
         .build()
         .map_err(Failure::System)?;
+    let scheme = if settings.tls.is_some() { "https" } else { "http" };
+    let announce = |address| announce(scheme, address);
     let ended = runtime.block_on(Box::pin(runtime::run(settings, announce)));
     // A read of a dead mount may never return; nothing waits for it.
     runtime.shutdown_timeout(LEFTOVERS);
@@ -82,9 +88,9 @@ pub(super) fn run(options: Options, control: Option<PathBuf>) -> Result<Exit, Fa
 }
 
 /// The first line on standard output: scripts wait for it.
-fn announce(address: SocketAddr) {
+fn announce(scheme: &str, address: SocketAddr) {
     // Nobody may be reading, and the daemon runs all the same.
-    drop(out::print(format!("listening on http://{address}\n")));
+    drop(out::print(format!("listening on {scheme}://{address}\n")));
 }
 
 fn told(fault: &StartFault) -> String {
@@ -92,7 +98,8 @@ fn told(fault: &StartFault) -> String {
         StartFault::State(OpenFault::Held { .. } | OpenFault::Newer { .. })
         | StartFault::NoSocket { .. }
         | StartFault::ControlTaken { .. }
-        | StartFault::BeyondLoopback { .. }
+        | StartFault::NoKeys { .. }
+        | StartFault::Access(_)
         | StartFault::Broken => chain(fault),
         StartFault::State(OpenFault::Unusable { .. })
         | StartFault::Listen { .. }
@@ -110,7 +117,8 @@ fn exit_of(fault: &StartFault) -> Exit {
         }
         StartFault::State(OpenFault::Newer { .. })
         | StartFault::NoSocket { .. }
-        | StartFault::BeyondLoopback { .. } => Exit::BadConfig,
+        | StartFault::NoKeys { .. }
+        | StartFault::Access(_) => Exit::BadConfig,
         StartFault::State(OpenFault::Unusable { source, .. }) | StartFault::Make { source, .. }
             if source.kind() == io::ErrorKind::PermissionDenied =>
         {
@@ -132,6 +140,9 @@ fn log_to_stderr(format: LogFormat) {
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     // A second subscriber in one process cannot be: this is called once.
     match format {
+        LogFormat::Text if journal::is_stderr() => {
+            drop(logs.with_ansi(false).event_format(Entry::new()).try_init());
+        }
         LogFormat::Text => {
             let is_seen = out::notes_are_seen();
             drop(logs.with_ansi(is_seen).with_target(false).try_init());

@@ -9,11 +9,13 @@ use schemars::JsonSchema;
 
 use super::{
     ladder::{self, LadderShape},
+    requests,
     walk::{At, MayBeEmpty, Walk},
 };
 use crate::spec::{
     ladder::LadderChoice,
     profile::{Capability, OnExit},
+    requests::{Lane, OnClientGone, Requests},
 };
 
 /// A slotd profile: the file NAME.toml describes the slot NAME. One line is enough: `model = "…"`.
@@ -77,9 +79,14 @@ pub(super) struct ProfileFile {
     #[schemars(with = "Vec<String>", length(max = 64), inner(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._/:@+-]+$")), extend("default" = []))]
     pub(super) routes: Vec<At<String>>,
 
-    /// What the slot is offered for: `chat`, `completion`, `embed`. Default: all that the engine can
-    /// do. `["embed"]` alone starts the engine for embeddings.
-    #[schemars(with = "Vec<String>", extend("items" = { "enum": ["chat", "completion", "embed"] }, "default" = []))]
+    /// Whether a streamed chat or completion goes on when its engine dies: the slot's next engine, or
+    /// another slot of the route, writes on where the text ended. Default: no.
+    #[schemars(with = "bool", extend("default" = false))]
+    pub(super) resume: bool,
+
+    /// What the slot is offered for: `chat`, `completion`, `embed`, `rerank`, `transcribe`, `speech`,
+    /// `image`. Default: all that the engine can do; llama-server reranks only where it is named.
+    #[schemars(with = "Vec<String>", extend("items" = { "enum": ["chat", "completion", "embed", "rerank", "transcribe", "speech", "image"] }, "default" = []))]
     pub(super) capabilities: Vec<Capability>,
 
     /// Context length of one request, in tokens, 256 to 1048576. Default: the engine's own.
@@ -147,6 +154,22 @@ pub(super) struct ProfileFile {
     /// until the next daemon adopts it. Default: `stop`.
     #[schemars(with = "String", extend("enum" = ["stop", "keep"], "default" = "stop"))]
     pub(super) on_exit: OnExit,
+
+    /// Which lane the slot's requests wait in that do not say by the header `x-slotd-lane`:
+    /// `interactive`, or `batch`, which lets those go first. Default: `interactive`.
+    #[schemars(with = "String", extend("enum" = ["interactive", "batch"], "default" = "interactive"))]
+    pub(super) lane: Lane,
+
+    /// How long a request may wait for the slot to load and for its turn, `1s` to `1h`. Default: the
+    /// daemon's own `queue_timeout`.
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"))]
+    pub(super) queue_timeout: Option<Duration>,
+
+    /// What the engine is told when a client leaves: `cancel` hangs up, so that it stops working on
+    /// the request; `drain` lets it end what it has begun, for engines that a hang-up hurts. Default:
+    /// `cancel`.
+    #[schemars(with = "String", extend("enum" = ["cancel", "drain"], "default" = "cancel"))]
+    pub(super) on_client_gone: OnClientGone,
 }
 
 /// The word in `engine`.
@@ -166,7 +189,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 23] = [
+pub(super) const KEYS: [&str; 27] = [
     "model",
     "engine",
     "command",
@@ -176,6 +199,7 @@ pub(super) const KEYS: [&str; 23] = [
     "env",
     "aliases",
     "routes",
+    "resume",
     "capabilities",
     "context",
     "parallel",
@@ -190,6 +214,9 @@ pub(super) const KEYS: [&str; 23] = [
     "hang_timeout",
     "idle_timeout",
     "on_exit",
+    "lane",
+    "queue_timeout",
+    "on_client_gone",
 ];
 
 impl ProfileFile {
@@ -197,6 +224,7 @@ impl ProfileFile {
     /// is `None` only when its value was refused.
     pub(super) fn take(walk: &mut Walk<'_>) -> Self {
         walk.refuse_unknown(&KEYS, better_key);
+        let Requests { lane, queue_timeout, on_client_gone } = requests::take(walk);
         let has_engine = walk.offset_of_key("engine").is_some();
         Self {
             model: walk.take_text("model"),
@@ -212,6 +240,7 @@ impl ProfileFile {
             env: walk.take_pairs("env").unwrap_or_default(),
             aliases: walk.take_texts("aliases", MayBeEmpty::No).unwrap_or_default(),
             routes: walk.take_texts("routes", MayBeEmpty::No).unwrap_or_default(),
+            resume: walk.take_flag("resume").unwrap_or_default(),
             capabilities: walk
                 .take_choices("capabilities", &Capability::ALL.map(|c| (c.as_str(), c)))
                 .unwrap_or_default(),
@@ -238,7 +267,16 @@ impl ProfileFile {
             ),
             idle_timeout: walk.take_duration("idle_timeout", &IDLE_TIMEOUT),
             on_exit: walk.take_choice("on_exit", &ON_EXIT).unwrap_or_default(),
+            lane,
+            queue_timeout,
+            on_client_gone,
         }
+    }
+
+    /// Returns how the slot's requests are treated.
+    pub(super) fn requests(&self) -> Requests {
+        let Self { lane, queue_timeout, on_client_gone, .. } = *self;
+        Requests { lane, queue_timeout, on_client_gone }
     }
 }
 
@@ -263,8 +301,8 @@ fn better_key(typed: &str) -> Option<String> {
         "name" | "slot" | "id" => {
             return Some("the slot's name is the name of the file".to_owned());
         }
-        "queue_limit" | "queue_timeout" | "max_body" | "climb_after" | "state_dir"
-        | "model_dirs" | "llama_server" => {
+        "queue_limit" | "max_body" | "climb_after" | "state_dir" | "model_dirs"
+        | "llama_server" => {
             return Some(format!("`{typed}` is a key of the daemon's own file, `slotd.toml`"));
         }
         "host" | "port" | "listen" => {

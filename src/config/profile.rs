@@ -50,6 +50,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
     let claims = names::claims(&mut walk, &typed, slot, (file, text));
 
     let faults = walk.into_faults();
+    let requests = typed.requests();
     let profile =
         mean_engine(&typed, endpoint).filter(|_| faults.is_empty()).map(|engine| Profile {
             slot: slot.clone(),
@@ -61,6 +62,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
             env,
             aliases: names::of(&claims, Sharing::Alone),
             routes: names::of(&claims, Sharing::Shared),
+            resume: typed.resume,
             capabilities: typed.capabilities,
             context: typed.context,
             parallel: typed.parallel,
@@ -75,6 +77,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
             hang_timeout: typed.hang_timeout,
             idle_timeout: typed.idle_timeout,
             on_exit: typed.on_exit,
+            requests,
         });
     Reading { profile, claims, faults }
 }

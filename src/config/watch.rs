@@ -75,12 +75,30 @@ impl Watch {
         directories: Vec<PathBuf>,
         look_again: mpsc::Sender<()>,
     ) -> Result<Self, WatchFault> {
+        Self::start_on(Subject { directories, files: Vec::new() }, look_again)
+    }
+
+    /// Watches single files (absolute paths) as [`Watch::start`] does directories. One that is missing
+    /// is seen when it is made.
+    ///
+    /// # Errors
+    /// [`WatchFault::NoWatcher`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn start_on_files(
+        files: Vec<PathBuf>,
+        look_again: mpsc::Sender<()>,
+    ) -> Result<Self, WatchFault> {
+        Self::start_on(Subject { directories: Vec::new(), files }, look_again)
+    }
+
+    fn start_on(subject: Subject, look_again: mpsc::Sender<()>) -> Result<Self, WatchFault> {
         let kick = Arc::new(Notify::new());
         let ours = Arc::new(ArcSwap::from_pointee(BTreeSet::new()));
         let handler = handler(Arc::clone(&kick), Arc::clone(&ours));
         let watcher = notify::recommended_watcher(handler).map_err(WatchFault::NoWatcher)?;
-        let mut eye =
-            Eye { directories, watcher, armed: BTreeSet::new(), ours, last: BTreeMap::new() };
+        let mut eye = Eye { subject, watcher, armed: BTreeSet::new(), ours, last: BTreeMap::new() };
         // The first look is what later ones are compared with.
         let first = eye.look();
         Ok(Self { task: Handle::current().spawn(run(eye, first.watched, kick, look_again)) })
@@ -181,10 +199,17 @@ struct Sight {
     watched: Watched,
 }
 
-/// Looks at the directories.
+/// What is watched: directories for the profiles in them, and files.
+#[derive(Debug)]
+struct Subject {
+    directories: Vec<PathBuf>,
+    files: Vec<PathBuf>,
+}
+
+/// Looks at the directories and files.
 #[derive(Debug)]
 struct Eye {
-    directories: Vec<PathBuf>,
+    subject: Subject,
     watcher: RecommendedWatcher,
     armed: BTreeSet<PathBuf>,
     /// The paths whose events count, for the handler.
@@ -204,7 +229,7 @@ impl Eye {
 
     /// Sets every watch anew, on what the paths lead to now.
     fn arm(&mut self) -> Watched {
-        let places = places(&self.directories);
+        let places = places(&self.subject);
         self.ours.store(Arc::new(places.ours));
         for path in mem::take(&mut self.armed) {
             // The kernel may have taken the watch away already, with its directory.
@@ -220,7 +245,10 @@ impl Eye {
 
     fn digests(&self) -> BTreeMap<PathBuf, u64> {
         let mut digests = BTreeMap::new();
-        for directory in &self.directories {
+        for file in &self.subject.files {
+            digests.insert(file.clone(), disk::read(file).digest);
+        }
+        for directory in &self.subject.directories {
             let Ok(files) = disk::list(directory) else {
                 digests.insert(directory.clone(), 0);
                 continue;
@@ -244,9 +272,16 @@ struct Places {
 /// Finds for each directory: itself, the folder it is in (or will be), the folder of every link on
 /// the way, and the folders of the files that its links lead to. Each by its real path, because two
 /// watches on one folder are one to the kernel.
-fn places(directories: &[PathBuf]) -> Places {
+fn places(subject: &Subject) -> Places {
     let mut places = Places::default();
-    for directory in directories {
+    for file in &subject.files {
+        places.ours.insert(file.clone());
+        places.add_way(file);
+        let Ok(real) = file.canonicalize() else { continue };
+        places.watched.extend(real.parent().map(Path::to_owned));
+        places.ours.insert(real);
+    }
+    for directory in &subject.directories {
         places.ours.insert(directory.clone());
         places.add_way(directory);
         let Ok(real) = directory.canonicalize() else { continue };

@@ -179,7 +179,10 @@ fn llama_server(
     if let Some(mmproj) = input.mmproj {
         args.option("--mmproj", mmproj)?;
     }
-    if profile.offers(Capability::Embed) {
+    if profile.may(Capability::Rerank) {
+        // Embeddings with a pooling of its own.
+        args.switch("--reranking")?;
+    } else if profile.offers(Capability::Embed) {
         args.switch("--embeddings")?;
         // A chat model has no pooling of its own, and without one the endpoint refuses.
         if input.pooling.is_none() && !is_given(profile, "--pooling") {

@@ -33,6 +33,8 @@ pub(super) const NO_MEMORY: u8 = b'1';
 /// Source: `DelegateSubgroup=` of the systemd unit; the daemon's own leaf, beside which its
 /// children's directories stand.
 const OWN_LEAF: &str = "supervisor";
+/// The same where the daemon has made it itself.
+pub(super) const MADE_LEAF: &str = "supervisor-made";
 const POLL_MIN: Duration = Duration::from_millis(5);
 const POLL_MAX: Duration = Duration::from_millis(50);
 
@@ -328,7 +330,7 @@ fn remove_tree(path: &Path) {
     }
 }
 
-fn members(dir: &Path) -> Vec<i32> {
+pub(super) fn members(dir: &Path) -> Vec<i32> {
     let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
@@ -343,14 +345,15 @@ fn counter(text: &str, key: &str) -> Option<u64> {
 /// beside it where the service manager put us into a leaf of what it delegated.
 fn unified_base(own: &str, mounts: &str) -> Option<PathBuf> {
     let dir = unified_own(own, mounts)?;
-    if dir.file_name().is_some_and(|name| name == OWN_LEAF) {
-        dir.parent().map(Path::to_path_buf)
-    } else {
-        Some(dir)
-    }
+    if is_leaf(&dir) { dir.parent().map(Path::to_path_buf) } else { Some(dir) }
 }
 
-fn unified_own(own: &str, mounts: &str) -> Option<PathBuf> {
+/// Tells whether a directory is the daemon's own leaf, whoever has made it.
+pub(super) fn is_leaf(dir: &Path) -> bool {
+    dir.file_name().is_some_and(|name| name == OWN_LEAF || name == MADE_LEAF)
+}
+
+pub(super) fn unified_own(own: &str, mounts: &str) -> Option<PathBuf> {
     let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
     mounted(mounts, path, |kind, _| kind == "cgroup2")
 }
@@ -405,6 +408,7 @@ mod tests {
         let own = "0::/system.slice/slotd.service/supervisor\n";
         let base = Some(PathBuf::from("/sys/fs/cgroup/system.slice/slotd.service"));
         assert_eq!(unified_base(own, mounts), base);
+        assert_eq!(unified_base(&own.replace(OWN_LEAF, MADE_LEAF), mounts), base);
         assert_eq!(memory_base(own, mounts), None);
     }
 

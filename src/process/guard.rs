@@ -25,7 +25,7 @@ use nix::{
 
 use super::{
     cgroup::{Cell, end_all},
-    identity,
+    identity, leaf,
     register::Entry,
 };
 
@@ -46,6 +46,7 @@ pub fn run() -> ExitCode {
             Err(_) => break,
         }
     }
+    leaf::give_back_cgroup();
     end(entries);
     ExitCode::SUCCESS
 }

@@ -34,7 +34,7 @@ use super::{
     cgroup::{Cell, Hierarchies},
     child::{Child, Hold, Parts},
     fault::{SpawnFault, StartFault, is_shortage},
-    identity,
+    identity, leaf,
     register::{Entry, Register},
     sys::{self, Peek, Setup},
 };
@@ -170,6 +170,9 @@ impl Spawner {
     /// # Panics
     /// Outside a tokio runtime with I/O.
     pub fn start(options: SpawnerOptions) -> Result<Self, StartFault> {
+        if options.cgroups == Cgroups::Detect {
+            leaf::enter();
+        }
         let (tx, mut jobs) = mpsc::channel(QUEUE);
         let runtime = Handle::current();
         let register = match options.guard {

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::poll_fn,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -14,8 +15,11 @@ use hyper::{
 };
 
 use super::{
+    flight::{Flight, Stage},
     gate::{Gate, Lease},
+    meters::Outcome,
     upstream::Line,
+    usage::UsageReader,
 };
 
 /// An answer whose head has been read and whose body is to come. Dropping it hangs up.
@@ -25,6 +29,9 @@ pub(super) struct Answer {
     incoming: Incoming,
     line: Line,
     lease: Lease,
+    flight: Arc<Flight>,
+    usage: UsageReader,
+    is_events: bool,
 }
 
 /// What an engine sent next.
@@ -45,21 +52,31 @@ pub(super) enum IsLast {
 }
 
 impl Answer {
-    pub(super) fn new((response, line): (Response<Incoming>, Line), mut lease: Lease) -> Self {
+    pub(super) fn new(
+        (response, line): (Response<Incoming>, Line),
+        mut lease: Lease,
+        flight: Arc<Flight>,
+    ) -> Self {
         lease.note_word();
         let (head, incoming) = response.into_parts();
-        Self { status: head.status, headers: head.headers, incoming, line, lease }
+        let kind = head.headers.get(CONTENT_TYPE);
+        let is_events = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let (status, headers, usage) = (head.status, head.headers, UsageReader::default());
+        Self { status, headers, incoming, line, lease, flight, usage, is_events }
     }
 
-    pub(super) fn gate(&self) -> &Gate {
+    /// Returns the request that is answered.
+    pub(super) fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
+    pub(super) fn gate(&self) -> &Arc<Gate> {
         self.lease.gate()
     }
 
     /// Tells whether the body is a stream of events.
     pub(super) fn is_events(&self) -> bool {
-        self.headers
-            .get(CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+        self.is_events
     }
 
     pub(super) fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Piece> {
@@ -75,6 +92,8 @@ impl Answer {
                 self.gate().record().note_piece();
                 let is_last =
                     if self.incoming.is_end_stream() { IsLast::Yes } else { IsLast::NotKnown };
+                self.flight.note_piece(&data, self.is_events);
+                self.usage.read(&data, is_last == IsLast::Yes);
                 return Poll::Ready(Piece::Data(data, is_last));
             }
         }
@@ -93,8 +112,41 @@ impl Answer {
     /// Gives the connection and the seat back: the body has been read whole.
     pub(super) fn finish(mut self, context: &mut Context<'_>) {
         self.lease.note_answer();
+        self.flight.note_usage(&self.usage.usage());
+        self.flight.end(Outcome::Answered);
         self.line.settle(context);
         self.lease.gate().keep(self.line);
+    }
+
+    /// Reads the body to its end for nobody: its client has left. Ends with the gate.
+    pub(super) async fn drain(mut self) {
+        let (ended, flight) = (self.gate().ended().clone(), Arc::clone(&self.flight));
+        let whole = async {
+            while let Piece::Data(..) = poll_fn(|context| self.poll_piece(context)).await {}
+        };
+        tokio::select! {
+            () = whole => {}
+            () = ended.cancelled() => return,
+            () = flight.cancelled() => {
+                flight.end(Outcome::Cancelled);
+                return;
+            }
+        }
+        self.flight.note_usage(&self.usage.usage());
+        poll_fn(|context| {
+            self.line.settle(context);
+            Poll::Ready(())
+        })
+        .await;
+        self.lease.gate().keep(self.line);
+    }
+
+    /// Goes on without its client where the slot wants that, else hangs up.
+    pub(super) fn let_go(self) {
+        let flight = Arc::clone(&self.flight);
+        if flight.drains() && flight.stage() == Stage::Streaming {
+            flight.abandon(self.drain());
+        }
     }
 
     /// Reads the body as far as `most` bytes. `None` if it broke before.

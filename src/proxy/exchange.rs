@@ -4,7 +4,6 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::{
     HeaderMap, Method, Request, StatusCode, Uri,
     header::{self, HeaderName, HeaderValue},
@@ -14,12 +13,16 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{
     Client, Shared,
     answer::Answer,
-    body::rename_model,
+    body::Asked,
+    flight::{Flight, Stage},
     gate::{Ending, Gate, GateRefusal, Lease},
+    meters::Outcome,
     normalise,
+    payload::{Payload, Sending},
     record::Fingerprint,
     replicas::Candidates,
     reply::Fault,
+    surface::Refusals,
     upstream::SendFault,
 };
 use crate::spec::SlotName;
@@ -35,14 +38,30 @@ const REFUSAL_DEADLINE: Duration = Duration::from_secs(10);
 /// A request as it will be sent, as often as it has to be.
 #[derive(Clone, Debug)]
 pub(super) struct Order {
+    pub(super) method: Method,
     /// The slots that may serve it.
     pub(super) candidates: Candidates,
     pub(super) path: Uri,
     pub(super) headers: HeaderMap,
-    pub(super) bytes: Bytes,
+    pub(super) asked: Asked,
     pub(super) fingerprint: Fingerprint,
+    pub(super) refusals: Refusals,
     /// Until when the request may wait for an engine. The engine's own work has no deadline.
     pub(super) deadline: Instant,
+    pub(super) flight: Arc<Flight>,
+}
+
+impl Order {
+    /// Makes the same order with another body.
+    pub(super) fn saying(&self, bytes: Bytes) -> Self {
+        let asked = Asked { payload: Payload::bytes(bytes), model_at: None, ..self.asked.clone() };
+        Self { asked, ..self.clone() }
+    }
+
+    /// Tells whether a slot other than this engine's could serve the request now.
+    pub(super) fn has_another(&self, client: &Client, engine: &Gate) -> bool {
+        self.candidates.has_another(&client.shared, engine)
+    }
 }
 
 /// Brings a request to an engine, waiting for one where it must, and returns the engine's answer if
@@ -53,7 +72,21 @@ pub(super) struct Order {
 ///    an engine's end yet would still grant it: that news goes first.
 /// 3. The engine dies before it has said anything: once more from the start, which leads to another
 ///    slot of the route if one is ready. Where one is, so does an engine that is being stopped.
+///
+/// A request that is cancelled meanwhile leaves the queue, or its engine.
 pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, Fault> {
+    let flight = Arc::clone(&order.flight);
+    tokio::select! {
+        biased;
+        () = flight.cancelled() => {
+            flight.end(Outcome::Cancelled);
+            Err(Fault::cancelled())
+        }
+        answer = reach_engine(client, order) => answer,
+    }
+}
+
+async fn reach_engine(client: Arc<Client>, order: Order) -> Result<Answer, Fault> {
     let shared = &client.shared;
     if shared.suspects.is_guilty(order.fingerprint) {
         // No engine is loaded only to be spared.
@@ -63,8 +96,12 @@ pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, F
     loop {
         let mut lease = turn(shared, &order).await?;
         let slot = lease.gate().slot().clone();
+        order.flight.serve(&slot);
         let fault = match send(&lease, &order).await {
-            Ok(answer) => return accepted(Answer::new(answer, lease), &slot).await,
+            Ok(answer) => {
+                let answer = Answer::new(answer, lease, Arc::clone(&order.flight));
+                return accepted(answer, (&order, &slot)).await;
+            }
             Err(fault) => fault,
         };
         let what = match fault {
@@ -81,7 +118,8 @@ pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, F
             SendFault::Cut => order.candidates.has_another(shared, lease.gate()),
             SendFault::Garbled(_) => false,
         };
-        if !(goes_on && may_try_again && Instant::now() < order.deadline) {
+        let is_wanted = !order.flight.is_abandoned() && Instant::now() < order.deadline;
+        if !(goes_on && may_try_again && is_wanted) {
             return Err(Fault::engine_died(&slot, what));
         }
         may_try_again = false; // (3)
@@ -89,7 +127,7 @@ pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, F
 }
 
 /// Waits for a turn at an engine, and for the engine itself.
-async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
+pub(super) async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
     let candidates = &order.candidates;
     for _ in 0..ROUNDS {
         if let Some(gate) = candidates.choose(shared) {
@@ -97,43 +135,58 @@ async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault> {
                 candidates.spill(shared).await;
             }
             let patience = order.deadline.saturating_duration_since(Instant::now());
-            match gate.lease(order.fingerprint, patience).await {
+            let (began, lane) = (Instant::now(), order.flight.sender.lane);
+            order.flight.enter(Stage::Queued);
+            let leased = gate.lease(order.fingerprint, (lane, patience)).await;
+            order.flight.add_queue(began.elapsed());
+            match leased {
                 Ok(lease) if lease.gate().is_guilty(order.fingerprint) => {
                     return Err(Fault::poison(gate.slot()));
                 }
                 Ok(lease) => return Ok(lease), // (1)
                 Err(GateRefusal::Closed) => {}
-                Err(refusal) => return Err(Fault::of_gate(gate.slot(), refusal)),
+                Err(refusal) => return Err(Fault::of_gate(&gate, refusal)),
             }
         }
+        let began = Instant::now();
+        order.flight.enter(Stage::Loading);
         let asked = async {
             candidates.judged(shared).await;
             candidates.ask(shared).await
         };
-        match timeout_at(order.deadline, asked).await {
+        let granted = timeout_at(order.deadline, asked).await;
+        order.flight.add_cold_start(began.elapsed());
+        match granted {
             Ok(Ok(())) => {} // (2)
-            Ok(Err((slot, refusal))) => return Err(Fault::of_refusal(&slot, refusal)),
+            Ok(Err((slot, refusal))) => {
+                return Err(Fault::of_refusal(&slot, refusal, eta(shared, &slot)));
+            }
             Err(_) => break,
         }
     }
-    Err(Fault::still_loading(&candidates.first))
+    Err(Fault::still_loading(&candidates.first, eta(shared, &candidates.first)))
+}
+
+/// How long the slot should still take to be ready.
+fn eta(shared: &Shared, slot: &SlotName) -> Option<Duration> {
+    shared.routes.load().slot(slot)?.eta(Instant::now())
 }
 
 async fn send(
     lease: &Lease,
     order: &Order,
 ) -> Result<(hyper::Response<hyper::body::Incoming>, super::upstream::Line), SendFault> {
-    let bytes = match lease.gate().model() {
-        Some(name) => rename_model(&order.bytes, name),
-        None => order.bytes.clone(),
+    let payload = match lease.gate().model() {
+        Some(name) => order.asked.renamed(name),
+        None => order.asked.payload.clone(),
     };
-    lease.gate().send(|| rebuild(order, bytes.clone())).await
+    lease.gate().send(|| rebuild(order, payload.send())).await
 }
 
 /// Makes the request anew: nothing that belonged to the client's connection goes along, no key of
 /// the client's, and nothing that says where it came from. The answer must come uncompressed: its end
 /// is read.
-fn rebuild(order: &Order, bytes: Bytes) -> Request<Full<Bytes>> {
+pub(super) fn rebuild(order: &Order, body: Sending) -> Request<Sending> {
     const KEPT_BACK: [HeaderName; 11] = [
         HeaderName::from_static("api-key"),
         HeaderName::from_static("x-api-key"),
@@ -147,8 +200,8 @@ fn rebuild(order: &Order, bytes: Bytes) -> Request<Full<Bytes>> {
         header::PROXY_AUTHORIZATION,
         header::REFERER,
     ];
-    let mut request = Request::new(Full::new(bytes));
-    *request.method_mut() = Method::POST;
+    let mut request = Request::new(body);
+    *request.method_mut() = order.method.clone();
     *request.uri_mut() = order.path.clone();
     let headers = request.headers_mut();
     headers.reserve(order.headers.len());
@@ -165,7 +218,7 @@ fn rebuild(order: &Order, bytes: Bytes) -> Request<Full<Bytes>> {
 }
 
 /// Lets an answer through; reads a refusal and gives it the form that clients know.
-async fn accepted(mut answer: Answer, slot: &SlotName) -> Result<Answer, Fault> {
+async fn accepted(mut answer: Answer, (order, slot): (&Order, &SlotName)) -> Result<Answer, Fault> {
     if answer.status.is_success() {
         return Ok(answer);
     }
@@ -175,6 +228,9 @@ async fn accepted(mut answer: Answer, slot: &SlotName) -> Result<Answer, Fault> 
         matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE);
     if status.is_server_error() && !says_little {
         answer.note_failure();
+    }
+    if order.refusals == Refusals::AsTheyAre {
+        return Ok(answer);
     }
     copy_headers(&answer.headers, &mut headers);
     match timeout(REFUSAL_DEADLINE, answer.read(REFUSAL_BYTES)).await {
@@ -226,7 +282,7 @@ fn is_hop_by_hop(name: &HeaderName, headers: &HeaderMap) -> bool {
 
 /// Waits for the news that the engine has died, and what of; says whether it came. One that is being stopped
 /// counts as well: the core knows what comes next.
-async fn has_died(gate: &Gate) -> bool {
+pub(super) async fn has_died(gate: &Gate) -> bool {
     drop(timeout(NEWS_OF_DEATH, gate.judged().cancelled()).await);
     gate.ending() != Some(Ending::Cut) && gate.is_closed()
 }

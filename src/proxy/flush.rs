@@ -24,6 +24,7 @@ use tokio::{
     net::TcpStream,
     time::{Sleep, sleep},
 };
+use tokio_rustls::server::TlsStream;
 
 /// How often one connection has been written out whole. One body at a time watches it.
 #[derive(Default)]
@@ -66,6 +67,15 @@ impl Hangs for TokioIo<TcpStream> {
         let mut byte = [MaybeUninit::uninit()];
         let mut buffer = ReadBuf::uninit(&mut byte);
         matches!(self.inner().poll_peek(context, &mut buffer), Poll::Ready(Ok(0)))
+    }
+}
+
+impl Hangs for TokioIo<TlsStream<TcpStream>> {
+    fn poll_hung_up(&mut self, context: &mut Context<'_>) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        let mut buffer = ReadBuf::uninit(&mut byte);
+        // A record that is not read yet may be a farewell: hyper reads it.
+        matches!(self.inner().get_ref().0.poll_peek(context, &mut buffer), Poll::Ready(Ok(0)))
     }
 }
 

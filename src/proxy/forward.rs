@@ -1,104 +1,208 @@
-//! `POST /v1/…`: from the request to the engine's answer, or to the sentence that says why not.
+//! What engines serve: from the request to the engine's answer, or to the sentence that says why not.
 
 use std::{sync::Arc, time::Duration};
 
 use http_body_util::BodyExt;
 use hyper::{
-    HeaderMap, Request, Response, Uri,
+    HeaderMap, Request, Response,
     body::Incoming,
-    header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue},
+    header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT},
+    http::request::Parts,
+    upgrade::OnUpgrade,
 };
 use tokio::time::{Instant, timeout};
 
 use super::{
     Client, Limits,
+    access::KeyName,
     answer::Answer,
     body::{self, Asked},
     exchange::{Order, copy_headers, reach},
-    hold::{Held, Pending},
-    listing,
+    flight::{Flight, Sender},
+    hold::Held,
+    intake,
+    meters::Outcome,
+    pending::Pending,
     record::Fingerprint,
     relay::Relay,
-    replicas::Candidates,
     reply::{Body, Fault},
+    resume::Resuming,
+    surface::{Form, Work},
+    target::{self, Target},
+    tunnel,
 };
-use crate::spec::{SlotName, profile::Capability};
+use crate::spec::{SlotName, requests::Lane};
 
 /// How much earlier than the client's own deadline it is answered.
 const BEFORE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Says which capability a path needs, if it is one that engines serve.
-pub(super) fn capability(path: &str) -> Option<Capability> {
-    match path {
-        "/v1/chat/completions" => Some(Capability::Chat),
-        "/v1/completions" => Some(Capability::Completion),
-        "/v1/embeddings" => Some(Capability::Embed),
-        _ => None,
-    }
-}
+const LANE: HeaderName = HeaderName::from_static("x-slotd-lane");
+const COLD_START: HeaderName = HeaderName::from_static("x-slotd-cold-start-ms");
+const QUEUE: HeaderName = HeaderName::from_static("x-slotd-queue-ms");
+
+/// What is asked of whom, in which form, and where that is noted.
+type What = (Target, Form, Arc<Flight>);
 
 /// Serves one request. The slot is returned for the response's header once it is known.
 pub(super) async fn forward(
     client: &Arc<Client>,
-    request: Request<Incoming>,
-    capability: Capability,
+    mut request: Request<Incoming>,
+    work: Work,
 ) -> (Option<SlotName>, Response<Body>) {
+    let upgrade = tunnel::asked_for(&mut request);
     let (head, incoming) = request.into_parts();
-    let asked = match body::read(&head.headers, incoming, client.shared.limits.max_body).await {
-        Ok(asked) => asked,
-        Err(fault) => return (None, fault.response()),
+    let found = async {
+        let limit = client.shared.limits.max_body;
+        let spool = (limit, client.shared.spool_dir.as_path());
+        let asked = intake::read(&head, incoming, work.intake, spool).await?;
+        let target = target::of_work(&client.shared.routes.load(), &asked, (&head.uri, work))?;
+        Ok::<_, Fault>((asked, target))
     };
-    let candidates = match find(client, &asked, capability) {
-        Ok(candidates) => candidates,
-        Err(fault) => return (None, fault.response()),
-    };
-    let (slot, response) = serve(client, candidates, (head.uri, head.headers), asked).await;
-    (Some(slot), response)
-}
-
-fn find(client: &Client, asked: &Asked, capability: Capability) -> Result<Candidates, Fault> {
-    let table = client.shared.routes.load();
-    let replicas =
-        table.replicas(&asked.model).ok_or_else(|| listing::unknown(&table, &asked.model))?;
-    let route = replicas.first;
-    if !route.profile.offers(capability) {
-        let message = format!(
-            "slot `{}` is not offered for `{}`; `capabilities` in its profile says for what",
-            route.slot,
-            capability.as_str()
-        );
-        return Err(Fault::bad_request(Some("model"), "capability_not_offered", message));
+    match found.await {
+        Ok((asked, target)) => go(client, head, (target, work.form), (asked, upgrade)).await,
+        Err(fault) => (None, fault.response_in(work.form.dialect)),
     }
-    Ok(Candidates::new(&replicas, &asked.bytes))
 }
 
-/// Returns the slot that served, or the one that speaks for those that did not.
+/// Passes one request on to the engine of the slot that its path names, whatever it is.
+pub(super) async fn upstream(
+    client: &Arc<Client>,
+    mut request: Request<Incoming>,
+) -> (Option<SlotName>, Response<Body>) {
+    let upgrade = tunnel::asked_for(&mut request);
+    let (head, incoming) = request.into_parts();
+    let target = match target::of_path(&client.shared.routes.load(), &head.uri) {
+        Ok(target) => target,
+        Err(fault) => return (None, fault.response()),
+    };
+    let limit = client.shared.limits.max_body;
+    let asked = match body::collect(&head.headers, incoming, limit).await {
+        Ok(bytes) => Asked::unread(bytes, None),
+        Err(fault) => return (Some(target.candidates.first), fault.response()),
+    };
+    go(client, head, (target, Form::RAW), (asked, upgrade)).await
+}
+
+/// Brings a request on its way: from here on it is in flight.
+async fn go(
+    client: &Arc<Client>,
+    head: Parts,
+    (target, form): (Target, Form),
+    (asked, upgrade): (Asked, Option<OnUpgrade>),
+) -> (Option<SlotName>, Response<Body>) {
+    let wishes = target.wishes.clone();
+    let lane = match lane(&head.headers) {
+        Ok(lane) => lane.unwrap_or(wishes.lane),
+        Err(fault) => return (None, fault.response_in(form.dialect)),
+    };
+    let sender = sender(client, &head, lane);
+    let first = &target.candidates.first;
+    let flight = client.shared.flights.begin(first, wishes.on_client_gone, sender);
+    let hold = wishes.queue_timeout.unwrap_or(client.shared.limits.hold);
+    let what = (target, form, Arc::clone(&flight));
+    let mut response = match upgrade {
+        Some(theirs) => take_over(client, head, (what, hold), (asked, theirs)).await,
+        None => serve(client, head, (what, hold), asked).await,
+    };
+    flight.note_status(response.status());
+    say_waits(&flight, response.headers_mut());
+    (Some(flight.slot()), response)
+}
+
+/// Reads which lane a client asks for.
+fn lane(headers: &HeaderMap) -> Result<Option<Lane>, Fault> {
+    let Some(typed) = headers.get(LANE) else { return Ok(None) };
+    let known = Lane::ALL.into_iter().find(|lane| typed == lane.as_str());
+    known.map(Some).ok_or_else(|| {
+        let message = "the header `x-slotd-lane` is `interactive` or `batch`".to_owned();
+        Fault::bad_request(None, "unknown_lane", message)
+    })
+}
+
+fn sender(client: &Client, head: &Parts, lane: Lane) -> Sender {
+    Sender {
+        peer: client.peer,
+        agent: head.headers.get(USER_AGENT).cloned(),
+        request_id: head.headers.get("x-request-id").cloned(),
+        key: head.extensions.get::<KeyName>().map(|name| Arc::clone(&name.0)),
+        lane,
+    }
+}
+
+/// Says how long the request has waited, where it has.
+fn say_waits(flight: &Flight, headers: &mut HeaderMap) {
+    let (cold_start, queue) = flight.waits();
+    for (name, wait) in [(COLD_START, cold_start), (QUEUE, queue)] {
+        if let Ok(ms @ 1..) = u64::try_from(wait.as_millis()) {
+            headers.insert(name, HeaderValue::from(ms));
+        }
+    }
+}
+
 async fn serve(
     client: &Arc<Client>,
-    candidates: Candidates,
-    (path, headers): (Uri, HeaderMap),
+    head: Parts,
+    ((target, form, flight), hold): (What, Duration),
     asked: Asked,
-) -> (SlotName, Response<Body>) {
+) -> Response<Body> {
     let limits = &client.shared.limits;
-    let silence = silence(limits, &headers);
+    let silence = silence(limits, &head.headers);
     // A stream can be told that it still waits; anything else must be answered before its client
     // gives up.
-    let patience = if asked.is_stream { limits.hold } else { limits.hold.min(silence) };
+    let patience = if asked.is_stream { hold } else { hold.min(silence) };
     let deadline = Instant::now() + patience;
-    // An absolute form names a host, which is not the engine's.
-    let path = path.path_and_query().cloned().map_or(path, Uri::from);
-    let fingerprint = Fingerprint::of(&asked.bytes);
-    let first = candidates.first.clone();
-    let order = Order { candidates, path, headers, bytes: asked.bytes, fingerprint, deadline };
-    let mut pending: Pending = Box::pin(reach(Arc::clone(client), order));
-    if !asked.is_stream {
-        return finish(pending.await, first, client);
+    let is_stream = asked.is_stream;
+    let first = target.candidates.first.clone();
+    let order = order(head, (target, form, Arc::clone(&flight)), asked, deadline);
+    let again = (is_stream && order.candidates.resume).then(|| order.clone());
+    let mut pending = Pending::new(Arc::clone(&flight), reach(Arc::clone(client), order));
+    if !is_stream {
+        return finish(pending.await, client, &flight, (form, again));
     }
     if let Ok(answer) = timeout(limits.quiet.min(silence), &mut pending).await {
-        return finish(answer, first, client);
+        return finish(answer, client, &flight, (form, again));
     }
-    let response = held(client, &first, silence, pending);
-    (first, response)
+    held(client, (first, form), silence, (pending, again))
+}
+
+/// Brings a connection to an engine that is to take it over.
+async fn take_over(
+    client: &Arc<Client>,
+    head: Parts,
+    (what, hold): (What, Duration),
+    (asked, theirs): (Asked, OnUpgrade),
+) -> Response<Body> {
+    let patience = hold.min(silence(&client.shared.limits, &head.headers));
+    let (dialect, flight) = (what.1.dialect, Arc::clone(&what.2));
+    let order = order(head, what, asked, Instant::now() + patience);
+    let opened = Box::pin(tunnel::open(client, &order, theirs)).await;
+    opened.unwrap_or_else(|fault| {
+        flight.end(Outcome::Refused);
+        fault.response_in(dialect)
+    })
+}
+
+fn order(head: Parts, (target, form, flight): What, asked: Asked, deadline: Instant) -> Order {
+    Order {
+        flight,
+        method: head.method,
+        fingerprint: fingerprint(&asked, &target),
+        candidates: target.candidates,
+        path: target.path,
+        headers: head.headers,
+        asked,
+        refusals: form.refusals,
+        deadline,
+    }
+}
+
+/// Requests without a body are told apart by what they ask for.
+fn fingerprint(asked: &Asked, target: &Target) -> Fingerprint {
+    if asked.payload.is_empty() {
+        let told = format!("{} {}", target.candidates.first, target.path);
+        return Fingerprint::of(told.as_bytes());
+    }
+    asked.payload.fingerprint()
 }
 
 /// How long the client hears nothing at most: our limit, or a little less than what it says it
@@ -114,14 +218,17 @@ fn silence(limits: &Limits, headers: &HeaderMap) -> Duration {
 
 fn finish(
     answer: Result<Answer, Fault>,
-    first: SlotName,
-    client: &Client,
-) -> (SlotName, Response<Body>) {
+    client: &Arc<Client>,
+    flight: &Flight,
+    (form, again): (Form, Option<Order>),
+) -> Response<Body> {
     let answer = match answer {
         Ok(answer) => answer,
-        Err(fault) => return (first, fault.response()),
+        Err(fault) => {
+            flight.end(Outcome::Refused);
+            return fault.response_in(form.dialect);
+        }
     };
-    let slot = answer.gate().slot().clone();
     let is_events = answer.is_events();
     let mut headers = HeaderMap::new();
     copy_headers(&answer.headers, &mut headers);
@@ -129,21 +236,33 @@ fn finish(
         mark_stream(&mut headers);
     }
     let status = answer.status;
-    let mut response =
-        Response::new(Relay::new(answer, Arc::clone(&client.flushes)).boxed_unsync());
+    let mut response = Response::new(passed_on(answer, client, (form, again)));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
-    (slot, response)
+    response
+}
+
+/// Makes the body that passes an answer on; a stream that is to survive its engine comes with what
+/// was asked.
+pub(super) fn passed_on(
+    answer: Answer,
+    client: &Arc<Client>,
+    (form, again): (Form, Option<Order>),
+) -> Body {
+    match again.filter(|_| answer.is_events()) {
+        Some(order) => Resuming::new(Arc::clone(client), order, answer).boxed_unsync(),
+        None => Relay::new(answer, form, Arc::clone(&client.flushes)).boxed_unsync(),
+    }
 }
 
 /// Commits to a stream whose engine is not there yet.
 fn held(
     client: &Arc<Client>,
-    slot: &SlotName,
+    what: (SlotName, Form),
     silence: Duration,
-    pending: Pending,
+    pending: (Pending, Option<Order>),
 ) -> Response<Body> {
-    let held = Held::new(Arc::clone(client), slot.clone(), silence, pending);
+    let held = Held::new(Arc::clone(client), what, silence, pending);
     let mut response = Response::new(held.boxed_unsync());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

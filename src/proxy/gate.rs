@@ -7,29 +7,30 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use thiserror::Error;
 use tokio::{
-    sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError},
+    sync::Notify,
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     record::{Fingerprint, Record},
+    seats::{Closed, Seat, Seats},
     suspects::Suspects,
     upstream::Upstream,
 };
 use crate::{
     engine::Endpoint,
-    spec::{Generation, SlotName},
+    spec::{Generation, SlotName, requests::Lane},
 };
 
-/// Lets requests into one engine, in the order they came.
+/// Lets requests into one engine, lane by lane in the order they came.
 ///
 /// Open until [`Gate::close`], [`Gate::cut`], [`Gate::mark_ended`] or [`Gate::mark_dead`]; it never opens again.
 pub struct Gate {
@@ -38,12 +39,17 @@ pub struct Gate {
     upstream: Upstream,
     model: Option<String>,
     parallel: usize,
-    seats: Arc<Semaphore>,
+    seats: Arc<Seats>,
     waiting: AtomicUsize,
+    /// Seats whose silence is nothing odd.
+    silent: AtomicU32,
     queue_limit: usize,
     born: Instant,
     last_access_ms: AtomicU64,
     record: Record,
+    /// How long the engine holds a seat for a request, in milliseconds: a mean that follows the last
+    /// dozen or so; 0 before the first.
+    held_ms: AtomicU64,
     /// Requests whose exchange the engine broke: it may have died of one.
     broken: Mutex<Vec<Fingerprint>>,
     /// Set when the engine was found dead, or past saving, and a request may be to blame.
@@ -104,19 +110,21 @@ impl Gate {
         suspects: &Arc<Suspects>,
     ) -> Arc<Self> {
         let parallel = NonZeroU32::new(parallel).unwrap_or(NonZeroU32::MIN).get();
-        let parallel = usize::try_from(parallel).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let parallel = usize::try_from(parallel).unwrap_or(usize::MAX);
         Arc::new(Self {
             slot,
             generation,
             upstream: Upstream::new(endpoint),
             model,
             parallel,
-            seats: Arc::new(Semaphore::new(parallel)),
+            seats: Seats::new(parallel),
             waiting: AtomicUsize::new(0),
+            silent: AtomicU32::new(0),
             queue_limit: usize::try_from(queue_limit).unwrap_or(usize::MAX),
             born: Instant::now(),
             last_access_ms: AtomicU64::new(0),
             record: Record::default(),
+            held_ms: AtomicU64::new(0),
             broken: Mutex::default(),
             is_blamed: AtomicBool::new(false),
             suspects: Arc::clone(suspects),
@@ -128,32 +136,32 @@ impl Gate {
         })
     }
 
-    /// Waits for a seat, at most `patience`. Cancel-safe: a dropped call leaves the queue.
+    /// Waits in a lane for a seat, at most `patience`. Cancel-safe: a dropped call leaves the queue.
     ///
     /// # Errors
     /// [`GateRefusal`], each variant as it says.
     pub(super) async fn lease(
         self: &Arc<Self>,
         request: Fingerprint,
-        patience: Duration,
+        (lane, patience): (Lane, Duration),
     ) -> Result<Lease, GateRefusal> {
-        // Tokio hands a released seat to those who wait first, so this never jumps the queue.
-        let permit = match Arc::clone(&self.seats).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(TryAcquireError::Closed) => return Err(GateRefusal::Closed),
-            Err(TryAcquireError::NoPermits) => self.wait_for_seat(patience).await?,
+        // No seat is free while somebody waits, so this never jumps the queue.
+        let seat = match self.seats.try_take() {
+            Ok(Some(seat)) => seat,
+            Ok(None) => self.wait_for_seat(lane, patience).await?,
+            Err(Closed) => return Err(GateRefusal::Closed),
         };
         self.touch();
         let gate = Arc::clone(self);
-        Ok(Lease { gate, permit: Some(permit), request, outcome: Outcome::Nothing })
+        let since = Instant::now();
+        Ok(Lease { gate, seat: Some(seat), request, since, outcome: Outcome::Nothing })
     }
 
-    async fn wait_for_seat(&self, patience: Duration) -> Result<OwnedSemaphorePermit, GateRefusal> {
+    async fn wait_for_seat(&self, lane: Lane, patience: Duration) -> Result<Seat, GateRefusal> {
         let _place = Place::take(self)?;
-        let seat = Arc::clone(&self.seats).acquire_owned();
-        match timeout(patience, seat).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(AcquireError { .. })) => Err(GateRefusal::Closed),
+        match timeout(patience, self.seats.take(lane)).await {
+            Ok(Ok(seat)) => Ok(seat),
+            Ok(Err(Closed)) => Err(GateRefusal::Closed),
             Err(_) => Err(GateRefusal::TimedOut),
         }
     }
@@ -176,8 +184,23 @@ impl Gate {
     /// Returns how many requests are being served.
     pub fn in_flight(&self) -> u32 {
         // Seats, not a counter beside them: a seat is taken and given back in one step.
-        let taken = self.parallel.saturating_sub(self.seats.available_permits());
-        u32::try_from(taken).unwrap_or(u32::MAX)
+        u32::try_from(self.seats.taken()).unwrap_or(u32::MAX)
+    }
+
+    /// Returns how many of those that are served wait for the engine's next word: a connection that
+    /// was taken over may be silent for as long as both sides like.
+    pub fn expecting(&self) -> u32 {
+        self.in_flight().saturating_sub(self.silent.load(Ordering::Relaxed))
+    }
+
+    /// Notes a seat whose silence is nothing odd.
+    pub(super) fn begin_silence(&self) {
+        self.silent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes the end of such a seat; called once for each beginning.
+    pub(super) fn end_silence(&self) {
+        self.silent.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Returns how many requests wait for a seat.
@@ -187,15 +210,35 @@ impl Gate {
 
     /// Tells whether a request would be served at once.
     pub(super) fn has_seat(&self) -> bool {
-        self.seats.available_permits() > 0
+        self.seats.taken() < self.parallel
     }
 
     /// Returns how busy the engine is: requests in flight and in front of it for each of its seats, in
     /// thousandths.
     pub(super) fn load(&self) -> usize {
-        let taken = self.parallel.saturating_sub(self.seats.available_permits());
-        let all = taken.saturating_add(self.waiting()).saturating_mul(1000);
+        let all = self.seats.taken().saturating_add(self.waiting()).saturating_mul(1000);
         all.checked_div(self.parallel).unwrap_or(usize::MAX)
+    }
+
+    /// Returns how long a request that came now would wait for a seat, by what the last ones took;
+    /// `None` before the first was answered.
+    pub(super) fn expected_wait(&self) -> Option<Duration> {
+        let held = self.held_ms.load(Ordering::Relaxed);
+        let ahead = u64::try_from(self.waiting().saturating_add(1)).unwrap_or(u64::MAX);
+        let parallel = u64::try_from(self.parallel).unwrap_or(u64::MAX);
+        let wait = held.saturating_mul(ahead).checked_div(parallel)?;
+        (held > 0).then_some(Duration::from_millis(wait))
+    }
+
+    /// Racing writers lose one of many figures.
+    fn note_held(&self, held: Duration) {
+        const SHARE: u64 = 8;
+        let held = u64::try_from(held.as_millis()).unwrap_or(u64::MAX).max(1);
+        let mean = match self.held_ms.load(Ordering::Relaxed) {
+            0 => held,
+            mean => mean.saturating_mul(SHARE - 1).saturating_add(held) / SHARE,
+        };
+        self.held_ms.store(mean, Ordering::Relaxed);
     }
 
     /// Returns what became of the requests so far.
@@ -338,8 +381,9 @@ impl fmt::Debug for Gate {
 #[derive(Debug)]
 pub(super) struct Lease {
     gate: Arc<Gate>,
-    permit: Option<OwnedSemaphorePermit>,
+    seat: Option<Seat>,
     request: Fingerprint,
+    since: Instant,
     outcome: Outcome,
 }
 
@@ -366,6 +410,7 @@ impl Lease {
     /// Notes that the answer is whole.
     pub(super) fn note_answer(&mut self) {
         self.outcome = Outcome::Answered;
+        self.gate.note_held(self.since.elapsed());
         self.gate.record.note_answer();
         self.gate.suspects.clear(self.request);
     }
@@ -414,7 +459,7 @@ impl Drop for Lease {
             self.gate.record.note_given_up();
         }
         // The seat goes back before the waiters of `drained` count.
-        drop(self.permit.take());
+        drop(self.seat.take());
         self.gate.released.notify_waiters();
     }
 }
@@ -459,36 +504,49 @@ mod tests {
         Fingerprint::of(b"{}")
     }
 
+    async fn lease(gate: &Arc<Gate>, patience: Duration) -> Result<Lease, GateRefusal> {
+        gate.lease(request(), (Lane::Interactive, patience)).await
+    }
+
     #[tokio::test]
     async fn a_full_gate_queues_then_refuses_then_times_out() {
         let gate = gate(1, 1);
         let patience = Duration::from_millis(20);
-        let first = gate.lease(request(), patience).await.unwrap();
-        let (second, third) =
-            tokio::join!(gate.lease(request(), patience), gate.lease(request(), patience));
+        let first = lease(&gate, patience).await.unwrap();
+        let (second, third) = tokio::join!(lease(&gate, patience), lease(&gate, patience));
         assert_eq!(second.unwrap_err(), GateRefusal::TimedOut);
         assert_eq!(third.unwrap_err(), GateRefusal::Full { waiting: 1 });
         assert_eq!(gate.waiting(), 0);
         drop(first);
-        assert!(gate.lease(request(), patience).await.is_ok(), "the turn came back");
+        assert!(lease(&gate, patience).await.is_ok(), "the turn came back");
     }
 
     #[tokio::test]
     async fn a_cut_gate_is_drained_whoever_still_holds_a_seat() {
         let gate = gate(1, 1);
-        let _stalled = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let _stalled = lease(&gate, Duration::from_secs(1)).await.unwrap();
         tokio::join!(gate.drained(), async { gate.cut() });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_is_told_from_what_earlier_requests_took() {
+        let gate = gate(2, 4);
+        assert_eq!(gate.expected_wait(), None);
+        let mut first = lease(&gate, Duration::from_secs(1)).await.unwrap();
+        tokio::time::advance(Duration::from_secs(8)).await;
+        first.note_answer();
+        assert_eq!(gate.expected_wait(), Some(Duration::from_secs(4)), "two seats share the queue");
     }
 
     #[tokio::test]
     async fn seats_are_given_in_the_order_of_asking() {
         let gate = gate(1, 8);
-        let first = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let first = lease(&gate, Duration::from_secs(1)).await.unwrap();
         let order = Mutex::new(Vec::new());
         let ask = async |number: u32| {
-            let lease = gate.lease(request(), Duration::from_mins(1)).await.unwrap();
+            let leased = lease(&gate, Duration::from_mins(1)).await.unwrap();
             order.lock().unwrap().push(number);
-            drop(lease);
+            drop(leased);
         };
         tokio::join!(ask(1), ask(2), ask(3), async { drop(first) });
         assert_eq!(order.into_inner().unwrap(), [1, 2, 3]);
@@ -497,8 +555,8 @@ mod tests {
     #[tokio::test]
     async fn those_who_wait_at_a_dead_engine_are_sent_away() {
         let gate = gate(1, 8);
-        let _busy = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
-        let (waited, ()) = tokio::join!(gate.lease(request(), Duration::from_mins(1)), async {
+        let _busy = lease(&gate, Duration::from_secs(1)).await.unwrap();
+        let (waited, ()) = tokio::join!(lease(&gate, Duration::from_mins(1)), async {
             gate.cut();
             gate.mark_dead(Blame::Nobody);
         });
@@ -509,10 +567,10 @@ mod tests {
     #[tokio::test]
     async fn an_end_that_is_not_told_yet_is_no_drain_and_its_requests_are_suspects_once_it_is() {
         let gate = gate(2, 8);
-        let lease = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let held = lease(&gate, Duration::from_secs(1)).await.unwrap();
         gate.mark_ended();
-        drop(lease);
-        let waited = gate.lease(request(), Duration::from_secs(1)).await;
+        drop(held);
+        let waited = lease(&gate, Duration::from_secs(1)).await;
         assert_eq!(waited.unwrap_err(), GateRefusal::Closed);
         assert!(timeout(Duration::from_millis(20), gate.drained()).await.is_err(), "not told");
         gate.mark_dead(Blame::Request);
@@ -525,28 +583,25 @@ mod tests {
     #[tokio::test]
     async fn a_closed_gate_is_drained_by_its_last_lease() {
         let gate = gate(2, 1);
-        let lease = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let leased = lease(&gate, Duration::from_secs(1)).await.unwrap();
         gate.close();
-        assert_eq!(
-            gate.lease(request(), Duration::from_secs(1)).await.unwrap_err(),
-            GateRefusal::Closed
-        );
+        assert_eq!(lease(&gate, Duration::from_secs(1)).await.unwrap_err(), GateRefusal::Closed);
         assert_eq!(gate.in_flight(), 1);
-        tokio::join!(gate.drained(), async { drop(lease) });
+        tokio::join!(gate.drained(), async { drop(leased) });
         assert_eq!(gate.in_flight(), 0);
     }
 
     #[tokio::test]
     async fn a_client_that_leaves_without_a_byte_is_noted_unless_the_gate_is_closed() {
         let gate = gate(2, 1);
-        let first = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
-        let mut second = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let first = lease(&gate, Duration::from_secs(1)).await.unwrap();
+        let mut second = lease(&gate, Duration::from_secs(1)).await.unwrap();
         drop(first);
         assert_eq!(gate.record().given_up_in_row(), 1);
         second.note_failure();
         drop(second);
         assert_eq!((gate.record().given_up_in_row(), gate.record().failed_in_row()), (1, 1));
-        let mut last = gate.lease(request(), Duration::from_secs(1)).await.unwrap();
+        let mut last = lease(&gate, Duration::from_secs(1)).await.unwrap();
         gate.close();
         last.note_failure();
         assert_eq!(gate.record().failed_in_row(), 1);

@@ -13,22 +13,29 @@ use tokio::time::{Sleep, sleep};
 
 use super::{
     Client,
-    answer::Answer,
-    relay::{LastWords, Relay},
-    reply::{Aborted, Fault},
+    exchange::Order,
+    forward::passed_on,
+    meters::Outcome,
+    pending::Pending,
+    relay::LastWords,
+    reply::{self, Aborted, Fault},
+    surface::Form,
 };
 use crate::spec::SlotName;
 
-/// An answer that is on its way.
-pub(super) type Pending = Pin<Box<dyn Future<Output = Result<Answer, Fault>> + Send>>;
+/// The body of an answer that is passed on.
+type Passed = reply::Body;
 
 /// The body of a stream that was committed before its engine was there: comments while it waits,
 /// then what the engine says; an error event and an aborted connection if it never comes.
 pub(super) struct Held {
     client: Arc<Client>,
     slot: SlotName,
+    form: Form,
     /// The longest that the client may hear nothing.
     silence: Duration,
+    /// What was asked, if a stream that breaks is to be continued.
+    again: Option<Order>,
     state: State,
 }
 
@@ -39,7 +46,7 @@ enum State {
         pending: Pending,
         sign_of_life: Pin<Box<Sleep>>,
     },
-    Flowing(Relay),
+    Flowing(Passed),
     LastWords(LastWords),
     Ended,
 }
@@ -50,12 +57,12 @@ impl Held {
     /// Goes on with waiting for `pending`; the first sign of life is sent at once.
     pub(super) fn new(
         client: Arc<Client>,
-        slot: SlotName,
+        (slot, form): (SlotName, Form),
         silence: Duration,
-        pending: Pending,
+        (pending, again): (Pending, Option<Order>),
     ) -> Self {
         let silence = silence.min(client.shared.limits.sign_of_life);
-        Self { client, slot, silence, state: State::Committed(pending) }
+        Self { client, slot, form, silence, again, state: State::Committed(pending) }
     }
 
     fn poll_waiting(
@@ -64,15 +71,19 @@ impl Held {
         mut sign_of_life: Pin<Box<Sleep>>,
         context: &mut Context<'_>,
     ) -> Poll<Item> {
-        match pending.as_mut().poll(context) {
+        match Pin::new(&mut pending).poll(context) {
             Poll::Ready(Ok(answer)) if answer.is_events() => {
-                let relay = Relay::new(answer, Arc::clone(&self.client.flushes));
-                self.poll_flowing(relay, context)
+                let passed = passed_on(answer, &self.client, (self.form, self.again.take()));
+                self.poll_flowing(passed, context)
             }
             Poll::Ready(Ok(_)) => {
+                pending.flight().end(Outcome::Refused);
                 self.break_off(&Fault::engine_misbehaved(&self.slot, "answered without a stream"))
             }
-            Poll::Ready(Err(fault)) => self.break_off(&fault),
+            Poll::Ready(Err(fault)) => {
+                pending.flight().end(Outcome::Refused);
+                self.break_off(&fault)
+            }
             Poll::Pending if sign_of_life.as_mut().poll(context).is_ready() => {
                 self.give_sign_of_life(pending)
             }
@@ -90,15 +101,15 @@ impl Held {
         Poll::Ready(Some(Ok(Frame::data(Bytes::from(comment)))))
     }
 
-    fn poll_flowing(&mut self, mut relay: Relay, context: &mut Context<'_>) -> Poll<Item> {
-        let item = Pin::new(&mut relay).poll_frame(context);
-        self.state = State::Flowing(relay);
+    fn poll_flowing(&mut self, mut passed: Passed, context: &mut Context<'_>) -> Poll<Item> {
+        let item = Pin::new(&mut passed).poll_frame(context);
+        self.state = State::Flowing(passed);
         item
     }
 
     fn break_off(&mut self, fault: &Fault) -> Poll<Item> {
         self.state = State::LastWords(LastWords::new(Arc::clone(&self.client.flushes)));
-        Poll::Ready(Some(Ok(Frame::data(fault.event()))))
+        Poll::Ready(Some(Ok(Frame::data(self.form.dialect.event(fault)))))
     }
 }
 
@@ -112,7 +123,7 @@ impl Body for Held {
             State::Waiting { pending, sign_of_life } => {
                 self.poll_waiting(pending, sign_of_life, context)
             }
-            State::Flowing(relay) => self.poll_flowing(relay, context),
+            State::Flowing(passed) => self.poll_flowing(passed, context),
             State::LastWords(mut words) => {
                 let over = words.poll_over(context);
                 if over.is_pending() {
@@ -126,7 +137,7 @@ impl Body for Held {
 
     fn is_end_stream(&self) -> bool {
         match &self.state {
-            State::Flowing(relay) => relay.is_end_stream(),
+            State::Flowing(passed) => passed.is_end_stream(),
             State::Committed(_) | State::Waiting { .. } | State::LastWords(_) => false,
             State::Ended => true,
         }
@@ -134,7 +145,7 @@ impl Body for Held {
 }
 
 /// A comment line: every client's parser passes it by.
-fn sign_of_life_of(client: &Client, slot: &SlotName) -> String {
+pub(super) fn sign_of_life_of(client: &Client, slot: &SlotName) -> String {
     let table = client.shared.routes.load();
     let Some(route) = table.slot(slot) else { return format!(": waiting for {slot}\n\n") };
     match (route.state, route.percent) {

@@ -59,7 +59,7 @@ fn entry(name: &str, route: &Route) -> Value {
         "owned_by": "slotd",
         "slot": route.slot,
         "state": route.state,
-        "engine": route.engine.as_deref().unwrap_or(profile.engine.as_str()),
+        "engine": route.engine_word(),
         "rung": route.rung,
         "model": profile.model_name(),
         "aliases": profile.aliases,

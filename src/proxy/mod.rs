@@ -14,34 +14,63 @@ mod access;
 mod affinity;
 mod answer;
 mod body;
+mod dialect;
+mod engine_metrics;
 mod exchange;
+mod fields;
+mod flight;
+mod flights;
 mod flush;
+mod follow;
 mod forward;
 mod gate;
 mod hold;
+mod intake;
 mod listing;
+mod meters;
+mod metrics;
 mod normalise;
+mod payload;
+mod pending;
 mod record;
 mod relay;
 mod replicas;
 mod reply;
+mod resume;
 mod routes;
+mod seats;
 mod serve;
 mod shortage;
+mod spool;
+mod surface;
 mod suspects;
+mod target;
+mod tls;
+mod trace;
+mod tunnel;
 mod upstream;
+mod usage;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 
 pub use self::{
+    access::Access,
+    flight::Stage,
+    flights::{AccessLog, FlightView, Flights},
     gate::{Blame, Gate},
     record::Record,
     replicas::Choices,
     routes::RouteTable,
     serve::{Phase, serve},
     suspects::Suspects,
+    tls::{Certificate, TlsFault},
 };
 use crate::mailbox::Mailbox;
 
@@ -56,8 +85,14 @@ pub struct Shared {
     pub limits: Limits,
     /// Requests under suspicion; the gates share them.
     pub suspects: Arc<Suspects>,
+    /// Where uploads lie that are too large for memory: in files without a name.
+    pub spool_dir: PathBuf,
+    /// Who may speak to the endpoint.
+    pub access: Arc<Access>,
     /// What is remembered of which engine was chosen for what.
     pub choices: Arc<Choices>,
+    /// Requests in flight, and what became of others.
+    pub flights: Arc<Flights>,
 }
 
 /// One connection of a client.
@@ -65,6 +100,23 @@ pub struct Shared {
 struct Client {
     shared: Shared,
     flushes: Arc<flush::Flushes>,
+    peer: SocketAddr,
+    /// The address that it came to.
+    local: Option<IpAddr>,
+    /// What becomes of the connection once the present answer is written.
+    tunnel: Mutex<Option<Box<tunnel::Tunnel>>>,
+}
+
+impl Client {
+    /// Leaves a tunnel for the connection to run.
+    fn leave(&self, tunnel: tunnel::Tunnel) {
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tunnel));
+    }
+
+    /// Takes the tunnel that was left.
+    fn take_tunnel(&self) -> Option<Box<tunnel::Tunnel>> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// Limits of requests.

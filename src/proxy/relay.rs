@@ -1,6 +1,6 @@
 //! An engine's answer on its way to the client: bytes as they come, and an honest end.
 //!
-//! A stream of events is whole when its engine said so (`[DONE]`). One that ends without gets an
+//! A stream of events is whole when its engine said so (`[DONE]`, or the last event of its API). One that ends without gets an
 //! error event, and the connection is aborted: to most clients a clean end means success.
 //!
 //! ```text
@@ -22,24 +22,30 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{
     answer::{Answer, IsLast, Piece},
+    dialect::Dialect,
     flush::Flushes,
+    follow::Follow,
     gate::Ending,
+    meters::Outcome,
     reply::{Aborted, Fault},
+    surface::Form,
 };
 
-/// How much of a stream's end is remembered: enough for `data: [DONE]` and its line ends.
-const TAIL: usize = 32;
 /// How long a client may take to read the error that ends its stream.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What is said of a stream that its engine ended in order, but too early.
 const UNFINISHED: &str = "ended its stream before it was whole";
 
+/// What is said of one that a person ended.
+const CANCELLED: &str = "was told to stop working on the request";
+
 /// The body of an answer that is passed on.
 #[derive(Debug)]
 pub(super) struct Relay {
     state: State,
     kind: Kind,
+    dialect: Dialect,
     flushes: Arc<Flushes>,
 }
 
@@ -53,8 +59,8 @@ enum State {
 /// What is followed of a body.
 #[derive(Debug)]
 enum Kind {
-    /// A stream of events, which must end with `[DONE]`, and the last bytes of it.
-    Events(Vec<u8>),
+    /// A stream of events, which says itself when it is whole.
+    Events(Follow),
     /// Anything else: its framing says when it is whole.
     Whole,
 }
@@ -63,10 +69,12 @@ type Item = Option<Result<Frame<Bytes>, Aborted>>;
 
 impl Relay {
     /// Passes an answer on. What it is, its own head says.
-    pub(super) fn new(answer: Answer, flushes: Arc<Flushes>) -> Self {
-        let kind = if answer.is_events() { Kind::Events(Vec::new()) } else { Kind::Whole };
+    pub(super) fn new(answer: Answer, form: Form, flushes: Arc<Flushes>) -> Self {
+        let is_events = answer.is_events();
+        let kind = if is_events { Kind::Events(Follow::new(form.whole)) } else { Kind::Whole };
+        let dialect = form.dialect;
         let ended = Box::pin(answer.gate().ended().clone().cancelled_owned());
-        Self { state: State::Flowing { answer: Box::new(answer), ended }, kind, flushes }
+        Self { state: State::Flowing { answer: Box::new(answer), ended }, kind, dialect, flushes }
     }
 
     /// Breaks off: an error event if there can be one, then the abort, once all is written that came
@@ -78,23 +86,25 @@ impl Relay {
         context: &mut Context<'_>,
     ) -> Poll<Item> {
         // An engine that never says `[DONE]` serves all the same: a new one would not say it either.
-        if what != UNFINISHED {
+        if what != UNFINISHED && what != CANCELLED {
             answer.note_break();
         }
+        answer.flight().end(Outcome::Broken);
         let mut words = LastWords::new(Arc::clone(&self.flushes));
-        let Kind::Events(tail) = &self.kind else {
+        let Kind::Events(follow) = &self.kind else {
             let over = words.poll_over(context);
             self.state = State::LastWords(words);
             return over.map(|()| Some(Err(Aborted)));
         };
         let slot = answer.gate().slot();
         let fault = match answer.gate().ending() {
+            _ if what == CANCELLED => Fault::cancelled(),
             None if what == UNFINISHED => Fault::engine_misbehaved(slot, what),
             Some(_) | None => Fault::engine_died(slot, what),
         };
-        let event = fault.event();
+        let event = self.dialect.event(&fault);
         // An event cut in half is ended first, so that the next one is read as one.
-        let is_between = tail.is_empty() || tail.ends_with(b"\n\n") || tail.ends_with(b"\r\n\r\n");
+        let is_between = follow.is_between();
         let event = if is_between { event } else { Bytes::from([&b"\n\n"[..], &event].concat()) };
         self.state = State::LastWords(words);
         Poll::Ready(Some(Ok(Frame::data(event))))
@@ -102,21 +112,20 @@ impl Relay {
 
     /// Tells whether the body may end here.
     fn is_whole(&self) -> bool {
-        matches!(self.kind, Kind::Whole) || self.is_done()
+        match &self.kind {
+            Kind::Whole => true,
+            Kind::Events(follow) => follow.may_end(),
+        }
     }
 
     /// Tells whether a stream has said that it is whole.
     fn is_done(&self) -> bool {
-        let Kind::Events(tail) = &self.kind else { return false };
-        let end = tail.trim_ascii_end();
-        end.ends_with(b"data: [DONE]") || end.ends_with(b"data:[DONE]")
+        matches!(&self.kind, Kind::Events(follow) if follow.is_done())
     }
 
     fn remember(&mut self, data: &Bytes) {
-        if let Kind::Events(tail) = &mut self.kind {
-            tail.extend_from_slice(data.get(data.len().saturating_sub(TAIL)..).unwrap_or(data));
-            let excess = tail.len().saturating_sub(TAIL);
-            tail.drain(..excess);
+        if let Kind::Events(follow) = &mut self.kind {
+            follow.note(data);
         }
     }
 
@@ -129,6 +138,10 @@ impl Relay {
     ) -> Poll<Item> {
         const CUT: &str = "was stopped in mid-answer";
         const DIED: &str = "died in mid-answer";
+        if answer.flight().poll_cancelled(context).is_ready() {
+            answer.flight().end(Outcome::Cancelled);
+            return self.break_off(&mut answer, CANCELLED, context);
+        }
         if answer.gate().ending() == Some(Ending::Cut) {
             return self.break_off(&mut answer, CUT, context);
         }
@@ -148,7 +161,10 @@ impl Relay {
             }
             Poll::Ready(Piece::End) => self.break_off(&mut answer, UNFINISHED, context),
             // All that the client waits for has come: how the connection ended is no matter.
-            Poll::Ready(Piece::Break) if self.is_done() => Poll::Ready(None),
+            Poll::Ready(Piece::Break) if self.is_done() => {
+                answer.flight().end(Outcome::Answered);
+                Poll::Ready(None)
+            }
             Poll::Ready(Piece::Break) => self.break_off(&mut answer, DIED, context),
             Poll::Pending if ended.as_mut().poll(context).is_ready() => {
                 let was_cut = answer.gate().ending() == Some(Ending::Cut);
@@ -158,6 +174,15 @@ impl Relay {
                 self.state = State::Flowing { answer, ended };
                 Poll::Pending
             }
+        }
+    }
+}
+
+impl Drop for Relay {
+    /// The client has left in mid-answer, if there is still one.
+    fn drop(&mut self) {
+        if let State::Flowing { answer, .. } = std::mem::replace(&mut self.state, State::Ended) {
+            answer.let_go();
         }
     }
 }

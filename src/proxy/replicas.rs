@@ -31,6 +31,8 @@ pub(super) struct Candidates {
     slots: Arc<[SlotName]>,
     may_spill: bool,
     beginnings: Beginnings,
+    /// Whether a stream that breaks is to be continued.
+    pub(super) resume: bool,
 }
 
 /// What is remembered from one choice to the next.
@@ -54,8 +56,13 @@ impl Candidates {
     pub(super) fn new(replicas: &Replicas<'_>, body: &[u8]) -> Self {
         let has_choice = replicas.slots.len() > 1;
         let beginnings = if has_choice { Beginnings::of(body) } else { Beginnings::default() };
-        let first = replicas.first.slot.clone();
-        Self { first, slots: replicas.slots.into(), may_spill: replicas.may_spill, beginnings }
+        Self {
+            first: replicas.first.slot.clone(),
+            slots: replicas.slots.into(),
+            may_spill: replicas.may_spill,
+            beginnings,
+            resume: replicas.first.profile.resume,
+        }
     }
 
     /// Returns the open gate that the request is to go through; `None` while no slot is ready.

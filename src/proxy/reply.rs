@@ -8,13 +8,17 @@ use hyper::{
     HeaderMap, Response, StatusCode,
     header::{
         CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+        WWW_AUTHENTICATE,
     },
 };
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use thiserror::Error;
 
-use super::gate::GateRefusal;
+use super::{
+    dialect::Dialect,
+    gate::{Gate, GateRefusal},
+};
 use crate::{spec::SlotName, supervisor::Refusal};
 
 /// Any body.
@@ -31,7 +35,7 @@ pub(super) struct Fault {
     pub(super) status: StatusCode,
     error: Box<ErrorObject>,
     retry: Retry,
-    /// What an engine's refusal said beside its body.
+    /// What goes along with the refusal: an engine's own headers, or how to be let in.
     headers: Option<Box<HeaderMap>>,
 }
 
@@ -58,6 +62,11 @@ enum Retry {
     /// Not before a person has done something.
     Never,
 }
+
+/// When to come back to a slot that loads, where nothing is known of how long that takes.
+const LOADING: Duration = Duration::from_secs(5);
+/// When to come back to a slot that is busy, where nothing is known of how long an answer takes.
+const BUSY: Duration = Duration::from_secs(1);
 
 pub(super) const INVALID: &str = "invalid_request_error";
 pub(super) const SERVER: &str = "server_error";
@@ -90,11 +99,34 @@ impl Fault {
         Self::new(status, INVALID, code, message)
     }
 
+    /// There is nothing at that place.
+    pub(super) fn not_found(code: &'static str, message: String) -> Self {
+        Self::refused(StatusCode::NOT_FOUND, code, message)
+    }
+
+    /// The request has no key, or a wrong one.
+    pub(super) fn unauthorized(code: &'static str, message: String) -> Self {
+        let mut headers = HeaderMap::new();
+        insert(&mut headers, WWW_AUTHENTICATE, "Bearer");
+        let fault = Self::new(StatusCode::UNAUTHORIZED, "authentication_error", code, message);
+        Self { headers: Some(Box::new(headers)), ..fault }
+    }
+
+    /// The request's key is for something else.
+    pub(super) fn forbidden(code: &'static str, message: String) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", code, message)
+    }
+
     /// The profiles have not been read yet: which slots there are is not known.
     pub(super) fn starting() -> Self {
         let message = "slotd is starting, try again".to_owned();
         Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "starting", message)
             .retry_after(Duration::from_secs(1))
+    }
+
+    /// slotd itself cannot, for now.
+    pub(super) fn unavailable(status: StatusCode, code: &'static str, message: String) -> Self {
+        Self::new(status, SERVER, code, message).retry_after(Duration::from_secs(5))
     }
 
     /// No slot answers to the name.
@@ -125,15 +157,32 @@ impl Fault {
         Self { retry: Retry::Never, ..fault }
     }
 
+    /// A person ended it. The status is nginx's for a request that nobody waits for any more: clients
+    /// do not try again on it.
+    pub(super) fn cancelled() -> Self {
+        let status = StatusCode::from_u16(499).unwrap_or(StatusCode::CONFLICT);
+        let message = "the request was cancelled by the operator of this machine".to_owned();
+        let fault = Self::refused(status, "request_cancelled", message);
+        Self { retry: Retry::Never, ..fault }
+    }
+
     /// The wait was as long as it may be.
-    pub(super) fn still_loading(slot: &SlotName) -> Self {
-        let message = format!("slot `{slot}` is still loading, try again");
+    /// `eta` is how long it should still take to load.
+    pub(super) fn still_loading(slot: &SlotName, eta: Option<Duration>) -> Self {
+        let message = match eta {
+            Some(eta) => format!(
+                "slot `{slot}` is still loading, by its earlier loads for another {} s; try again",
+                eta.as_secs_f64().ceil()
+            ),
+            None => format!("slot `{slot}` is still loading, try again"),
+        };
         Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, "slot_loading", message)
-            .retry_after(Duration::from_secs(5))
+            .retry_after(eta.map_or(LOADING, half))
     }
 
     /// The gate gave no turn.
-    pub(super) fn of_gate(slot: &SlotName, refusal: GateRefusal) -> Self {
+    pub(super) fn of_gate(gate: &Gate, refusal: GateRefusal) -> Self {
+        let slot = gate.slot();
         let message = match refusal {
             GateRefusal::Full { waiting } => {
                 format!("slot `{slot}` is overloaded: its queue is full ({waiting} waiting)")
@@ -142,11 +191,11 @@ impl Fault {
                 format!("slot `{slot}` is overloaded: the request's turn did not come in time")
             }
         };
-        Self::queue_full(message)
+        Self::queue_full(message, gate.expected_wait())
     }
 
-    /// The core refused.
-    pub(super) fn of_refusal(slot: &SlotName, refusal: Refusal) -> Self {
+    /// The core refused. `eta` is how long the slot should still take to load.
+    pub(super) fn of_refusal(slot: &SlotName, refusal: Refusal, eta: Option<Duration>) -> Self {
         let unavailable =
             |code, message| Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, code, message);
         match refusal {
@@ -159,13 +208,15 @@ impl Fault {
                 unavailable("slot_unloaded", format!("slot `{slot}` was unloaded on request"))
                     .retry_after(Duration::from_secs(2))
             }
-            Refusal::QueueFull { waiting } => Self::queue_full(format!(
-                "slot `{slot}` is overloaded: its queue is full ({waiting} waiting for it to load)"
-            )),
+            Refusal::QueueFull { waiting } => {
+                let message = format!(
+                    "slot `{slot}` is overloaded: its queue is full ({waiting} waiting for it to load)"
+                );
+                Self::queue_full(message, eta)
+            }
             Refusal::LoadFailed { verdict, reason, retry_in } => {
                 let message = format!("slot `{slot}` did not load ({verdict}): {reason}");
-                // Half the time: two tries of a client cover it.
-                unavailable("slot_load_failed", message).retry_after(retry_in / 2)
+                unavailable("slot_load_failed", message).retry_after(half(retry_in))
             }
             Refusal::Absent { reason, retry_in } => {
                 let message = format!(
@@ -189,9 +240,9 @@ impl Fault {
         }
     }
 
-    fn queue_full(message: String) -> Self {
+    fn queue_full(message: String, eta: Option<Duration>) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message)
-            .retry_after(Duration::from_secs(1))
+            .retry_after(eta.map_or(BUSY, half))
     }
 
     fn new(status: StatusCode, kind: &'static str, code: &'static str, message: String) -> Self {
@@ -209,19 +260,19 @@ impl Fault {
         Self { retry: Retry::After(time), ..self }
     }
 
-    /// Returns the error in its envelope.
-    pub(super) fn body(&self) -> Value {
-        json!({"error": &self.error})
+    /// Returns what there is to tell.
+    pub(super) fn error(&self) -> &ErrorObject {
+        &self.error
     }
 
-    /// Returns the error as an event of a stream that was begun.
-    pub(super) fn event(&self) -> Bytes {
-        Bytes::from(format!("data: {}\n\n", self.body()))
+    /// Returns the error as a whole answer to OpenAI's clients.
+    pub(super) fn response(&self) -> Response<Body> {
+        self.response_in(Dialect::OpenAi)
     }
 
     /// Returns the error as a whole answer.
-    pub(super) fn response(&self) -> Response<Body> {
-        let mut response = json_response(self.status, &self.body());
+    pub(super) fn response_in(&self, dialect: Dialect) -> Response<Body> {
+        let mut response = json_response(self.status, &dialect.body(self));
         let headers = response.headers_mut();
         if let Some(engines) = &self.headers {
             headers.extend(engines.iter().map(|(name, value)| (name.clone(), value.clone())));
@@ -243,6 +294,11 @@ impl Fault {
         }
         response
     }
+}
+
+/// Two tries of a client cover the whole time.
+fn half(eta: Duration) -> Duration {
+    eta / 2
 }
 
 /// Sets a header whose value is known to be plain.
@@ -293,19 +349,20 @@ mod tests {
                 reason: "SIGKILL ended it while starting".to_owned(),
                 retry_in: Duration::from_secs(20),
             },
+            None,
         );
         let response = fault.response();
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()["retry-after"], "10");
         assert_eq!(response.headers()["retry-after-ms"], "10000");
-        insta::assert_snapshot!(fault.body(), @r#"{"error":{"message":"slot `chat` did not load (oom-host): SIGKILL ended it while starting","type":"server_error","param":null,"code":"slot_load_failed"}}"#);
+        insta::assert_snapshot!(Dialect::OpenAi.body(&fault), @r#"{"error":{"message":"slot `chat` did not load (oom-host): SIGKILL ended it while starting","type":"server_error","param":null,"code":"slot_load_failed"}}"#);
     }
 
     #[test]
     fn a_failed_slot_tells_clients_not_to_try_again() {
         let refusal =
             Refusal::Failed { verdict: Verdict::BadModel, reason: "it is cut short".to_owned() };
-        let response = Fault::of_refusal(&slot(), refusal).response();
+        let response = Fault::of_refusal(&slot(), refusal, None).response();
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()["x-should-retry"], "false");
         assert!(!response.headers().contains_key("retry-after"));
@@ -313,8 +370,29 @@ mod tests {
 
     #[test]
     fn a_full_queue_is_429_with_the_word_that_clients_look_for() {
-        let fault = Fault::of_gate(&slot(), GateRefusal::Full { waiting: 256 });
+        let refusal = Refusal::QueueFull { waiting: 256 };
+        let fault = Fault::of_refusal(&slot(), refusal, None);
         assert_eq!(fault.status, 429);
-        assert!(fault.body().to_string().contains("overloaded"));
+        assert!(fault.error().message.clone().contains("overloaded"));
+    }
+
+    #[test]
+    fn clients_are_told_half_of_the_time_that_a_load_takes_and_never_more_than_they_honour() {
+        let told = |seconds: Option<f64>| {
+            let eta = seconds.map(Duration::from_secs_f64);
+            let response = Fault::still_loading(&slot(), eta).response();
+            let header = |name| response.headers()[name].to_str().unwrap().parse::<u64>().unwrap();
+            (header("retry-after"), header("retry-after-ms"))
+        };
+        assert_eq!(told(None), (5, 5000));
+        assert_eq!(told(Some(0.01)), (1, 100));
+        assert_eq!(told(Some(21.0)), (11, 10_500));
+        assert_eq!(told(Some(400.0)), (59, 59_000));
+        let full = Fault::of_refusal(
+            &slot(),
+            Refusal::QueueFull { waiting: 3 },
+            Some(Duration::from_secs(30)),
+        );
+        assert_eq!(full.response().headers()["retry-after"], "15");
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! Built whole from a snapshot, never changed: a reader sees all of one moment.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
 
 use super::gate::Gate;
 use crate::{
     spec::{
-        SlotName,
+        Bytes, Monotime, SlotName,
         ladder::RungView,
         profile::{Capability, Profile},
     },
@@ -52,8 +54,25 @@ pub(super) struct Route {
     pub(super) engine: Option<String>,
     pub(super) percent: Option<u8>,
     pub(super) rung: Option<RungView>,
+    /// Restarts after deaths, resident memory, requests that wait for the slot.
+    pub(super) restarts: u32,
+    pub(super) rss: Option<Bytes>,
+    pub(super) waiting: usize,
+    /// How long a load takes, by earlier ones.
+    pub(super) load: Option<Duration>,
+    /// When the load that goes on, or the next one, began or begins; `None` without one.
+    began: Option<Monotime>,
+    /// When it should have ended, once [`RouteTable::timed`] has said so.
+    ready_by: Option<Instant>,
     /// The open gate of a ready engine.
     pub(super) gate: Option<Arc<Gate>>,
+}
+
+impl Route {
+    /// Returns the word for its engine: the one that runs, else the profile's.
+    pub(super) fn engine_word(&self) -> &str {
+        self.engine.as_deref().unwrap_or(self.profile.engine.as_str())
+    }
 }
 
 impl RouteTable {
@@ -66,19 +85,20 @@ impl RouteTable {
                 .get(name)
                 .filter(|gate| is_ready && gate.generation() == view.generation)
                 .map(Arc::clone);
-            let percent = match view.state {
-                StateView::Starting { percent, .. } | StateView::Coming { percent } => percent,
+            let (percent, began) = match view.state {
+                StateView::Starting { percent, .. } => (percent, Some(view.since)),
+                StateView::Coming { percent } => (percent, None),
+                StateView::Backoff { retry_at } => (None, Some(retry_at)),
                 StateView::Offline
                 | StateView::Ready { .. }
                 | StateView::Unready { .. }
                 | StateView::Draining { .. }
                 | StateView::Stopping { .. }
                 | StateView::Reaping { .. }
-                | StateView::Backoff { .. }
                 | StateView::Failed
                 | StateView::Absent { .. }
                 | StateView::Present { .. }
-                | StateView::Parting => None,
+                | StateView::Parting => (None, None),
             };
             let route = Route {
                 slot: name.clone(),
@@ -87,12 +107,28 @@ impl RouteTable {
                 engine: view.engine.as_ref().map(|engine| engine.name.clone()),
                 percent,
                 rung: view.rung.clone(),
+                restarts: view.restarts,
+                rss: view.state.pid().and(view.rss),
+                waiting: view.waiting,
+                load: view.expected_load,
+                began,
+                ready_by: None,
                 gate,
             };
             table.slots.insert(name.clone(), route);
         }
         table.name_all();
         table
+    }
+
+    /// Says when each load should have ended. `instant` makes the timer's moment of one of the core's.
+    #[must_use]
+    pub fn timed(mut self, instant: impl Fn(Monotime) -> Instant) -> Self {
+        for route in self.slots.values_mut() {
+            let times = route.began.zip(route.load);
+            route.ready_by = times.map(|(began, load)| instant(began.after(load)));
+        }
+        self
     }
 
     /// Gives out the names: slots win over aliases, those over routes, those over models, those over
@@ -156,7 +192,7 @@ impl RouteTable {
     fn name_capabilities(&mut self) {
         for capability in Capability::ALL {
             let best =
-                self.slots.values().filter(|route| route.profile.offers(capability)).min_by_key(
+                self.slots.values().filter(|route| route.profile.may(capability)).min_by_key(
                     |route| (route.profile.capabilities.is_empty(), route.gate.is_none()),
                 );
             if let Some(slot) = best.map(|route| &route.slot) {
@@ -178,6 +214,34 @@ impl RouteTable {
         Some(Replicas { first, slots: &name.slots, may_spill: name.may_spill })
     }
 
+    /// Finds the slot of a request that names none: of those that are fit, the only one whose profile
+    /// names the capability, else the only one that may be used for it.
+    pub(super) fn only(
+        &self,
+        capability: Capability,
+        is_fit: impl Fn(&Route) -> bool,
+    ) -> Option<&Route> {
+        let fit: Vec<&Route> = self.slots.values().filter(|route| is_fit(route)).collect();
+        let the_only = |is_meant: &dyn Fn(&Profile) -> bool| {
+            let mut meant = fit.iter().filter(|route| is_meant(&route.profile));
+            meant.next().filter(|_| meant.next().is_none()).copied()
+        };
+        the_only(&|profile| profile.capabilities.contains(&capability)).or_else(|| {
+            the_only(&|profile| {
+                profile.capabilities.contains(&capability) || profile.may(capability)
+            })
+        })
+    }
+
+    /// Returns the slots that are fit and offered for a capability.
+    pub(super) fn offered(
+        &self,
+        capability: Capability,
+        is_fit: impl Fn(&Route) -> bool,
+    ) -> impl Iterator<Item = &Route> {
+        self.slots.values().filter(move |route| is_fit(route) && route.profile.offers(capability))
+    }
+
     /// Returns how many requests a slot's engine works on; `None` while none is ready.
     pub fn in_flight(&self, slot: &SlotName) -> Option<u32> {
         Some(self.slots.get(slot)?.gate.as_ref()?.in_flight())
@@ -186,6 +250,11 @@ impl RouteTable {
     /// Returns a slot by its own name.
     pub(super) fn slot(&self, slot: &SlotName) -> Option<&Route> {
         self.slots.get(slot)
+    }
+
+    /// Returns every slot.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (&SlotName, &Route)> {
+        self.slots.iter()
     }
 
     /// Returns every name that is listed, with its slot.
@@ -210,6 +279,15 @@ impl Name {
 }
 
 impl Route {
+    /// Returns how long the slot should still take to be ready, by its earlier loads; `None` where they
+    /// say nothing, or this one takes longer than they did.
+    pub(super) fn eta(&self, now: Instant) -> Option<Duration> {
+        match self.ready_by {
+            Some(by) => by.checked_duration_since(now).filter(|eta| !eta.is_zero()),
+            None => self.load,
+        }
+    }
+
     /// Tells whether the slot is ready, or not, as `is_ready` says.
     fn is_in(&self, is_ready: bool) -> bool {
         self.gate.is_some() == is_ready

@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,7 +13,8 @@ use std::{
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Incoming,
-    header::{ALLOW, HeaderName, HeaderValue},
+    header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue},
+    rt::{Read, Write},
     server::conn::http1,
     service::service_fn,
 };
@@ -29,10 +30,15 @@ use tracing::debug;
 
 use super::{
     Client, Shared, access,
-    flush::Counted,
-    forward, listing,
+    access::KeyName,
+    body,
+    flush::{Counted, Hangs},
+    forward, listing, metrics,
     reply::{Body, Fault, insert, text},
     shortage::Shortage,
+    surface::{self, ENDPOINTS, UPSTREAM, Work},
+    target::decoded,
+    trace,
 };
 use crate::spec::SlotName;
 
@@ -51,8 +57,8 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// The most of a request's head. hyper takes 100 headers at most by itself.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
-const ENDPOINTS: &str = "POST /v1/chat/completions, /v1/completions, /v1/embeddings; \
-                         GET /v1/models, /v1/models/{id}, /healthz, /livez, /readyz";
+/// What stands before a model's id.
+const ONE_MODEL: &str = "/v1/models/";
 
 /// Whether the daemon takes requests: what `/readyz` answers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -93,9 +99,11 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
         };
         while connections.try_join_next().is_some() {}
         match accepted {
-            Ok((stream, _)) => {
-                let flushes = Arc::default();
-                let client = Arc::new(Client { shared: shared.clone(), flushes });
+            Ok((stream, peer)) => {
+                let (shared, flushes) = (shared.clone(), Arc::default());
+                let local = stream.local_addr().ok().map(|address| address.ip());
+                let tunnel = Mutex::default();
+                let client = Arc::new(Client { shared, flushes, peer, local, tunnel });
                 connections.spawn(connection(stream, client, watcher.clone()));
                 if connections.len() >= most {
                     shortage.tell(&format!("{most} are open, the others wait"));
@@ -139,20 +147,42 @@ async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Re
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "connection without TCP_NODELAY");
     }
-    let stream = Counted::new(TokioIo::new(stream), Arc::clone(&client.flushes));
+    let Some(certificate) = &client.shared.access.certificate else {
+        return speak(TokioIo::new(stream), client, phase).await;
+    };
+    let certificate = certificate.load_full();
+    let shaken = tokio::select! {
+        shaken = timeout(HEAD_DEADLINE, certificate.accept(stream)) => shaken,
+        _ = phase.wait_for(|phase| *phase == Phase::Ended) => return,
+    };
+    match shaken {
+        Ok(Ok(stream)) => Box::pin(speak(TokioIo::new(stream), client, phase)).await,
+        Ok(Err(error)) => debug!(%error, "handshake failed"),
+        Err(_) => debug!("handshake took too long"),
+    }
+}
+
+/// Speaks HTTP on a connection until it ends.
+async fn speak<S>(stream: S, client: Arc<Client>, mut phase: watch::Receiver<Phase>)
+where
+    S: Read + Write + Hangs + Unpin + Send + 'static,
+{
+    let stream = Counted::new(stream, Arc::clone(&client.flushes));
     let ready = phase.clone();
     let begun = Arc::new(Notify::new());
     let begins = Arc::clone(&begun);
+    let served_client = Arc::clone(&client);
     let service = service_fn(move |request| {
         begins.notify_one();
-        let (client, phase) = (Arc::clone(&client), *ready.borrow());
+        let (client, phase) = (Arc::clone(&served_client), *ready.borrow());
         async move { Ok::<_, Infallible>(answer(&client, phase, request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_DEADLINE)
         .max_header_size(MAX_HEAD_BYTES)
-        .serve_connection(stream, service);
+        .serve_connection(stream, service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = async {
         let is_leaving = phase
@@ -177,16 +207,17 @@ async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Re
     if let Err(error) = served {
         debug!(%error, "connection ended");
     }
+    if let Some(tunnel) = client.take_tunnel() {
+        Box::pin(tunnel.run()).await;
+    }
 }
 
 async fn answer(client: &Arc<Client>, phase: Phase, request: Request<Incoming>) -> Response<Body> {
     let request_id = request_id(&request);
     let mut request = request;
     request.headers_mut().insert(REQUEST_ID, request_id.clone());
-    let (slot, mut response) = match access::check(request.headers()) {
-        Ok(()) => Box::pin(route(client, phase, request)).await,
-        Err(fault) => (None, fault.response()),
-    };
+    let trace = trace::continue_trace(request.headers_mut());
+    let (slot, mut response) = Box::pin(admit(client, phase, request)).await;
     debug!(
         request_id = request_id.to_str().ok(),
         slot = slot.as_ref().map(SlotName::as_str),
@@ -195,10 +226,49 @@ async fn answer(client: &Arc<Client>, phase: Phase, request: Request<Incoming>) 
     );
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, request_id);
+    if let Some(trace) = trace {
+        headers.insert(trace::TRACEPARENT, trace);
+    }
     if let Some(slot) = slot {
         insert(headers, HeaderName::from_static("x-slotd-slot"), slot.as_str());
     }
     response
+}
+
+/// Lets those in who may ask; an answer goes to pages that may read it.
+async fn admit(
+    client: &Arc<Client>,
+    phase: Phase,
+    mut request: Request<Incoming>,
+) -> (Option<SlotName>, Response<Body>) {
+    let access = &client.shared.access;
+    let page = match access.page(&request, client.local) {
+        Ok(page) => page,
+        Err(fault) => return (None, turned_away(client, request, &fault).await),
+    };
+    let (slot, mut response) = if page.is_some() && access::is_preflight(&request) {
+        (None, access::preflight(&request))
+    } else {
+        match access.caller(&request) {
+            Ok(caller) => {
+                if let Some(name) = caller {
+                    request.extensions_mut().insert(KeyName(name.into()));
+                }
+                Box::pin(route(client, phase, request)).await
+            }
+            Err(fault) => (None, turned_away(client, request, &fault).await),
+        }
+    };
+    access::let_read(response.headers_mut(), &access.origins, page);
+    (slot, response)
+}
+
+/// Answers who may not ask. A client that is still sending reads no answer, so that its body is read,
+/// within limits.
+async fn turned_away(client: &Client, request: Request<Incoming>, fault: &Fault) -> Response<Body> {
+    let (head, incoming) = request.into_parts();
+    body::discard(&head.headers, incoming, client.shared.limits.max_body).await;
+    fault.response_in(surface::dialect(head.uri.path()))
 }
 
 async fn route(
@@ -208,27 +278,33 @@ async fn route(
 ) -> (Option<SlotName>, Response<Body>) {
     let path = request.uri().path();
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-    if phase == Phase::Starting && path.starts_with("/v1/") {
-        return (None, Fault::starting().response());
+    let work = surface::work(path);
+    let is_upstream = path.starts_with(UPSTREAM);
+    if phase == Phase::Starting && (work.is_some() || is_upstream || path.starts_with("/v1/")) {
+        return (None, Fault::starting().response_in(surface::dialect(path)));
     }
-    if let Some(capability) = forward::capability(path) {
-        return if request.method() == Method::POST {
-            forward::forward(client, request, capability).await
+    if is_upstream {
+        return forward::upstream(client, request).await;
+    }
+    if *request.method() == Method::OPTIONS {
+        return (None, options(path, work));
+    }
+    if let Some(work) = work {
+        return if work.takes(request.method()) {
+            forward::forward(client, request, work).await
         } else {
-            (None, wrong_method(path, "POST"))
+            (None, wrong_method(path, work.methods()))
         };
     }
     let response = match path {
-        "/" | "/healthz" | "/livez" | "/readyz" | "/v1/models" if !is_read => {
-            wrong_method(path, "GET, HEAD")
-        }
+        _ if is_ours(path) && !is_read => wrong_method(path, "GET, HEAD"),
         "/" => text(StatusCode::OK, "slotd is running\n"),
         "/healthz" | "/livez" => text(StatusCode::OK, "ok\n"),
         "/readyz" if phase == Phase::Serving => text(StatusCode::OK, "ok\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-        "/v1/models" => listing::all(&client.shared.routes.load()),
-        _ => match path.strip_prefix("/v1/models/") {
-            Some(_) if !is_read => wrong_method(path, "GET, HEAD"),
+        "/metrics" => metrics::answer(&client.shared).await,
+        "/v1/models" | "/models" => listing::all(&client.shared.routes.load()),
+        _ => match path.strip_prefix(ONE_MODEL) {
             Some(name) => listing::one(&client.shared.routes.load(), &decoded(name)),
             None => unknown_path(path),
         },
@@ -236,10 +312,29 @@ async fn route(
     (None, response)
 }
 
+/// Tells whether slotd answers the path itself.
+fn is_ours(path: &str) -> bool {
+    matches!(path, "/" | "/healthz" | "/livez" | "/readyz" | "/metrics" | "/v1/models" | "/models")
+        || path.starts_with(ONE_MODEL)
+}
+
+/// Says what may be asked of a path.
+fn options(path: &str, work: Option<Work>) -> Response<Body> {
+    let methods = match work {
+        Some(work) => work.methods(),
+        None if is_ours(path) || path == "*" => "GET, HEAD",
+        None => return unknown_path(path),
+    };
+    let mut response = text(StatusCode::NO_CONTENT, "");
+    response.headers_mut().remove(CONTENT_TYPE);
+    insert(response.headers_mut(), ALLOW, &format!("{methods}, OPTIONS"));
+    response
+}
+
 fn wrong_method(path: &str, allowed: &'static str) -> Response<Body> {
     let message = format!("`{path}` takes {allowed}");
     let fault = Fault::refused(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
-    let mut response = fault.response();
+    let mut response = fault.response_in(surface::dialect(path));
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     response
 }
@@ -247,7 +342,7 @@ fn wrong_method(path: &str, allowed: &'static str) -> Response<Body> {
 fn unknown_path(path: &str) -> Response<Body> {
     let path: String = path.chars().take(100).collect();
     let message = format!("there is no `{path}`; there is {ENDPOINTS}");
-    Fault::refused(StatusCode::NOT_FOUND, "not_found", message).response()
+    Fault::not_found("not_found", message).response()
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -265,34 +360,4 @@ fn request_id(request: &Request<Incoming>) -> HeaderValue {
         HeaderValue::try_from(format!("req-{:08x}-{count:x}", *LIFE))
             .unwrap_or(HeaderValue::from_static("req"))
     })
-}
-
-/// Undoes percent-encoding; what is no encoding stays as it is.
-fn decoded(name: &str) -> String {
-    let mut bytes = Vec::with_capacity(name.len());
-    let mut rest = name.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let code = match (first, tail) {
-            (b'%', [high, low, ..]) => {
-                let digits = [*high, *low];
-                std::str::from_utf8(&digits).ok().and_then(|d| u8::from_str_radix(d, 16).ok())
-            }
-            _ => None,
-        };
-        bytes.push(code.unwrap_or(*first));
-        rest = if code.is_some() { tail.get(2..).unwrap_or_default() } else { tail };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn model_names_are_decoded_and_odd_percent_signs_stay() {
-        assert_eq!(decoded("org%2Frepo%3AQ4"), "org/repo:Q4");
-        assert_eq!(decoded("100%"), "100%");
-        assert_eq!(decoded("%zz%4"), "%zz%4");
-    }
 }

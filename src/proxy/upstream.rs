@@ -14,7 +14,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::{
     Request, Response,
     body::{Body as _, Frame, Incoming},
@@ -28,7 +27,10 @@ use tokio::{
 };
 use tokio_util::either::Either;
 
-use super::gate::{Ending, Gate};
+use super::{
+    gate::{Ending, Gate},
+    payload::Sending,
+};
 use crate::engine::Endpoint;
 
 /// How long a connection is kept for its next use.
@@ -38,7 +40,9 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long to wait for room in the backlog of a Unix socket, which says "full" at once.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
 
-type Io = TokioIo<Either<UnixStream, TcpStream>>;
+/// Either kind of stream to an engine.
+pub(super) type Stream = Either<UnixStream, TcpStream>;
+type Io = TokioIo<Stream>;
 
 /// Why there is no answer, not even its head.
 #[derive(Debug, Error)]
@@ -89,8 +93,9 @@ impl Upstream {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn connect(&self) -> io::Result<Line> {
-        let stream = match &self.endpoint {
+    /// Opens a connection to the engine.
+    pub(super) async fn open(&self) -> io::Result<Stream> {
+        Ok(match &self.endpoint {
             Endpoint::Unix(path) => Either::Left(connect_unix(path).await?),
             Endpoint::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
@@ -98,7 +103,11 @@ impl Upstream {
                 stream.set_nodelay(true)?;
                 Either::Right(stream)
             }
-        };
+        })
+    }
+
+    async fn connect(&self) -> io::Result<Line> {
+        let stream = self.open().await?;
         let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         Ok(Line { sender, driver: Some(driver) })
     }
@@ -119,7 +128,7 @@ impl Gate {
     /// attempt: a kept connection that turns out closed is replaced by a fresh one.
     pub(super) async fn send(
         &self,
-        request: impl Fn() -> Request<Full<Bytes>>,
+        request: impl Fn() -> Request<Sending>,
     ) -> Result<(Response<Incoming>, Line), SendFault> {
         tokio::select! {
             // An answer that has come counts, also from an engine that died right after.
@@ -134,7 +143,7 @@ impl Gate {
 
     async fn send_on_some_line(
         &self,
-        request: impl Fn() -> Request<Full<Bytes>>,
+        request: impl Fn() -> Request<Sending>,
     ) -> Result<(Response<Incoming>, Line), SendFault> {
         if let Some(line) = self.upstream().take_idle() {
             match line.exchange(request()).await {
@@ -165,15 +174,15 @@ impl Gate {
 
 /// One connection to the engine.
 pub(super) struct Line {
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<Sending>,
     /// `None` once it has ended.
-    driver: Option<Connection<Io, Full<Bytes>>>,
+    driver: Option<Connection<Io, Sending>>,
 }
 
 impl Line {
     async fn exchange(
         mut self,
-        request: Request<Full<Bytes>>,
+        request: Request<Sending>,
     ) -> Result<(Response<Incoming>, Self), SendFault> {
         let mut answer = pin!(self.sender.send_request(request));
         let driver = &mut self.driver;
@@ -229,7 +238,7 @@ impl fmt::Debug for Line {
 }
 
 /// Lets a connection read and write. Its own result is not needed: a fault reaches the exchange.
-fn drive(driver: &mut Option<Connection<Io, Full<Bytes>>>, context: &mut Context<'_>) {
+fn drive(driver: &mut Option<Connection<Io, Sending>>, context: &mut Context<'_>) {
     if let Some(connection) = driver
         && Pin::new(connection).poll(context).is_ready()
     {

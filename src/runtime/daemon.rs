@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::{
+    access::Doors,
     adopt::Adopted,
     attend::{self, Reason},
     clock::{self, Clock},
@@ -38,7 +39,7 @@ use crate::{
     engine::Machine,
     mailbox::{self, Mailbox},
     process,
-    proxy::{self, Limits, Phase, RouteTable, Shared},
+    proxy::{self, AccessLog, FlightView, Flights, Limits, Phase, RouteTable, Shared},
     spec::SlotName,
     store::{Remembered, StateDir},
     supervisor::{Event, Memory, Policy, Snapshot, Supervisor},
@@ -57,6 +58,7 @@ pub(super) struct Daemon {
     pub(super) tools: Arc<Tools>,
     pub(super) adopted: Vec<Adopted>,
     pub(super) address: SocketAddr,
+    pub(super) doors: Doors,
     pub(super) next: Next,
 }
 
@@ -143,21 +145,12 @@ impl Daemon {
         let settings = &self.tools.settings;
         let (mailbox, inbox) = mailbox::channel();
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
-        let (publisher, snapshots) = Publisher::new(Arc::clone(&routes));
+        let (publisher, snapshots) = Publisher::new(Arc::clone(&routes), self.clock);
         let phase = watch::Sender::new(Phase::Starting);
-        let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
-        let limits = Limits::new(max_body, settings.queue_timeout);
-        let suspects = Arc::clone(&self.tools.suspects);
-        let choices = Arc::default();
-        let shared = Shared {
-            routes: Arc::clone(&routes),
-            mailbox: mailbox.clone(),
-            limits,
-            suspects,
-            choices,
-        };
+        let shared = self.shared(&routes, &mailbox);
+        let flights = Arc::clone(&shared.flights);
         let (end_admin, admin_ends) = oneshot::channel();
-        let state = self.admin_state(&mailbox, &snapshots, (profiles, &routes), ask);
+        let state = self.admin_state((&mailbox, &snapshots), (profiles, &routes), flights, ask);
         let mut servers = JoinSet::new();
         let begun = has_begun(phase.subscribe());
         servers.spawn(async move {
@@ -166,6 +159,7 @@ impl Daemon {
         });
         let mut helpers = JoinSet::new();
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
+        helpers.spawn(self.doors.clone().keep());
         let (mut keeping, end_keeping) = (JoinSet::new(), CancellationToken::new());
         let (state, known) = (Arc::clone(&self.state), self.remembered.clone());
         keeping.spawn(remember::keep(state, snapshots.clone(), known, end_keeping.clone()));
@@ -196,6 +190,23 @@ impl Daemon {
             keeping,
             end_keeping,
             driving,
+        }
+    }
+
+    /// Puts together what every connection works with.
+    fn shared(&self, routes: &Arc<ArcSwap<RouteTable>>, mailbox: &Mailbox) -> Shared {
+        let settings = &self.tools.settings;
+        let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
+        let access_log = if settings.access_log { AccessLog::On } else { AccessLog::Off };
+        Shared {
+            routes: Arc::clone(routes),
+            mailbox: mailbox.clone(),
+            limits: Limits::new(max_body, settings.queue_timeout),
+            suspects: Arc::clone(&self.tools.suspects),
+            spool_dir: settings.state_dir.clone(),
+            access: self.doors.access(settings),
+            choices: Arc::default(),
+            flights: Flights::new(access_log),
         }
     }
 
@@ -249,9 +260,9 @@ impl Daemon {
 
     fn admin_state(
         &self,
-        mailbox: &Mailbox,
-        snapshots: &watch::Receiver<Arc<Snapshot>>,
+        (mailbox, snapshots): (&Mailbox, &watch::Receiver<Arc<Snapshot>>),
         (profiles, routes): (&Profiles, &Arc<ArcSwap<RouteTable>>),
+        flights: Arc<Flights>,
         ask: mpsc::Sender<upgrade::Asked>,
     ) -> admin::State {
         let settings = &self.tools.settings;
@@ -263,6 +274,8 @@ impl Daemon {
             mailbox: mailbox.clone(),
             now: Arc::new(move || clock.now()),
             in_flight: Arc::new(move |slot| routes.load().in_flight(slot)),
+            requests: listing(&flights),
+            cancel: Arc::new(move |id| flights.cancel(id)),
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
             faults: profiles.faults(),
             upgrades: ask,
@@ -329,6 +342,28 @@ async fn close_the_door(parts: &mut Parts) {
     if ended.await.is_err() {
         info!("requests are still in flight and are cut");
     }
+}
+
+/// Shows requests in flight to the control API.
+fn listing(flights: &Arc<Flights>) -> admin::RequestList {
+    let flights = Arc::clone(flights);
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let show = move |flight: FlightView| admin::RequestObject {
+        id: flight.id,
+        request_id: flight.request_id,
+        slot: flight.slot,
+        state: flight.stage.as_str().to_owned(),
+        lane: flight.lane.as_str().to_owned(),
+        age_ms: ms(flight.age),
+        cold_start_ms: ms(flight.waits.0),
+        queue_ms: ms(flight.waits.1),
+        tokens: flight.tokens,
+        client: flight.peer,
+        agent: flight.agent,
+        key: flight.key,
+        is_abandoned: flight.is_abandoned,
+    };
+    Arc::new(move || flights.list().into_iter().map(show).collect())
 }
 
 /// Opens a slot's log for the control API.

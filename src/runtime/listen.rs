@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tracing::{info, warn};
 
 use super::{
+    access::Doors,
     service_manager,
     start::{StartFault, make_dir},
 };
@@ -89,9 +90,9 @@ impl Kept {
 ///
 /// # Errors
 /// [`StartFault`], each variant as it says.
-pub(super) fn open(settings: &Settings) -> Result<Sockets, StartFault> {
+pub(super) fn open(settings: &Settings, doors: &Doors) -> Result<Sockets, StartFault> {
     let mut given = Given::sort(inherited());
-    let (endpoint, keeper) = endpoint(settings.listen, &mut given)?;
+    let (endpoint, keeper) = endpoint(settings.listen, doors, &mut given)?;
     let control = match given.control.take() {
         Some(socket) if is_at(&socket, &settings.control) => socket,
         Some(_) | None => bind_control(&settings.control)?,
@@ -139,22 +140,26 @@ impl Given {
     }
 }
 
-fn endpoint(wanted: SocketAddr, given: &mut Given) -> Result<(StdTcpListener, Keeper), StartFault> {
+fn endpoint(
+    wanted: SocketAddr,
+    doors: &Doors,
+    given: &mut Given,
+) -> Result<(StdTcpListener, Keeper), StartFault> {
     let activated = given.activated.take();
     let unit_keeps = activated.is_some();
     if let Some(socket) = given.handed.take().filter(|socket| means(wanted, socket) || unit_keeps) {
+        doors.may_listen(socket.local_addr()?)?;
         return Ok((socket, keeper_of_own())); // (1)
     }
     if let Some(socket) = activated {
         let address = socket.local_addr()?;
-        if !address.ip().is_loopback() {
-            return Err(StartFault::BeyondLoopback { address });
-        }
+        doors.may_listen(address)?;
         if !means(wanted, &socket) {
             info!(%address, not_used = %wanted, "socket unit decides where the endpoint listens");
         }
         return Ok((socket, Keeper::ServiceManager)); // (2)
     }
+    doors.may_listen(wanted)?;
     match given.stored.take() {
         Some(socket) if means(wanted, &socket) => return Ok((socket, Keeper::ServiceManager)), // (3)
         Some(_) => service_manager::forget_socket(ENDPOINT),

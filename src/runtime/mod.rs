@@ -5,6 +5,7 @@
 //! the core stops every slot while the endpoint answers those who wait, then the listeners end, then
 //! the last state is written.
 
+mod access;
 mod adopt;
 mod attend;
 mod clock;

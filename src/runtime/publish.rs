@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::service_manager;
+use super::{clock::Clock, service_manager};
 use crate::{
     proxy::{Gate, RouteTable},
     spec::{SlotName, death::Verdict, edit::Rejected},
@@ -19,13 +19,17 @@ use crate::{
 pub(super) struct Publisher {
     routes: Arc<ArcSwap<RouteTable>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
+    clock: Clock,
 }
 
 impl Publisher {
     /// Makes a publisher whose readers see an empty snapshot first.
-    pub(super) fn new(routes: Arc<ArcSwap<RouteTable>>) -> (Self, watch::Receiver<Arc<Snapshot>>) {
+    pub(super) fn new(
+        routes: Arc<ArcSwap<RouteTable>>,
+        clock: Clock,
+    ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
         let (snapshots, receiver) = watch::channel(Arc::new(Snapshot::default()));
-        (Self { routes, snapshots }, receiver)
+        (Self { routes, snapshots, clock }, receiver)
     }
 
     /// Publishes `snapshot` if it is news.
@@ -34,7 +38,8 @@ impl Publisher {
         if before.generation == snapshot.generation {
             return;
         }
-        self.routes.store(Arc::new(RouteTable::build(snapshot, gates)));
+        let table = RouteTable::build(snapshot, gates).timed(|at| self.clock.instant(at));
+        self.routes.store(Arc::new(table));
         log_changes(&before, snapshot);
         service_manager::status(&before, snapshot);
         self.snapshots.send_replace(Arc::clone(snapshot));

@@ -13,6 +13,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use super::{
+    access::Doors,
     adopt,
     clock::{self, Clock},
     daemon::{Daemon, Ending},
@@ -22,10 +23,12 @@ use super::{
     upgrade::Next,
 };
 use crate::{
-    config::daemon::Settings,
+    config::{Fault, daemon::Settings},
     engine::Machine,
     models::{Checks, Places, hub_cache_dir},
-    process::{Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault},
+    process::{
+        Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault, give_back_cgroup,
+    },
     sensor,
     store::{OpenFault, StateDir},
 };
@@ -45,14 +48,19 @@ pub enum StartFault {
         #[source]
         source: io::Error,
     },
-    /// A socket unit names an address that others can reach.
+    /// Other machines could reach the endpoint, and there is no key to ask them for.
     #[error(
-        "the socket that was inherited listens on {address}, and slotd serves loopback only; mend `ListenStream=` of the socket unit"
+        "{address} can be reached by other machines, which need keys: `slotd key new NAME --keys {file}` makes the first one (`keys` in slotd.toml names the file), or `listen` on 127.0.0.1"
     )]
-    BeyondLoopback {
+    NoKeys {
         /// The address.
         address: SocketAddr,
+        /// Where keys would be.
+        file: PathBuf,
     },
+    /// Files that say who may speak to the endpoint have faults.
+    #[error("{}", listed(.0))]
+    Access(Vec<Fault>),
     /// A directory or a socket of the daemon's own cannot be made.
     #[error("make `{path}`")]
     Make {
@@ -110,7 +118,8 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
     }
     make_dir(&settings.runtime_dir)?;
     make_dir(&settings.engine_sockets())?;
-    let sockets = listen::open(&settings)?;
+    let doors = Doors::open(&settings)?;
+    let sockets = listen::open(&settings, &doors)?;
     let address = sockets.endpoint.local_addr()?;
     let next = Next::of_this_program()?;
     let state = Arc::new(state);
@@ -127,10 +136,15 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
         tools,
         adopted,
         address,
+        doors,
         next,
     };
     match daemon.run(sockets, listening).await? {
-        Ending::Stop => Ok(()),
+        Ending::Stop => {
+            // Of an image that goes on the place is the next one's.
+            give_back_cgroup();
+            Ok(())
+        }
         Ending::Upgrade { kept, next } => {
             let source = next.become_it(&kept);
             Err(StartFault::Become { program: next.program().to_path_buf(), source })
@@ -161,6 +175,10 @@ fn tools(
     let machine = Machine { cores: sensor::usable_cores(), has_gpu: sensor::has_gpu() };
     let suspects = Arc::default();
     Ok(Tools { settings, spawner, state, checks, suspects, machine, environment })
+}
+
+fn listed(faults: &[Fault]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 pub(super) fn make_dir(path: &Path) -> Result<(), StartFault> {

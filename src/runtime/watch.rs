@@ -191,7 +191,7 @@ impl Watch<'_> {
         let signs = Signs {
             // "Loading" after it was ready: it changes its model, or wakes up.
             has_answered: matches!(health, Health::Ready | Health::Loading { .. }),
-            in_flight: self.child.gate.in_flight(),
+            in_flight: self.child.gate.expecting(),
             pieces: record.pieces(),
             failed_in_row: record.failed_in_row(),
         };

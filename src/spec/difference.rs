@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::profile::{Capability, EngineChoice, OnExit, Profile};
+use super::{
+    ladder::LadderChoice,
+    profile::{Capability, EngineChoice, OnExit, Profile},
+    requests::Requests,
+};
 
 /// One key whose value differs.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -41,6 +45,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
         env: _,
         aliases,
         routes,
+        resume,
         capabilities,
         context,
         parallel,
@@ -55,6 +60,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
         hang_timeout,
         idle_timeout,
         on_exit,
+        requests,
     } = before;
     let mut found = Found(Vec::new());
     found.compare_engine(before, after);
@@ -71,10 +77,9 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
     ] {
         found.compare(key, Restart, or_word(before, "default"), or_word(after, "default"));
     }
-    if *ladder != after.ladder {
-        found.add("ladder", Restart, None);
-    }
+    found.compare_ladders(ladder, &after.ladder);
     for (key, before, after) in [
+        ("resume", resume.to_string(), after.resume.to_string()),
         ("autostart", autostart.to_string(), after.autostart.to_string()),
         ("essential", essential.to_string(), after.essential.to_string()),
         ("max_restarts", max_restarts.to_string(), after.max_restarts.to_string()),
@@ -87,6 +92,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
         ("hang_timeout", *hang_timeout, after.hang_timeout),
         ("idle_timeout", *idle_timeout, after.idle_timeout),
     ]);
+    found.compare_requests(requests, &after.requests);
     found.compare("on_exit", Restart, exit_word(*on_exit), exit_word(after.on_exit));
     found.0
 }
@@ -115,6 +121,21 @@ impl Found {
         let (stop, next_stop) = (&before.stop_command, &after.stop_command);
         self.compare("stop_command", Reach::Restart, list(stop), list(next_stop));
         self.compare("url", Reach::Restart, url(before), url(after));
+    }
+
+    /// Rungs are too many words for one line.
+    fn compare_ladders(&mut self, before: &LadderChoice, after: &LadderChoice) {
+        if before != after {
+            self.add("ladder", Reach::Restart, None);
+        }
+    }
+
+    fn compare_requests(&mut self, before: &Requests, after: &Requests) {
+        let Requests { lane, queue_timeout, on_client_gone } = before;
+        self.compare("lane", Reach::Live, lane.as_str(), after.lane.as_str());
+        self.compare_times([("queue_timeout", *queue_timeout, after.queue_timeout)]);
+        let gone = (on_client_gone.as_str(), after.on_client_gone.as_str());
+        self.compare("on_client_gone", Reach::Live, gone.0, gone.1);
     }
 
     /// None of them is what an engine is started with.
@@ -199,6 +220,7 @@ mod tests {
         Endpoint,
         ladder::LadderChoice,
         profile::{External, ModelSource},
+        requests::{Lane, OnClientGone},
     };
 
     fn profile() -> Profile {
@@ -212,6 +234,7 @@ mod tests {
             env: BTreeMap::new(),
             aliases: Vec::new(),
             routes: Vec::new(),
+            resume: false,
             capabilities: Vec::new(),
             context: None,
             parallel: None,
@@ -226,6 +249,7 @@ mod tests {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            requests: Requests::default(),
         }
     }
 
@@ -259,6 +283,19 @@ mod tests {
             Profile { hang_timeout: Some(Duration::ZERO), ..profile() },
             Profile { idle_timeout: Some(Duration::ZERO), ..profile() },
             Profile { on_exit: OnExit::Keep, ..profile() },
+            Profile { resume: true, ..profile() },
+            Profile {
+                requests: Requests { lane: Lane::Batch, ..Requests::default() },
+                ..profile()
+            },
+            Profile {
+                requests: Requests { queue_timeout: Some(Duration::ZERO), ..Requests::default() },
+                ..profile()
+            },
+            Profile {
+                requests: Requests { on_client_gone: OnClientGone::Drain, ..Requests::default() },
+                ..profile()
+            },
         ];
         for after in changed {
             let found = differences(&profile(), &after);

@@ -12,6 +12,7 @@ pub mod ladder;
 mod name;
 pub mod profile;
 mod quantity;
+pub mod requests;
 
 pub use endpoint::Endpoint;
 pub use name::{Generation, NameFault, SlotName, WaiterId};

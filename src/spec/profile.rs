@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Endpoint, SlotName, ladder::LadderChoice};
+use super::{Endpoint, SlotName, ladder::LadderChoice, requests::Requests};
 
 /// Describes one slot: which engine serves which model, with what limits.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -32,6 +32,8 @@ pub struct Profile {
     pub aliases: Vec<String>,
     /// Names that this slot serves together with every other slot that lists them.
     pub routes: Vec<String>,
+    /// Whether a stream that its engine broke off is continued by another one.
+    pub resume: bool,
     /// What the slot is offered for; empty means all that the engine can do.
     pub capabilities: Vec<Capability>,
     /// Context length of one sequence, in tokens; the engine's own default without it.
@@ -63,6 +65,9 @@ pub struct Profile {
     /// What becomes of its engine when the daemon ends.
     #[serde(default)]
     pub on_exit: OnExit,
+    /// How its requests are treated.
+    #[serde(default)]
+    pub requests: Requests,
 }
 
 /// What becomes of an engine when the daemon ends, however that comes about.
@@ -154,11 +159,27 @@ pub enum Capability {
     Completion,
     /// `/v1/embeddings`.
     Embed,
+    /// `/v1/rerank`.
+    Rerank,
+    /// `/v1/audio/transcriptions`.
+    Transcribe,
+    /// `/v1/audio/speech`.
+    Speech,
+    /// `/v1/images/…`.
+    Image,
 }
 
 impl Capability {
     /// Every capability, in the order they are shown.
-    pub const ALL: [Self; 3] = [Self::Chat, Self::Completion, Self::Embed];
+    pub const ALL: [Self; 7] = [
+        Self::Chat,
+        Self::Completion,
+        Self::Embed,
+        Self::Rerank,
+        Self::Transcribe,
+        Self::Speech,
+        Self::Image,
+    ];
 
     /// Returns the name that profiles and routes use.
     pub fn as_str(self) -> &'static str {
@@ -166,7 +187,16 @@ impl Capability {
             Self::Chat => "chat",
             Self::Completion => "completion",
             Self::Embed => "embed",
+            Self::Rerank => "rerank",
+            Self::Transcribe => "transcribe",
+            Self::Speech => "speech",
+            Self::Image => "image",
         }
+    }
+
+    /// Tells whether engines have it without being asked for it.
+    fn is_usual(self) -> bool {
+        matches!(self, Self::Chat | Self::Completion | Self::Embed)
     }
 }
 
@@ -195,7 +225,19 @@ impl Profile {
 
     /// Tells whether the slot is offered for `capability`.
     pub fn offers(&self, capability: Capability) -> bool {
-        self.capabilities.is_empty() || self.capabilities.contains(&capability)
+        let is_ours = matches!(
+            self.engine,
+            EngineChoice::Auto | EngineChoice::LlamaServer | EngineChoice::Candle
+        );
+        // What a foreign program can do is not known.
+        self.may(capability) || (self.capabilities.is_empty() && !is_ours)
+    }
+
+    /// Tells whether the slot is a likely one for `capability`: its profile names it, or names none
+    /// and engines usually have it.
+    pub fn may(&self, capability: Capability) -> bool {
+        self.capabilities.contains(&capability)
+            || (self.capabilities.is_empty() && capability.is_usual())
     }
 
     /// Tells whether an engine started for `self` serves `other` as well: both would start the same

@@ -120,6 +120,7 @@ pub(super) mod tests {
         death::{Confidence, Evidence},
         ladder::LadderChoice,
         profile::{EngineChoice, OnExit},
+        requests::Requests,
     };
 
     pub(in crate::supervisor) fn profile() -> Profile {
@@ -133,6 +134,7 @@ pub(super) mod tests {
             env: BTreeMap::new(),
             aliases: Vec::new(),
             routes: Vec::new(),
+            resume: false,
             capabilities: Vec::new(),
             context: None,
             parallel: None,
@@ -147,6 +149,7 @@ pub(super) mod tests {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            requests: Requests::default(),
         }
     }
 

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use slotd::{
-    admin::{self, State},
+    admin::{self, RequestObject, State},
     config,
     mailbox::{self, Inbox},
     spec::{
@@ -37,6 +37,26 @@ pub(crate) struct Played {
     dir: TempDir,
     socket: PathBuf,
     _tasks: JoinSet<()>,
+}
+
+/// The one request in flight.
+#[expect(clippy::unwrap_used, reason = "a fixed name that is one")]
+fn request() -> RequestObject {
+    RequestObject {
+        id: 17,
+        request_id: Some("req-1".to_owned()),
+        slot: "chat".parse().unwrap(),
+        state: "streaming".to_owned(),
+        lane: "batch".to_owned(),
+        age_ms: 61_000,
+        cold_start_ms: 0,
+        queue_ms: 3,
+        tokens: 41,
+        client: "127.0.0.1:50000".to_owned(),
+        agent: Some("OpenAI/Python 2.54.0".to_owned()),
+        key: None,
+        is_abandoned: false,
+    }
 }
 
 impl Played {
@@ -76,6 +96,8 @@ impl Played {
             mailbox,
             now: Arc::new(|| Monotime::from_start(Duration::from_secs(3))),
             in_flight: Arc::new(|_| None),
+            requests: Arc::new(|| vec![request()]),
+            cancel: Arc::new(|id| id == 17),
             logs: Arc::new(|_, _| stream::iter([Bytes::from("a line of the log\n")]).boxed()),
             faults: Arc::new(ArcSwap::from_pointee(Vec::new())),
             daemon: Arc::new(admin::Daemon {

@@ -107,14 +107,38 @@ impl Daemon {
 
     /// Starts a daemon that inherits a listening socket, as from a socket unit.
     pub(crate) async fn start_activated(dir: TempDir, listener: &TcpListener) -> Self {
+        Self::run(dir, Self::activated(listener), None).await
+    }
+
+    /// Starts a daemon that inherits a socket which it is to refuse; nobody waits for its line.
+    pub(crate) async fn refused_activated(dir: TempDir, listener: &TcpListener) -> Self {
+        let mut daemon = Self::spawn(dir, Self::activated(listener), None);
+        let mut line = String::new();
+        timeout(DEADLINE, daemon.stdout.read_line(&mut line)).await.unwrap().unwrap();
+        assert_eq!(line, "", "it listens");
+        daemon
+    }
+
+    fn activated(listener: &TcpListener) -> Command {
         let script = "LISTEN_FDS=1 LISTEN_PID=$$ LISTEN_FDNAMES=slotd.socket; export LISTEN_FDS LISTEN_PID LISTEN_FDNAMES; exec \"$@\" 3<&0 </dev/null";
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_slotd")]);
         command.stdin(OwnedFd::from(listener.try_clone().unwrap()));
-        Self::run(dir, command, None).await
+        command
     }
 
-    async fn run(dir: TempDir, mut command: Command, runtime: Option<PathBuf>) -> Self {
+    async fn run(dir: TempDir, command: Command, runtime: Option<PathBuf>) -> Self {
+        let mut daemon = Self::spawn(dir, command, runtime);
+        let mut line = String::new();
+        timeout(DEADLINE, daemon.stdout.read_line(&mut line)).await.unwrap().unwrap();
+        let Some(url) = line.trim().strip_prefix("listening on ") else {
+            panic!("the daemon said {line:?} and logged:\n{}", daemon.log());
+        };
+        url.clone_into(&mut daemon.url);
+        daemon
+    }
+
+    fn spawn(dir: TempDir, mut command: Command, runtime: Option<PathBuf>) -> Self {
         let log = dir.path().join("daemon.log");
         let log = fs::File::options().create(true).append(true).open(log).unwrap();
         let mut child = command
@@ -130,18 +154,12 @@ impl Daemon {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        timeout(DEADLINE, stdout.read_line(&mut line)).await.unwrap().unwrap();
-        let Some(url) = line.trim().strip_prefix("listening on ") else {
-            let log = fs::read_to_string(dir.path().join("daemon.log")).unwrap();
-            panic!("the daemon said {line:?} and logged:\n{log}");
-        };
+        let stdout = BufReader::new(child.stdout.take().unwrap());
         let runtime = runtime.unwrap_or_else(|| dir.path().join("state/run"));
         let socket = runtime.join("control.sock");
         let control = reqwest::Client::builder().unix_socket(socket).build().unwrap();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { child, url: url.to_owned(), dir, client, control, stdout }
+        Self { child, url: String::new(), dir, client, control, stdout }
     }
 
     /// The daemon's process id.

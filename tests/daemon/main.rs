@@ -11,6 +11,8 @@
     reason = "this is a test: a broken set-up is a failed one"
 )]
 
+mod access;
+mod canaries;
 mod common;
 mod containers;
 mod edits;

@@ -111,6 +111,13 @@ impl Client {
         self.answer().await
     }
 
+    /// Waits for so many bytes; fewer if the connection ends before.
+    pub(crate) async fn raw(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.take(count, &mut bytes).await;
+        bytes
+    }
+
     /// Waits for the head of an answer.
     pub(crate) async fn head(&mut self) -> Head {
         let end = self.wait_for(b"\r\n\r\n").await.expect("a head");
@@ -128,7 +135,9 @@ impl Client {
     /// Waits for the body that belongs to a head.
     pub(crate) async fn rest(&mut self, head: Head) -> Answer {
         let mut body = Vec::new();
-        let is_whole = if let Some(length) = head.header("content-length") {
+        let is_whole = if head.status == 204 {
+            true
+        } else if let Some(length) = head.header("content-length") {
             self.take(length.parse().unwrap(), &mut body).await.is_some()
         } else {
             assert_eq!(head.header("transfer-encoding"), Some("chunked"), "{head:?}");

@@ -7,6 +7,7 @@ use slotd::engine::Endpoint;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
+    task::JoinSet,
 };
 
 use crate::world::soon;
@@ -45,6 +46,21 @@ impl Engine {
         Line { stream, buffer: Vec::new() }
     }
 
+    /// Answers every request on every connection, for ever; shows each to `seen`.
+    pub(crate) async fn answer_all(self, seen: impl Fn(&Request) + Clone + Send + 'static) {
+        let mut lines = JoinSet::new();
+        while let Ok((stream, _)) = self.listener.accept().await {
+            let mut line = Line { stream, buffer: Vec::new() };
+            let seen = seen.clone();
+            lines.spawn(async move {
+                while let Some(request) = line.next_request().await {
+                    seen(&request);
+                    line.answer("200 OK", "{}").await;
+                }
+            });
+        }
+    }
+
     /// Takes the next connection and the request on it.
     pub(crate) async fn request(&self) -> (Line, Request) {
         let mut line = self.accept().await;
@@ -69,6 +85,14 @@ impl Line {
         soon("a request", self.read_request()).await
     }
 
+    /// Reads the next request, or nothing when the endpoint hangs up.
+    async fn next_request(&mut self) -> Option<Request> {
+        if self.buffer.is_empty() && self.stream.read_buf(&mut self.buffer).await.ok()? == 0 {
+            return None;
+        }
+        Some(self.read_request().await)
+    }
+
     async fn read_request(&mut self) -> Request {
         let end = loop {
             if let Some(at) = self.buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
@@ -84,6 +108,14 @@ impl Line {
         }
         request.body = self.buffer.drain(..length).collect();
         request
+    }
+
+    /// Waits for so many bytes.
+    pub(crate) async fn raw(&mut self, count: usize) -> Vec<u8> {
+        while self.buffer.len() < count {
+            soon("bytes for the engine", self.read()).await;
+        }
+        self.buffer.drain(..count).collect()
     }
 
     async fn read(&mut self) {

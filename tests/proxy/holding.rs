@@ -113,6 +113,19 @@ async fn a_held_stream_whose_engine_refuses_gets_the_engines_reason() {
 }
 
 #[tokio::test]
+async fn who_gives_up_a_load_is_told_to_come_back_in_half_of_the_time_it_takes() {
+    let mut limits = limits();
+    limits.hold = Duration::from_millis(20);
+    let mut world = World::start(limits).await;
+    world.set_state("chat", starting(3));
+    world.set_load("chat", Duration::from_secs(41));
+    let answer = world.client().await.ask(chat("chat", false)).await;
+    assert_eq!((answer.head.status, answer.error()["code"].as_str()), (503, Some("slot_loading")));
+    assert_eq!(answer.head.header("retry-after"), Some("21"));
+    assert_eq!(answer.head.header("retry-after-ms"), Some("20500"));
+}
+
+#[tokio::test]
 async fn a_request_held_for_too_long_is_told_to_come_back() {
     let mut limits = limits();
     limits.hold = Duration::from_millis(20);

@@ -8,13 +8,21 @@
     reason = "a broken set-up is a failed test"
 )]
 
+mod access;
 mod client;
+mod corpus;
 mod engine;
+mod flights;
 mod holding;
 mod models;
 mod replicas;
+mod resume;
 mod refusals;
 mod requests;
+mod sockets;
 mod streams;
+mod surface;
+mod tls;
+mod uploads;
 mod upstream;
 mod world;

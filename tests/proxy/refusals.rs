@@ -140,8 +140,8 @@ async fn what_is_wrong_with_a_body_is_said() {
     {"message":"the request body cannot be read: key must be a string at line 2 column 2","type":"invalid_request_error","param":null,"code":"invalid_json"}
     {"message":"the request body is no JSON object","type":"invalid_request_error","param":null,"code":"invalid_json"}
     {"message":"the request body is no JSON object","type":"invalid_request_error","param":null,"code":"invalid_json"}
-    {"message":"the request names no `model`; `GET /v1/models` lists what there is","type":"invalid_request_error","param":"model","code":"missing_model"}
-    {"message":"the request names no `model`; `GET /v1/models` lists what there is","type":"invalid_request_error","param":"model","code":"missing_model"}
+    {"message":"the request names no `model`, and `/v1/chat/completions` has not exactly one slot; no slot can: it takes a profile with `capabilities = [\"chat\"]` and an engine that has it","type":"invalid_request_error","param":"model","code":"missing_model"}
+    {"message":"the request names no `model`, and `/v1/chat/completions` has not exactly one slot; no slot can: it takes a profile with `capabilities = [\"chat\"]` and an engine that has it","type":"invalid_request_error","param":"model","code":"missing_model"}
     {"message":"the request body cannot be read: invalid type: integer `7`, expected a string at line 1 column 10","type":"invalid_request_error","param":"model","code":"invalid_json"}
     {"message":"the request body cannot be read: duplicate field `model` at line 1 column 20","type":"invalid_request_error","param":"model","code":"invalid_json"}
     "#);
@@ -185,7 +185,7 @@ async fn unknown_paths_and_wrong_methods_say_what_there_is() {
     let answer = client.get("/v1/chat/completion").await;
     insta::assert_snapshot!(told(&answer), @r#"
     404 retry-after=- ms=- should-retry=-
-    {"message":"there is no `/v1/chat/completion`; there is POST /v1/chat/completions, /v1/completions, /v1/embeddings; GET /v1/models, /v1/models/{id}, /healthz, /livez, /readyz","type":"invalid_request_error","param":null,"code":"not_found"}
+    {"message":"there is no `/v1/chat/completion`; there is POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, /v1/messages/count_tokens, /v1/embeddings, /v1/rerank, /v2/rerank, /v1/audio/transcriptions, /v1/audio/translations, /v1/audio/speech, /v1/images/generations, /v1/images/edits, /v1/images/variations, /completion, /infill, /tokenize, /detokenize, /apply-template; GET /v1/models, /v1/models/{id}, /v1/audio/voices, /v1/realtime, /props, /slots, /metrics, /healthz, /livez, /readyz; any /upstream/{slot}/…","type":"invalid_request_error","param":null,"code":"not_found"}
     "#);
     let answer = client.get("/v1/chat/completions").await;
     assert_eq!(answer.head.header("allow"), Some("POST"));
@@ -205,12 +205,12 @@ async fn other_names_of_this_machine_and_pages_of_other_sites_are_refused() {
     client.send("GET /v1/models HTTP/1.1\r\nhost: evil.example:7568\r\n\r\n").await;
     insta::assert_snapshot!(told(&client.answer().await), @r#"
     403 retry-after=- ms=- should-retry=-
-    {"message":"the `Host` header does not name this machine (localhost, 127.0.0.1 or [::1])","type":"invalid_request_error","param":null,"code":"host_refused"}
+    {"message":"the `Host` header does not name this machine (localhost, 127.0.0.1, [::1], the address that it listens on, or one of `allowed_hosts` in slotd.toml)","type":"invalid_request_error","param":null,"code":"host_refused"}
     "#);
     client.post_with("/v1/chat/completions", "origin: https://evil.example\r\n", b"{}").await;
     insta::assert_snapshot!(told(&client.answer().await), @r#"
     403 retry-after=- ms=- should-retry=-
-    {"message":"requests of web pages from elsewhere are refused (`Origin` header)","type":"invalid_request_error","param":null,"code":"origin_refused"}
+    {"message":"web pages from elsewhere may not ask; `cors_origins` in slotd.toml lists those that may (`Origin` header)","type":"invalid_request_error","param":null,"code":"origin_refused"}
     "#);
 }
 

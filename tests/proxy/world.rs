@@ -1,16 +1,23 @@
 //! A served endpoint whose slots, gates and core are the test's.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use slotd::{
     mailbox::{self, Inbox},
-    proxy::{Gate, Limits, Phase, RouteTable, Shared, Suspects, serve},
+    proxy::{Access, AccessLog, Flights, Gate, Limits, Phase, RouteTable, Shared, Suspects, serve},
     spec::{
         Generation, Monotime, SlotName, WaiterId,
         edit::Edits,
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile},
+        requests::Requests,
     },
     supervisor::{Event, Refusal, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -33,6 +40,7 @@ pub(crate) struct World {
     pub(crate) phase: watch::Sender<Phase>,
     dir: TempDir,
     routes: Arc<ArcSwap<RouteTable>>,
+    pub(crate) flights: Arc<Flights>,
     snapshot: Snapshot,
     gates: BTreeMap<SlotName, Arc<Gate>>,
     suspects: Arc<Suspects>,
@@ -47,6 +55,11 @@ pub(crate) fn limits() -> Limits {
 impl World {
     /// Serves an endpoint without slots.
     pub(crate) async fn start(limits: Limits) -> Self {
+        Self::start_with(limits, Access::default()).await
+    }
+
+    /// Serves an endpoint without slots to those whom `access` lets in.
+    pub(crate) async fn start_with(limits: Limits, access: Access) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
@@ -54,18 +67,22 @@ impl World {
         let (phase, phases) = watch::channel(Phase::Serving);
         let suspects: Arc<Suspects> = Arc::default();
         let choices = Arc::default();
+        let flights = Flights::new(AccessLog::Off);
+        let dir = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
         let shared = Shared {
             routes: Arc::clone(&routes),
             mailbox,
             limits,
             suspects: Arc::clone(&suspects),
+            spool_dir: dir.path().to_owned(),
             choices,
+            flights: Arc::clone(&flights),
+            access: Arc::new(access),
         };
         let mut server = JoinSet::new();
         server.spawn(serve(listener, shared, phases));
-        let dir = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
         let (snapshot, gates) = (Snapshot::default(), BTreeMap::new());
-        Self { address, phase, dir, routes, snapshot, gates, suspects, inbox, server }
+        Self { address, phase, dir, routes, flights, snapshot, gates, suspects, inbox, server }
     }
 
     /// Serves an endpoint with one ready slot, `chat`.
@@ -110,6 +127,12 @@ impl World {
         }
     }
 
+    /// Lets a slot have taken this long to load.
+    pub(crate) fn set_load(&mut self, slot: &str, load: Duration) {
+        self.snapshot.slots.get_mut(slot).unwrap().expected_load = Some(load);
+        self.publish();
+    }
+
     /// Moves a slot to a state; it is made if it is not there.
     pub(crate) fn set_state(&mut self, slot: &str, state: StateView) {
         if !self.snapshot.slots.contains_key(slot) {
@@ -142,6 +165,15 @@ impl World {
         self.snapshot.slots.get_mut(slot).unwrap().generation = generation;
         self.publish();
         (engine, gate)
+    }
+
+    /// Where uploads are spooled.
+    pub(crate) fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn gate(&self, slot: &str) -> Arc<Gate> {
+        Arc::clone(&self.gates[&slot.parse::<SlotName>().unwrap()])
     }
 
     fn publish(&mut self) {
@@ -197,6 +229,7 @@ fn profile(slot: &str) -> Profile {
         env: BTreeMap::new(),
         aliases: Vec::new(),
         routes: Vec::new(),
+        resume: false,
         capabilities: Vec::new(),
         context: None,
         parallel: None,
@@ -211,6 +244,7 @@ fn profile(slot: &str) -> Profile {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        requests: Requests::default(),
     }
 }
 

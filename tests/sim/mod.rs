@@ -18,6 +18,7 @@ use slotd::{
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding},
         ladder::{LadderChoice, Rung},
         profile::{EngineChoice, External, OnExit, Profile},
+        requests::Requests,
     },
     supervisor::{ChildEvent, EngineInfo, Event, Sight, SlotEvent, Vitals},
 };
@@ -76,6 +77,7 @@ pub(crate) fn profile(name: &str) -> Profile {
         env: std::collections::BTreeMap::new(),
         aliases: Vec::new(),
         routes: Vec::new(),
+        resume: false,
         capabilities: Vec::new(),
         context: None,
         parallel: None,
@@ -90,6 +92,7 @@ pub(crate) fn profile(name: &str) -> Profile {
         hang_timeout: Some(Duration::from_mins(1)),
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        requests: Requests::default(),
     }
 }
 

@@ -10,17 +10,25 @@ use std::{
 use serde::Serialize;
 use toml::de::DeTable;
 
-use super::super::{
-    fault::Fault,
-    file, syntax,
-    walk::{At, MayBeEmpty, Walk},
-    words::cut,
+use super::{
+    super::{
+        fault::Fault,
+        file, syntax,
+        walk::{At, MayBeEmpty, Walk},
+        words::cut,
+    },
+    network::{self, TlsFiles},
 };
 use crate::spec::Bytes;
 
 /// Every key, in the order that documents use.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 16] = [
     "listen",
+    "keys",
+    "allowed_hosts",
+    "cors_origins",
+    "tls_cert",
+    "tls_key",
     "profiles",
     "state_dir",
     "model_dirs",
@@ -30,6 +38,7 @@ const KEYS: [&str; 10] = [
     "max_body",
     "climb_after",
     "log_format",
+    "access_log",
 ];
 
 /// Where slotd listens by default.
@@ -56,6 +65,10 @@ pub enum LogFormat {
 #[derive(Debug, Default)]
 pub(super) struct DaemonFile {
     pub(super) listen: Option<SocketAddr>,
+    pub(super) keys: Option<PathBuf>,
+    pub(super) allowed_hosts: Vec<String>,
+    pub(super) cors_origins: Vec<String>,
+    pub(super) tls: Option<TlsFiles>,
     pub(super) profiles: Option<Vec<PathBuf>>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) model_dirs: Vec<PathBuf>,
@@ -65,6 +78,7 @@ pub(super) struct DaemonFile {
     pub(super) max_body: Option<Bytes>,
     pub(super) climb_after: Option<Duration>,
     pub(super) log_format: Option<LogFormat>,
+    pub(super) access_log: Option<bool>,
 }
 
 /// Reads the text of a `slotd.toml`.
@@ -81,6 +95,10 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
 
     let read = DaemonFile {
         listen: take_listen(&mut walk),
+        keys: folder.take(&mut walk, "keys"),
+        allowed_hosts: network::take_hosts(&mut walk),
+        cors_origins: network::take_origins(&mut walk),
+        tls: network::take_tls(&mut walk, folder),
         profiles: folder.take_all(&mut walk, "profiles"),
         state_dir: folder.take(&mut walk, "state_dir"),
         model_dirs: folder.take_all(&mut walk, "model_dirs").unwrap_or_default(),
@@ -95,6 +113,7 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
         climb_after: walk.take_duration("climb_after", &CLIMB_AFTER),
         log_format: walk
             .take_choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
+        access_log: walk.take_flag("access_log"),
     };
     let faults = walk.into_faults();
     if faults.is_empty() { Ok(read) } else { Err(faults) }
@@ -108,15 +127,7 @@ pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, (String, String)> {
         let message = format!("`{text}` is not an address and a port");
         return Err((message, format!("write `{LISTEN}`; port 0 picks a free one")));
     };
-    if address.ip().is_loopback() {
-        return Ok(address);
-    }
-    let message = format!(
-        "`{text}` is not a loopback address, and other hosts need API keys, which this version does \
-         not have"
-    );
-    let hint = format!("listen on `127.0.0.1:{}` and put a reverse proxy in front", address.port());
-    Err((message, hint))
+    Ok(address)
 }
 
 fn take_listen(walk: &mut Walk<'_>) -> Option<SocketAddr> {
@@ -135,13 +146,13 @@ fn better_key(typed: &str) -> Option<String> {
 
 /// Where relative paths of the file start.
 #[derive(Clone, Copy, Debug)]
-struct Folder<'a> {
+pub(super) struct Folder<'a> {
     path: &'a Path,
     home: Option<&'a Path>,
 }
 
 impl Folder<'_> {
-    fn take(self, walk: &mut Walk<'_>, key: &str) -> Option<PathBuf> {
+    pub(super) fn take(self, walk: &mut Walk<'_>, key: &str) -> Option<PathBuf> {
         let text = walk.take_text(key)?;
         self.path_of(walk, &text)
     }

@@ -3,6 +3,7 @@
 
 mod directories;
 mod file;
+mod network;
 mod sockets;
 
 use std::{
@@ -14,10 +15,13 @@ use std::{
 
 use serde::Serialize;
 
-pub use self::file::LogFormat;
 use self::{
     directories::{CACHE, CONFIGURATION, Environment, Kind, RUNTIME, STATE, home},
     file::{DaemonFile, LISTEN, parse_listen},
+};
+pub use self::{
+    file::LogFormat,
+    network::{KeysFile, TlsFiles},
 };
 use super::{Context, disk, fault::Fault};
 use crate::spec::{Bytes, Generation, SlotName};
@@ -36,6 +40,8 @@ pub struct Flags {
     pub state_dir: Option<PathBuf>,
     /// `--listen ADDR:PORT`, as typed.
     pub listen: Option<String>,
+    /// `--keys FILE`.
+    pub keys: Option<PathBuf>,
     /// `--control PATH`.
     pub control: Option<PathBuf>,
 }
@@ -45,8 +51,16 @@ pub struct Flags {
 pub struct Settings {
     /// The `slotd.toml` that was read.
     pub file: Option<PathBuf>,
-    /// Where the endpoint listens: a loopback address; port 0 picks a free one.
+    /// Where the endpoint listens; port 0 picks a free one. Beyond loopback it needs keys.
     pub listen: SocketAddr,
+    /// The file of keys.
+    pub keys: KeysFile,
+    /// Names that clients may call this machine by besides those of loopback, in lower case.
+    pub allowed_hosts: Vec<String>,
+    /// Origins of web pages that may ask and read the answer, as browsers write them.
+    pub cors_origins: Vec<String>,
+    /// The certificate and its key, where the endpoint speaks TLS.
+    pub tls: Option<TlsFiles>,
     /// Where profiles are; never empty.
     pub profile_dirs: Vec<PathBuf>,
     /// Where state and the logs of engines are kept.
@@ -73,6 +87,8 @@ pub struct Settings {
     pub climb_after: Duration,
     /// How the log is written.
     pub log_format: LogFormat,
+    /// Whether each request gets a line in the log.
+    pub access_log: bool,
 }
 
 impl Settings {
@@ -105,6 +121,7 @@ impl Settings {
             let folder = best(CONFIGURATION, "--profiles", environment, &mut faults)?;
             Some(vec![folder.join("profiles")])
         });
+        let keys = network::keys_file(flags, typed.keys, environment, profile_dirs.as_deref());
         let (Some(state_dir), Some(cache_dir), Some(profile_dirs)) =
             (state_dir, cache_dir, profile_dirs)
         else {
@@ -120,6 +137,10 @@ impl Settings {
         let settings = Self {
             file,
             listen: listen.or(typed.listen).unwrap_or(LISTEN),
+            keys,
+            allowed_hosts: typed.allowed_hosts,
+            cors_origins: typed.cors_origins,
+            tls: typed.tls.map(TlsFiles::whole),
             profile_dirs: profile_dirs.iter().map(|dir| whole(dir)).collect(),
             state_dir,
             runtime_dir,
@@ -133,6 +154,7 @@ impl Settings {
             max_body: typed.max_body.unwrap_or(Bytes(32 << 20)),
             climb_after: typed.climb_after.unwrap_or(Duration::from_mins(10)),
             log_format: typed.log_format.unwrap_or(LogFormat::Text),
+            access_log: typed.access_log.unwrap_or_default(),
         };
         if faults.is_empty() { Ok(settings) } else { Err(faults) }
     }

@@ -198,7 +198,7 @@ fn a_person_can_name_files_and_directories() {
     let folder = Folder::with(&[
         ("profiles/a.toml", GOOD),
         ("b.toml", "contxt = 1"),
-        ("slotd.toml", "listen = '0.0.0.0:80'\nmodel = 'x'\nmax_body = '1GB'"),
+        ("slotd.toml", "tls_key = 'key.pem'\nmodel = 'x'\nmax_body = '1GB'"),
         ("notes.txt", ""),
     ]);
     let named =
@@ -217,8 +217,8 @@ fn a_person_can_name_files_and_directories() {
       hint: check the name; a link may lead nowhere
     notes.txt: is not named `NAME.toml`
       hint: rename it: `NAME.toml` describes the slot `NAME`
-    slotd.toml:1:10: listen: `0.0.0.0:80` is not a loopback address, and other hosts need API keys, which this version does not have
-      hint: listen on `127.0.0.1:80` and put a reverse proxy in front
+    slotd.toml: tls_cert: missing, `tls_key` is of no use without it
+      hint: name both, or none for plain HTTP
     slotd.toml:2:1: model: unknown key
       hint: `model` is a key of a profile, a `NAME.toml` in a profiles directory
     slotd.toml:3:12: max_body: `1GB` has no unit that is known, use one of `B`, `KiB`, `MiB`, `GiB`, `TiB`

@@ -130,7 +130,7 @@ fn relative_flags_start_in_the_working_directory() {
 fn every_fault_of_flags_file_and_environment_comes_at_once() {
     let folder = Folder::with(&[(
         "slotd.toml",
-        "listen = '0.0.0.0:7568'\nqueue_limt = 1\nmax_body = '32MB'\nlog_format = 'jsn'\n\
+        "listen = '0.0.0.0'\nqueue_limt = 1\nmax_body = '32MB'\nlog_format = 'jsn'\n\
          profiles = 'here'\nstate_dir = '~/x'\naliases = []",
     )]);
     let flags = Flags {
@@ -141,8 +141,8 @@ fn every_fault_of_flags_file_and_environment_comes_at_once() {
     };
     let faults = resolve(&flags, &[]).unwrap_err();
     assert_snapshot!(faults.replace(&folder.path("").display().to_string(), ""), @r#"
-    slotd.toml:1:10: listen: `0.0.0.0:7568` is not a loopback address, and other hosts need API keys, which this version does not have
-      hint: listen on `127.0.0.1:7568` and put a reverse proxy in front
+    slotd.toml:1:10: listen: `0.0.0.0` is not an address and a port
+      hint: write `127.0.0.1:7568`; port 0 picks a free one
     slotd.toml:2:1: queue_limt: unknown key
       hint: did you mean `queue_limit`?
     slotd.toml:3:12: max_body: `32MB` has no unit that is known, use one of `B`, `KiB`, `MiB`, `GiB`, `TiB`

@@ -1,7 +1,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
-use crate::spec::profile::{EngineChoice, OnExit};
+use crate::spec::{
+    profile::{EngineChoice, OnExit},
+    requests::Requests,
+};
 
 const HELP: &str =
     "-fa, --flash-attn on\n-ctk, --cache-type-k TYPE\n-ctv, --cache-type-v TYPE\n--ctx-size N\n";
@@ -17,6 +20,7 @@ fn profile() -> Profile {
         env: BTreeMap::new(),
         aliases: Vec::new(),
         routes: Vec::new(),
+        resume: false,
         capabilities: Vec::new(),
         context: None,
         parallel: None,
@@ -31,6 +35,7 @@ fn profile() -> Profile {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        requests: Requests::default(),
     }
 }
 

@@ -6,6 +6,7 @@ use super::*;
 use crate::spec::ladder::LadderChoice;
 use crate::spec::profile::EngineChoice;
 use crate::spec::profile::OnExit;
+use crate::spec::requests::Requests;
 
 /// A machine of its own: programs, models, caches.
 struct Machine {
@@ -78,6 +79,7 @@ impl Machine {
             env: BTreeMap::new(),
             aliases: Vec::new(),
             routes: Vec::new(),
+            resume: false,
             capabilities: Vec::new(),
             context: None,
             parallel: None,
@@ -92,6 +94,7 @@ impl Machine {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            requests: Requests::default(),
         }
     }
 

@@ -245,6 +245,10 @@ fn read_tensors<R: Read + Seek>(
     let mut last: Option<(u64, String)> = None;
     for _ in 0..header.tensors {
         let name = reader.name()?;
+        if name.is_empty() {
+            // What lies behind the last tensor reads like this: the count is wrong.
+            return Err(HeaderFault::Damaged("a tensor has no name"));
+        }
         let (elements, bytes) = read_size(reader)?;
         let offset = reader.u64()?;
         if offset % alignment != 0 {
