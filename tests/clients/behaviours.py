@@ -20,7 +20,8 @@ class Held:
         self.connections = []
         for state in ("streaming", "queued"):
             connection = http.client.HTTPConnection(*daemon.address)
-            body = {"model": slot, "stream": True, "messages": [{"role": "user", "content": state}]}
+            body = {"model": slot, "stream": True, "max_tokens": 900}
+            body |= {"messages": [{"role": "user", "content": state}]}
             headers = {"authorization": f"Bearer {daemon.key}", "content-type": "application/json"}
             connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
             self.connections.append(connection)
@@ -94,10 +95,10 @@ def survived(stage):
 
 def queue_full(stage):
     """The seat and the queue are let go once the client was refused."""
-    stage.daemon.until(lambda: not stage.daemon.in_flight("busy"), "the slot is not empty", 30)
-    held = Held(stage.daemon, "busy")
+    stage.daemon.order("long", "load", "ready")
+    held = Held(stage.daemon, "long")
     try:
-        stage.client.begin("plain", "busy", 4)
+        stage.client.begin("plain", "long")
         stage.relay.wait_for(429, 30)
     finally:
         held.let_go()

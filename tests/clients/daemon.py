@@ -30,11 +30,11 @@ class Control(http.client.HTTPConnection):
 class Daemon:
     """One daemon; `address` is where its endpoint listens, `key` opens it."""
 
-    def __init__(self, slotd, fake_engine, llama_server, model):
+    def __init__(self, slotd, llama_server, model):
         self.scratch = tempfile.TemporaryDirectory(prefix="slotd-clients-", dir="/tmp")
         self.dir = pathlib.Path(self.scratch.name)
         (self.dir / "profiles").mkdir()
-        for slot, profile in profiles(model, fake_engine).items():
+        for slot, profile in profiles(model).items():
             (self.dir / "profiles" / f"{slot}.toml").write_text(profile)
         config = self.dir / "slotd.toml"
         config.write_text(f"llama_server = {json.dumps(llama_server)}\nqueue_limit = 1\nkeys = \"keys\"\n")
@@ -96,11 +96,10 @@ class Daemon:
         self.scratch.cleanup()
 
 
-def profiles(model, fake_engine):
+def profiles(model):
     """The slots by name. `long` goes on for as many tokens as it is asked for."""
     real = f"model = {json.dumps(model)}\nengine = \"llama-server\"\ncontext = 1024\nthreads = 1\n"
     long = real + 'parallel = 1\nargs = ["--ignore-eos"]\nmax_restarts = 1000\nstop_timeout = "1s"\n'
-    fake = json.dumps([fake_engine, "socket={socket}", "tokens=100000", "token_gap=50ms"])
     calls = [sys.executable, str(pathlib.Path(__file__).with_name("tool_engine.py")), "{port}"]
     return {
         "tools": f"engine = \"command\"\ncommand = {json.dumps(calls)}\nstop_timeout = \"1s\"\n",
@@ -110,5 +109,4 @@ def profiles(model, fake_engine):
         "lasting": long + "resume = true\n",
         "rerank": real + 'capabilities = ["rerank"]\n',
         "worker": f"model = {json.dumps(model)}\nengine = \"candle\"\n",
-        "busy": f"engine = \"command\"\ncommand = {fake}\nparallel = 1\nstop_timeout = \"1s\"\n",
     }

@@ -6,7 +6,7 @@ HEAD = """# Clients
 
 What unmodified clients see of slotd, written by `make clients`: each client, with no setting but its
 address and key, asks a real daemon with the real llama-server, the candle worker and the small model
-of the tests; engines die of `SIGKILL`, and an engine of the tests keeps a slot busy. A relay between
+of the tests; engines die of `SIGKILL`. A relay between
 client and daemon passes the bytes on as they are and notes the status of each answer.
 
 `make clients` installs the clients by name into the cache (pip, npm; pinned in `tests/clients/pins`) and
@@ -93,7 +93,8 @@ WANTED = {
     "cold": "The slot is offline; the one request waits for it to load, and is answered.",
     "killed-before": "The engine has the request and dies: the next one answers it, unseen by the client.",
     "killed-midway": "Text has come when the engine dies: an error, never the end of a whole answer.",
-    "survived": "As before, in a slot that continues its streams: the whole answer, and no error.",
+    "survived": "As before, in a slot that continues its streams: the whole answer, and no error. "
+    "Only chats and completions are continued: messages and responses end with their error.",
     "queue-full": "429 `queue_full`; there is room again once the client was refused, so that one that "
     "tries again is answered.",
     "unknown-model": "404 `model_not_found`, once, with the nearest name.",

@@ -1,6 +1,6 @@
 """Drives unmodified clients through the table of behaviours against a real daemon, and writes the table.
 
-Arguments: SLOTD FAKE_ENGINE LLAMA_SERVER MODEL TOOLS DOCUMENT [CLIENT…]. TOOLS is the folder that
+Arguments: SLOTD LLAMA_SERVER MODEL TOOLS DOCUMENT [CLIENT…]. TOOLS is the folder that
 scripts/clients installs into. Exits 1 when a client saw something that it must not see; with names of
 clients only those are driven anew.
 """
@@ -108,20 +108,20 @@ def drive(kind, tools, daemon, relay):
             client.process.kill()
             client = Client(kind, tools, daemon, relay)
         if not seen.get("absent"):
-            seen["wrong"] = behaviours.judge(wanted, seen)
+            is_cut = name == "survived" and not kind.resumed
+            seen["wrong"] = behaviours.judge(behaviours.BROKEN if is_cut else wanted, seen)
         yield name, seen
     client.close()
 
 
-def main(slotd, fake_engine, llama_server, model, tools, target, *names):
+def main(slotd, llama_server, model, tools, target, *names):
     tools = pathlib.Path(tools)
     kinds = [kind for kind in KINDS if not names or kind.name in names]
     if not kinds:
         sys.exit("there are: " + ", ".join(kind.name for kind in KINDS))
     # What was seen earlier stands beside what is seen now.
     kept = tools / "results.json"
-    results = json.loads(kept.read_text()) if kept.exists() else {}
-    daemon = Daemon(slotd, fake_engine, llama_server, model)
+    daemon = Daemon(slotd, llama_server, model)
     try:
         for slot in ("chat", "worker", "tools"):
             daemon.order(slot, "load", "ready")
@@ -133,6 +133,7 @@ def main(slotd, fake_engine, llama_server, model, tools, target, *names):
                 seen[name] = what
                 print(f"{name:16}", document.cell(what), flush=True)
             seconds = time.monotonic() - began
+            results = json.loads(kept.read_text()) if kept.exists() else {}
             results[kind.name] = {"seen": seen, "version": kind.version(tools), "seconds": seconds}
             kept.write_text(json.dumps(results))
     finally:

@@ -22,6 +22,8 @@ class Kind:
     only: tuple = ()
     # Whether it asks the candle worker too: slow, and the same for all that speak one API.
     works: bool = False
+    # Whether its API is one whose streams are continued.
+    resumed: bool = True
     # What it does that no server can mend, by behaviour: a sentence each.
     known: dict = dataclasses.field(default_factory=dict)
 
@@ -49,26 +51,31 @@ class Kind:
         return self.file.removeprefix("try_").rpartition(".")[0]
 
     def environment(self, scratch):
-        """Nothing of the caller's that a client might read, and no way to the network."""
+        """Nothing of the caller's that a client might read, and nothing told about its use."""
         kept = {"PATH": os.environ["PATH"], "HOME": str(scratch), "LANG": "C.UTF-8"}
         kept |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_AGENTS_DISABLE_TRACING": "1"}
         return kept | {"HF_HUB_DISABLE_TELEMETRY": "1", "INSTRUCTOR_TELEMETRY": "0"}
 
 
+# No server can tell that nobody reads any more while the connection stands.
+LINGERS = {
+    "leaves": "a program that breaks off its loop over the stream does not close the connection: the "
+    "engine goes on until the answer is whole or the program ends",
+}
 RANKING = {"chat": "rerank", "cold": "rerank"}
 # Ollama's own clients speak to another listener: their place is below, with a `Kind` each.
 KINDS = [
     Kind("openai (Python)", "try_openai.py", "openai", works=True),
     Kind("openai (Node)", "try_openai.mjs", "openai", works=True),
-    Kind("anthropic (Python)", "try_anthropic.py", "anthropic"),
-    Kind("anthropic (Node)", "try_anthropic.mjs", "@anthropic-ai/sdk"),
-    Kind("litellm", "try_litellm.py", "litellm"),
+    Kind("anthropic (Python)", "try_anthropic.py", "anthropic", resumed=False),
+    Kind("anthropic (Node)", "try_anthropic.mjs", "@anthropic-ai/sdk", resumed=False),
+    Kind("litellm", "try_litellm.py", "litellm", known=LINGERS),
     Kind("langchain-openai", "try_langchain.py", "langchain-openai"),
     Kind("@langchain/openai", "try_langchain.mjs", "@langchain/openai"),
     Kind("ai + @ai-sdk/openai-compatible", "try_vercel.mjs", "ai"),
     Kind("instructor", "try_instructor.py", "instructor"),
-    Kind("llm", "try_llm.py", "llm"),
-    Kind("openai-agents", "try_agents.py", "openai-agents"),
+    Kind("llm", "try_llm.py", "llm", known=LINGERS),
+    Kind("openai-agents", "try_agents.py", "openai-agents", resumed=False),
     Kind("huggingface_hub", "try_huggingface.py", "huggingface_hub"),
     Kind(
         "cohere (rerank)", "try_cohere.py", "cohere", slots=RANKING,

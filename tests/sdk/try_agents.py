@@ -1,6 +1,7 @@
 """OpenAI's Agents SDK, through `/v1/responses` as it does by itself."""
 
 import asyncio
+import typing
 
 import agents
 import openai
@@ -13,7 +14,7 @@ asyncio.set_event_loop(loop)
 
 
 class Place(pydantic.BaseModel):
-    city: str
+    city: typing.Annotated[str, pydantic.Field(max_length=20)]
 
 
 def agent(case, **more):
@@ -33,7 +34,10 @@ def plain(case):
 
 
 def stream(case):
-    result = agents.Runner.run_streamed(agent(case), QUESTION)
+    async def begin():
+        return agents.Runner.run_streamed(agent(case), QUESTION)
+
+    result = loop.run_until_complete(begin())
     events = result.stream_events()
     try:
         while True:
