@@ -63,7 +63,7 @@ def write(kinds, results):
                 text += row(kind.name, cell(seen))
     notes = [(kind.name, name, note) for kind in kinds for name, note in kind.known.items()]
     if notes:
-        text += "\n## What is the clients' own doing\n\n"
+        text += "\n## What is the clients' or the engine's doing\n\n"
         text += "".join(f"- {client}, {name}: {note}\n" for client, name, note in notes)
     return text
 
@@ -77,7 +77,7 @@ def mark(kind, name, seen):
 
 
 MARKS = """
-"yes": as it has to be, see the section of the column; "known": it is not, by the client's own doing, see
+"yes": as it has to be, see the section of the column; "known": it is not, by the client's or the engine's doing, see
 the end; "–": the client has no such call.
 """
 _WORKER = "The worker has no grammars: what it cannot do it has to refuse, and the client has to say so."

@@ -24,7 +24,7 @@ class Kind:
     works: bool = False
     # Whether its API is one whose streams are continued.
     resumed: bool = True
-    # What it does that no server can mend, by behaviour: a sentence each.
+    # What the client or the engine does that slotd cannot mend, by behaviour: a sentence each.
     known: dict = dataclasses.field(default_factory=dict)
 
     def does(self, behaviour):
@@ -62,6 +62,10 @@ LINGERS = {
     "leaves": "a program that breaks off its loop over the stream does not close the connection: the "
     "engine goes on until the answer is whole or the program ends",
 }
+UNFORMED = {
+    "schema": "llama-server ignores `text.format` on `/v1/responses`, asked directly too: the model's "
+    "own text comes, and the client finds that it is no JSON",
+}
 RANKING = {"chat": "rerank", "cold": "rerank"}
 # Ollama's own clients speak to another listener: their place is below, with a `Kind` each.
 KINDS = [
@@ -75,7 +79,7 @@ KINDS = [
     Kind("ai + @ai-sdk/openai-compatible", "try_vercel.mjs", "ai"),
     Kind("instructor", "try_instructor.py", "instructor"),
     Kind("llm", "try_llm.py", "llm", known=LINGERS),
-    Kind("openai-agents", "try_agents.py", "openai-agents", resumed=False),
+    Kind("openai-agents", "try_agents.py", "openai-agents", resumed=False, known=UNFORMED),
     Kind("huggingface_hub", "try_huggingface.py", "huggingface_hub"),
     Kind(
         "cohere (rerank)", "try_cohere.py", "cohere", slots=RANKING,

@@ -226,3 +226,24 @@ async fn a_request_that_kills_each_engine_is_not_continued_for_ever() {
     assert!(!rest.is_whole);
     assert_eq!(rest.last_event_error()["code"], "poison_request");
 }
+
+#[tokio::test]
+async fn a_stream_of_another_form_keeps_its_own_end_and_its_own_error() {
+    let (world, engine, _gate) = world().await;
+    for is_whole in [true, false] {
+        let mut client = world.client().await;
+        client.post_with("/v1/messages", "", br#"{"model":"chat","stream":true}"#).await;
+        let (mut line, _) = engine.request().await;
+        line.begin_stream().await;
+        line.chunk("event: message_start\ndata: {\"type\":\"message_start\"}\n\n").await;
+        if is_whole {
+            line.chunk("event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n").await;
+        }
+        line.end_stream().await;
+        let answer = client.answer().await;
+        assert_eq!(answer.is_whole, is_whole);
+        let last = answer.text().trim_end().rsplit("\n\n").next().unwrap();
+        let event = if is_whole { "event: message_stop" } else { "event: error" };
+        assert!(last.starts_with(event), "{last}");
+    }
+}
