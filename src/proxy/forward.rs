@@ -26,7 +26,7 @@ use super::{
     record::Fingerprint,
     relay::Relay,
     reply::{Body, Fault},
-    resume::Resuming,
+    resume::{Resuming, is_followed},
     surface::{Form, Work},
     target::{self, Target},
     tunnel,
@@ -154,7 +154,8 @@ async fn serve(
     let is_stream = asked.is_stream;
     let first = target.candidates.first.clone();
     let order = order(head, (target, form, Arc::clone(&flight)), asked, deadline);
-    let again = (is_stream && order.candidates.resume).then(|| order.clone());
+    let is_resumed = is_stream && order.candidates.resume && is_followed(order.path.path());
+    let again = is_resumed.then(|| order.clone());
     let mut pending = Pending::new(Arc::clone(&flight), reach(Arc::clone(client), order));
     if !is_stream {
         return finish(pending.await, client, &flight, (form, again));

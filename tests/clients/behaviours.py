@@ -129,13 +129,13 @@ def leaves(stage):
 
 
 # Name, title, function, and what has to come of it.
-ANSWERED, TOLD, REFUSED = "answered", "told", "refused"
+ANSWERED, FORMED_SO, TOLD, REFUSED = "answered", "formed", "told", "refused"
 RETRIED, BROKEN, LEFT = "retried", "broken", "left"
 TABLE = [
     ("plain", "plain", plain, ANSWERED),
     ("stream", "stream", stream, ANSWERED),
     ("tools", "tools", tools, ANSWERED),
-    ("schema", "JSON schema", schema, ANSWERED),
+    ("schema", "JSON schema", schema, FORMED_SO),
     ("worker-plain", "plain, candle worker", worker_plain, ANSWERED),
     ("worker-stream", "stream, candle worker", worker_stream, ANSWERED),
     ("worker-tools", "tools, candle worker", worker_tools, TOLD),
@@ -156,6 +156,10 @@ def judge(wanted, seen):
     text, error, answers = seen.get("text"), seen.get("error"), seen["answers"]
     if wanted == ANSWERED:
         return None if text and not error else "no whole answer"
+    if wanted == FORMED_SO:
+        # However the client shows it: the one key, and no other.
+        is_formed = not error and "city" in text and text.count(":") + text.count("=") == 1
+        return None if is_formed else "not of the schema"
     if wanted == TOLD:
         return None if text or error else "neither an answer nor an error"
     if wanted == REFUSED:

@@ -66,6 +66,10 @@ UNFORMED = {
     "schema": "llama-server ignores `text.format` on `/v1/responses`, asked directly too: the model's "
     "own text comes, and the client finds that it is no JSON",
 }
+UNTOLD = {
+    "schema": "the client sends the schema as TGI wants it (`value` of a `json_object`), and llama-server "
+    "does not look there: JSON comes, of another form",
+}
 RANKING = {"chat": "rerank", "cold": "rerank"}
 # Ollama's own clients speak to another listener: their place is below, with a `Kind` each.
 KINDS = [
@@ -80,7 +84,7 @@ KINDS = [
     Kind("instructor", "try_instructor.py", "instructor"),
     Kind("llm", "try_llm.py", "llm", known=LINGERS),
     Kind("openai-agents", "try_agents.py", "openai-agents", resumed=False, known=UNFORMED),
-    Kind("huggingface_hub", "try_huggingface.py", "huggingface_hub"),
+    Kind("huggingface_hub", "try_huggingface.py", "huggingface_hub", known=UNTOLD),
     Kind(
         "cohere (rerank)", "try_cohere.py", "cohere", slots=RANKING,
         only=("plain", "cold", "unknown-model", "bad-key"),

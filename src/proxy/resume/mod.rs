@@ -14,4 +14,4 @@ mod event;
 mod request;
 mod stream;
 
-pub(super) use self::stream::Resuming;
+pub(super) use self::{request::is_followed, stream::Resuming};

@@ -18,6 +18,22 @@ enum Form {
     Completion,
 }
 
+impl Form {
+    fn of(path: &str) -> Option<Self> {
+        match path {
+            "/v1/chat/completions" => Some(Self::Chat),
+            "/v1/completions" => Some(Self::Completion),
+            _ => None,
+        }
+    }
+}
+
+/// Tells whether streams of this path are those that this module follows. Others have ends and errors
+/// of their own form.
+pub(in crate::proxy) fn is_followed(path: &str) -> bool {
+    Form::of(path).is_some()
+}
+
 /// What follows a stream that broke.
 #[derive(Debug, PartialEq)]
 pub(super) enum Next {
@@ -56,10 +72,8 @@ impl Resumable {
     /// # Errors
     /// Says what in it cannot be continued.
     pub(super) fn of(path: &str, body: &[u8]) -> Result<Self, String> {
-        let form = match path {
-            "/v1/chat/completions" => Form::Chat,
-            "/v1/completions" => Form::Completion,
-            _ => return Err("only chats and completions are continued".to_owned()),
+        let Some(form) = Form::of(path) else {
+            return Err("only chats and completions are continued".to_owned());
         };
         let Ok(Value::Object(body)) = serde_json::from_slice(body) else {
             return Err("its request cannot be read".to_owned());
