@@ -6,8 +6,9 @@ HEAD = """# Clients
 
 What unmodified clients see of slotd, written by `make clients`: each client, with no setting but its
 address and key, asks a real daemon with the real llama-server, the candle worker and the small model
-of the tests; engines die of `SIGKILL`. A relay between
-client and daemon passes the bytes on as they are and notes the status of each answer.
+of the tests; engines die of `SIGKILL`. A relay between client and daemon passes the bytes on as they
+are and notes the status of each answer. Each client's rows are of its own latest run.
+Times are of a small machine, busy with other work.
 
 `make clients` installs the clients by name into the cache (pip, npm; pinned in `tests/clients/pins`) and
 takes about {minutes} minutes, so it is no part of `make test`.

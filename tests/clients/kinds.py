@@ -59,8 +59,8 @@ class Kind:
 
 # No server can tell that nobody reads any more while the connection stands.
 LINGERS = {
-    "leaves": "a program that breaks off its loop over the stream does not close the connection: the "
-    "engine goes on until the answer is whole or the program ends",
+    "leaves": "breaking off the loop over its stream did not close the connection within 10 s, and while "
+    "that stands the engine goes on",
 }
 UNFORMED = {
     "schema": "llama-server ignores `text.format` on `/v1/responses`, asked directly too: the model's "
