@@ -80,7 +80,7 @@ def a_start_is_over_only_when_the_daemon_is_ready():
     run("systemd-sysusers")
     run("systemctl", "daemon-reload")
     for name, script, keys in (
-        ("kept", "", "autostart = true"),  # Kept from `a_restart_keeps_engines…` on.
+        ("kept", "", 'on_exit = "keep"\nautostart = true'),
         ("stopped", "", "autostart = true"),
         ("rude", "ignore=TERM fork setsid", 'autostart = true\nstop_timeout = "1s"'),
         ("hungry", "alloc=64MiB alloc_at=request", "autostart = true"),
@@ -237,6 +237,9 @@ def a_restart_refuses_nobody():
 
 
 def a_killed_daemon_comes_back_and_nothing_is_left_of_its_engines():
+    kept = slot("kept")["pid"]
+    profile("kept", "", "autostart = true")  # Until `a_restart_keeps_engines…`.
+    wait_until("one that is not kept", lambda: slot("kept")["pid"] not in (None, kept))
     wait_until("all ready", lambda: all(slot(name)["state"] == "ready" for name in ALL))
     before = {name: slot(name)["pid"] for name in ALL}
     everything = engines_in()
