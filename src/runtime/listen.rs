@@ -190,7 +190,7 @@ fn means(wanted: SocketAddr, socket: &StdTcpListener) -> bool {
 }
 
 /// A socket of our own outlives us where the service manager says that it has a store (`FDSTORE`,
-/// systemd 254).
+/// systemd 254; before that our unit says it).
 fn keeper_of_own() -> Keeper {
     let room = env::var("FDSTORE").ok().and_then(|room| room.parse::<u32>().ok());
     match room {

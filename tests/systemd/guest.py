@@ -36,9 +36,8 @@ from box import (  # noqa: E402
 
 UNIT = Unit("slotd.service")
 SOCKET = Unit("slotd.socket")
-KEEP = """[Service]
-KillMode=process
-"""
+# A processor is emulated that knows no vector of more than two numbers.
+REAL_S = 600
 
 
 def main(wanted):
@@ -238,6 +237,9 @@ def a_restart_refuses_nobody():
 
 
 def a_killed_daemon_comes_back_and_nothing_is_left_of_its_engines():
+    kept = slot("kept")["pid"]
+    profile("kept", "", "autostart = true")  # Until `a_restart_keeps_engines…`.
+    wait_until("one that is not kept", lambda: slot("kept")["pid"] not in (None, kept))
     wait_until("all ready", lambda: all(slot(name)["state"] == "ready" for name in ALL))
     before = {name: slot(name)["pid"] for name in ALL}
     everything = engines_in()
@@ -254,7 +256,7 @@ def a_killed_daemon_comes_back_and_nothing_is_left_of_its_engines():
     return f"{len(everything)} processes of engines ended; {clients.told()}"
 
 
-def a_stop_leaves_no_process():
+def a_stop_leaves_no_process_where_none_is_kept():
     everything = [*engines_in(), UNIT.main_pid()]
     ensure(len(everything) > len(ALL) + 1, f"only {len(everything)} processes")
     run("systemctl", "stop", "slotd")
@@ -285,7 +287,7 @@ def a_bad_setting_is_not_tried_again():
 
 
 def a_restart_keeps_engines_and_refuses_nobody():
-    drop_in("keep.conf", KEEP)
+    profile("kept", "", 'on_exit = "keep"\nautostart = true')
     run("systemctl", "start", "slotd")
     wait_until("all ready", lambda: all(slot(name)["state"] == "ready" for name in ALL))
     before = {name: slot(name) for name in ALL}
@@ -308,6 +310,28 @@ def same_engine(before):
     ensure(now == ("ready", before["pid"], before["generation"]), f"the kept slot is {now}")
     cell = cgroup_of(before["pid"])
     ensure((cell / "memory.events").exists(), f"{cell} has lost its counters")
+
+
+def what_a_kept_engine_has_in_tmp_and_in_shared_memory_stays():
+    before = slot("kept")
+    # As the engine sees them.
+    seen = pathlib.Path(f"/proc/{before['pid']}/root")
+    user = pathlib.Path(f"/proc/{before['pid']}").stat().st_uid
+    folders = [seen / "tmp", seen / "var/tmp", seen / "dev/shm"]
+    for folder in folders:
+        (folder / "probe").write_text("of an engine")
+        os.chown(folder / "probe", user, -1)
+    for host in ("/tmp/probe", "/var/tmp/probe"):
+        ensure(not pathlib.Path(host).exists(), f"{host} is seen by all")
+    run("systemctl", "restart", "slotd")
+    same_engine(before)
+    for folder in folders:
+        ensure((folder / "probe").exists(), f"{folder}/probe is gone")
+        (folder / "another").write_text("")
+        for name in ("probe", "another"):
+            (folder / name).unlink()
+    wait_until("all ready", lambda: all(slot(name)["state"] == "ready" for name in ALL))
+    return "files stay, new ones can be made, nobody else sees /tmp"
 
 
 def a_killed_daemon_adopts_what_is_kept_and_ends_the_rest():
@@ -419,10 +443,10 @@ def a_real_engine_runs_under_the_hardening():
     text = 'engine = "candle"\nmodel = "model.gguf"\nautostart = true\ncontext = 256\nparallel = 1\n'
     pathlib.Path("/etc/slotd/profiles/real.toml").write_text(text)
     run("systemctl", "start", "slotd")
-    wait_until("the real engine", lambda: slot("real")["state"] in ("ready", "failed"), 200)
+    wait_until("the real engine", lambda: slot("real")["state"] in ("ready", "failed"), REAL_S)
     shown = slot("real")
     ensure(shown["state"] == "ready", f"{shown['reason']}")
-    status, body = ask_slot("real", 2, 200)
+    status, body = ask_slot("real", 2, REAL_S)
     ensure(status == 200, f"it answered {status}: {body}")
     return f"loaded in {shown['loads_ms'][-1] / 1000:.1f} s under emulation, and answered"
 
@@ -439,9 +463,10 @@ CHECKS = [
         an_upgrade_keeps_the_process_and_refuses_nobody,
         a_restart_refuses_nobody,
         a_killed_daemon_comes_back_and_nothing_is_left_of_its_engines,
-        a_stop_leaves_no_process,
+        a_stop_leaves_no_process_where_none_is_kept,
         a_bad_setting_is_not_tried_again,
         a_restart_keeps_engines_and_refuses_nobody,
+        what_a_kept_engine_has_in_tmp_and_in_shared_memory_stays,
         a_killed_daemon_adopts_what_is_kept_and_ends_the_rest,
         an_adopted_engine_that_dies_for_memory_is_told_apart,
         a_daemon_that_stands_still_is_killed_and_restarted,
