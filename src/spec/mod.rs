@@ -7,6 +7,7 @@ pub mod death;
 pub mod identity;
 pub mod ladder;
 mod name;
+pub mod params;
 pub mod profile;
 mod quantity;
 pub mod requests;

@@ -15,6 +15,7 @@ mod client;
 mod daemon;
 mod detection;
 mod hammer;
+mod resume;
 
 use std::{env, fs, path::PathBuf, time::Duration};
 
@@ -43,12 +44,17 @@ async fn main() {
         detection::detection(&programs).await;
         return;
     }
+    if env::var_os("SLOTD_BENCH_RESUME").is_some() {
+        resume::resume(&programs).await;
+        return;
+    }
     starts(&programs).await;
     idle(&programs).await;
     cold_starts(&programs).await;
     added_latency(&programs).await;
     detection::detection(&programs).await;
     hammer::hammer(&programs).await;
+    resume::resume(&programs).await;
 }
 
 /// Start of the process to the line that says it listens.

@@ -184,7 +184,7 @@ fn words_of_other_programs_are_understood() {
     qwen.toml:5:1: max_body: unknown key
       hint: `max_body` is a key of the daemon's own file, `slotd.toml`
     qwen.toml:6:1: colour: unknown key
-      hint: the keys are `model`, `engine`, `command`, `args`, `env`, `aliases`, `routes`, `resume`, `capabilities`, `context`, `parallel`, `threads`, `gpu_layers`, `ladder`, `autostart`, `essential`, `max_restarts`, `start_timeout`, `stop_timeout`, `hang_timeout`, `idle_timeout`, `on_exit`, `lane`, `queue_timeout`, `on_client_gone`
+      hint: the keys are `model`, `engine`, `command`, `args`, `env`, `aliases`, `routes`, `resume`, `capabilities`, `context`, `parallel`, `threads`, `gpu_layers`, `ladder`, `autostart`, `essential`, `max_restarts`, `start_timeout`, `stop_timeout`, `hang_timeout`, `idle_timeout`, `on_exit`, `lane`, `queue_timeout`, `on_client_gone`, `params`, `variants`
     "#);
 }
 
@@ -237,4 +237,37 @@ fn a_file_full_of_nonsense_is_answered_at_once_and_in_short() {
         assert!(shown.lines().count() < 250, "{} lines", shown.lines().count());
         assert!(shown.len() < 100_000, "{} bytes", shown.len());
     }
+}
+
+#[test]
+fn parameters_are_refused_with_their_place() {
+    let text = "model = 'a.gguf'\naliases = ['fast']\n[params]\ntemperature = 1\nstrip = ['seed', 3]\n[params.default]\nmodel = 'x'\nseed = 1\n[params.set]\nwhen = 2026-01-01\n\"a b\" = nan\n[variants.fast]\nset = 5\n[variants.'b d']\n[variants]\nworse = 1\n";
+    assert_snapshot!(faults(text), @r#"
+    qwen.toml:4:1: params.temperature: unknown key
+      hint: write it below `default` (where the request does not say) or `set` (always)
+    qwen.toml:5:10: params.strip[0]: `seed` is there twice among `default`, `set` and `strip`
+      hint: keep the one that is meant
+    qwen.toml:5:18: params.strip[1]: expected a string, found a whole number
+      hint: put it in quotes: `"3"`
+    qwen.toml:7:1: params.default.model: `model` is the client's to say
+      hint: take it out
+    qwen.toml:10:8: params.set.when: holds what JSON has no value for
+      hint: dates, `nan` and `inf` are none: write a string or a number
+    qwen.toml:11:9: params.set."a b": holds what JSON has no value for
+      hint: dates, `nan` and `inf` are none: write a string or a number
+    qwen.toml:12:11: variants.fast: `fast` is there twice
+      hint: take one of the two out
+    qwen.toml:13:7: variants.fast.set: expected a table, found a whole number
+      hint: write `[variants.fast.set]` above its keys
+    qwen.toml:14:11: variants."b d": ` ` does not fit, an alias is made of `a-z A-Z 0-9 . _ - / : @ +`
+      hint: use the name that clients send as `model`, `gpt-4o-mini` say
+    qwen.toml:16:9: variants.worse: expected a table, found a whole number
+      hint: write `[variants.worse]` above its keys
+    "#);
+    assert_snapshot!(faults("model = 'a.gguf'\nparams = 3\nvariants = 'x'"), @r"
+    qwen.toml:2:10: params: expected a table, found a whole number
+      hint: write `[params]` above its keys
+    qwen.toml:3:12: variants: expected a table, found a string
+      hint: write `[variants]` above its keys
+    ");
 }
