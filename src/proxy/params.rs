@@ -66,7 +66,9 @@ fn added(entries: &[Entry], params: &Params, kept: usize) -> String {
         if kept > 0 || !text.is_empty() {
             text.push(',');
         }
-        text.push_str(&format!("{}:{value}", Value::from(key.as_str())));
+        text.push_str(&Value::from(key.as_str()).to_string());
+        text.push(':');
+        text.push_str(&value.to_string());
     }
     text
 }

@@ -14,6 +14,7 @@ use slotd::{
     proxy::{Access, AccessLog, Flights, Gate, Limits, Phase, RouteTable, Shared, Suspects, serve},
     spec::{
         Generation, Monotime, SlotName, WaiterId,
+        edit::Edits,
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile},
         requests::Requests,
@@ -103,6 +104,7 @@ impl World {
             engine: None,
             rung: None,
             rung_index: 0,
+            edits: Edits::default(),
             tally: 0,
             restarts: 0,
             waiting: 0,
@@ -222,6 +224,7 @@ fn profile(slot: &str) -> Profile {
         source: PathBuf::from("profile.toml"),
         model: Some(ModelSource::Hub { repo: "org/small".to_owned(), quant: None }),
         engine: EngineChoice::Auto,
+        stop_command: Vec::new(),
         args: Vec::new(),
         env: BTreeMap::new(),
         aliases: Vec::new(),
