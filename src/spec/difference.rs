@@ -69,14 +69,12 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
     found.compare("aliases", Live, list(aliases), list(&after.aliases));
     found.compare("routes", Live, list(routes), list(&after.routes));
     found.compare("capabilities", Restart, offered(capabilities), offered(&after.capabilities));
-    for (key, before, after) in [
+    found.compare_numbers([
         ("context", *context, after.context),
         ("parallel", *parallel, after.parallel),
         ("threads", *threads, after.threads),
         ("gpu_layers", *gpu_layers, after.gpu_layers),
-    ] {
-        found.compare(key, Restart, or_word(before, "default"), or_word(after, "default"));
-    }
+    ]);
     found.compare_ladders(ladder, &after.ladder);
     for (key, before, after) in [
         ("resume", resume.to_string(), after.resume.to_string()),
@@ -121,6 +119,14 @@ impl Found {
         let (stop, next_stop) = (&before.stop_command, &after.stop_command);
         self.compare("stop_command", Reach::Restart, list(stop), list(next_stop));
         self.compare("url", Reach::Restart, url(before), url(after));
+    }
+
+    /// All of them are what an engine is started with.
+    fn compare_numbers<const N: usize>(&mut self, numbers: [(&str, Option<u32>, Option<u32>); N]) {
+        for (key, before, after) in numbers {
+            let (before, after) = (or_word(before, "default"), or_word(after, "default"));
+            self.compare(key, Reach::Restart, before, after);
+        }
     }
 
     /// Rungs are too many words for one line.
