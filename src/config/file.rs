@@ -9,11 +9,13 @@ use schemars::JsonSchema;
 
 use super::{
     ladder::{self, LadderShape},
+    params::{self, ParamsShape},
     requests,
     walk::{At, MayBeEmpty, Walk},
 };
 use crate::spec::{
     ladder::LadderChoice,
+    params::Params,
     profile::{Capability, OnExit},
     requests::{Lane, OnClientGone, Requests},
 };
@@ -170,6 +172,17 @@ pub(super) struct ProfileFile {
     /// `cancel`.
     #[schemars(with = "String", extend("enum" = ["cancel", "drain"], "default" = "cancel"))]
     pub(super) on_client_gone: OnClientGone,
+
+    /// What is changed at the top of each request's JSON object before the engine gets it: `default`
+    /// adds what the request does not say, `set` overrides what it says, `strip` takes out. Default:
+    /// nothing; every byte goes on as it came.
+    #[schemars(with = "ParamsShape", extend("default" = {}))]
+    pub(super) params: Params,
+
+    /// More aliases, each with `default`, `set` and `strip` of its own on top of `params`:
+    /// `[variants.NAME]`. Default: none.
+    #[schemars(with = "std::collections::BTreeMap<String, ParamsShape>", extend("default" = {}))]
+    pub(super) variants: Vec<(At<String>, Params)>,
 }
 
 /// The word in `engine`.
@@ -189,7 +202,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 27] = [
+pub(super) const KEYS: [&str; 29] = [
     "model",
     "engine",
     "command",
@@ -217,6 +230,8 @@ pub(super) const KEYS: [&str; 27] = [
     "lane",
     "queue_timeout",
     "on_client_gone",
+    "params",
+    "variants",
 ];
 
 impl ProfileFile {
@@ -224,7 +239,7 @@ impl ProfileFile {
     /// is `None` only when its value was refused.
     pub(super) fn take(walk: &mut Walk<'_>) -> Self {
         walk.refuse_unknown(&KEYS, better_key);
-        let Requests { lane, queue_timeout, on_client_gone } = requests::take(walk);
+        let Requests { lane, queue_timeout, on_client_gone, .. } = requests::take(walk);
         let has_engine = walk.offset_of_key("engine").is_some();
         Self {
             model: walk.take_text("model"),
@@ -270,13 +285,18 @@ impl ProfileFile {
             lane,
             queue_timeout,
             on_client_gone,
+            params: params::take(walk),
+            variants: params::take_variants(walk),
         }
     }
 
     /// Returns how the slot's requests are treated.
     pub(super) fn requests(&self) -> Requests {
         let Self { lane, queue_timeout, on_client_gone, .. } = *self;
-        Requests { lane, queue_timeout, on_client_gone }
+        let variants = self.variants.iter();
+        let variants = variants.map(|(name, params)| (name.value.clone(), params.clone()));
+        let params = self.params.clone();
+        Requests { lane, queue_timeout, on_client_gone, params, variants: variants.collect() }
     }
 }
 

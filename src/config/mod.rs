@@ -22,6 +22,7 @@ mod ladder;
 mod load;
 mod model;
 mod names;
+mod params;
 mod profile;
 mod requests;
 mod schema;

@@ -57,12 +57,16 @@ pub(super) fn claims(
     at: (&Path, &str),
 ) -> Vec<Claim> {
     let mut claims = Vec::new();
-    for (sharing, names) in [(Sharing::Alone, &typed.aliases), (Sharing::Shared, &typed.routes)] {
+    // A variant is an alias with parameters of its own.
+    let variants = typed.variants.iter().map(|(name, _)| name);
+    let aliases: Vec<&At<String>> = typed.aliases.iter().chain(variants).collect();
+    let routes: Vec<&At<String>> = typed.routes.iter().collect();
+    for (sharing, names) in [(Sharing::Alone, aliases), (Sharing::Shared, routes)] {
         if let Some(name) = names.get(MAX_NAMES) {
             let message = format!("a slot has at most {MAX_NAMES} {}", sharing.counted());
             walk.refuse_value(name, message, "take this one and those after it out");
         }
-        for name in names.iter().take(MAX_NAMES) {
+        for name in names.into_iter().take(MAX_NAMES) {
             claim(walk, &mut claims, (sharing, name), slot, at);
         }
     }

@@ -16,5 +16,6 @@ pub(super) fn take(walk: &mut Walk<'_>) -> Requests {
         lane: walk.take_choice("lane", &LANES).unwrap_or_default(),
         queue_timeout: walk.take_duration("queue_timeout", &QUEUE_TIMEOUT),
         on_client_gone: walk.take_choice("on_client_gone", &ON_CLIENT_GONE).unwrap_or_default(),
+        ..Requests::default()
     }
 }

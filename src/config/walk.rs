@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeSet, ops::RangeInclusive, path::Path, time::Duration};
 
+use serde_json::{Number, Value};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -218,13 +219,87 @@ impl<'t> Walk<'t> {
                 self.refuse_type(&path, item, "a table", &hint);
                 continue;
             };
-            let outer = std::mem::replace(&mut self.table, table);
             let below = (format!("{path}."), item.span().start);
-            let outer_below = std::mem::replace(&mut self.below, below);
-            taken.push(take(self));
-            (self.table, self.below) = (outer, outer_below);
+            taken.push(self.inside(table, below, &mut take));
         }
         Some(taken)
+    }
+
+    /// Takes a table by `take`.
+    pub(super) fn take_table<T>(
+        &mut self,
+        key: &str,
+        take: impl FnOnce(&mut Self) -> T,
+    ) -> Option<T> {
+        let found = self.table.get(key)?;
+        let DeValue::Table(table) = found.get_ref() else {
+            let hint = format!("write `[{}{key}]` above its keys", self.below.0);
+            self.refuse_type(key, found, "a table", &hint);
+            return None;
+        };
+        let below = format!("{}{}.", self.below.0, shown_key(key));
+        Some(self.inside(table, (below, found.span().start), take))
+    }
+
+    /// Takes a table of tables, each by `take`; the names come with their places. One that is no
+    /// table is left out.
+    pub(super) fn take_named_tables<T>(
+        &mut self,
+        key: &str,
+        mut take: impl FnMut(&mut Self) -> T,
+    ) -> Option<Vec<(At<String>, T)>> {
+        let names = self.take_table(key, |walk| {
+            let named = walk.table.iter().map(|(name, _)| {
+                let key = format!("{key}.{}", shown_key(name.get_ref()));
+                At { value: name.get_ref().to_string(), key, offset: name.span().start }
+            });
+            named.collect::<Vec<_>>()
+        })?;
+        self.take_table(key, |walk| {
+            let tables = names.into_iter().filter_map(|name| {
+                let table = walk.take_table(&name.value, &mut take)?;
+                Some((name, table))
+            });
+            tables.collect()
+        })
+    }
+
+    /// Takes a table of values that JSON has as well. A pair with a fault is left out.
+    pub(super) fn take_values(&mut self, key: &str) -> Vec<(At<String>, Value)> {
+        let taken = self.take_table(key, |walk| {
+            let pairs = walk.table.iter().filter_map(|(name, found)| {
+                let path = shown_key(name.get_ref());
+                let value = json_of(found.get_ref()).or_else(|| {
+                    let hint = "dates, `nan` and `inf` are none: write a string or a number";
+                    walk.refuse(
+                        found.span().start,
+                        &path,
+                        "holds what JSON has no value for",
+                        hint,
+                    );
+                    None
+                })?;
+                let key = format!("{key}.{path}");
+                let name = At { value: name.get_ref().to_string(), key, offset: name.span().start };
+                Some((name, value))
+            });
+            pairs.collect()
+        });
+        taken.unwrap_or_default()
+    }
+
+    /// Walks a table below this one.
+    fn inside<T>(
+        &mut self,
+        table: &'t DeTable<'t>,
+        below: (String, usize),
+        take: impl FnOnce(&mut Self) -> T,
+    ) -> T {
+        let outer = std::mem::replace(&mut self.table, table);
+        let outer_below = std::mem::replace(&mut self.below, below);
+        let taken = take(self);
+        (self.table, self.below) = (outer, outer_below);
+        taken
     }
 
     /// Takes a table of texts. A pair with a fault is left out.
@@ -464,6 +539,35 @@ pub(super) fn shown_duration(duration: Duration) -> String {
         .find(|(_, scale)| millis.is_multiple_of(*scale))
         .unwrap_or(("ms", 1));
     format!("{}{unit}", millis / scale)
+}
+
+/// Returns the JSON of a value; `None` if JSON has none.
+fn json_of(value: &DeValue<'_>) -> Option<Value> {
+    Some(match value {
+        DeValue::String(text) => Value::from(text.as_ref()),
+        DeValue::Integer(integer) => {
+            let number = i128::from_str_radix(integer.as_str(), integer.radix()).ok()?;
+            i64::try_from(number)
+                .map(Value::from)
+                .or_else(|_| u64::try_from(number).map(Value::from))
+                .ok()?
+        }
+        DeValue::Float(float) => {
+            let number = float.as_str().parse::<f64>().ok()?;
+            Value::Number(Number::from_f64(number)?)
+        }
+        DeValue::Boolean(flag) => Value::from(*flag),
+        DeValue::Datetime(_) => return None,
+        DeValue::Array(items) => {
+            Value::Array(items.iter().map(|item| json_of(item.get_ref())).collect::<Option<_>>()?)
+        }
+        DeValue::Table(table) => {
+            let pairs = table.iter();
+            let pairs = pairs
+                .map(|(key, value)| Some((key.get_ref().to_string(), json_of(value.get_ref())?)));
+            Value::Object(pairs.collect::<Option<_>>()?)
+        }
+    })
 }
 
 fn kind(value: &DeValue<'_>) -> &'static str {

@@ -14,7 +14,8 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use super::{payload::Payload, reply::Fault};
+use super::{params, payload::Payload, reply::Fault};
+use crate::spec::params::Params;
 
 /// How long a client may pause within a body.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -39,6 +40,14 @@ impl Asked {
     /// What is passed on without a look into it. `model` is what else named one.
     pub(super) fn unread(bytes: Bytes, model: Option<String>) -> Self {
         Self { payload: Payload::bytes(bytes), model, is_stream: false, model_at: None }
+    }
+
+    /// Changes the parameters of a JSON object as the profile says; a form is left as it is.
+    pub(super) fn change(&mut self, params: &Params) {
+        let changed = self.payload.in_memory().and_then(|bytes| params::applied(bytes, params));
+        if let Some(bytes) = changed {
+            self.payload = Payload::bytes(bytes);
+        }
     }
 
     /// Returns the body with `name` in the place of the model, and every other byte as it came.

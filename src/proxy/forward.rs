@@ -59,7 +59,12 @@ pub(super) async fn forward(
         Ok::<_, Fault>((asked, target))
     };
     match found.await {
-        Ok((asked, target)) => go(client, head, (target, work.form), (asked, upgrade)).await,
+        Ok((mut asked, target)) => {
+            if let Some(params) = target.profile.requests.params_of(asked.model.as_deref()) {
+                asked.change(&params);
+            }
+            go(client, head, (target, work.form), (asked, upgrade)).await
+        }
         Err(fault) => (None, fault.response_in(work.form.dialect)),
     }
 }
@@ -90,7 +95,8 @@ async fn go(
     (target, form): (Target, Form),
     (asked, upgrade): (Asked, Option<OnUpgrade>),
 ) -> (Option<SlotName>, Response<Body>) {
-    let wishes = target.wishes.clone();
+    let profile = Arc::clone(&target.profile);
+    let wishes = &profile.requests;
     let lane = match lane(&head.headers) {
         Ok(lane) => lane.unwrap_or(wishes.lane),
         Err(fault) => return (None, fault.response_in(form.dialect)),

@@ -30,6 +30,7 @@ mod listing;
 mod meters;
 mod metrics;
 mod normalise;
+mod params;
 mod payload;
 mod pending;
 mod record;

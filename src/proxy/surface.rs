@@ -143,10 +143,10 @@ pub(super) fn work(path: &str) -> Option<Work> {
         "/v1/chat/completions" | "/chat/completions" => json(Can::Chat, Every).ends(Whole::Done),
         "/v1/completions" => json(Can::Completion, Every).ends(Whole::Done),
         "/v1/responses" => json(Can::Chat, NotCandle).speaks(Dialect::Responses).ends(RESPONSE),
-        "/v1/chat/completions/input_tokens"
-        | "/v1/responses/input_tokens"
-        | "/v1/responses/compact"
-        | "/apply-template" => json(Can::Chat, NotCandle),
+        "/v1/chat/completions/input_tokens" | "/v1/responses/input_tokens" | "/apply-template" => {
+            json(Can::Chat, NotCandle)
+        }
+        "/v1/responses/compact" => json(Can::Chat, NotOurs),
         "/v1/messages" => json(Can::Chat, NotCandle).speaks(Dialect::Anthropic).ends(MESSAGE),
         "/v1/messages/count_tokens" => json(Can::Chat, NotCandle).speaks(Dialect::Anthropic),
         "/v1/embeddings" | "/embeddings" => json(Can::Embed, Every),

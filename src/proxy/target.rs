@@ -1,5 +1,7 @@
 //! Which slot a request is for, and which path of its engine.
 
+use std::sync::Arc;
+
 use hyper::Uri;
 
 use super::{
@@ -10,15 +12,15 @@ use super::{
     routes::{Route, RouteTable},
     surface::{UPSTREAM, Work},
 };
-use crate::spec::requests::Requests;
+use crate::spec::profile::Profile;
 
 /// The slots that may serve, and a path of their engines.
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) candidates: Candidates,
     pub(super) path: Uri,
-    /// What the profile wishes for its requests.
-    pub(super) wishes: Requests,
+    /// What the slot's requests are treated by.
+    pub(super) profile: Arc<Profile>,
 }
 
 /// Finds the slot that is to do some work.
@@ -60,7 +62,7 @@ pub(super) fn of_work(
     }
     let body = asked.payload.in_memory().map(|bytes| &bytes[..]).unwrap_or_default();
     let candidates = Candidates::new(&replicas, body);
-    Ok(Target { candidates, path: path_at(route, uri), wishes: route.profile.requests.clone() })
+    Ok(Target { candidates, path: path_at(route, uri), profile: Arc::clone(&route.profile) })
 }
 
 /// Finds the slot that a path below [`UPSTREAM`] names, by any of its names, also one with slashes.
@@ -74,8 +76,8 @@ pub(super) fn of_path(table: &RouteTable, uri: &Uri) -> Result<Target, Fault> {
         let path = format!("{path}{query}").parse().map_err(|_| {
             Fault::bad_request(None, "bad_path", "the rest of the path is none".to_owned())
         })?;
-        let wishes = replicas.first.profile.requests.clone();
-        return Ok(Target { candidates: Candidates::new(&replicas, &[]), path, wishes });
+        let profile = Arc::clone(&replicas.first.profile);
+        return Ok(Target { candidates: Candidates::new(&replicas, &[]), path, profile });
     }
     let name = rest.split('/').next().unwrap_or_default();
     Err(listing::unknown(table, &decoded(name)))

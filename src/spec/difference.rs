@@ -137,11 +137,18 @@ impl Found {
     }
 
     fn compare_requests(&mut self, before: &Requests, after: &Requests) {
-        let Requests { lane, queue_timeout, on_client_gone } = before;
+        let Requests { lane, queue_timeout, on_client_gone, params, variants } = before;
         self.compare("lane", Reach::Live, lane.as_str(), after.lane.as_str());
         self.compare_times([("queue_timeout", *queue_timeout, after.queue_timeout)]);
         let gone = (on_client_gone.as_str(), after.on_client_gone.as_str());
         self.compare("on_client_gone", Reach::Live, gone.0, gone.1);
+        // A prompt may be among them: no values.
+        if *params != after.params {
+            self.add("params", Reach::Live, None);
+        }
+        if *variants != after.variants {
+            self.add("variants", Reach::Live, None);
+        }
     }
 
     /// None of them is what an engine is started with.
@@ -225,6 +232,7 @@ mod tests {
     use crate::spec::{
         Endpoint,
         ladder::LadderChoice,
+        params::Params,
         profile::{External, ModelSource},
         requests::{Lane, OnClientGone},
     };
@@ -257,6 +265,17 @@ mod tests {
             on_exit: OnExit::Stop,
             requests: Requests::default(),
         }
+    }
+
+    #[test]
+    fn parameters_differ_live_and_their_values_are_not_shown() {
+        let params = Params { strip: ["secret".to_owned()].into(), ..Params::default() };
+        let variants = [("x".to_owned(), params.clone())].into();
+        let requests = Requests { params, variants, ..Requests::default() };
+        let found = differences(&profile(), &Profile { requests, ..profile() });
+        let keys: Vec<_> = found.iter().map(|one| (one.key.as_str(), one.restarts)).collect();
+        assert_eq!(keys, [("params", false), ("variants", false)]);
+        assert!(!format!("{found:?}").contains("secret"), "{found:?}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod endpoint;
 pub mod identity;
 pub mod ladder;
 mod name;
+pub mod params;
 pub mod profile;
 mod quantity;
 pub mod requests;

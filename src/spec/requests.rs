@@ -1,8 +1,10 @@
 //! How a slot's requests are treated: who goes first, how long they wait, what a client's leaving means.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
+
+use super::params::Params;
 
 /// What a profile says of its slot's requests.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -14,6 +16,22 @@ pub struct Requests {
     pub queue_timeout: Option<Duration>,
     /// What the engine is told when a client leaves.
     pub on_client_gone: OnClientGone,
+    /// What is changed in each request.
+    pub params: Params,
+    /// What is changed besides in those by one of these aliases.
+    pub variants: BTreeMap<String, Params>,
+}
+
+impl Requests {
+    /// Returns what is changed in a request that asks for `name`; `None` if nothing is.
+    pub fn params_of(&self, name: Option<&str>) -> Option<Params> {
+        let all = match name.and_then(|name| self.variants.get(name)) {
+            Some(variant) => self.params.with(variant),
+            None if self.params.is_empty() => return None,
+            None => self.params.clone(),
+        };
+        (!all.is_empty()).then_some(all)
+    }
 }
 
 /// Who is served first where requests wait for one slot.

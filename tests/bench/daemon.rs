@@ -64,7 +64,7 @@ impl Daemon {
             .arg(dir.path().join("profiles"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(fs::File::create(dir.path().join("daemon.log")).unwrap())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
@@ -90,6 +90,27 @@ impl Daemon {
         let answer = self.client.post(url).body(super::client::CHAT).send().await.unwrap();
         assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
         answer.bytes().await.unwrap();
+    }
+
+    /// Sends one request; returns its answer as it begins.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
+        let url = format!("{}{path}", self.url);
+        let answer = self.client.post(url).json(body).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+        answer
+    }
+
+    /// Sends one request; returns its answer whole.
+    pub(crate) async fn ask(&self, path: &str, body: &Value) -> Value {
+        self.post(path, body).await.json().await.unwrap()
+    }
+
+    /// How many tokens had come when the last stream was continued, by the daemon's log.
+    pub(crate) fn seam(&self) -> usize {
+        let log = fs::read_to_string(self.dir.path().join("daemon.log")).unwrap();
+        let line = log.lines().rfind(|line| line.contains("a stream is continued")).unwrap();
+        let tokens = line.split("tokens=").nth(1).unwrap();
+        tokens.split_whitespace().next().unwrap().parse().unwrap()
     }
 
     /// Loads a slot; returns when its route was open.

@@ -15,6 +15,7 @@ mod client;
 mod daemon;
 mod detection;
 mod hammer;
+mod resume;
 mod shares;
 
 use std::{env, fs, path::PathBuf, time::Duration};
@@ -48,6 +49,10 @@ async fn main() {
         shares::shares(&programs).await;
         return;
     }
+    if is_asked("SLOTD_BENCH_RESUME") {
+        resume::resume(&programs).await;
+        return;
+    }
     starts(&programs).await;
     idle(&programs).await;
     cold_starts(&programs).await;
@@ -55,6 +60,7 @@ async fn main() {
     detection::detection(&programs).await;
     hammer::hammer(&programs).await;
     shares::shares(&programs).await;
+    resume::resume(&programs).await;
 }
 
 /// Start of the process to the line that says it listens.

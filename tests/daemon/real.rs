@@ -1,5 +1,8 @@
 //! The whole daemon with real engines and a real model: llama-server and the candle worker.
 
+mod resume;
+mod surface;
+
 use std::{env, path::Path, process::Stdio};
 
 use nix::{

@@ -225,3 +225,19 @@ fn a_person_can_name_files_and_directories() {
       hint: write a whole number and a unit: `"32MiB"`, `"1GiB"`
     "#);
 }
+
+#[test]
+fn parameters_come_as_json_and_a_variant_is_an_alias() {
+    let text = "model = 'a.gguf'\naliases = ['other']\n[params]\nstrip = ['logprobs']\ndefault = { temperature = 0.2, top_k = 0x10 }\n[variants.\"org/fast:1\"]\nset = { stop = ['a', 'b'], chat_template_kwargs = { enable_thinking = false } }\n";
+    let profile = read(text).profile.unwrap_or_else(|| panic!("{}", super::faults(text)));
+    assert_eq!(profile.aliases, ["other", "org/fast:1"]);
+    let params = profile.requests.params_of(Some("org/fast:1")).unwrap();
+    let told = serde_json::to_string(&params).unwrap();
+    assert_eq!(
+        told,
+        r#"{"default":{"temperature":0.2,"top_k":16},"set":{"chat_template_kwargs":{"enable_thinking":false},"stop":["a","b"]},"strip":["logprobs"]}"#
+    );
+    assert_eq!(profile.requests.params_of(Some("other")), Some(profile.requests.params.clone()));
+    let bare = read("model = 'a.gguf'").profile.unwrap();
+    assert_eq!(bare.requests.params_of(Some("other")), None);
+}
