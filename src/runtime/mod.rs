@@ -27,4 +27,5 @@ mod start;
 mod upgrade;
 mod watch;
 
+pub use listen::Addresses;
 pub use start::{StartFault, run};

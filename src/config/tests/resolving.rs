@@ -130,7 +130,7 @@ fn relative_flags_start_in_the_working_directory() {
 fn every_fault_of_flags_file_and_environment_comes_at_once() {
     let folder = Folder::with(&[(
         "slotd.toml",
-        "listen = '0.0.0.0'\nqueue_limt = 1\nmax_body = '32MB'\nlog_format = 'jsn'\n\
+        "listen = '0.0.0.0'\nollama_listen = 'x'\nqueue_limt = 1\nmax_body = '32MB'\nlog_format = 'jsn'\n\
          profiles = 'here'\nstate_dir = '~/x'\naliases = []",
     )]);
     let flags = Flags {
