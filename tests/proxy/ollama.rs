@@ -228,7 +228,7 @@ async fn a_death_in_mid_stream_is_a_line_and_an_aborted_connection() {
     client.chunk(&mut body).await.unwrap();
     // An event that was begun is lost, not told in halves.
     line.chunk("data: {\"choices\":[{\"del").await;
-    gate.mark_dead(Blame::Requests);
+    gate.mark_dead(Blame::Request);
     drop(line);
     let answer = client.rest(head).await;
     assert!(!answer.is_whole, "the stream ended cleanly");

@@ -1,7 +1,5 @@
 //! Models as Ollama lists them: `/api/tags`, `/api/ps`, `/api/show`. It wakes nothing.
 
-use std::fmt::Write as _;
-
 use hyper::{Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -120,11 +118,9 @@ fn entry(name: &str, route: &Route) -> Map<String, Value> {
 }
 
 fn digest(slot: &str) -> String {
-    Sha256::digest(slot.as_bytes()).iter().fold(String::new(), |mut text, byte| {
-        // Writing to a text does not fail.
-        drop(write!(text, "{byte:02x}"));
-        text
-    })
+    let digest = Sha256::digest(slot.as_bytes());
+    let halves = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    halves.filter_map(|half| char::from_digit(u32::from(half), 16)).collect()
 }
 
 fn details(profile: &Profile) -> Value {
