@@ -77,8 +77,7 @@ pub(super) async fn answer(
     (kind, bytes): (Kind, &[u8]),
     began: Instant,
 ) -> Result<Answered, Fault> {
-    let asked: Asked =
-        serde_json::from_slice(bytes).map_err(|error| listing::unreadable(&error))?;
+    let asked: Asked = listing::read(bytes)?;
     let name = asked.model.filter(|name| !name.is_empty());
     let input = if kind == Kind::Embed { asked.input } else { asked.prompt.map(Value::from) };
     let mut told = Map::new();

@@ -1,7 +1,7 @@
 //! Models as Ollama lists them: `/api/tags`, `/api/ps`, `/api/show`. It wakes nothing.
 
 use hyper::{Response, StatusCode};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -70,7 +70,7 @@ pub(super) fn show(table: &RouteTable, body: &[u8]) -> Result<Response<Body>, Fa
         /// What older clients send.
         name: Option<String>,
     }
-    let asked: Asked = serde_json::from_slice(body).map_err(|error| unreadable(&error))?;
+    let asked: Asked = read(body)?;
     let name = asked.model.filter(|name| !name.is_empty()).or(asked.name).unwrap_or_default();
     let route = find(table, &name)
         .and_then(|name| table.find(name))
@@ -95,10 +95,15 @@ pub(super) fn show(table: &RouteTable, body: &[u8]) -> Result<Response<Body>, Fa
     Ok(json_response(StatusCode::OK, &shown))
 }
 
-/// Says why a body cannot be read.
-pub(super) fn unreadable(error: &serde_json::Error) -> Fault {
-    let message = format!("the request body cannot be read: {error}");
-    Fault::bad_request(None, "invalid_json", message)
+/// Reads the body of a request.
+pub(super) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    let invalid = |message| Fault::bad_request(None, "invalid_json", message);
+    // Asked first: a list would be read as the fields in their order.
+    if matches!(body.trim_ascii_start().first(), Some(first) if *first != b'{') {
+        return Err(invalid("the request body is no JSON object".to_owned()));
+    }
+    serde_json::from_slice(body)
+        .map_err(|error| invalid(format!("the request body cannot be read: {error}")))
 }
 
 fn entry(name: &str, route: &Route) -> Map<String, Value> {

@@ -75,8 +75,7 @@ async fn text(
     (kind, bytes): (Kind, &[u8]),
     began: Instant,
 ) -> Result<Answered, Fault> {
-    let mut asked: request::Asked =
-        serde_json::from_slice(bytes).map_err(|error| listing::unreadable(&error))?;
+    let mut asked: request::Asked = listing::read(bytes)?;
     let name = asked.model.take().filter(|name| !name.is_empty());
     let (is_stream, is_last) = (asked.is_stream(), asked.is_last());
     let is_chat = kind == Kind::Chat;
