@@ -75,6 +75,7 @@ async fn help_names_every_subcommand_and_exit_code() {
     Commands:
       serve        Run the daemon in the foreground
       validate     Check profiles and tell every fault with its place
+      plan         Tell what an edit of profiles would do: which slots restart, drain, come, go or stay
       schema       Print the JSON Schema of a profile
       ps           List the slots
       status       Tell how a slot is, why, and what can be done; or how the daemon is
@@ -99,7 +100,7 @@ async fn help_names_every_subcommand_and_exit_code() {
 
     Exit codes:
         0  done
-        1  `validate` found faults
+        1  `validate` or `plan` found faults
        64  the command line cannot be understood
        65  a model file is damaged (`worker`)
        66  a model file is missing (`worker`)
@@ -244,9 +245,9 @@ async fn ps_prints_what_the_api_says() {
     assert_eq!((&said[0]["slot"], &said[1]["state"]), (&"chat".into(), &"offline".into()));
     let table = text(&played.slotd(["ps"]).await.stdout);
     assert_snapshot!(table, @r"
-    SLOT   STATE    ENGINE  MODEL   PID  MEM  REQ  WAIT  RUNG  RESTARTS  VERDICT  SINCE
-    chat   offline  auto    m.gguf  -    -    -    0     -     0         -        3.0s
-    embed  offline  auto    m.gguf  -    -    -    0     -     0         -        3.0s
+    SLOT   STATE    ENGINE  MODEL   PID  MEM  REQ  WAIT  RUNG  PROFILE  RESTARTS  VERDICT  SINCE
+    chat   offline  auto    m.gguf  -    -    -    0     -     -        0         -        3.0s
+    embed  offline  auto    m.gguf  -    -    -    0     -     -        0         -        3.0s
     ");
 }
 
@@ -334,6 +335,7 @@ async fn logs_and_the_daemons_state_are_shown() {
       state     [DIR]/state
       profiles  [DIR]/profiles
       slots     1, 0 of them ready
+      cores     0 of 4 in use by engines
 
     health: all is well
     ");

@@ -41,6 +41,7 @@ fn no_sequence_of_events_breaks_a_promise_and_every_cell_is_reached() {
     };
     let seen = RefCell::new((Counts::new(), 0_usize));
     let falls = RefCell::new(BTreeSet::new());
+    let rollbacks = RefCell::new(0_u64);
     let outcome = TestRunner::new(config).run(&strategy::script(), |script| {
         let (result, checker) = Player::play(&script);
         let mut seen = seen.borrow_mut();
@@ -49,6 +50,7 @@ fn no_sequence_of_events_breaks_a_promise_and_every_cell_is_reached() {
         }
         seen.1 += checker.events();
         falls.borrow_mut().extend(checker.falls.keys().copied());
+        *rollbacks.borrow_mut() += checker.rollbacks;
         result.map_err(|fault| {
             TestCaseError::fail(format!("{fault}\nthe last steps:\n{}", checker.last_steps(12)))
         })
@@ -59,6 +61,8 @@ fn no_sequence_of_events_breaks_a_promise_and_every_cell_is_reached() {
     let (counts, events) = seen.into_inner();
     println!("events: {events}");
     cells::print(&counts);
+    println!("edits undone: {}", rollbacks.borrow());
+    assert!(rollbacks.into_inner() > 100, "hardly an edit was undone");
     assert_eq!(falls.into_inner(), BTreeSet::from(Fall::ALL), "the ladder was not used");
     assert_eq!(cells::faults(&counts), Vec::<String>::new(), "the table of cells has holes");
 }
@@ -74,7 +78,7 @@ fn a_day_of_a_box_keeps_every_promise() {
         None => DAYS.to_vec(),
     };
     let (mut verdicts, mut states) = (BTreeSet::new(), BTreeSet::new());
-    let mut falls = BTreeSet::new();
+    let (mut falls, mut undone) = (BTreeSet::new(), 0);
     for seed in seeds {
         let mut world = World::new(seed);
         if let Err(fault) = world.live() {
@@ -84,6 +88,8 @@ fn a_day_of_a_box_keeps_every_promise() {
         let (events, cells) = (world.checker.events(), world.checker.cells.len());
         println!("seed {seed}: {events} events, {cells} cells, {}", world.figures);
         println!("  falls on the ladder {:?}", world.checker.falls);
+        println!("  edits undone {}", world.checker.rollbacks);
+        undone += world.checker.rollbacks;
         falls.extend(world.checker.falls.keys().copied());
         verdicts.append(&mut world.checker.verdicts);
         states.append(&mut world.checker.states);
@@ -94,5 +100,6 @@ fn a_day_of_a_box_keeps_every_promise() {
         assert_eq!(verdicts, BTreeSet::from(Verdict::ALL));
         assert_eq!(states, BTreeSet::from(cells::STATES));
         assert_eq!(falls, BTreeSet::from(Fall::ALL));
+        assert!(undone > 0, "no edit was undone");
     }
 }

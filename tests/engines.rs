@@ -14,7 +14,7 @@ use std::{
 };
 
 use slotd::{
-    engine::{self, Endpoint, EngineKind, Launch, code_cause},
+    engine::{self, CoreShare, Endpoint, EngineKind, Launch, code_cause},
     models::{Checks, Places, Refused, gguf},
     probe::{Health, Probe},
     spec::{
@@ -77,6 +77,7 @@ impl Machine {
                 candidates: vec![model.to_owned()],
             }),
             engine: EngineChoice::Auto,
+            stop_command: Vec::new(),
             args: Vec::new(),
             env: [].into(),
             aliases: Vec::new(),
@@ -107,8 +108,9 @@ impl Machine {
     fn launch(&self, profile: &Profile) -> Result<Launch, Refused> {
         let endpoint = self.endpoint();
         let checked = self.checks.run(profile, &endpoint)?;
+        let cores = CoreShare { machine: engine::Machine { cores: 2, has_gpu: false }, threads: 2 };
         checked
-            .launch((profile, &Rung::default()), &endpoint, &self.environment)
+            .launch((profile, &Rung::default()), cores, &endpoint, &self.environment)
             .map_err(|fault| Refused::of_launch(&fault, &checked))
     }
 

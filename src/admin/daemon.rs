@@ -17,6 +17,9 @@ pub struct DaemonObject {
     /// How many programs were before this one in its process: one more after each `slotd upgrade`.
     #[serde(default)]
     pub images: u32,
+    /// The CPU cores that engines share; 0 where an older daemon does not tell.
+    #[serde(default)]
+    pub cores: u32,
     /// How long it has run.
     pub uptime_ms: u64,
     /// Where the endpoint listens: `ADDR:PORT`.
@@ -61,6 +64,7 @@ impl DaemonObject {
             version: daemon.version.to_owned(),
             pid: daemon.pid,
             images: daemon.images,
+            cores: daemon.cores,
             uptime_ms: ms((state.now)().since(daemon.started)),
             listen: daemon.listen.to_string(),
             ollama_listen: daemon.ollama_listen.map(|address| address.to_string()),

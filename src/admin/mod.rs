@@ -12,6 +12,7 @@
 //! POST /v1/slots/{slot}/restart
 //! GET  /v1/slots/{slot}/watch        one slot a line: at once, and after each change
 //! GET  /v1/slots/{slot}/logs         text; ?lines=N (100), ?follow=true
+//! POST /v1/plan                      what profiles would change; nothing is changed
 //! GET  /v1/requests                  every request in flight, an array
 //! DELETE /v1/requests/{id}           202, once it is being cancelled
 //! POST /v1/daemon/upgrade            202, once the program on disk takes the daemon's place
@@ -22,6 +23,7 @@
 //! What is refused is answered with OpenAI's error object.
 
 mod daemon;
+mod plan;
 mod refusal;
 mod request;
 mod routes;
@@ -40,9 +42,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::{
     daemon::{DaemonObject, FaultObject},
+    plan::{Action, OtherObject, PlanObject, PlanRequest, PlannedObject},
     request::RequestObject,
     serve::serve,
-    slot::{DeathObject, SlotObject},
+    slot::{DeathObject, RejectedObject, SlotObject},
 };
 use crate::{
     config::Fault,
@@ -101,6 +104,8 @@ pub struct Daemon {
     pub pid: u32,
     /// How many programs were before this one in its process.
     pub images: u32,
+    /// The CPU cores that engines share.
+    pub cores: u32,
     /// When it started, by its own clock.
     pub started: Monotime,
     /// Where the endpoint listens.

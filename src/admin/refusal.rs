@@ -29,6 +29,15 @@ pub(super) enum Refusal {
     WrongMethod,
     /// The query cannot be read.
     BadQuery(String),
+    /// The body cannot be read.
+    BadBody(String),
+    /// Somebody else runs the slot's engine, and only they can restart it.
+    NotOurs {
+        /// The slot.
+        slot: String,
+        /// Where the engine is.
+        url: String,
+    },
     /// The daemon is ending, or is being upgraded already.
     Ending,
     /// The program on disk cannot take the daemon's place.
@@ -52,6 +61,8 @@ impl Refusal {
             Self::NoSuchPath(_) => (StatusCode::NOT_FOUND, "path_not_found", None),
             Self::WrongMethod => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
             Self::BadQuery(_) => (StatusCode::BAD_REQUEST, "bad_query", None),
+            Self::BadBody(_) => (StatusCode::BAD_REQUEST, "bad_body", None),
+            Self::NotOurs { .. } => (StatusCode::CONFLICT, "external_engine", Some("slot")),
             Self::Ending => (StatusCode::CONFLICT, "ending", None),
             Self::NoUpgrade(_) => (StatusCode::CONFLICT, "no_upgrade", None),
         }
@@ -78,8 +89,11 @@ impl Refusal {
             }
             Self::NoSuchPath(path) => format!("there is no path `{path}` in the control API"),
             Self::WrongMethod => "this path takes another method".to_owned(),
+            Self::NotOurs { slot, url } => format!(
+                "somebody else runs the engine of `{slot}`: restart it at {url}, slotd follows"
+            ),
             Self::Ending => "the daemon is ending or being upgraded already".to_owned(),
-            Self::BadQuery(fault) | Self::NoUpgrade(fault) => fault.clone(),
+            Self::BadQuery(fault) | Self::BadBody(fault) | Self::NoUpgrade(fault) => fault.clone(),
         }
     }
 }

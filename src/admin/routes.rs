@@ -3,7 +3,10 @@
 use axum::{
     Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, Path, Query, State as Extract, rejection::QueryRejection},
+    extract::{
+        DefaultBodyLimit, Path, Query, State as Extract,
+        rejection::{JsonRejection, QueryRejection},
+    },
     http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
@@ -13,7 +16,7 @@ use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    DaemonObject, Follow, LogRequest, RequestObject, SlotObject, State,
+    DaemonObject, Follow, LogRequest, PlanObject, PlanRequest, RequestObject, SlotObject, State,
     refusal::Refusal,
     streams::{changes, log},
 };
@@ -22,7 +25,9 @@ use crate::{
     supervisor::{SlotEvent, Snapshot},
 };
 
-/// No path takes a body; this much of one is read before it is refused.
+/// Profiles to be compared may be many.
+const MOST_PLAN: usize = 16 << 20;
+/// No other path takes a body; this much of one is read before it is refused.
 const MOST_BODY: usize = 64 << 10;
 const DEFAULT_LINES: usize = 100;
 const MOST_LINES: usize = 100_000;
@@ -47,6 +52,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/slots/{slot}/logs", get(logs))
         .route("/v1/requests", get(requests))
         .route("/v1/requests/{id}", delete(cancel))
+        .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MOST_PLAN)))
         .route("/v1/daemon", get(daemon))
         .route("/v1/daemon/upgrade", post(upgrade))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -83,6 +89,10 @@ async fn unload(app: Extract<App>, slot: Path<String>) -> Result<Response, Refus
 }
 
 async fn restart(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
+    let name = find(&app, &slot)?;
+    if let Some(url) = show(&app, &name)?.url {
+        return Err(Refusal::NotOurs { slot: name.to_string(), url });
+    }
     order(&app, &slot, SlotEvent::RestartRequested).await
 }
 
@@ -141,6 +151,15 @@ async fn cancel(
 
 async fn daemon(Extract(app): Extract<App>) -> Json<DaemonObject> {
     Json(DaemonObject::of(&app.state))
+}
+
+async fn plan(
+    Extract(app): Extract<App>,
+    request: Result<Json<PlanRequest>, JsonRejection>,
+) -> Result<Json<PlanObject>, Refusal> {
+    let Json(request) = request.map_err(|fault| Refusal::BadBody(fault.body_text()))?;
+    let snapshot = app.state.snapshots.borrow().clone();
+    Ok(Json(PlanObject::of(&request, &snapshot, &app.state.in_flight)))
 }
 
 /// The answer of `POST /v1/daemon/upgrade`: what the next program calls itself.

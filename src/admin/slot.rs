@@ -8,8 +8,9 @@ use crate::{
     spec::{
         Bytes, Generation, Monotime, SlotName,
         death::{Confidence, Death, Evidence, Phase, Verdict},
+        edit::Rejected,
         ladder::RungView,
-        profile::{Capability, ModelSource},
+        profile::Capability,
     },
     supervisor::{SlotView, StateView},
 };
@@ -26,6 +27,15 @@ pub struct SlotObject {
     pub engine: String,
     /// The model as the profile names it.
     pub model: Option<String>,
+    /// Where the engine is, if somebody else runs it; `null` for one of slotd's own.
+    #[serde(default)]
+    pub url: Option<String>,
+    /// Why such an engine is offline, once it was looked for.
+    #[serde(default)]
+    pub absence: Option<String>,
+    /// Whether such an engine has put its model away until the next request; `null` unless it is ready.
+    #[serde(default)]
+    pub asleep: Option<bool>,
     /// The engine's process id while there is one.
     pub pid: Option<u32>,
     /// Counts the slot's engines, from 1; 0 before the first.
@@ -70,16 +80,36 @@ pub struct SlotObject {
     pub rss_bytes: Option<Bytes>,
     /// How many requests the engine works on at once, where that is known.
     pub parallel: Option<u32>,
+    /// How many CPU cores its engine is counted with while there is one: its threads; 1 where a GPU
+    /// computes, 0 where that is not known.
+    #[serde(default)]
+    pub cores: Option<u32>,
     /// Loaded when the daemon starts.
     pub autostart: bool,
     /// Retried for ever.
     pub essential: bool,
     /// The profile's file.
     pub source: PathBuf,
+    /// The edit of the file that failed, while the slot runs its previous profile in its place.
+    #[serde(default)]
+    pub rejected_edit: Option<RejectedObject>,
     /// How long earlier loads took, oldest first.
     pub loads_ms: Vec<u64>,
     /// The last deaths with all their evidence, our own stops among them, oldest first.
     pub deaths: Vec<DeathObject>,
+}
+
+/// An edit whose engine did not become ready.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RejectedObject {
+    /// The start that failed.
+    pub generation: Generation,
+    /// Why it failed.
+    pub verdict: Verdict,
+    /// One sentence for a person.
+    pub reason: String,
+    /// Wall-clock time of the failure in milliseconds since 1970; 0 until it is over.
+    pub at_unix_ms: u64,
 }
 
 /// One death with what the verdict rests on.
@@ -117,6 +147,16 @@ impl SlotObject {
         if let StateView::Starting { attempt: nth, percent: told, .. } = view.state {
             (attempt, percent, elapsed_ms) = (Some(nth), told, Some(ms(since)));
         }
+        let (mut absence, mut asleep) = (None, None);
+        if let StateView::Coming { percent: told } = view.state {
+            (percent, elapsed_ms) = (told, Some(ms(since)));
+        }
+        if let StateView::Absent { reason } = &view.state {
+            absence.clone_from(reason);
+        }
+        if let StateView::Present { is_asleep } = view.state {
+            asleep = Some(is_asleep);
+        }
         if let StateView::Backoff { retry_at } = view.state {
             retry_in_ms = Some(ms(retry_at.since(now)));
         }
@@ -124,7 +164,10 @@ impl SlotObject {
             slot: name.clone(),
             state: view.state.as_str().to_owned(),
             engine: engine.map_or(profile.engine.as_str(), |engine| &engine.name).to_owned(),
-            model: profile.model.as_ref().map(ModelSource::typed),
+            model: profile.model_name(),
+            url: profile.external().map(|external| external.endpoint.url()),
+            absence,
+            asleep,
             pid: view.state.pid(),
             generation: view.generation,
             restarts: view.restarts,
@@ -146,11 +189,24 @@ impl SlotObject {
             tally: view.tally,
             rss_bytes: view.state.pid().and(view.rss),
             parallel: engine.map(|engine| engine.parallel).or(profile.parallel),
+            cores: view.state.pid().and(engine).map(|engine| engine.cores),
             autostart: profile.autostart,
             essential: profile.essential,
             source: profile.source.clone(),
+            rejected_edit: view.edits.rejected.as_ref().map(RejectedObject::of),
             loads_ms: view.loads.iter().copied().map(ms).collect(),
             deaths: view.deaths.iter().map(|death| DeathObject::of(death)).collect(),
+        }
+    }
+}
+
+impl RejectedObject {
+    fn of(rejected: &Rejected) -> Self {
+        Self {
+            generation: rejected.generation,
+            verdict: rejected.verdict,
+            reason: rejected.reason.clone(),
+            at_unix_ms: rejected.at_unix_ms,
         }
     }
 }

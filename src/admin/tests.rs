@@ -21,6 +21,7 @@ use crate::{
         death::{
             Confidence, Death, Evidence, ExitStatus, MemorySample, MemoryTimeline, Phase, Verdict,
         },
+        edit::Edits,
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile},
         requests::Requests,
@@ -71,6 +72,7 @@ impl Api {
                 version: "1.2.3",
                 pid: 7,
                 images: 0,
+                cores: 4,
                 started: Monotime::from_start(Duration::from_secs(40)),
                 listen: "127.0.0.1:7568".parse().unwrap(),
                 ollama_listen: None,
@@ -180,6 +182,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         source: PathBuf::from(format!("/etc/slotd/profiles/{slot}.toml")),
         model: Some(ModelSource::Hub { repo: "org/repo".to_owned(), quant: Some("Q4".to_owned()) }),
         engine: EngineChoice::Auto,
+        stop_command: Vec::new(),
         args: Vec::new(),
         env: BTreeMap::new(),
         aliases: vec!["gpt-4o".to_owned()],
@@ -209,6 +212,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         engine: None,
         rung: None,
         rung_index: 0,
+        edits: Edits::default(),
         tally: 1,
         restarts: 1,
         waiting: 2,
@@ -259,6 +263,7 @@ async fn a_slot_is_shown_with_every_key() {
         name: "llama-server".to_owned(),
         program: "/usr/libexec/slotd/llama-server".to_owned(),
         parallel: 4,
+        cores: 3,
     };
     let chat = SlotView { engine: Some(engine), deaths: vec![death()], ..view("chat", starting) };
     let api = Api::start(&[chat, view("embed", StateView::Offline)]);
@@ -269,6 +274,9 @@ async fn a_slot_is_shown_with_every_key() {
       "state": "starting",
       "engine": "llama-server",
       "model": "org/repo:Q4",
+      "url": null,
+      "absence": null,
+      "asleep": null,
       "pid": 4242,
       "generation": 3,
       "restarts": 1,
@@ -296,9 +304,11 @@ async fn a_slot_is_shown_with_every_key() {
       "tally": 1,
       "rss_bytes": 98362432,
       "parallel": 4,
+      "cores": 3,
       "autostart": false,
       "essential": false,
       "source": "/etc/slotd/profiles/chat.toml",
+      "rejected_edit": null,
       "loads_ms": [
         1300
       ],
@@ -357,6 +367,7 @@ async fn the_daemon_tells_of_itself_and_of_bad_profiles() {
       "version": "1.2.3",
       "pid": 7,
       "images": 0,
+      "cores": 4,
       "uptime_ms": 60000,
       "listen": "127.0.0.1:7568",
       "control": "/run/slotd/control.sock",

@@ -10,7 +10,11 @@ use super::text::brief;
 /// Says in one sentence what comes next, with the command to run where one helps.
 pub(super) fn next_step(slot: &SlotObject) -> String {
     let name = &slot.slot;
+    if let Some(url) = &slot.url {
+        return next_step_outside(slot, url);
+    }
     match slot.state.as_str() {
+        "ready" if slot.rejected_edit.is_some() => after_rejection(slot),
         "ready" => "nothing to do".to_owned(),
         "starting" => format!("it loads; `slotd logs -f {name}` shows what it writes"),
         "unready" => format!(
@@ -26,6 +30,23 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
         }
         "failed" => after_failure(slot),
         _ => "wait: it is on its way down".to_owned(),
+    }
+}
+
+/// The same for an engine that somebody else runs.
+fn next_step_outside(slot: &SlotObject, url: &str) -> String {
+    let name = &slot.slot;
+    match (slot.state.as_str(), slot.asleep) {
+        ("ready", Some(true)) => "nothing to do: the next request wakes it".to_owned(),
+        ("ready", _) => "nothing to do".to_owned(),
+        ("starting", _) => "wait: requests go to it as soon as it says that it is ready".to_owned(),
+        ("offline", _) if slot.absence.is_some() => format!(
+            "start it at {url}: slotd does not run this engine, and sends requests there as soon as it answers"
+        ),
+        ("offline", _) => format!(
+            "`slotd load {name}` sends requests to it again; until then slotd does not even look at it"
+        ),
+        _ => "wait: its last requests end".to_owned(),
     }
 }
 
@@ -70,6 +91,12 @@ pub(super) fn remedy(slot: &SlotObject, death: &DeathObject) -> Option<String> {
         Verdict::BadModel => format!("fetch the model again, or name another in {source}"),
         Verdict::PortBusy => "end the program that holds the address".to_owned(),
     })
+}
+
+/// Says how an edit that failed is tried anew.
+pub(super) fn after_rejection(slot: &SlotObject) -> String {
+    let name = &slot.slot;
+    format!("correct {}, or try it as it is with `slotd restart {name}`", slot.source.display())
 }
 
 fn after_failure(slot: &SlotObject) -> String {

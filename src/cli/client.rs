@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::failure::Failure;
 use crate::{
-    admin::{DaemonObject, RequestObject, SlotObject},
+    admin::{DaemonObject, PlanObject, PlanRequest, RequestObject, SlotObject},
     config::daemon::{Flags, Settings},
     spec::SlotName,
 };
@@ -143,6 +143,19 @@ impl Client {
         Ok(text.lines().map(ToOwned::to_owned).collect())
     }
 
+    /// Returns what these profiles would change.
+    pub(super) async fn plan(&self, request: &PlanRequest) -> Result<PlanObject, Failure> {
+        let sent = self.http.post("http://slotd/v1/plan").json(request).timeout(PATIENCE);
+        let response = self.receive(sent).await?;
+        let body = response.bytes().await.map_err(|error| self.failure(error))?;
+        serde_json::from_slice(&body).map_err(Failure::Answer)
+    }
+
+    /// Returns the socket that is talked to.
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, Failure> {
         let response = self.send(method, path, Some(PATIENCE)).await?;
         let body = response.bytes().await.map_err(|error| self.failure(error))?;
@@ -159,6 +172,10 @@ impl Client {
         if let Some(patience) = patience {
             request = request.timeout(patience);
         }
+        self.receive(request).await
+    }
+
+    async fn receive(&self, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
         let response = request.send().await.map_err(|error| self.failure(error))?;
         let status = response.status();
         if status.is_success() {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::{
-    admin::{DaemonObject, DeathObject, FaultObject, SlotObject},
+    admin::{DaemonObject, DeathObject, FaultObject, RejectedObject, SlotObject},
     spec::{
         Bytes, Generation,
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding, Phase, Verdict},
@@ -23,6 +23,9 @@ pub(super) fn ready() -> SlotObject {
         state: "ready".to_owned(),
         engine: "llama-server".to_owned(),
         model: Some("models/SmolLM2-135M-Instruct.Q4_1.gguf".to_owned()),
+        url: None,
+        absence: None,
+        asleep: None,
         pid: Some(4242),
         generation: Generation(3),
         restarts: 0,
@@ -44,11 +47,47 @@ pub(super) fn ready() -> SlotObject {
         tally: 0,
         rss_bytes: Some(Bytes(276 << 20)),
         parallel: Some(4),
+        cores: Some(3),
         autostart: false,
         essential: false,
         source: PathBuf::from("/etc/slotd/profiles/chat.toml"),
         loads_ms: vec![1300],
+        rejected_edit: None,
         deaths: Vec::new(),
+    }
+}
+
+/// A slot whose last edit did not start.
+pub(super) fn rolled_back() -> SlotObject {
+    let rejected = RejectedObject {
+        generation: Generation(4),
+        verdict: Verdict::BadConfig,
+        reason: "its log says `error: invalid argument: --contxt`".to_owned(),
+        at_unix_ms: 1_795_251_612_345,
+    };
+    SlotObject { generation: Generation(5), rejected_edit: Some(rejected), ..ready() }
+}
+
+/// Somebody else's, which is not there.
+pub(super) fn absent() -> SlotObject {
+    SlotObject {
+        slot: "remote".parse().unwrap(),
+        state: "offline".to_owned(),
+        engine: "external".to_owned(),
+        model: Some("qwen".to_owned()),
+        url: Some("http://127.0.0.1:8080".to_owned()),
+        absence: Some("nobody listens at http://127.0.0.1:8080".to_owned()),
+        pid: None,
+        program: None,
+        expected_load_ms: None,
+        in_flight: None,
+        rss_bytes: None,
+        parallel: None,
+        cores: None,
+        aliases: Vec::new(),
+        source: PathBuf::from("/etc/slotd/profiles/remote.toml"),
+        loads_ms: Vec::new(),
+        ..ready()
     }
 }
 
@@ -98,6 +137,7 @@ pub(super) fn backoff() -> SlotObject {
         engine: "candle".to_owned(),
         program: Some("/usr/bin/slotd".to_owned()),
         pid: None,
+        cores: None,
         generation: Generation(7),
         restarts: 2,
         verdict: Some(killed.verdict),
@@ -160,6 +200,7 @@ pub(super) fn offline() -> SlotObject {
         model: Some("small.gguf".to_owned()),
         program: None,
         pid: None,
+        cores: None,
         generation: Generation(0),
         since_ms: 273_600_000,
         expected_load_ms: None,
@@ -182,6 +223,7 @@ pub(super) fn unready() -> SlotObject {
         model: None,
         program: Some("/opt/whisper/server".to_owned()),
         parallel: Some(1),
+        cores: Some(0),
         expected_load_ms: None,
         aliases: Vec::new(),
         routes: Vec::new(),
@@ -195,6 +237,7 @@ pub(super) fn daemon() -> DaemonObject {
         version: "1.2.3".to_owned(),
         pid: 4001,
         images: 0,
+        cores: 8,
         uptime_ms: 273_600_000,
         listen: "127.0.0.1:7568".to_owned(),
         ollama_listen: None,

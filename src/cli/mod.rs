@@ -1,6 +1,6 @@
 //! The command line: argv in, exit code out.
 //!
-//! A file a subcommand. The clients (`ps`, `status`, `why`, `logs`, `load`, `unload`, `restart`, `requests`, `cancel`) talk to a
+//! A file a subcommand. The clients (`ps`, `status`, `why`, `plan`, `logs`, `load`, `unload`, `restart`, `requests`, `cancel`) talk to a
 //! daemon over its control socket; `validate`, `schema`, `completions` and `man` need none. Only
 //! `out` writes, only `exit` knows exit codes, only [`main`] reports failures.
 
@@ -20,6 +20,7 @@ mod man;
 mod order;
 mod out;
 mod progress;
+mod plan;
 mod ps;
 mod requests;
 mod schema;
@@ -72,6 +73,8 @@ enum Command {
     Serve(serve::Options),
     /// Check profiles and tell every fault with its place
     Validate(validate::Options),
+    /// Tell what an edit of profiles would do: which slots restart, drain, come, go or stay
+    Plan(plan::Options),
     /// Print the JSON Schema of a profile
     Schema,
     /// List the slots
@@ -148,6 +151,9 @@ fn dispatch(cli: Cli) -> ExitCode {
         }
         Command::Logs(options) => {
             talk(control.as_deref(), async |client| logs::run(&options, client).await)
+        }
+        Command::Plan(options) => {
+            talk(control.as_deref(), async |client| plan::run(&options, client).await)
         }
         Command::Upgrade(options) => {
             talk(control.as_deref(), async |client| upgrade::run(&options, client).await)

@@ -33,6 +33,8 @@ enum Outcome {
     Unloaded,
     /// Somebody loaded it meanwhile.
     Loaded,
+    /// Somebody else runs its engine, and it is not there.
+    Absent,
 }
 
 /// Options of `slotd load`, `slotd unload` and `slotd restart`.
@@ -75,7 +77,7 @@ pub(super) async fn run(order: Order, options: &Options, client: &Client) -> Res
         end.ok_or_else(|| Failure::Interrupted { message: left(order, &before) })??;
     match outcome {
         Outcome::Done => tell(&now, options, || done(order, &before, &now)),
-        Outcome::Failed | Outcome::Unloaded | Outcome::Loaded => {
+        Outcome::Failed | Outcome::Unloaded | Outcome::Loaded | Outcome::Absent => {
             if options.json {
                 out::json(&now)?;
             }
@@ -154,6 +156,10 @@ fn judge(order: Order, before: &SlotObject, now: &SlotObject) -> Option<Outcome>
         (Order::Load | Order::Restart, "failed") if is_new_engine || before.state != "failed" => {
             Some(Outcome::Failed)
         }
+        // Each look for somebody else's engine is a generation.
+        (Order::Load | Order::Restart, "offline") if now.url.is_some() => {
+            (is_new_engine && now.absence.is_some()).then_some(Outcome::Absent)
+        }
         (Order::Load | Order::Restart, "offline") if is_new_engine || was_coming => {
             Some(Outcome::Unloaded)
         }
@@ -163,6 +169,11 @@ fn judge(order: Order, before: &SlotObject, now: &SlotObject) -> Option<Outcome>
 
 fn done(order: Order, before: &SlotObject, now: &SlotObject) -> String {
     let slot = &now.slot;
+    if order == Order::Unload && now.url.is_some() {
+        return format!(
+            "{slot}: set aside, no request goes to its engine until `slotd load {slot}`; whoever runs it can stop it\n"
+        );
+    }
     if order == Order::Unload {
         return format!("{slot}: unloaded\n");
     }
@@ -182,6 +193,10 @@ fn undone(outcome: Outcome, now: &SlotObject) -> String {
             let verdict = now.verdict.map(|verdict| format!(" ({verdict})")).unwrap_or_default();
             let reason = now.reason.as_deref().unwrap_or("no reason is known");
             format!("{slot} failed{verdict}: {reason}\n  next: {}", next_step(now))
+        }
+        Outcome::Absent => {
+            let absence = now.absence.as_deref().unwrap_or("it did not answer");
+            format!("{slot} is offline: {absence}\n  next: {}", next_step(now))
         }
         Outcome::Unloaded => {
             format!("{slot} was unloaded meanwhile, by somebody else or because the daemon stops")
@@ -224,6 +239,16 @@ mod tests {
     }
 
     #[test]
+    fn a_load_of_somebody_elses_engine_ends_with_the_first_look() {
+        let absent = example::absent();
+        assert_eq!(judge(Order::Load, &absent, &absent), None, "that look is an old one");
+        let asked = SlotObject { generation: Generation(4), absence: None, ..absent.clone() };
+        assert_eq!(judge(Order::Load, &absent, &asked), None);
+        let looked = SlotObject { generation: Generation(4), ..absent.clone() };
+        assert_eq!(judge(Order::Load, &absent, &looked), Some(Outcome::Absent));
+    }
+
+    #[test]
     fn a_restart_ends_with_another_engine() {
         let before = at("ready", 3);
         assert_eq!(judge(Order::Restart, &before, &before), None);
@@ -251,6 +276,11 @@ mod tests {
           next: fetch the model again, or name another in /etc/slotd/profiles/vision.toml, then `slotd load vision`
         ");
         assert_snapshot!(undone(Outcome::Unloaded, &example::offline()), @"small was unloaded meanwhile, by somebody else or because the daemon stops");
+        assert_snapshot!(undone(Outcome::Absent, &example::absent()), @r"
+        remote is offline: nobody listens at http://127.0.0.1:8080
+          next: start it at http://127.0.0.1:8080: slotd does not run this engine, and sends requests there as soon as it answers
+        ");
+        assert_snapshot!(done(Order::Unload, &ready, &example::absent()), @"remote: set aside, no request goes to its engine until `slotd load remote`; whoever runs it can stop it");
         assert_snapshot!(left(Order::Load, &ready), @"the load of `chat` goes on without you; `slotd status chat` follows it");
     }
 }

@@ -21,7 +21,7 @@ pub(super) struct Options {
 }
 
 /// The columns, and which go first where the line is too short.
-const COLUMNS: [Column; 12] = [
+const COLUMNS: [Column; 13] = [
     Column { title: "SLOT", keep: Keep::Always },
     Column { title: "STATE", keep: Keep::Always },
     Column { title: "ENGINE", keep: Keep::DropAt(3) },
@@ -31,6 +31,7 @@ const COLUMNS: [Column; 12] = [
     Column { title: "REQ", keep: Keep::DropAt(1) },
     Column { title: "WAIT", keep: Keep::DropAt(2) },
     Column { title: "RUNG", keep: Keep::DropAt(8) },
+    Column { title: "PROFILE", keep: Keep::DropAt(9) },
     Column { title: "RESTARTS", keep: Keep::DropAt(6) },
     Column { title: "VERDICT", keep: Keep::DropAt(7) },
     Column { title: "SINCE", keep: Keep::Always },
@@ -67,6 +68,7 @@ fn row(slot: &SlotObject) -> [Cell; COLUMNS.len()] {
         Cell::from(slot.in_flight.map(|requests| requests.to_string())),
         number(u64::try_from(slot.waiting).unwrap_or(u64::MAX)),
         Cell::from(lowered(slot)),
+        Cell::from(slot.rejected_edit.as_ref().map(|_| "previous".to_owned())),
         number(u64::from(slot.restarts)),
         Cell::from(slot.verdict.map(|verdict| verdict.to_string())),
         Cell::from(brief(slot.since_ms)),
@@ -75,6 +77,9 @@ fn row(slot: &SlotObject) -> [Cell; COLUMNS.len()] {
 
 /// The state with the one figure that tells how it goes on.
 fn state(slot: &SlotObject) -> String {
+    if slot.asleep == Some(true) {
+        return format!("{} asleep", slot.state);
+    }
     match (slot.percent, slot.retry_in_ms) {
         (Some(percent), _) => format!("{} {percent}%", slot.state),
         (None, Some(retry_in)) => format!("{} {}", slot.state, brief(retry_in)),
@@ -107,12 +112,12 @@ mod tests {
     #[test]
     fn a_wide_table_shows_everything() {
         assert_snapshot!(table(&example::slots(), None, Paint::Never), @r"
-        SLOT         STATE         ENGINE        MODEL                                             PID   MEM      REQ  WAIT  RUNG  RESTARTS  VERDICT    SINCE
-        chat         ready         llama-server  SmolLM2-135M-Instruct.Q4_1.gguf                   4242  276 MiB  1    0     -     0         -          12m
-        coder-large  starting 42%  llama-server  bartowski/Qwen2.5-Coder-32B-Instruct-GGUF:Q4_K_M  4250  276 MiB  0    5     2/4   0         -          3.1s
-        embed        backoff 9.4s  candle        SmolLM2-135M-Instruct.Q4_1.gguf                   -     -        -    0     -     2         crash      900ms
-        vision       failed        llama-server  small.gguf                                        -     -        -    0     -     0         bad-model  2h 5m
-        small        offline       auto          small.gguf                                        -     -        -    0     -     0         -          3d 4h
+        SLOT         STATE         ENGINE        MODEL                                             PID   MEM      REQ  WAIT  RUNG  PROFILE  RESTARTS  VERDICT    SINCE
+        chat         ready         llama-server  SmolLM2-135M-Instruct.Q4_1.gguf                   4242  276 MiB  1    0     -     -        0         -          12m
+        coder-large  starting 42%  llama-server  bartowski/Qwen2.5-Coder-32B-Instruct-GGUF:Q4_K_M  4250  276 MiB  0    5     2/4   -        0         -          3.1s
+        embed        backoff 9.4s  candle        SmolLM2-135M-Instruct.Q4_1.gguf                   -     -        -    0     -     -        2         crash      900ms
+        vision       failed        llama-server  small.gguf                                        -     -        -    0     -     -        0         bad-model  2h 5m
+        small        offline       auto          small.gguf                                        -     -        -    0     -     -        0         -          3d 4h
         ");
     }
 

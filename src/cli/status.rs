@@ -12,7 +12,7 @@ use super::{
     text::{Paint, Tone, brief, counted, utc},
 };
 use crate::{
-    admin::{DaemonObject, DeathObject, SlotObject},
+    admin::{DaemonObject, DeathObject, RejectedObject, SlotObject},
     spec::{
         SlotName,
         death::{Evidence, ExitStatus, KernelLog, Verdict},
@@ -67,7 +67,11 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     text.line(&format!("{}: {state} for {}", slot.slot, brief(slot.since_ms)));
     text.field("model", slot.model.clone());
     text.field("engine", Some(engine(slot)));
+    text.field("address", slot.url.clone());
+    text.field("offline", slot.absence.clone());
+    text.field("asleep", slot.asleep.filter(|asleep| *asleep).map(|_| "yes".to_owned()));
     text.field("process", slot.pid.map(|pid| process(slot, pid)));
+    text.field("cores", cores(slot));
     text.field("loading", loading(slot));
     text.field("requests", requests(slot));
     text.field(
@@ -76,6 +80,7 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
             .filter(|names| !names.is_empty()),
     );
     text.field("profile", Some(slot.source.display().to_string()));
+    text.field("edit", slot.rejected_edit.as_ref().map(rejected));
     text.field("loads in", slot.expected_load_ms.map(|ms| format!("about {}", brief(ms))));
     text.field("rung", rung(slot));
     text.field("restarts", (slot.restarts > 0).then(|| slot.restarts.to_string()));
@@ -105,6 +110,15 @@ fn process(slot: &SlotObject, pid: u32) -> String {
     format!("pid {pid}, generation {}{memory}", slot.generation)
 }
 
+/// How many of the machine's cores it computes with, where that is known.
+fn cores(slot: &SlotObject) -> Option<String> {
+    let cores = slot.cores.filter(|cores| *cores > 0)?;
+    Some(format!(
+        "computes on {}",
+        counted(usize::try_from(cores).unwrap_or(usize::MAX), "CPU core")
+    ))
+}
+
 fn loading(slot: &SlotObject) -> Option<String> {
     let attempt = slot.attempt?;
     let percent = slot.percent.map(|percent| format!(", {percent} %")).unwrap_or_default();
@@ -130,6 +144,15 @@ fn rung(slot: &SlotObject) -> Option<String> {
     Some(format!("{}{of}, {}", rung.index + 1, rung.name))
 }
 
+/// What became of the file's last edit.
+pub(super) fn rejected(edit: &RejectedObject) -> String {
+    let when = if edit.at_unix_ms > 0 { utc(edit.at_unix_ms) } else { "just now".to_owned() };
+    format!(
+        "runs its previous profile; the edit of {when} failed: {} ({})",
+        edit.reason, edit.verdict
+    )
+}
+
 fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> String {
     let mut text = Text::default();
     let DaemonObject { version, pid, uptime_ms, .. } = daemon;
@@ -143,6 +166,9 @@ fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> Str
     }
     let ready = slots.iter().filter(|slot| slot.state == "ready").count();
     text.field("slots", Some(format!("{}, {ready} of them ready", slots.len())));
+    let used: u32 = slots.iter().filter_map(|slot| slot.cores).sum();
+    let cores = (daemon.cores > 0).then(|| format!("{used} of {} in use by engines", daemon.cores));
+    text.field("cores", cores);
     text.line("");
     let ailing: Vec<_> = slots.iter().filter_map(|slot| ailment(slot, paint)).collect();
     if ailing.is_empty() && daemon.faults.is_empty() {
@@ -166,7 +192,14 @@ fn ailment(slot: &SlotObject, paint: Paint) -> Option<String> {
         "failed" => "has failed",
         "backoff" => "waits to start again",
         "unready" => "runs and is not ready",
-        _ => return None,
+        _ => {
+            let edit = slot.rejected_edit.as_ref()?;
+            let (slot, verdict) = (&slot.slot, edit.verdict);
+            let what = paint.apply(Tone::Wary, "runs its previous profile");
+            return Some(format!(
+                "{slot} {what}: its edit failed ({verdict}); `slotd status {slot}` says why"
+            ));
+        }
     };
     let verdict = slot.verdict.map(|verdict| format!(" ({verdict})")).unwrap_or_default();
     let what = paint.apply(Tone::of_state(&slot.state), what);
@@ -259,6 +292,7 @@ mod tests {
           model     models/SmolLM2-135M-Instruct.Q4_1.gguf
           engine    llama-server (/usr/libexec/slotd/llama-server)
           process   pid 4242, generation 3, 276 MiB
+          cores     computes on 3 CPU cores
           requests  1 of 4 running, 0 waiting
           names     gpt-4o, default
           profile   /etc/slotd/profiles/chat.toml
@@ -278,6 +312,7 @@ mod tests {
           model     bartowski/Qwen2.5-Coder-32B-Instruct-GGUF:Q4_K_M
           engine    llama-server (/usr/libexec/slotd/llama-server)
           process   pid 4250, generation 3, 276 MiB
+          cores     computes on 3 CPU cores
           loading   attempt 2, 42 %, 3.1s of about 7.0s
           requests  0 of 4 running, 5 waiting
           profile   /etc/slotd/profiles/coder-large.toml
@@ -343,6 +378,38 @@ mod tests {
     }
 
     #[test]
+    fn somebody_elses_engine_is_told() {
+        assert_snapshot!(slot_text(&example::absent(), &[], Paint::Never), @r"
+        remote: offline for 12m
+          model     qwen
+          engine    external
+          address   http://127.0.0.1:8080
+          offline   nobody listens at http://127.0.0.1:8080
+          profile   /etc/slotd/profiles/remote.toml
+
+        next: start it at http://127.0.0.1:8080: slotd does not run this engine, and sends requests there as soon as it answers
+        ");
+        let asleep = SlotObject {
+            state: "ready".to_owned(),
+            absence: None,
+            asleep: Some(true),
+            in_flight: Some(0),
+            ..example::absent()
+        };
+        assert_snapshot!(slot_text(&asleep, &[], Paint::Never), @r"
+        remote: ready for 12m
+          model     qwen
+          engine    external
+          address   http://127.0.0.1:8080
+          asleep    yes
+          requests  0 running, 0 waiting
+          profile   /etc/slotd/profiles/remote.toml
+
+        next: nothing to do: the next request wakes it
+        ");
+    }
+
+    #[test]
     fn an_unready_slot_is_told() {
         assert_snapshot!(slot_text(&example::unready(), &[], Paint::Never), @r"
         voice: unready for 12m
@@ -353,6 +420,28 @@ mod tests {
 
         next: it runs and says that it is not ready: no requests go to it until it is; `slotd restart voice` replaces it
         ");
+    }
+
+    #[test]
+    fn an_edit_that_failed_is_told() {
+        let slot = example::rolled_back();
+        assert_snapshot!(slot_text(&slot, &[], Paint::Never), @r"
+        chat: ready for 12m
+          model     models/SmolLM2-135M-Instruct.Q4_1.gguf
+          engine    llama-server (/usr/libexec/slotd/llama-server)
+          process   pid 4242, generation 5, 276 MiB
+          cores     computes on 3 CPU cores
+          requests  1 of 4 running, 0 waiting
+          names     gpt-4o, default
+          profile   /etc/slotd/profiles/chat.toml
+          edit      runs its previous profile; the edit of 2026-11-21 09:00:12 UTC failed: its log says `error: invalid argument: --contxt` (bad-config)
+          loads in  about 1.3s
+
+        next: correct /etc/slotd/profiles/chat.toml, or try it as it is with `slotd restart chat`
+        ");
+        let daemon = DaemonObject { faults: Vec::new(), ..example::daemon() };
+        let told = daemon_text(&daemon, &[slot], Paint::Never);
+        assert_snapshot!(told.lines().last().unwrap(), @"  - chat runs its previous profile: its edit failed (bad-config); `slotd status chat` says why");
     }
 
     #[test]
@@ -375,6 +464,7 @@ mod tests {
           state     /var/lib/slotd
           profiles  /etc/slotd/profiles
           slots     5, 1 of them ready
+          cores     6 of 8 in use by engines
 
         health:
           - embed waits to start again (crash); `slotd status embed` says why
@@ -390,6 +480,7 @@ mod tests {
           state     /var/lib/slotd
           profiles  /etc/slotd/profiles
           slots     1, 1 of them ready
+          cores     3 of 8 in use by engines
 
         health: all is well
         ");

@@ -9,6 +9,24 @@ use super::{
 /// What slotd fills in.
 const PLACEHOLDERS: [&str; 3] = ["{port}", "{socket}", "{model}"];
 
+const EXAMPLE: &str = "write `command = [\"PROGRAM\", \"--port\", \"{port}\"]`";
+
+/// Checks everything about `stop_command` that hangs together with `engine`.
+pub(super) fn check_stop_command(walk: &mut Walk<'_>, typed: &ProfileFile) {
+    let Some(offset) = walk.offset_of_key("stop_command") else { return };
+    match typed.engine {
+        Some(EngineKey::Command) => {
+            let has_model = typed.model.is_some();
+            check_words(walk, "stop_command", (&typed.stop_command, offset), has_model);
+        }
+        Some(EngineKey::Auto | EngineKey::LlamaServer | EngineKey::Candle) => {
+            let hint = "take it out: slotd ends this engine itself";
+            walk.refuse(offset, "stop_command", "is only used with `engine = \"command\"`", hint);
+        }
+        None | Some(EngineKey::External) => {}
+    }
+}
+
 /// Checks everything about `command` that hangs together with `engine`.
 pub(super) fn check_command(walk: &mut Walk<'_>, typed: &ProfileFile) {
     match (typed.engine, walk.offset_of_key("command")) {
@@ -31,13 +49,14 @@ pub(super) fn check_command(walk: &mut Walk<'_>, typed: &ProfileFile) {
             refuse_unused(walk);
         }
         // What `engine` was meant to be is not known.
-        (None, _) | (Some(_), None) => {}
+        // `external` says so itself.
+        (None | Some(EngineKey::External), _) | (Some(_), None) => {}
     }
 }
 
 /// Refuses arguments that slotd sets itself, for the engines whose arguments it knows.
 pub(super) fn check_args(walk: &mut Walk<'_>, typed: &ProfileFile) {
-    if matches!(typed.engine, Some(EngineKey::Command) | None) {
+    if matches!(typed.engine, Some(EngineKey::Command | EngineKey::External) | None) {
         return;
     }
     for argument in &typed.args {
@@ -61,22 +80,8 @@ fn better_place(flag: &str) -> Option<&'static str> {
 }
 
 fn check_argv(walk: &mut Walk<'_>, command: &[At<String>], offset: usize, has_model: bool) {
-    match command.first() {
-        None => {
-            let hint = "write `command = [\"PROGRAM\", \"--port\", \"{port}\"]`";
-            walk.refuse(offset, "command", "cannot be empty", hint);
-            return;
-        }
-        Some(program) if program.value.is_empty() => {
-            let hint = "write the program's name or path";
-            walk.refuse_value(program, "cannot be empty", hint);
-        }
-        Some(_) => {}
-    }
-    for argument in command {
-        for word in placeholders(&argument.value) {
-            check_placeholder(walk, argument, word, has_model);
-        }
+    if !check_words(walk, "command", (command, offset), has_model) {
+        return;
     }
     let has =
         |word: &str| command.iter().any(|argument| placeholders(&argument.value).contains(&word));
@@ -97,7 +102,40 @@ fn check_argv(walk: &mut Walk<'_>, command: &[At<String>], offset: usize, has_mo
     }
 }
 
-fn check_placeholder(walk: &mut Walk<'_>, argument: &At<String>, word: &str, has_model: bool) {
+/// Checks what an argument vector has to be whatever it is for; tells whether there is one.
+fn check_words(
+    walk: &mut Walk<'_>,
+    key: &str,
+    (words, offset): (&[At<String>], usize),
+    has_model: bool,
+) -> bool {
+    match words.first() {
+        None => {
+            let hint = format!("write `{key} = [\"PROGRAM\", \"ARGUMENT\"]`");
+            let hint = if key == "command" { EXAMPLE.to_owned() } else { hint };
+            walk.refuse(offset, key, "cannot be empty", &hint);
+            return false;
+        }
+        Some(program) if program.value.is_empty() => {
+            let hint = "write the program's name or path";
+            walk.refuse_value(program, "cannot be empty", hint);
+        }
+        Some(_) => {}
+    }
+    for argument in words {
+        for word in placeholders(&argument.value) {
+            check_placeholder(walk, key, (argument, word), has_model);
+        }
+    }
+    true
+}
+
+fn check_placeholder(
+    walk: &mut Walk<'_>,
+    key: &str,
+    (argument, word): (&At<String>, &str),
+    has_model: bool,
+) {
     if !PLACEHOLDERS.contains(&word) {
         let message =
             format!("unknown placeholder `{word}`, expected one of {}", listed(&PLACEHOLDERS));
@@ -107,7 +145,7 @@ fn check_placeholder(walk: &mut Walk<'_>, argument: &At<String>, word: &str, has
         };
         walk.refuse_value(argument, message, hint);
     } else if word == "{model}" && !has_model && walk.offset_of_key("model").is_none() {
-        let hint = "add `model = \"…\"`, or write the model into `command`";
+        let hint = format!("add `model = \"…\"`, or write the model into `{key}`");
         walk.refuse_value(argument, "`{model}` has nothing to stand for", hint);
     }
 }

@@ -25,7 +25,8 @@ pub(super) struct ProfileFile {
     /// The model to serve: a GGUF file, or a repository of the Hugging Face hub in the hub's cache
     /// on this machine, written `org/repo` or `org/repo:QUANT`. A file name without a path is looked
     /// up beside the profile, then in the model directories; `~/` is the home directory. Needed
-    /// unless `engine = "command"`.
+    /// unless `engine = "command"`. With `engine = "external"` it is the name that the engine knows its
+    /// model by, and can be left out.
     #[schemars(with = "String", length(min = 1), example = "SmolLM2-135M-Instruct.Q4_1.gguf")]
     pub(super) model: Option<At<String>>,
 
@@ -39,6 +40,23 @@ pub(super) struct ProfileFile {
     /// engine has to listen; `{model}` stands for the model's path.
     #[schemars(with = "Vec<String>", length(min = 1))]
     pub(super) command: Option<Vec<At<String>>>,
+
+    /// A program and its arguments that end the engine, for one that a signal to `command` does not
+    /// reach, a container say; with the placeholders of `command`, and only with `engine = "command"`.
+    /// Run before `SIGTERM`, and once more after an end that it did not bring about, for `stop_timeout`
+    /// each. Default: none, signals alone.
+    #[schemars(with = "Vec<String>", length(min = 1))]
+    pub(super) stop_command: Vec<At<String>>,
+
+    /// Where an engine listens that somebody else runs: `http://` with an IP address and a port, or
+    /// `unix:` and the path of a socket; only and always with `engine = "external"`. slotd sends requests
+    /// there while it answers, and neither starts nor ends it.
+    #[schemars(
+        with = "String",
+        regex(pattern = r"^(http://|unix:/)"),
+        example = "http://127.0.0.1:8080"
+    )]
+    pub(super) url: Option<At<String>>,
 
     /// More arguments for the engine, one string each, after slotd's own. Those that slotd sets
     /// itself (`--host`, `--port`, `--model`, `--alias`, `--api-key`, …) are refused. Default: none.
@@ -79,7 +97,7 @@ pub(super) struct ProfileFile {
     #[schemars(with = "u32", range(min = 1, max = 256))]
     pub(super) parallel: Option<u32>,
 
-    /// CPU threads of the engine, 1 to 1024. Default: the engine's own.
+    /// CPU threads of the engine, 1 to 1024. Default: its share of the machine's cores.
     #[schemars(with = "u32", range(min = 1, max = 1024))]
     pub(super) threads: Option<u32>,
 
@@ -166,13 +184,17 @@ pub(super) enum EngineKey {
     Candle,
     /// Any program that serves an OpenAI-compatible API over HTTP: see `command`.
     Command,
+    /// A program that somebody else runs: see `url`.
+    External,
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 25] = [
+pub(super) const KEYS: [&str; 27] = [
     "model",
     "engine",
     "command",
+    "stop_command",
+    "url",
     "args",
     "env",
     "aliases",
@@ -212,6 +234,8 @@ impl ProfileFile {
                 Some(EngineKey::Auto)
             },
             command: walk.take_texts("command", MayBeEmpty::Yes),
+            stop_command: walk.take_texts("stop_command", MayBeEmpty::Yes).unwrap_or_default(),
+            url: walk.take_text("url"),
             args: walk.take_texts("args", MayBeEmpty::Yes).unwrap_or_default(),
             env: walk.take_pairs("env").unwrap_or_default(),
             aliases: walk.take_texts("aliases", MayBeEmpty::No).unwrap_or_default(),
@@ -270,6 +294,7 @@ fn better_key(typed: &str) -> Option<String> {
         "preload" | "pinned" => "autostart",
         "path" | "file" | "model_path" | "gguf" => "model",
         "backend" | "runtime" => "engine",
+        "base_url" | "endpoint" | "address" | "upstream" => "url",
         "environment" => "env",
         "timeout" => "start_timeout",
         "extra_args" | "flags" | "arguments" => "args",
@@ -288,11 +313,12 @@ fn better_key(typed: &str) -> Option<String> {
     Some(format!("did you mean `{key}`?"))
 }
 
-const ENGINES: [(&str, EngineKey); 4] = [
+const ENGINES: [(&str, EngineKey); 5] = [
     ("auto", EngineKey::Auto),
     ("llama-server", EngineKey::LlamaServer),
     ("candle", EngineKey::Candle),
     ("command", EngineKey::Command),
+    ("external", EngineKey::External),
 ];
 
 const ON_EXIT: [(&str, OnExit); 2] = [("stop", OnExit::Stop), ("keep", OnExit::Keep)];

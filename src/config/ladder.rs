@@ -159,6 +159,10 @@ pub(super) fn check(walk: &mut Walk<'_>, typed: &ProfileFile) {
             let hint = "take `cache_type` out of its rungs, or use llama-server";
             walk.refuse(at, "ladder", "the candle worker has no `cache_type`", hint);
         }
-        Some(EngineKey::Auto | EngineKey::LlamaServer | EngineKey::Candle) | None => {}
+        // `external` refuses the key as a whole.
+        Some(
+            EngineKey::Auto | EngineKey::LlamaServer | EngineKey::Candle | EngineKey::External,
+        )
+        | None => {}
     }
 }

@@ -13,6 +13,7 @@
 mod arguments;
 pub mod daemon;
 mod disk;
+mod external;
 mod fault;
 mod file;
 mod keep;

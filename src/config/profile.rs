@@ -6,7 +6,8 @@ use toml::de::DeTable;
 
 use super::{
     Context,
-    arguments::{check_args, check_command},
+    arguments::{check_args, check_command, check_stop_command},
+    external,
     fault::Fault,
     file::{EngineKey, ProfileFile},
     ladder, model,
@@ -15,8 +16,8 @@ use super::{
     walk::{At, Walk},
 };
 use crate::spec::{
-    SlotName,
-    profile::{EngineChoice, ModelSource, Profile},
+    Endpoint, SlotName,
+    profile::{EngineChoice, External, ModelSource, Profile},
 };
 
 /// What became of one file.
@@ -40,44 +41,48 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
     let typed = ProfileFile::take(&mut walk);
 
     check_command(&mut walk, &typed);
+    check_stop_command(&mut walk, &typed);
     check_args(&mut walk, &typed);
     ladder::check(&mut walk, &typed);
+    let endpoint = external::check(&mut walk, &typed);
     let model = mean_model(&mut walk, &typed, file, context);
     let env = mean_env(&mut walk, &typed.env);
     let claims = names::claims(&mut walk, &typed, slot, (file, text));
 
     let faults = walk.into_faults();
     let requests = typed.requests();
-    let profile = mean_engine(&typed).filter(|_| faults.is_empty()).map(|engine| Profile {
-        slot: slot.clone(),
-        source: file.to_owned(),
-        model,
-        engine,
-        args: typed.args.into_iter().map(|argument| argument.value).collect(),
-        env,
-        aliases: names::of(&claims, Sharing::Alone),
-        routes: names::of(&claims, Sharing::Shared),
-        resume: typed.resume,
-        capabilities: typed.capabilities,
-        context: typed.context,
-        parallel: typed.parallel,
-        threads: typed.threads,
-        gpu_layers: typed.gpu_layers,
-        ladder: typed.ladder,
-        autostart: typed.autostart,
-        essential: typed.essential,
-        max_restarts: typed.max_restarts,
-        start_timeout: typed.start_timeout,
-        stop_timeout: typed.stop_timeout,
-        hang_timeout: typed.hang_timeout,
-        idle_timeout: typed.idle_timeout,
-        on_exit: typed.on_exit,
-        requests,
-    });
+    let profile =
+        mean_engine(&typed, endpoint).filter(|_| faults.is_empty()).map(|engine| Profile {
+            slot: slot.clone(),
+            source: file.to_owned(),
+            model,
+            engine,
+            stop_command: typed.stop_command.into_iter().map(|word| word.value).collect(),
+            args: typed.args.into_iter().map(|argument| argument.value).collect(),
+            env,
+            aliases: names::of(&claims, Sharing::Alone),
+            routes: names::of(&claims, Sharing::Shared),
+            resume: typed.resume,
+            capabilities: typed.capabilities,
+            context: typed.context,
+            parallel: typed.parallel,
+            threads: typed.threads,
+            gpu_layers: typed.gpu_layers,
+            ladder: typed.ladder,
+            autostart: typed.autostart,
+            essential: typed.essential,
+            max_restarts: typed.max_restarts,
+            start_timeout: typed.start_timeout,
+            stop_timeout: typed.stop_timeout,
+            hang_timeout: typed.hang_timeout,
+            idle_timeout: typed.idle_timeout,
+            on_exit: typed.on_exit,
+            requests,
+        });
     Reading { profile, claims, faults }
 }
 
-fn mean_engine(typed: &ProfileFile) -> Option<EngineChoice> {
+fn mean_engine(typed: &ProfileFile, endpoint: Option<Endpoint>) -> Option<EngineChoice> {
     match typed.engine? {
         EngineKey::Auto => Some(EngineChoice::Auto),
         EngineKey::LlamaServer => Some(EngineChoice::LlamaServer),
@@ -85,6 +90,10 @@ fn mean_engine(typed: &ProfileFile) -> Option<EngineChoice> {
         EngineKey::Command => {
             let command = typed.command.as_ref()?;
             Some(EngineChoice::Command(command.iter().map(|item| item.value.clone()).collect()))
+        }
+        EngineKey::External => {
+            let model = typed.model.as_ref().map(|model| model.value.clone());
+            Some(EngineChoice::External(External { endpoint: endpoint?, model }))
         }
     }
 }
@@ -95,6 +104,9 @@ fn mean_model(
     file: &Path,
     context: &Context,
 ) -> Option<ModelSource> {
+    if typed.engine == Some(EngineKey::External) {
+        return None;
+    }
     let Some(text) = &typed.model else {
         let is_absent = walk.offset_of_key("model").is_none();
         if is_absent && !matches!(typed.engine, Some(EngineKey::Command) | None) {

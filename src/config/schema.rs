@@ -23,8 +23,12 @@ pub fn schema() -> Value {
         json!({ "properties": { "engine": { "const": "command" } }, "required": ["engine"] }),
     );
     schema.insert("then".to_owned(), json!({ "required": ["command"] }));
-    let without_command = json!({ "required": ["model"], "properties": { "command": false } });
-    schema.insert("else".to_owned(), without_command);
+    let others = json!({
+        "if": { "properties": { "engine": { "const": "external" } }, "required": ["engine"] },
+        "then": { "required": ["url"], "properties": { "command": false } },
+        "else": { "required": ["model"], "properties": { "command": false, "url": false } },
+    });
+    schema.insert("else".to_owned(), others);
     Value::Object(schema)
 }
 

@@ -21,7 +21,7 @@ pub fn inherited(daemon: &[(OsString, OsString)]) -> BTreeMap<OsString, OsString
 }
 
 /// Returns the environment for an engine. `daemon` is the daemon's own, `profile` wins over it.
-pub(super) fn for_engine(
+pub fn for_engine(
     daemon: &[(OsString, OsString)],
     profile: &BTreeMap<String, String>,
 ) -> BTreeMap<OsString, OsString> {

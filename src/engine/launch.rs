@@ -9,7 +9,7 @@ use std::{
 
 use thiserror::Error;
 
-use super::{Endpoint, EngineKind, Flags, environment};
+use super::{CoreNeed, CoreShare, Endpoint, EngineKind, Flags, environment};
 use crate::spec::{
     ladder::{CacheType, Rung},
     profile::{Capability, EngineChoice, Profile},
@@ -44,6 +44,10 @@ pub struct LaunchInput<'a> {
     pub pooling: Option<u32>,
     /// The options that this version takes.
     pub flags: &'a Flags,
+    /// How many layers the model has, where its file says so.
+    pub layers: Option<u32>,
+    /// What it is given of the machine.
+    pub cores: CoreShare,
     /// Where it shall listen.
     pub endpoint: &'a Endpoint,
     /// The daemon's environment.
@@ -59,8 +63,12 @@ pub struct Launch {
     pub args: Vec<OsString>,
     /// Its whole environment.
     pub env: BTreeMap<OsString, OsString>,
+    /// The program that ends it, with its arguments; empty where signals do.
+    pub stop: Vec<OsString>,
     /// How many requests it works on at once.
     pub parallel: u32,
+    /// How many CPU cores it is counted with.
+    pub cores: u32,
 }
 
 /// Says why there is no argument vector.
@@ -97,14 +105,27 @@ pub fn launch(input: &LaunchInput<'_>) -> Result<Launch, LaunchFault> {
     let profile = &input.rung.apply(input.profile);
     let input = &LaunchInput { profile, ..*input };
     let parallel = parallel(profile, input.kind);
+    let need = CoreNeed::of(profile, input.kind, (input.cores.machine, input.layers));
+    let threads = match need {
+        CoreNeed::Share => Some(input.cores.threads),
+        CoreNeed::Said(_) | CoreNeed::Feeder | CoreNeed::Unknown => profile.threads,
+    };
     let mut args = match input.kind {
-        EngineKind::LlamaServer => llama_server(input, parallel)?,
-        EngineKind::Candle => candle(input, parallel)?,
-        EngineKind::Command => command(input),
+        EngineKind::LlamaServer => llama_server(input, parallel, threads)?,
+        EngineKind::Candle => candle(input, parallel, threads)?,
+        EngineKind::Command => match &profile.engine {
+            EngineChoice::Command(words) => filled(input, words.get(1..).unwrap_or_default()),
+            EngineChoice::Auto
+            | EngineChoice::LlamaServer
+            | EngineChoice::Candle
+            | EngineChoice::External(_) => Vec::new(),
+        },
     };
     args.extend(profile.args.iter().map(OsString::from));
     let env = environment::for_engine(input.environment, &profile.env);
-    Ok(Launch { program: input.program.to_owned(), args, env, parallel })
+    let cores = need.counted(input.cores.threads);
+    let stop = filled(input, &profile.stop_command);
+    Ok(Launch { program: input.program.to_owned(), args, env, stop, parallel, cores })
 }
 
 /// Returns how many requests the engine works on at once.
@@ -117,7 +138,11 @@ pub(super) fn parallel(profile: &Profile, kind: EngineKind) -> u32 {
 }
 
 /// Source: `--help` and `server.cpp` of llama.cpp b11434.
-fn llama_server(input: &LaunchInput<'_>, parallel: u32) -> Result<Vec<OsString>, LaunchFault> {
+fn llama_server(
+    input: &LaunchInput<'_>,
+    parallel: u32,
+    threads: Option<u32>,
+) -> Result<Vec<OsString>, LaunchFault> {
     let profile = input.profile;
     let model = input.model.ok_or(LaunchFault::NoModel(input.kind))?;
     let mut args = Arguments { flags: input.flags, list: Vec::new() };
@@ -142,7 +167,7 @@ fn llama_server(input: &LaunchInput<'_>, parallel: u32) -> Result<Vec<OsString>,
         // a `--parallel` that is given makes four quarters of it.
         None => args.if_named("--kv-unified"),
     }
-    if let Some(threads) = profile.threads {
+    if let Some(threads) = threads {
         args.option("--threads", threads.to_string())?;
     }
     if let Some(layers) = profile.gpu_layers {
@@ -190,7 +215,11 @@ fn llama_socket(path: &Path) -> Result<&Path, LaunchFault> {
     }
 }
 
-fn candle(input: &LaunchInput<'_>, parallel: u32) -> Result<Vec<OsString>, LaunchFault> {
+fn candle(
+    input: &LaunchInput<'_>,
+    parallel: u32,
+    threads: Option<u32>,
+) -> Result<Vec<OsString>, LaunchFault> {
     let profile = input.profile;
     let model = input.model.ok_or(LaunchFault::NoModel(input.kind))?;
     let mut args: Vec<OsString> = vec!["worker".into()];
@@ -204,7 +233,7 @@ fn candle(input: &LaunchInput<'_>, parallel: u32) -> Result<Vec<OsString>, Launc
     push("--parallel", parallel.to_string().as_ref());
     let numbers = [
         ("--context", profile.context),
-        ("--threads", profile.threads),
+        ("--threads", threads),
         ("--gpu-layers", profile.gpu_layers),
     ];
     for (flag, value) in numbers {
@@ -215,15 +244,15 @@ fn candle(input: &LaunchInput<'_>, parallel: u32) -> Result<Vec<OsString>, Launc
     Ok(args)
 }
 
-fn command(input: &LaunchInput<'_>) -> Vec<OsString> {
-    let EngineChoice::Command(words) = &input.profile.engine else { return Vec::new() };
+/// Fills the placeholders of a command in.
+fn filled(input: &LaunchInput<'_>, words: &[String]) -> Vec<OsString> {
     let (port, socket) = match input.endpoint {
         Endpoint::Unix(path) => (OsString::new(), path.as_os_str().to_owned()),
         Endpoint::Tcp(address) => (address.port().to_string().into(), OsString::new()),
     };
     let model = input.model.map_or_else(OsString::new, |path| path.as_os_str().to_owned());
     let values = [("{port}", port), ("{socket}", socket), ("{model}", model)];
-    words.iter().skip(1).map(|word| fill(word, &values)).collect()
+    words.iter().map(|word| fill(word, &values)).collect()
 }
 
 /// Puts each value in the place of its name. A value is not searched for names.
@@ -295,4 +324,4 @@ impl Arguments<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

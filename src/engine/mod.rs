@@ -3,42 +3,26 @@
 //! It starts nothing and reads nothing: programs, files and the daemon's environment come in as
 //! arguments.
 
+mod cores;
 mod environment;
 mod flags;
 mod ladder;
 mod launch;
 pub mod log;
 
-use std::{fmt, net::SocketAddr, path::PathBuf};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    environment::inherited,
+    cores::{CoreNeed, CoreShare, Machine},
+    environment::{for_engine, inherited},
     flags::Flags,
     ladder::{LadderInput, ladder},
     launch::{Launch, LaunchFault, LaunchInput, launch},
 };
+pub use crate::spec::Endpoint;
 use crate::spec::{death::LogCause, profile::EngineChoice};
-
-/// Where an engine listens.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Endpoint {
-    /// A Unix socket.
-    Unix(PathBuf),
-    /// A loopback address.
-    Tcp(SocketAddr),
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Tcp(address) => address.fmt(f),
-        }
-    }
-}
 
 /// The engines that slotd can start.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -74,7 +58,10 @@ impl fmt::Display for EngineKind {
 pub fn wants_port(engine: &EngineChoice) -> bool {
     match engine {
         EngineChoice::Command(words) => words.iter().any(|word| launch::names(word, "{port}")),
-        EngineChoice::Auto | EngineChoice::LlamaServer | EngineChoice::Candle => false,
+        EngineChoice::Auto
+        | EngineChoice::LlamaServer
+        | EngineChoice::Candle
+        | EngineChoice::External(_) => false,
     }
 }
 

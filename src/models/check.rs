@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     engine::{
-        Endpoint, EngineKind, Flags, LadderInput, Launch, LaunchFault, LaunchInput, ladder, launch,
+        CoreShare, Endpoint, EngineKind, Flags, LadderInput, Launch, LaunchFault, LaunchInput,
+        ladder, launch,
     },
     spec::{
         death::Verdict,
@@ -92,6 +93,10 @@ impl Checked {
         }
     }
 
+    fn layers(&self) -> Option<u32> {
+        self.header.as_ref()?.layers.and_then(|layers| u32::try_from(layers).ok())
+    }
+
     /// Makes the slot's ladder.
     pub fn ladder(&self, profile: &Profile, has_gpu: bool) -> Vec<Rung> {
         let header = self.header.as_ref();
@@ -101,7 +106,7 @@ impl Checked {
             kind: self.kind,
             flags: &self.flags,
             trained_context: small(header.and_then(|header| header.context_length)),
-            layers: small(header.and_then(|header| header.layers)),
+            layers: self.layers(),
             has_gpu,
         })
     }
@@ -113,6 +118,7 @@ impl Checked {
     pub fn launch(
         &self,
         (profile, rung): (&Profile, &Rung),
+        cores: CoreShare,
         endpoint: &Endpoint,
         environment: &[(OsString, OsString)],
     ) -> Result<Launch, LaunchFault> {
@@ -125,6 +131,8 @@ impl Checked {
             mmproj: self.mmproj.as_deref(),
             pooling: self.header.as_ref().and_then(|header| header.pooling),
             flags: &self.flags,
+            layers: self.layers(),
+            cores,
             endpoint,
             environment,
         })

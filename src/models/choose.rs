@@ -29,6 +29,11 @@ impl Checks {
             EngineChoice::LlamaServer => self.llama_server(),
             EngineChoice::Candle => self.candle(profile),
             EngineChoice::Command(words) => self.command(profile, words),
+            EngineChoice::External(external) => Err(Refused {
+                verdict: Verdict::SpawnFailed,
+                reason: format!("slotd does not start the engine at {}", external.endpoint.url()),
+                engine: None,
+            }),
             // One that is there and broken is not passed by in silence.
             EngineChoice::Auto => match self.find_llama_server()? {
                 Some(_) => self.llama_server(),

@@ -3,6 +3,8 @@
 //! Owns a connection that is kept open between looks. It never retries, never follows a redirect,
 //! never reads more than 64 KiB of an answer, and never takes longer than it was given.
 
+mod external;
+
 use std::{
     error::Error,
     io,
@@ -14,6 +16,7 @@ use reqwest::{Client, Response, StatusCode, redirect::Policy};
 use serde::Deserialize;
 use tokio::time::timeout;
 
+pub use self::external::{ExternalProbe, Look};
 use crate::engine::{Endpoint, EngineKind};
 
 /// The most that is read of an answer. llama-server's list of models has 1 KiB.

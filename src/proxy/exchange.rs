@@ -68,7 +68,8 @@ impl Order {
 /// that is no refusal.
 ///
 /// 1. A ready engine: wait for a turn. A gate that closes meanwhile sends back to (2).
-/// 2. No ready engine: ask the core, wait for its answer, look again.
+/// 2. No ready engine: ask the core, wait for its answer, look again. A core that has not been told of
+///    an engine's end yet would still grant it: that news goes first.
 /// 3. The engine dies before it has said anything: once more from the start, which leads to another
 ///    slot of the route if one is ready. Where one is, so does an engine that is being stopped.
 ///
@@ -149,7 +150,11 @@ pub(super) async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault>
         }
         let began = Instant::now();
         order.flight.enter(Stage::Loading);
-        let granted = timeout_at(order.deadline, candidates.ask(shared)).await;
+        let asked = async {
+            candidates.judged(shared).await;
+            candidates.ask(shared).await
+        };
+        let granted = timeout_at(order.deadline, asked).await;
         order.flight.add_cold_start(began.elapsed());
         match granted {
             Ok(Ok(())) => {} // (2)
@@ -275,9 +280,9 @@ fn is_hop_by_hop(name: &HeaderName, headers: &HeaderMap) -> bool {
             .any(|named| named.trim().eq_ignore_ascii_case(name.as_str()))
 }
 
-/// Waits for the news that the engine has died; says whether it came. One that is being stopped
+/// Waits for the news that the engine has died, and what of; says whether it came. One that is being stopped
 /// counts as well: the core knows what comes next.
 pub(super) async fn has_died(gate: &Gate) -> bool {
-    drop(timeout(NEWS_OF_DEATH, gate.ended().cancelled()).await);
+    drop(timeout(NEWS_OF_DEATH, gate.judged().cancelled()).await);
     gate.ending() != Some(Ending::Cut) && gate.is_closed()
 }

@@ -32,7 +32,7 @@ use crate::{
 
 /// Lets requests into one engine, lane by lane in the order they came.
 ///
-/// Open until [`Gate::close`], [`Gate::cut`] or [`Gate::mark_dead`]; it never opens again.
+/// Open until [`Gate::close`], [`Gate::cut`], [`Gate::mark_ended`] or [`Gate::mark_dead`]; it never opens again.
 pub struct Gate {
     slot: SlotName,
     generation: Generation,
@@ -56,8 +56,11 @@ pub struct Gate {
     is_blamed: AtomicBool,
     suspects: Arc<Suspects>,
     released: Notify,
+    troubled: Notify,
     ending: OnceLock<Ending>,
     ended: CancellationToken,
+    /// The core knows of the ending.
+    judged: CancellationToken,
 }
 
 /// Why exchanges in flight were ended.
@@ -126,8 +129,10 @@ impl Gate {
             is_blamed: AtomicBool::new(false),
             suspects: Arc::clone(suspects),
             released: Notify::new(),
+            troubled: Notify::new(),
             ending: OnceLock::new(),
             ended: CancellationToken::new(),
+            judged: CancellationToken::new(),
         })
     }
 
@@ -162,7 +167,7 @@ impl Gate {
     }
 
     /// Returns the slot whose engine this is.
-    pub(super) fn slot(&self) -> &SlotName {
+    pub fn slot(&self) -> &SlotName {
         &self.slot
     }
 
@@ -172,7 +177,7 @@ impl Gate {
     }
 
     /// Returns the engine's generation.
-    pub(super) fn generation(&self) -> Generation {
+    pub fn generation(&self) -> Generation {
         self.generation
     }
 
@@ -259,30 +264,60 @@ impl Gate {
     }
 
     /// Waits until the gate is closed and the last request has ended. Requests that were cut, or whose
-    /// engine is dead, have ended, though a client that does not read may not know it yet.
-    /// Cancel-safe.
+    /// engine is known to be dead, have ended, though a client that does not read may not know it yet.
+    /// A death that is not told yet is waited for: it goes first. Cancel-safe.
     pub async fn drained(&self) {
         loop {
             let mut released = std::pin::pin!(self.released.notified());
             released.as_mut().enable();
-            if self.ending().is_some() || (self.is_closed() && self.in_flight() == 0) {
+            let is_drained = self.ending().is_some() || (self.is_closed() && self.in_flight() == 0);
+            if is_drained && !self.awaits_verdict() {
                 return;
             }
             released.await;
         }
     }
 
+    /// Resolves when an exchange broke since the last call: the engine may be gone. Cancel-safe.
+    pub async fn troubled(&self) {
+        self.troubled.notified().await;
+    }
+
     /// Closes the gate and ends every exchange in flight at once, with an error.
     pub fn cut(&self) {
         self.end(Ending::Cut);
+        self.judge();
     }
 
-    /// Closes the gate of a dead engine: every exchange in flight ends with an error.
+    /// Closes the gate of an engine that has just ended, before anybody knows why: every exchange in
+    /// flight ends with an error, and who comes waits for [`Gate::mark_dead`].
+    pub fn mark_ended(&self) {
+        self.end(Ending::Died);
+    }
+
+    /// Closes the gate of a dead engine: every exchange in flight ends with an error. Called when the
+    /// core is told.
     pub fn mark_dead(&self, blame: Blame) {
         if blame == Blame::Request {
             self.blame();
         }
         self.end(Ending::Died);
+        self.judge();
+    }
+
+    /// Tells whether the engine has ended and the core has not been told why yet.
+    pub(super) fn awaits_verdict(&self) -> bool {
+        self.ending().is_some() && !self.judged.is_cancelled()
+    }
+
+    /// Resolves once the core knows that exchanges were ended, and why.
+    pub(super) fn judged(&self) -> &CancellationToken {
+        &self.judged
+    }
+
+    fn judge(&self) {
+        self.judged.cancel();
+        self.released.notify_waiters();
     }
 
     /// Notes that a request in flight may be what the engine ends of: those whose exchanges broke
@@ -361,6 +396,8 @@ enum Outcome {
     Something,
     /// It is whole.
     Answered,
+    /// The engine broke it off, which has been noted.
+    Broken,
 }
 
 impl Lease {
@@ -381,6 +418,8 @@ impl Lease {
     /// Notes that the engine broke the exchange off, and perhaps itself.
     pub(super) fn note_break(&mut self) {
         self.note_failure();
+        self.outcome = Outcome::Broken;
+        self.gate.troubled.notify_one();
         let mut broken = self.gate.broken.lock().unwrap_or_else(PoisonError::into_inner);
         // What broke long before a death is pushed out by what broke in it.
         if broken.len() >= self.gate.parallel {
@@ -410,7 +449,10 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.gate.touch();
-        if self.outcome != Outcome::Answered && self.gate.is_blamed.load(Ordering::SeqCst) {
+        // Whether it was to blame for an end may be told later.
+        let may_be_blamed =
+            self.gate.is_blamed.load(Ordering::SeqCst) || self.gate.awaits_verdict();
+        if may_be_blamed && matches!(self.outcome, Outcome::Nothing | Outcome::Something) {
             self.note_break();
         }
         if self.outcome == Outcome::Nothing && !self.gate.is_closed() {
@@ -520,6 +562,22 @@ mod tests {
         });
         assert_eq!(waited.unwrap_err(), GateRefusal::Closed);
         assert_eq!(gate.ending(), Some(Ending::Cut), "the first reason stays");
+    }
+
+    #[tokio::test]
+    async fn an_end_that_is_not_told_yet_is_no_drain_and_its_requests_are_suspects_once_it_is() {
+        let gate = gate(2, 8);
+        let held = lease(&gate, Duration::from_secs(1)).await.unwrap();
+        gate.mark_ended();
+        drop(held);
+        let waited = lease(&gate, Duration::from_secs(1)).await;
+        assert_eq!(waited.unwrap_err(), GateRefusal::Closed);
+        assert!(timeout(Duration::from_millis(20), gate.drained()).await.is_err(), "not told");
+        gate.mark_dead(Blame::Request);
+        gate.drained().await;
+        let engine = "other".parse().unwrap();
+        gate.suspects.note(&engine, Generation(1), [request()]);
+        assert!(gate.is_guilty(request()), "the first death counts");
     }
 
     #[tokio::test]

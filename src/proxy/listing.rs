@@ -7,7 +7,7 @@ use super::{
     reply::{Body, Fault, json_response},
     routes::{Route, RouteTable},
 };
-use crate::spec::profile::{Capability, ModelSource};
+use crate::spec::profile::Capability;
 
 /// How many names an error lists at most.
 const SHOWN: usize = 20;
@@ -61,7 +61,7 @@ fn entry(name: &str, route: &Route) -> Value {
         "state": route.state,
         "engine": route.engine_word(),
         "rung": route.rung,
-        "model": profile.model.as_ref().map(ModelSource::typed),
+        "model": profile.model_name(),
         "aliases": profile.aliases,
         "routes": profile.routes,
         "capabilities": capabilities,

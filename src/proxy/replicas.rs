@@ -82,6 +82,18 @@ impl Candidates {
         Some(Arc::clone(gate))
     }
 
+    /// Waits until the core knows of every engine that has ended.
+    pub(super) async fn judged(&self, shared: &Shared) {
+        let ended: Vec<Arc<Gate>> = {
+            let table = shared.routes.load();
+            let gates = self.slots.iter().filter_map(|slot| table.slot(slot)?.gate.as_ref());
+            gates.filter(|gate| gate.awaits_verdict()).map(Arc::clone).collect()
+        };
+        for gate in ended {
+            gate.judged().cancelled().await;
+        }
+    }
+
     /// Tells whether one of the slots is ready, `other` apart.
     pub(super) fn has_another(&self, shared: &Shared, other: &Gate) -> bool {
         let table = shared.routes.load();

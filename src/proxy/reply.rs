@@ -218,6 +218,18 @@ impl Fault {
                 let message = format!("slot `{slot}` did not load ({verdict}): {reason}");
                 unavailable("slot_load_failed", message).retry_after(half(retry_in))
             }
+            Refusal::Absent { reason, retry_in } => {
+                let message = format!(
+                    "slot `{slot}` is offline: {reason}; slotd does not run this engine, whoever does has to start it"
+                );
+                unavailable("slot_offline", message).retry_after(retry_in)
+            }
+            Refusal::SetAside => {
+                let message = format!(
+                    "slot `{slot}` was unloaded by a person, and its engine is not slotd's to start; `slotd load {slot}` sends requests to it again"
+                );
+                Self { retry: Retry::Never, ..unavailable("slot_unloaded", message) }
+            }
             Refusal::Failed { verdict, reason } => {
                 let message = format!(
                     "slot `{slot}` has failed ({verdict}) and needs a person: {reason}; \

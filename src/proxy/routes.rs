@@ -80,13 +80,14 @@ impl RouteTable {
     pub fn build(snapshot: &Snapshot, gates: &BTreeMap<SlotName, Arc<Gate>>) -> Self {
         let mut table = Self::default();
         for (name, view) in &snapshot.slots {
-            let is_ready = matches!(view.state, StateView::Ready { .. });
+            let is_ready = view.state.takes_requests();
             let gate = gates
                 .get(name)
                 .filter(|gate| is_ready && gate.generation() == view.generation)
                 .map(Arc::clone);
             let (percent, began) = match view.state {
                 StateView::Starting { percent, .. } => (percent, Some(view.since)),
+                StateView::Coming { percent } => (percent, None),
                 StateView::Backoff { retry_at } => (None, Some(retry_at)),
                 StateView::Offline
                 | StateView::Ready { .. }
@@ -94,7 +95,10 @@ impl RouteTable {
                 | StateView::Draining { .. }
                 | StateView::Stopping { .. }
                 | StateView::Reaping { .. }
-                | StateView::Failed => (None, None),
+                | StateView::Failed
+                | StateView::Absent { .. }
+                | StateView::Present { .. }
+                | StateView::Parting => (None, None),
             };
             let route = Route {
                 slot: name.clone(),
@@ -171,10 +175,10 @@ impl RouteTable {
         let mut models: BTreeMap<String, Name> = BTreeMap::new();
         for must_be_ready in [true, false] {
             for (slot, route) in &self.slots {
-                if let Some(model) = &route.profile.model
+                if let Some(model) = route.profile.model_name()
                     && route.is_in(must_be_ready)
                 {
-                    models.entry(model.typed()).or_default().slots.push(slot.clone());
+                    models.entry(model).or_default().slots.push(slot.clone());
                 }
             }
         }

@@ -34,6 +34,7 @@ use super::{
 use crate::{
     admin::{self, Follow, LogRequest},
     config::{daemon::Settings, watch::Watch},
+    engine::Machine,
     mailbox::{self, Mailbox},
     process,
     proxy::{
@@ -44,6 +45,9 @@ use crate::{
     store::{Remembered, StateDir},
     supervisor::{Event, Memory, Policy, Snapshot, Supervisor},
 };
+
+/// When the control API answers though the profiles have not been read.
+const ANSWERS_AFTER: Duration = Duration::from_secs(5);
 
 /// Everything that start-up has made.
 #[derive(Debug)]
@@ -151,7 +155,11 @@ impl Daemon {
         let (end_admin, admin_ends) = oneshot::channel();
         let state = self.admin_state((&mailbox, &snapshots), (profiles, &routes), flights, ask);
         let mut servers = JoinSet::new();
-        servers.spawn(admin::serve(control, state, async move { drop(admin_ends.await) }));
+        let begun = has_begun(phase.subscribe());
+        servers.spawn(async move {
+            begun.await;
+            admin::serve(control, state, async move { drop(admin_ends.await) }).await;
+        });
         let mut helpers = JoinSet::new();
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
         helpers.spawn(self.doors.clone().keep());
@@ -164,7 +172,7 @@ impl Daemon {
             effects.adopt(engine);
         }
         let driver = Driver {
-            core: Supervisor::new(policy(settings), clock::seed(), memory),
+            core: Supervisor::new(policy(settings, self.tools.machine), clock::seed(), memory),
             inbox,
             effects,
             publisher,
@@ -279,6 +287,7 @@ impl Daemon {
                 pid: std::process::id(),
                 started: clock.now(),
                 images: process::images(),
+                cores: self.tools.machine.cores,
                 listen: self.addresses.endpoint,
                 ollama_listen: self.addresses.ollama,
                 control: settings.control.clone(),
@@ -291,12 +300,20 @@ impl Daemon {
 
 /// What waits for a slot to come up waits for its engine next: one limit for both queues, so that
 /// nobody waits through a load only to be turned away.
-fn policy(settings: &Settings) -> Policy {
+fn policy(settings: &Settings, machine: Machine) -> Policy {
     let waiting_limit = usize::try_from(settings.queue_limit).unwrap_or(usize::MAX).max(1);
     let usual = Policy::default();
     let climb_after = settings.climb_after;
     let climb_idle = usual.climb_idle.min(climb_after);
-    Policy { waiting_limit, climb_after, climb_idle, ..usual }
+    Policy { waiting_limit, climb_after, climb_idle, machine, ..usual }
+}
+
+/// Waits until the core knows every slot and every adopted engine, or for a while: whoever asks
+/// before waits in the control socket's queue, for no answer is better than a wrong one.
+async fn has_begun(mut phase: watch::Receiver<Phase>) {
+    let begun = phase.wait_for(|phase| *phase != Phase::Starting);
+    // A daemon whose profiles lie on a dead mount is to say at least that it is there.
+    drop(timeout(ANSWERS_AFTER, begun).await);
 }
 
 /// Decides what becomes of clients while the daemon goes; returns the sockets if they stay open.

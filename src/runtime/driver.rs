@@ -62,6 +62,7 @@ impl Driver {
                 Command::Refuse { waiter, refusal } => self.inbox.answer(waiter, Err(refusal)),
                 Command::Finish => return ControlFlow::Break(()),
                 Command::Spawn { .. }
+                | Command::Watch { .. }
                 | Command::Signal { .. }
                 | Command::Drain { .. }
                 | Command::CutRequests { .. }

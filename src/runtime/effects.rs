@@ -19,7 +19,8 @@ use tracing::error;
 use super::{
     adopt::Adopted,
     clock,
-    engine_task::{self, Reporter, Tools},
+    engine_task::{self, Reporter, Tools, Wanted},
+    outside::{self, Outside},
 };
 use crate::{
     process::StopHandle,
@@ -30,7 +31,7 @@ use crate::{
         death::{Evidence, ExitStatus, Verdict},
         profile::Profile,
     },
-    supervisor::{ChildEvent, Command, Event, SlotEvent},
+    supervisor::{ChildEvent, Command, Event, Sight, SlotEvent, StopSignal},
 };
 
 /// How many reports of children may wait for the driver. A child's task waits when it is full.
@@ -51,6 +52,8 @@ pub(super) struct Report {
 pub(super) struct Handles {
     pub(super) gate: Arc<Gate>,
     pub(super) stop: StopHandle,
+    /// Asks the child's task for the program that ends it, where there is one, before `SIGTERM`.
+    pub(super) farewell: Option<Arc<Notify>>,
     /// Tells the child's task to let it run on.
     pub(super) leave: Arc<Notify>,
 }
@@ -67,6 +70,8 @@ pub(super) struct Effects {
     tools: Arc<Tools>,
     live: BTreeMap<SlotName, Live>,
     gates: BTreeMap<SlotName, Arc<Gate>>,
+    /// Watches over engines that are not ours.
+    outside: BTreeMap<SlotName, Outside>,
     /// A child's task that panicked says whose it was.
     tasks: JoinSet<Option<(SlotName, Generation)>>,
     reports: mpsc::Receiver<Report>,
@@ -82,6 +87,7 @@ impl Effects {
             tools,
             live: BTreeMap::new(),
             gates: BTreeMap::new(),
+            outside: BTreeMap::new(),
             tasks: JoinSet::new(),
             reports,
             reporter,
@@ -119,6 +125,11 @@ impl Effects {
     /// Makes the news of a task that panicked and took its child with it: the core must not wait.
     fn broken(&mut self, slot: SlotName, generation: Generation) -> Event {
         error!(%slot, %generation, "engine's task broke off");
+        if self.outside.contains_key(&slot) {
+            let reason = "slotd's own look at it broke off; its log says where".to_owned();
+            let sight = Sight::Absent { reason };
+            return child_event(slot, generation, ChildEvent::Looked { sight });
+        }
         let at_unix_ms = clock::unix_ms();
         let Some(live) = self.live.remove(&slot).filter(|live| live.generation == generation)
         else {
@@ -162,7 +173,8 @@ impl Effects {
                 | ChildEvent::ActivityMeasured { .. }
                 | ChildEvent::RoomMeasured { .. }
                 | ChildEvent::MemoryMeasured { .. }
-                | ChildEvent::VitalsRead { .. } => {}
+                | ChildEvent::VitalsRead { .. }
+                | ChildEvent::Looked { .. } => {}
             }
         }
         child_event(slot, generation, event)
@@ -171,8 +183,11 @@ impl Effects {
     /// Performs one command about a child. Grants and refusals are the driver's.
     pub(super) fn perform(&mut self, command: Command) {
         match command {
-            Command::Spawn { slot, generation, profile, rung } => {
-                self.spawn(slot, generation, (profile, rung));
+            Command::Spawn { slot, generation, profile, rung, cores } => {
+                self.spawn(slot, generation, Wanted { profile, rung, cores });
+            }
+            Command::Watch { slot, generation, profile } => {
+                self.watch(slot, generation, &profile);
             }
             Command::Signal { slot, generation, signal } => {
                 if let Some(handles) = self.live(&slot, generation) {
@@ -182,19 +197,27 @@ impl Effects {
                     }
                     // Those who wait for a seat are better off with the next engine.
                     handles.gate.close();
-                    handles.stop.signal(signal);
+                    match (signal, &handles.farewell) {
+                        (StopSignal::Terminate, Some(bell)) => bell.notify_one(),
+                        (StopSignal::Terminate | StopSignal::Kill, _) => {
+                            handles.stop.signal(signal);
+                        }
+                    }
                 }
             }
             Command::Drain { slot, generation } => self.drain(slot, generation),
             Command::CutRequests { slot, generation } => {
-                if let Some(handles) = self.live(&slot, generation) {
-                    handles.gate.cut();
+                if let Some(gate) = self.gate(&slot, generation) {
+                    gate.cut();
                 }
             }
             Command::Leave { slot, generation } => {
                 if let Some(handles) = self.live(&slot, generation) {
                     handles.leave.notify_one();
                     self.live.remove(&slot);
+                    self.gates.remove(&slot);
+                } else if let Some(outside) = self.outside_of(&slot, generation) {
+                    outside.leave();
                     self.gates.remove(&slot);
                 }
             }
@@ -231,7 +254,7 @@ impl Effects {
         self.answers.push_back(Event::EngineAdopted { slot, generation, pid, engine, profile });
     }
 
-    fn spawn(&mut self, slot: SlotName, generation: Generation, wanted: (Arc<Profile>, usize)) {
+    fn spawn(&mut self, slot: SlotName, generation: Generation, wanted: Wanted) {
         let reporter = self.reporter_for(slot.clone(), generation);
         let task = engine_task::run(Arc::clone(&self.tools), wanted, reporter);
         self.tasks.spawn(async move {
@@ -240,9 +263,35 @@ impl Effects {
         });
     }
 
+    /// Watches an engine that is not ours. A watch before it, and all that its gate still serves, ends.
+    fn watch(&mut self, slot: SlotName, generation: Generation, profile: &Profile) {
+        let Some(external) = profile.external() else { return };
+        if let Some(before) = self.outside.remove(&slot) {
+            before.lose();
+        }
+        let gate = outside::gate(&self.tools, (slot.clone(), generation), profile, external);
+        self.gates.insert(slot.clone(), Arc::clone(&gate));
+        let reporter = self.reporter_for(slot.clone(), generation);
+        let watching = outside::watch(external.clone(), Arc::clone(&gate), reporter);
+        let owner = (slot.clone(), generation);
+        let task = self.tasks.spawn(async move {
+            let ended = AssertUnwindSafe(watching).catch_unwind().await;
+            ended.is_err().then_some(owner)
+        });
+        self.outside.insert(slot, Outside { gate, task });
+    }
+
+    fn outside_of(&mut self, slot: &SlotName, generation: Generation) -> Option<Outside> {
+        let is_it = self.outside.get(slot)?.gate.generation() == generation;
+        if is_it { self.outside.remove(slot) } else { None }
+    }
+
+    fn gate(&self, slot: &SlotName, generation: Generation) -> Option<&Arc<Gate>> {
+        self.gates.get(slot).filter(|gate| gate.generation() == generation)
+    }
+
     fn drain(&mut self, slot: SlotName, generation: Generation) {
-        let Some(handles) = self.live(&slot, generation) else { return };
-        let gate = Arc::clone(&handles.gate);
+        let Some(gate) = self.gate(&slot, generation).cloned() else { return };
         gate.close();
         let reporter = self.reporter_for(slot, generation);
         self.tasks.spawn(async move {

@@ -3,11 +3,13 @@
 //! One task a child. It reports what happens; it decides nothing.
 
 use std::{
+    collections::BTreeMap,
+    convert::Infallible,
     error::Error,
     ffi::OsString,
     io,
     net::{Ipv4Addr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -23,17 +25,17 @@ use super::{
     adopt::Adopted,
     clock,
     effects::{Handles, Report},
+    farewell::Farewell,
     keep::Keeping,
     last_seconds::{Before, LastSeconds},
     watch::{self, Begins, Watched},
 };
 use crate::{
     config::daemon::Settings,
-    engine::{self, Endpoint, EngineKind, Launch, wants_port},
+    engine::{self, CoreShare, Endpoint, EngineKind, Launch, Machine, wants_port},
     models::{Checked, Checks, Refused},
-    process::{self, Child, SpawnFault, SpawnSpec, Spawner},
+    process::{self, Child, ErrandSpec, SpawnFault, SpawnSpec, Spawner},
     proxy::{Gate, Suspects},
-    sensor,
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
@@ -62,8 +64,18 @@ pub(super) struct Tools {
     pub(super) state: Arc<StateDir>,
     pub(super) checks: Arc<Checks>,
     pub(super) suspects: Arc<Suspects>,
+    /// What engines compute with.
+    pub(super) machine: Machine,
     /// The daemon's environment, from which engines get an allow-list.
     pub(super) environment: Vec<(OsString, OsString)>,
+}
+
+/// What is to be started.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) profile: Arc<Profile>,
+    pub(super) rung: usize,
+    pub(super) cores: u32,
 }
 
 /// One child's line to the driver.
@@ -108,6 +120,7 @@ struct Running {
     /// For one that is to be kept: what stands in its environment.
     nonce: Option<String>,
     leave: Arc<Notify>,
+    farewell: Farewell,
 }
 
 /// What was started.
@@ -119,15 +132,13 @@ struct Launched {
     rungs: Arc<[Rung]>,
     /// The name of its model that it insists on.
     model: Option<String>,
+    /// The program that ends it, with its arguments; empty where signals do.
+    stop: Vec<OsString>,
 }
 
 /// Runs one child and returns once nothing of it is left.
-pub(super) async fn run(
-    tools: Arc<Tools>,
-    (profile, rung): (Arc<Profile>, usize),
-    reporter: Reporter,
-) {
-    let running = match start(&tools, (&profile, rung), &reporter).await {
+pub(super) async fn run(tools: Arc<Tools>, wanted: Wanted, reporter: Reporter) {
+    let running = match start(&tools, &wanted, &reporter).await {
         Ok(running) => running,
         Err(Failure { verdict, reason, engine }) => {
             let at_unix_ms = clock::unix_ms();
@@ -143,7 +154,7 @@ pub(super) async fn run(
     let handles = handles(&tools, &running, &reporter);
     let gate = Arc::clone(&handles.gate);
     reporter.send(event, Some(handles)).await;
-    attend((&tools, &profile), running, &gate, &reporter, Begins::Loading).await;
+    attend((&tools, &wanted.profile), running, &gate, &reporter, Begins::Loading).await;
 }
 
 /// Prepares to go on with an engine of an earlier daemon: the ways to it, and the rest of its life.
@@ -162,11 +173,14 @@ pub(super) fn adopted(
         // Those of the next start are told then.
         rungs: Arc::default(),
         model: record.model,
+        stop: record.stop,
     };
     let log = process::log_path(&logs, &reporter.slot, reporter.generation);
     let (nonce, leave) = (Some(record.identity.nonce), Arc::default());
     let last_seconds = Before::begin().of(child.pid(), child.counters());
-    let running = Running { child, launched, log, last_seconds, nonce, leave };
+    let env = engine::for_engine(&tools.environment, &profile.env);
+    let farewell = farewell(&tools, &reporter, (&launched, env), (&log, profile));
+    let running = Running { child, launched, log, last_seconds, nonce, leave, farewell };
     let handles = handles(&tools, &running, &reporter);
     let (profile, gate) = (Arc::clone(profile), Arc::clone(&handles.gate));
     let attending = async move {
@@ -183,18 +197,7 @@ async fn attend(
     reporter: &Reporter,
     begins: Begins,
 ) {
-    let keeping = running.nonce.clone().map(|nonce| {
-        let Launched { kind, endpoint, info, model, .. } = &running.launched;
-        Keeping {
-            state: Arc::clone(&tools.state),
-            handle: running.child.keep_handle(),
-            slot: (reporter.slot.clone(), reporter.generation),
-            nonce,
-            engine: (*kind, endpoint.clone(), info.clone()),
-            model: model.clone(),
-            profile: profile.clone(),
-        }
-    });
+    let keeping = keeping((tools, profile), &running, reporter);
     let watched = Watched {
         endpoint: &running.launched.endpoint,
         kind: running.launched.kind,
@@ -208,6 +211,12 @@ async fn attend(
     };
     // Boxed: the watch holds a request while it waits, and this task lives as long as the engine.
     let watch = Box::pin(watch::watch(watched, reporter));
+    let stop = running.child.stop_handle();
+    let parting = async {
+        running.farewell.asked().await;
+        stop.signal(StopSignal::Terminate);
+        std::future::pending::<Infallible>().await
+    };
     let ended = tokio::select! {
         // The end first: a dead child is not probed once more.
         biased;
@@ -215,11 +224,27 @@ async fn attend(
         () = running.leave.notified() => None,
         never = watch => match never {},
         never = running.last_seconds.keep() => match never {},
+        never = parting => match never {},
     };
-    let Some(status) = ended else { return leave(running.child, keeping.as_ref()).await };
+    match ended {
+        Some(status) => end(status, running, keeping.as_ref(), (gate, reporter)).await,
+        None => leave(running, keeping.as_ref()).await,
+    }
+}
+
+/// Tells of an end, and sees to it that nothing is left.
+async fn end(
+    status: ExitStatus,
+    mut running: Running,
+    keeping: Option<&Keeping>,
+    (gate, reporter): (&Gate, &Reporter),
+) {
+    // Who is in flight, and who comes, does not wait until it is known why.
+    gate.mark_ended();
     let evidence = running.last_seconds.at_the_end(status);
     let evidence = with_log(evidence, running.launched.kind, running.log).await;
     reporter.tell(ChildEvent::Exited { evidence, at_unix_ms: clock::unix_ms() }).await;
+    running.farewell.finish().await;
     running.child.reap().await;
     if let Some(keeping) = keeping {
         keeping.forget().await;
@@ -227,8 +252,28 @@ async fn attend(
     reporter.tell(ChildEvent::Reaped).await;
 }
 
+/// Makes what it takes to write an engine down that is to be kept.
+fn keeping(
+    (tools, profile): (&Arc<Tools>, &Profile),
+    running: &Running,
+    reporter: &Reporter,
+) -> Option<Keeping> {
+    let nonce = running.nonce.clone()?;
+    let Launched { kind, endpoint, info, model, stop, .. } = &running.launched;
+    Some(Keeping {
+        state: Arc::clone(&tools.state),
+        handle: running.child.keep_handle(),
+        slot: (reporter.slot.clone(), reporter.generation),
+        nonce,
+        engine: (*kind, endpoint.clone(), info.clone()),
+        model: model.clone(),
+        stop: stop.clone(),
+        profile: profile.clone(),
+    })
+}
+
 /// Lets a child run on; one of which no later daemon would know is ended instead.
-async fn leave(mut child: Child, keeping: Option<&Keeping>) {
+async fn leave(Running { mut child, mut farewell, .. }: Running, keeping: Option<&Keeping>) {
     let is_recorded = match keeping {
         Some(keeping) => keeping.record().await,
         None => false,
@@ -237,6 +282,7 @@ async fn leave(mut child: Child, keeping: Option<&Keeping>) {
         child.leave();
     } else {
         child.stop_handle().signal(StopSignal::Kill);
+        farewell.finish().await;
         child.reap().await;
     }
 }
@@ -250,13 +296,33 @@ fn handles(tools: &Tools, running: &Running, reporter: &Reporter) -> Handles {
         (launched.info.parallel, tools.settings.queue_limit),
         &tools.suspects,
     );
-    Handles { gate, stop: running.child.stop_handle(), leave: Arc::clone(&running.leave) }
+    Handles {
+        gate,
+        stop: running.child.stop_handle(),
+        farewell: running.farewell.bell(),
+        leave: Arc::clone(&running.leave),
+    }
+}
+
+fn farewell(
+    tools: &Tools,
+    reporter: &Reporter,
+    (launched, env): (&Launched, BTreeMap<OsString, OsString>),
+    (log, profile): (&Path, &Profile),
+) -> Farewell {
+    let spec = ErrandSpec {
+        words: launched.stop.clone(),
+        env,
+        working_dir: tools.settings.state_dir.clone(),
+        log: log.to_path_buf(),
+    };
+    Farewell::new((reporter.slot.clone(), reporter.generation), spec, profile.stop_timeout)
 }
 
 /// Checks, then starts.
 async fn start(
     tools: &Arc<Tools>,
-    (profile, rung): (&Arc<Profile>, usize),
+    Wanted { profile, rung, cores }: &Wanted,
     reporter: &Reporter,
 ) -> Result<Running, Failure> {
     let endpoint = endpoint(tools, profile, reporter).map_err(|source| {
@@ -266,29 +332,34 @@ async fn start(
         )
     })?;
     let checked = check(tools, profile, &endpoint).await?;
-    let rungs: Arc<[Rung]> = checked.ladder(profile, sensor::has_gpu()).into();
+    let rungs: Arc<[Rung]> = checked.ladder(profile, tools.machine.has_gpu).into();
     // The core clamps alike once it knows the rungs.
-    let rung = rungs.get(rung).or(rungs.last()).cloned().unwrap_or_default();
+    let rung = rungs.get(*rung).or(rungs.last()).cloned().unwrap_or_default();
+    let cores = CoreShare { machine: tools.machine, threads: *cores };
     let launch = checked
-        .launch((profile, &rung), &endpoint, &tools.environment)
+        .launch((profile, &rung), cores, &endpoint, &tools.environment)
         .map_err(|fault| Failure::of_check(Refused::of_launch(&fault, &checked)))?;
     let info = EngineInfo {
         name: checked.kind.as_str().to_owned(),
         program: checked.program.display().to_string(),
         parallel: launch.parallel,
+        cores: launch.cores,
     };
     let log = log_of(tools, reporter).await;
     let nonce = (profile.on_exit == OnExit::Keep).then(clock::nonce);
+    let stop = launch.stop.clone();
     let mut spec = spec(tools, reporter, (launch, &endpoint), log.clone());
     spec.on_exit = profile.on_exit;
     spec.env.extend(nonce.as_ref().map(|nonce| (NONCE_VARIABLE.into(), nonce.into())));
-    let before = Before::begin();
+    let (before, env) = (Before::begin(), spec.env.clone());
     match tools.spawner.spawn(spec).await {
         Ok(child) => {
             let last_seconds = before.of(child.pid(), child.counters());
             let model = checked.insisted_name(profile);
-            let launched = Launched { kind: checked.kind, endpoint, info, rungs, model };
-            Ok(Running { child, launched, log, last_seconds, nonce, leave: Arc::default() })
+            let launched = Launched { kind: checked.kind, endpoint, info, rungs, model, stop };
+            let farewell = farewell(tools, reporter, (&launched, env), (&log, profile));
+            let leave = Arc::default();
+            Ok(Running { child, launched, log, last_seconds, nonce, leave, farewell })
         }
         Err(fault) => Err(Failure::of_spawn(&fault, info)),
     }
@@ -376,6 +447,7 @@ impl Failure {
             name: kind.as_str().to_owned(),
             program: program.display().to_string(),
             parallel: 0,
+            cores: 0,
         });
         Self { verdict: refused.verdict, reason: refused.reason, engine }
     }

@@ -1,6 +1,6 @@
 //! Writes down an engine that is to outlive the daemon, so that the next one finds it.
 
-use std::sync::Arc;
+use std::{ffi::OsString, sync::Arc};
 
 use tokio::task::spawn_blocking;
 use tracing::warn;
@@ -23,6 +23,7 @@ pub(super) struct Keeping {
     pub(super) engine: (EngineKind, Endpoint, EngineInfo),
     pub(super) profile: Profile,
     pub(super) model: Option<String>,
+    pub(super) stop: Vec<OsString>,
 }
 
 impl Keeping {
@@ -41,6 +42,7 @@ impl Keeping {
             self.profile.clone(),
         );
         record.model.clone_from(&self.model);
+        record.stop.clone_from(&self.stop);
         let state = Arc::clone(&self.state);
         match spawn_blocking(move || state.record_engine(&record)).await {
             Ok(Ok(())) => {

@@ -69,7 +69,11 @@ fn engines(snapshot: &Snapshot) -> BTreeMap<(SlotName, Generation), u32> {
         | StateView::Stopping { .. }
         | StateView::Reaping { .. }
         | StateView::Backoff { .. }
-        | StateView::Failed => None,
+        | StateView::Failed
+        | StateView::Absent { .. }
+        | StateView::Coming { .. }
+        | StateView::Present { .. }
+        | StateView::Parting => None,
     });
     running.collect()
 }

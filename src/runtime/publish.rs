@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 use super::{clock::Clock, service_manager};
 use crate::{
     proxy::{Gate, RouteTable},
-    spec::{SlotName, death::Verdict},
+    spec::{SlotName, death::Verdict, edit::Rejected},
     supervisor::{SlotView, Snapshot, StateView},
 };
 
@@ -51,6 +51,7 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
     for (name, slot) in &after.slots {
         let earlier = before.slots.get(name);
         log_deaths(name, earlier, slot);
+        log_rejection(name, earlier, slot);
         let state = slot.state.as_str();
         if earlier.map(|earlier| earlier.state.as_str()) == Some(state) {
             continue;
@@ -61,6 +62,10 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
                 let elapsed_ms = slot.loads.last().map(std::time::Duration::as_millis);
                 info!(slot = %name, %generation, pid, elapsed_ms, "slot became ready");
             }
+            StateView::Absent { reason } => {
+                info!(slot = %name, %generation, state, reason, "slot changed state");
+            }
+            StateView::Present { .. } => info!(slot = %name, %generation, "slot became ready"),
             StateView::Failed => {
                 let reason = slot.deaths.last().map(|death| death.reason.as_str());
                 error!(slot = %name, %generation, reason, "slot failed");
@@ -71,13 +76,25 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
             | StateView::Draining { .. }
             | StateView::Stopping { .. }
             | StateView::Reaping { .. }
-            | StateView::Backoff { .. } => {
+            | StateView::Backoff { .. }
+            | StateView::Coming { .. }
+            | StateView::Parting => {
                 info!(slot = %name, %generation, state, "slot changed state");
             }
         }
     }
     for name in before.slots.keys().filter(|name| !after.slots.contains_key(*name)) {
         info!(slot = %name, "slot removed");
+    }
+}
+
+/// Once for each edit that failed, and once for one that a daemon begins with.
+fn log_rejection(name: &SlotName, earlier: Option<&SlotView>, slot: &SlotView) {
+    let Some(rejected) = &slot.edits.rejected else { return };
+    let known = earlier.and_then(|earlier| earlier.edits.rejected.as_ref());
+    if known.is_none_or(|known| known.generation != rejected.generation) {
+        let Rejected { generation, verdict, reason, .. } = rejected;
+        warn!(slot = %name, %generation, %verdict, reason, "edit failed, previous profile in force");
     }
 }
 

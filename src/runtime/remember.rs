@@ -13,6 +13,7 @@ use crate::{
     spec::{
         Generation, SlotName,
         death::{Death, Evidence},
+        edit::Edits,
     },
     store::{Remembered, SlotMemory, StateDir},
     supervisor::{Memory, Snapshot},
@@ -79,7 +80,7 @@ pub(super) async fn keep_last(
     let mut last = before.clone();
     last.slots.extend(memory.iter().map(|(name, slot)| {
         let memory = memory_of((slot.generation, slot.rung), &slot.loads, &slot.deaths);
-        (name.clone(), memory)
+        (name.clone(), SlotMemory { edits: slot.edits.clone(), ..memory })
     }));
     if last == before {
         return;
@@ -104,6 +105,7 @@ fn merge(before: &Remembered, snapshot: &Snapshot) -> Remembered {
     for (name, slot) in &snapshot.slots {
         let at = (slot.generation, slot.rung_index);
         let memory = memory_of(at, &slot.loads, &slot.deaths);
+        let memory = SlotMemory { edits: slot.edits.clone(), ..memory };
         latest.slots.insert(name.clone(), memory);
     }
     latest
@@ -120,6 +122,7 @@ fn memory_of(
         loads_ms: loads.iter().map(milliseconds).collect(),
         deaths: shortened(deaths),
         rung,
+        edits: Edits::default(),
     }
 }
 
@@ -161,6 +164,7 @@ pub(super) fn recall(remembered: &Remembered) -> BTreeMap<SlotName, Memory> {
                 loads: slot.loads_ms.iter().map(|ms| Duration::from_millis(*ms)).collect(),
                 deaths: slot.deaths.clone(),
                 rung: slot.rung,
+                edits: slot.edits.clone(),
             };
             (name.clone(), memory)
         })

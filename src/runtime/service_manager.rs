@@ -58,7 +58,7 @@ pub(super) fn status(before: &Snapshot, after: &Snapshot) {
 /// Says how many slots are ready, and what the others are at: `1/3 ready, loading coder 42 %`.
 fn status_line(snapshot: &Snapshot) -> String {
     let slots = &snapshot.slots;
-    let ready = slots.values().filter(|slot| matches!(slot.state, StateView::Ready { .. })).count();
+    let ready = slots.values().filter(|slot| slot.state.takes_requests()).count();
     let mut parts = vec![format!("{ready}/{} ready", slots.len())];
     parts.extend(slots.iter().filter_map(|(name, slot)| match slot.state {
         StateView::Starting { percent: Some(percent), .. } => {
@@ -72,7 +72,11 @@ fn status_line(snapshot: &Snapshot) -> String {
         | StateView::Unready { .. }
         | StateView::Draining { .. }
         | StateView::Stopping { .. }
-        | StateView::Reaping { .. } => None,
+        | StateView::Reaping { .. }
+        | StateView::Absent { .. }
+        | StateView::Coming { .. }
+        | StateView::Present { .. }
+        | StateView::Parting => None,
     }));
     parts.join(", ")
 }

@@ -24,10 +24,12 @@ use super::{
 };
 use crate::{
     config::{Fault, daemon::Settings},
+    engine::Machine,
     models::{Checks, Places, hub_cache_dir},
     process::{
         Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault, give_back_cgroup,
     },
+    sensor,
     store::{OpenFault, StateDir},
 };
 
@@ -172,7 +174,9 @@ fn tools(
         environment: environment.clone(),
     });
     let checks = Arc::new(checks);
-    Ok(Tools { settings, spawner, state, checks, suspects: Arc::default(), environment })
+    let machine = Machine { cores: sensor::usable_cores(), has_gpu: sensor::has_gpu() };
+    let suspects = Arc::default();
+    Ok(Tools { settings, spawner, state, checks, suspects, machine, environment })
 }
 
 fn listed(faults: &[Fault]) -> String {

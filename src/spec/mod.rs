@@ -5,6 +5,9 @@
 
 pub mod date;
 pub mod death;
+pub mod difference;
+pub mod edit;
+mod endpoint;
 pub mod identity;
 pub mod ladder;
 mod name;
@@ -12,5 +15,6 @@ pub mod profile;
 mod quantity;
 pub mod requests;
 
+pub use endpoint::Endpoint;
 pub use name::{Generation, NameFault, SlotName, WaiterId};
 pub use quantity::{Bytes, Monotime, QuantityFault, parse_duration};

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{SlotName, ladder::LadderChoice, requests::Requests};
+use super::{Endpoint, SlotName, ladder::LadderChoice, requests::Requests};
 
 /// Describes one slot: which engine serves which model, with what limits.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -15,10 +15,15 @@ pub struct Profile {
     pub slot: SlotName,
     /// The file that the profile was read from.
     pub source: PathBuf,
-    /// The model to serve; only [`EngineChoice::Command`] can do without one.
+    /// The model to serve; only [`EngineChoice::Command`] can do without one, and
+    /// [`EngineChoice::External`] has none.
     pub model: Option<ModelSource>,
     /// Which engine serves it.
     pub engine: EngineChoice,
+    /// The argument vector, with the placeholders of [`EngineChoice::Command`], of a program that ends
+    /// the engine; empty where signals do.
+    #[serde(default)]
+    pub stop_command: Vec<String>,
     /// More arguments for the engine, after slotd's own.
     pub args: Vec<String>,
     /// Environment variables for the engine, on top of the allow-list.
@@ -35,7 +40,7 @@ pub struct Profile {
     pub context: Option<u32>,
     /// How many requests the engine works on at once; the engine's own default without it.
     pub parallel: Option<u32>,
-    /// CPU threads of the engine; the engine's own default without it.
+    /// CPU threads of the engine; its share of the machine's cores without it.
     pub threads: Option<u32>,
     /// Layers to hold on the GPU; the engine's own default without it.
     pub gpu_layers: Option<u32>,
@@ -118,6 +123,17 @@ pub enum EngineChoice {
     Candle,
     /// Any program: its argument vector with `{port}`, `{socket}` and `{model}` to be filled in.
     Command(Vec<String>),
+    /// One that somebody else runs.
+    External(External),
+}
+
+/// An engine that somebody else runs: slotd knows where it is, and neither starts nor ends it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct External {
+    /// Where it listens.
+    pub endpoint: Endpoint,
+    /// The name that it knows its model by; any model will do without it.
+    pub model: Option<String>,
 }
 
 impl EngineChoice {
@@ -128,6 +144,7 @@ impl EngineChoice {
             Self::LlamaServer => "llama-server",
             Self::Candle => "candle",
             Self::Command(_) => "command",
+            Self::External(_) => "external",
         }
     }
 }
@@ -184,6 +201,28 @@ impl Capability {
 }
 
 impl Profile {
+    /// Returns where the engine is, if somebody else runs it.
+    pub fn external(&self) -> Option<&External> {
+        match &self.engine {
+            EngineChoice::External(external) => Some(external),
+            EngineChoice::Auto
+            | EngineChoice::LlamaServer
+            | EngineChoice::Candle
+            | EngineChoice::Command(_) => None,
+        }
+    }
+
+    /// Tells whether somebody else runs the engine.
+    pub fn is_external(&self) -> bool {
+        self.external().is_some()
+    }
+
+    /// Returns the model as the profile names it.
+    pub fn model_name(&self) -> Option<String> {
+        let named = self.model.as_ref().map(ModelSource::typed);
+        named.or_else(|| self.external()?.model.clone())
+    }
+
     /// Tells whether the slot is offered for `capability`.
     pub fn offers(&self, capability: Capability) -> bool {
         let is_ours = matches!(
@@ -206,6 +245,7 @@ impl Profile {
     pub fn starts_same_engine(&self, other: &Self) -> bool {
         self.model == other.model
             && self.engine == other.engine
+            && self.stop_command == other.stop_command
             && self.args == other.args
             && self.env == other.env
             && self.capabilities == other.capabilities

@@ -50,3 +50,13 @@ pub enum OnClientGone {
     /// Nothing: the answer is read to its end and thrown away. For engines that a hang-up hurts.
     Drain,
 }
+
+impl OnClientGone {
+    /// Returns the word that profiles use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cancel => "cancel",
+            Self::Drain => "drain",
+        }
+    }
+}

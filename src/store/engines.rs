@@ -1,6 +1,7 @@
 //! Engines that outlive the daemon: one file each, on the disk before a request is routed to them.
 
 use std::{
+    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -43,6 +44,9 @@ pub struct EngineRecord {
     /// The name of its model that it insists on.
     #[serde(default)]
     pub model: Option<String>,
+    /// The program that ends it, with its arguments; empty where signals do.
+    #[serde(default)]
+    pub stop: Vec<OsString>,
 }
 
 /// The outcome of reading all records.
@@ -77,6 +81,7 @@ impl EngineRecord {
             engine,
             profile,
             model: None,
+            stop: Vec::new(),
         }
     }
 }

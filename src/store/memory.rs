@@ -9,11 +9,11 @@ use std::{
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use super::{OpenFault, read_bounded};
-use crate::spec::{Generation, SlotName, death::Death};
+use crate::spec::{Generation, SlotName, death::Death, edit::Edits};
 
 /// The version that is written.
 pub const VERSION: u64 = 1;
@@ -44,6 +44,16 @@ pub struct SlotMemory {
     /// The rung of its ladder, from 0.
     #[serde(default)]
     pub rung: usize,
+    /// Which profile worked, and which one did not.
+    #[serde(default, deserialize_with = "known_edits")]
+    pub edits: Edits,
+}
+
+/// Profiles of another version may hold what this one does not know: that is no reason to set the
+/// whole memory aside.
+fn known_edits<'de, D: Deserializer<'de>>(from: D) -> Result<Edits, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).unwrap_or_default())
 }
 
 impl Default for Remembered {

@@ -20,6 +20,18 @@ pub enum Command {
         profile: Arc<Profile>,
         /// On which rung of its ladder, from 0; the last one where there are fewer.
         rung: usize,
+        /// With how many threads, should it be one that shares the CPU; at least 1.
+        cores: u32,
+    },
+    /// Look at an engine that somebody else runs, at once and from then on, until `Leave` or the slot's
+    /// next `Watch`, which ends this one: requests that it still serves break. Answered by `Looked`.
+    Watch {
+        /// The slot.
+        slot: SlotName,
+        /// Counts as a child's.
+        generation: Generation,
+        /// Where it is.
+        profile: Arc<Profile>,
     },
     /// Send a signal to the child's whole group.
     Signal {
@@ -38,7 +50,8 @@ pub enum Command {
         /// The child's generation.
         generation: Generation,
     },
-    /// Let the child run on without us: it is to outlive the daemon. Nothing is heard of it any more.
+    /// Let the child run on without us: it is to outlive the daemon, or is not ours. Nothing is heard of
+    /// it any more.
     Leave {
         /// The slot.
         slot: SlotName,
@@ -114,6 +127,15 @@ pub enum Refusal {
         /// How long until an engine may be ready, as far as is known.
         retry_in: Duration,
     },
+    /// Somebody else runs the engine, and it is not there.
+    Absent {
+        /// What was asked, and what came of it.
+        reason: String,
+        /// When it is looked for again.
+        retry_in: Duration,
+    },
+    /// Somebody else runs the engine, and a person has told slotd to send nothing to it.
+    SetAside,
     /// The slot has failed; a person or a profile edit has to clear it.
     Failed {
         /// Why.

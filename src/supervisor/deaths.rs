@@ -59,6 +59,11 @@ impl Slot {
             let death = Arc::make_mut(death);
             death.evidence = Some(evidence);
             death.at_unix_ms = at_unix_ms;
+            if let Some(rejected) = &mut self.edits.rejected
+                && rejected.generation == death.generation
+            {
+                rejected.at_unix_ms = at_unix_ms;
+            }
         }
     }
 
@@ -81,7 +86,13 @@ impl Slot {
         };
         self.tell_step(step);
         let circumstances = (&*death, step, random);
-        match restart::next(context.policy, &self.profile, &mut self.tally, circumstances) {
+        let next = restart::next(context.policy, &self.profile, &mut self.tally, circumstances);
+        if next != Next::AtOnce
+            && let Some(after) = self.roll_back(&death, context)
+        {
+            return after;
+        }
+        match next {
             Next::Rest if self.waiting.is_empty() => After::Rest,
             // Rest with somebody waiting: that is a demand.
             Next::AtOnce | Next::Rest => After::Restart,
@@ -94,6 +105,8 @@ impl Slot {
                 After::Backoff { retry_at }
             }
             Next::GiveUp => {
+                // What has given up is nothing to go back to.
+                self.edits.worked = None;
                 let refusal = self.failed_refusal();
                 self.refuse_all(&refusal, context);
                 After::Fail
@@ -103,7 +116,14 @@ impl Slot {
 
     /// Adds to the last death where it has led to on the ladder.
     fn tell_step(&mut self, step: Step) {
-        if let (Some(told), Some(death)) = (self.ladder.told(step), self.deaths.last_mut()) {
+        if let Some(told) = self.ladder.told(step) {
+            self.add_to_last_reason(&told);
+        }
+    }
+
+    /// Adds to the last death what it has led to.
+    pub(super) fn add_to_last_reason(&mut self, told: &str) {
+        if let Some(death) = self.deaths.last_mut() {
             let death = Arc::make_mut(death);
             death.reason = format!("{}; {told}", death.reason);
         }

@@ -134,6 +134,12 @@ pub enum ChildEvent {
         /// What was seen.
         vitals: Vitals,
     },
+    /// A look at an engine that somebody else runs found something new; the first look of a watch is
+    /// always told.
+    Looked {
+        /// What.
+        sight: Sight,
+    },
     /// The process has ended. Its group may still hold others.
     Exited {
         /// What is known about it.
@@ -145,6 +151,26 @@ pub enum ChildEvent {
     Reaped,
 }
 
+/// What a look at an engine that somebody else runs found.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Sight {
+    /// Nobody answers at its address, or not as it should.
+    Absent {
+        /// What was asked, and what came of it: one clause for a person.
+        reason: String,
+    },
+    /// It answers, but takes no requests yet.
+    Loading {
+        /// How far its load has come, 0 to 100, where it tells.
+        percent: Option<u8>,
+    },
+    /// It takes requests.
+    Present {
+        /// It has put its model away and brings it back with the next request.
+        is_asleep: bool,
+    },
+}
+
 /// Which engine a child is, for people and for the route.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct EngineInfo {
@@ -154,4 +180,7 @@ pub struct EngineInfo {
     pub program: String,
     /// How many requests it works on at once.
     pub parallel: u32,
+    /// How many CPU cores it is counted with: its threads; 1 where a GPU computes, 0 where nobody knows.
+    #[serde(default)]
+    pub cores: u32,
 }

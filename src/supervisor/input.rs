@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{event::ChildEvent, event::EngineInfo, event::SlotEvent, health::Vitals};
+use super::{
+    event::{ChildEvent, EngineInfo, Sight, SlotEvent},
+    health::Vitals,
+};
 use crate::spec::{
     Bytes, Generation, WaiterId,
     death::{Evidence, Verdict},
@@ -51,6 +54,8 @@ pub(super) enum Input {
     MemoryMeasured { rss: Bytes },
     /// Vital signs of the child.
     VitalsRead { vitals: Vitals },
+    /// A look at an engine that somebody else runs.
+    Looked { sight: Sight },
     /// The child has ended.
     Exited { evidence: Evidence, at_unix_ms: u64 },
     /// Nothing of the child is left.
@@ -80,6 +85,7 @@ impl Input {
             Self::RoomMeasured { .. } => "room-measured",
             Self::MemoryMeasured { .. } => "memory-measured",
             Self::VitalsRead { .. } => "vitals-read",
+            Self::Looked { .. } => "looked",
             Self::Exited { .. } => "exited",
             Self::Reaped => "reaped",
         }
@@ -115,6 +121,7 @@ impl Input {
             }
             ChildEvent::MemoryMeasured { rss } => Self::MemoryMeasured { rss },
             ChildEvent::VitalsRead { vitals } => Self::VitalsRead { vitals },
+            ChildEvent::Looked { sight } => Self::Looked { sight },
             ChildEvent::Exited { evidence, at_unix_ms } => Self::Exited { evidence, at_unix_ms },
             ChildEvent::Reaped => Self::Reaped,
         }

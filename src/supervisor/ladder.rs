@@ -90,6 +90,11 @@ impl Ladder {
         self.at
     }
 
+    /// Returns the rung of the next start, where it is known.
+    pub(super) fn rung(&self) -> Option<&Rung> {
+        self.rungs.get(self.at)
+    }
+
     /// Learns the rungs from a start; a ladder that has become shorter ends at its last one.
     pub(super) fn learn(&mut self, rungs: Arc<[Rung]>) {
         let last = rungs.len().saturating_sub(1);

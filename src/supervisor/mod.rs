@@ -6,7 +6,9 @@
 //! give the same commands.
 
 mod command;
+mod cores;
 mod deaths;
+mod edits;
 mod event;
 mod health;
 mod input;
@@ -20,21 +22,26 @@ mod snapshot;
 mod states;
 mod verdict;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 pub use self::{
     command::{Command, Refusal, StopSignal},
-    event::{ChildEvent, EngineInfo, Event, SlotEvent},
+    event::{ChildEvent, EngineInfo, Event, Sight, SlotEvent},
     health::Vitals,
     policy::Policy,
     snapshot::{SlotView, Snapshot, StateView},
 };
 use self::{
+    cores::Neighbours,
     input::Input,
     random::Random,
     slot::{Context, Slot},
 };
-use crate::spec::{Generation, Monotime, SlotName, death::Death, profile::Profile};
+use crate::spec::{Generation, Monotime, SlotName, death::Death, edit::Edits, profile::Profile};
 
 /// What an earlier life of the daemon remembered of a slot.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -47,6 +54,8 @@ pub struct Memory {
     pub deaths: Vec<Arc<Death>>,
     /// The rung of the next start, from 0.
     pub rung: usize,
+    /// Which profile worked, and which one did not.
+    pub edits: Edits,
 }
 
 /// Where an event would land: the state and the input, as a cell of the table of all of them.
@@ -165,13 +174,27 @@ impl Supervisor {
 
     /// Lets one slot handle one input, and forgets the slot if that was its end.
     fn tell(&mut self, name: &SlotName, input: Input, commands: &mut Vec<Command>) {
+        let neighbours = self.neighbours(name);
         let Some(slot) = self.slots.get_mut(name) else { return };
-        let mut context =
-            Context { now: self.now, policy: &self.policy, random: &mut self.random, commands };
+        let mut context = Context {
+            now: self.now,
+            policy: &self.policy,
+            random: &mut self.random,
+            neighbours,
+            commands,
+        };
         slot.handle(input, &mut context);
         if slot.is_gone() {
             self.forget(name);
         }
+    }
+
+    fn neighbours(&self, name: &SlotName) -> Neighbours {
+        let mut neighbours = Neighbours::default();
+        for (_, slot) in self.slots.iter().filter(|(other, _)| *other != name) {
+            neighbours.add(slot, &self.policy);
+        }
+        neighbours
     }
 
     /// Returns what is worth remembering, also of slots whose profile is gone.
@@ -184,8 +207,9 @@ impl Supervisor {
     fn forget(&mut self, name: &SlotName) {
         if let Some(slot) = self.slots.remove(name) {
             // The profile may come back; its generations must not begin again.
-            // Its rung was that of a profile that is gone.
-            self.memory.insert(name.clone(), Memory { rung: 0, ..slot.memory() });
+            // Its rung and its edits were those of a profile that is gone.
+            let memory = Memory { rung: 0, edits: Edits::default(), ..slot.memory() };
+            self.memory.insert(name.clone(), memory);
         }
     }
 
@@ -213,26 +237,36 @@ impl Supervisor {
         for name in removed {
             self.tell(&name, Input::Removed, commands);
         }
+        // All are there before the first starts: each start thinks of those that are still to come.
+        let is_new = |name: &&SlotName| !self.slots.contains_key(*name);
+        let added: BTreeSet<_> = profiles.keys().filter(is_new).cloned().collect();
+        for name in &added {
+            if let Some(profile) = profiles.get(name) {
+                self.add(name, Arc::clone(profile));
+            }
+        }
         for (name, profile) in profiles {
             match self.slots.get_mut(&name) {
-                Some(slot) if slot.profile == profile && !slot.is_being_removed() => {}
+                // Nobody has to ask for an engine that runs anyway.
+                Some(_)
+                    if added.contains(&name) && (profile.autostart || profile.is_external()) =>
+                {
+                    self.tell(&name, Input::Load, commands);
+                }
+                Some(slot) if *slot.profile_on_disk() == profile && !slot.is_being_removed() => {}
                 Some(slot) => {
-                    let previous = std::mem::replace(&mut slot.profile, profile);
+                    let previous = slot.take_edit(profile);
                     self.tell(&name, Input::Edited { previous }, commands);
                 }
-                None => self.add(&name, profile, commands),
+                None => {}
             }
         }
     }
 
-    fn add(&mut self, name: &SlotName, profile: Arc<Profile>, commands: &mut Vec<Command>) {
-        let autostart = profile.autostart;
+    fn add(&mut self, name: &SlotName, profile: Arc<Profile>) {
         let memory = self.memory.remove(name).unwrap_or_default();
         let slot = Slot::new(name.clone(), profile, memory, (self.now, &self.policy));
         self.slots.insert(name.clone(), slot);
-        if autostart {
-            self.tell(name, Input::Load, commands);
-        }
     }
 
     /// Takes over an engine that is ready, with the profile that it was started for.
@@ -247,8 +281,9 @@ impl Supervisor {
             return;
         }
         // The state file may be older than the engine.
-        let memory = Memory { generation, ..self.memory.remove(&name).unwrap_or_default() };
-        let mut slot = Slot::new(name.clone(), profile, memory, (self.now, &self.policy));
+        let memory = self.memory.remove(&name).unwrap_or_default();
+        let memory = Memory { generation, ..memory };
+        let mut slot = Slot::of_engine(name.clone(), profile, memory, (self.now, &self.policy));
         slot.adopt(pid, engine, &self.policy);
         self.slots.insert(name, slot);
     }

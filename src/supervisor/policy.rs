@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::engine::Machine;
+
 /// Limits and delays of all slots. The daemon runs with [`Policy::default`] but for its settings; the
 /// simulation draws its own.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +29,8 @@ pub struct Policy {
     pub climb_idle: Duration,
     /// How many different requests in a row an engine must fail to be taken for poisoned.
     pub poisoned_after: u32,
+    /// What the engines compute with.
+    pub machine: Machine,
 }
 
 impl Default for Policy {
@@ -42,6 +46,7 @@ impl Default for Policy {
             climb_cap: Duration::from_hours(24),
             climb_idle: Duration::from_secs(30),
             poisoned_after: 5,
+            machine: Machine { cores: 4, has_gpu: false },
         }
     }
 }

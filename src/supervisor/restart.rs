@@ -111,7 +111,7 @@ fn delay(policy: &Policy, exponent: u32, random: u64) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
@@ -123,12 +123,13 @@ mod tests {
         requests::Requests,
     };
 
-    fn profile() -> Profile {
+    pub(in crate::supervisor) fn profile() -> Profile {
         Profile {
             slot: "chat".parse().unwrap(),
             source: "chat.toml".into(),
             model: None,
             engine: EngineChoice::Auto,
+            stop_command: Vec::new(),
             args: Vec::new(),
             env: BTreeMap::new(),
             aliases: Vec::new(),

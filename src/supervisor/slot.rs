@@ -14,16 +14,27 @@
 //!    └── failed ◀───────────────────────────────┘ give up
 //! ```
 //!
+//! An engine that somebody else runs is never spawned nor told to end. Its slot is looked at instead:
+//!
+//! ```text
+//!             load              it is there             unload, edit
+//!  offline ─────────▶ seeking ⇄──────────── present ──────────────▶ parting
+//!    ▲                  │ unload                                       │
+//!    └──────────────────┴───────────── drained, time is up ────────────┘
+//! ```
+//!
 //! This file owns the data and the moves that several states share, `requests` those about waiting
 //! requests, `deaths` those about history, `ladder` about its
-//! rung; `states` owns what each state does with each event. A state that waits for something carries what follows it ([`After`]), so
+//! rung, `edits` about which profile is in force; `states` owns what each state does with each event. A state that waits for something carries what follows it ([`After`]), so
 //! that "wanted" is never a flag beside the state.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
     Memory,
     command::{Command, Refusal, StopSignal},
+    cores::Neighbours,
+    edits,
     event::EngineInfo,
     health::Pulse,
     ladder::Ladder,
@@ -35,6 +46,8 @@ use super::{
 use crate::spec::{
     Bytes, Generation, Monotime, SlotName, WaiterId,
     death::{Death, Phase},
+    edit::Edits,
+    ladder::Rung,
     profile::Profile,
 };
 
@@ -44,6 +57,7 @@ pub(super) struct Context<'a> {
     pub(super) now: Monotime,
     pub(super) policy: &'a Policy,
     pub(super) random: &'a mut Random,
+    pub(super) neighbours: Neighbours,
     pub(super) commands: &'a mut Vec<Command>,
 }
 
@@ -51,11 +65,15 @@ pub(super) struct Context<'a> {
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) name: SlotName,
+    /// The one in force.
     pub(super) profile: Arc<Profile>,
+    pub(super) edits: Edits,
     pub(super) state: State,
     pub(super) since: Monotime,
     pub(super) generation: Generation,
     pub(super) engine: Option<EngineInfo>,
+    /// CPU cores that the last start is counted with: what it was promised, then what it took.
+    pub(super) cores: u32,
     pub(super) tally: Tally,
     pub(super) ladder: Ladder,
     pub(super) restarts: u32,
@@ -92,8 +110,25 @@ pub(super) enum State {
     Backoff { retry_at: Monotime },
     /// A person is needed.
     Failed,
+    /// An engine that somebody else runs is looked for.
+    Seeking { found: Found },
+    /// An engine that somebody else runs takes requests.
+    Present { is_asleep: bool },
+    /// An engine that somebody else runs takes no new requests.
+    Parting { cut_at: Monotime, after: After },
     /// Its profile is gone and nothing is left of it; the supervisor forgets it at once.
     Gone,
+}
+
+/// What was seen so far of an engine that somebody else runs and that takes no requests.
+#[derive(Clone, Debug)]
+pub(super) enum Found {
+    /// The first look is on its way.
+    Unknown,
+    /// Nothing, for this reason.
+    Nothing { reason: String },
+    /// It answers, and is not ready.
+    Loading { percent: Option<u8> },
 }
 
 /// A child that has been ready.
@@ -147,20 +182,45 @@ pub(super) enum After {
 }
 
 impl Slot {
-    /// Makes a slot that is offline.
+    /// Makes a slot that is offline; `profile` is what its file says.
     pub(super) fn new(
         name: SlotName,
         profile: Arc<Profile>,
+        memory: Memory,
+        clock: (Monotime, &Policy),
+    ) -> Self {
+        let (profile, edits) = edits::recall(profile, memory.edits.clone());
+        Self::with_edits(name, (profile, edits), memory, clock)
+    }
+
+    /// Makes a slot whose engine is to be adopted; `profile` is what that was started for.
+    pub(super) fn of_engine(
+        name: SlotName,
+        profile: Arc<Profile>,
+        memory: Memory,
+        clock: (Monotime, &Policy),
+    ) -> Self {
+        let Edits { worked, rejected } = memory.edits.clone();
+        let is_same = worked.is_some_and(|worked| worked.profile.starts_same_engine(&profile));
+        let edits = Edits { worked: None, rejected: rejected.filter(|_| is_same) };
+        Self::with_edits(name, (profile, edits), memory, clock)
+    }
+
+    fn with_edits(
+        name: SlotName,
+        (profile, edits): (Arc<Profile>, Edits),
         memory: Memory,
         (now, policy): (Monotime, &Policy),
     ) -> Self {
         Self {
             name,
             profile,
+            edits,
             state: State::Offline,
             since: now,
             generation: memory.generation,
             engine: None,
+            cores: 0,
             tally: Tally::default(),
             ladder: Ladder::new(memory.rung, now, policy),
             restarts: 0,
@@ -174,7 +234,8 @@ impl Slot {
     /// Returns what is worth remembering when the slot goes.
     pub(super) fn memory(self) -> Memory {
         let rung = self.ladder.at();
-        Memory { generation: self.generation, loads: self.loads, deaths: self.deaths, rung }
+        let Self { generation, loads, deaths, edits, .. } = self;
+        Memory { generation, loads, deaths, rung, edits }
     }
 
     /// Tells whether nothing is left of the slot and its profile.
@@ -193,7 +254,8 @@ impl Slot {
             State::Cancelling { after }
             | State::Draining { after, .. }
             | State::Stopping { after, .. }
-            | State::Reaping { after, .. } => after == After::Remove,
+            | State::Reaping { after, .. }
+            | State::Parting { after, .. } => after == After::Remove,
             State::Offline
             | State::Spawning { .. }
             | State::Starting { .. }
@@ -201,6 +263,8 @@ impl Slot {
             | State::Unready(_)
             | State::Backoff { .. }
             | State::Failed
+            | State::Seeking { .. }
+            | State::Present { .. }
             | State::Gone => false,
         }
     }
@@ -211,16 +275,23 @@ impl Slot {
         self.ladder.forgive();
     }
 
-    /// Orders a new child.
+    /// Orders a new child, or a look at one that is not ours.
     pub(super) fn start(&mut self, context: &mut Context<'_>) -> State {
+        if self.profile.is_external() {
+            return self.seek(Found::Unknown, context);
+        }
         // Bump before spawning: news of the old child may already be in the mailbox.
         self.generation = self.generation.next();
         self.rss = None;
+        let rung = self.ladder.start();
+        let (cores, counted) = context.neighbours.share(&self.applied_profile(), context.policy);
+        self.cores = counted;
         context.commands.push(Command::Spawn {
             slot: self.name.clone(),
             generation: self.generation,
             profile: Arc::clone(&self.profile),
-            rung: self.ladder.start(),
+            rung,
+            cores,
         });
         State::Spawning { began: context.now }
     }
@@ -318,7 +389,7 @@ impl Slot {
                 let Serving { proven_at, idle_check_at, room_check_at, .. } = *serving;
                 [proven_at, idle_check_at, room_check_at].into_iter().flatten().min()
             }
-            State::Draining { cut_at, .. } => Some(*cut_at),
+            State::Draining { cut_at, .. } | State::Parting { cut_at, .. } => Some(*cut_at),
             State::Stopping {
                 stop: Stop::Terminated { kill_at, .. } | Stop::Condemned { kill_at },
                 ..
@@ -330,6 +401,8 @@ impl Slot {
             | State::Cancelling { .. }
             | State::Reaping { .. }
             | State::Failed
+            | State::Seeking { .. }
+            | State::Present { .. }
             | State::Gone => None,
         }
     }
@@ -349,6 +422,7 @@ impl Slot {
             engine: self.engine.clone(),
             rung: self.ladder.view(self.has_child()),
             rung_index: self.ladder.at(),
+            edits: self.edits.clone(),
             tally: self.tally.deaths,
             restarts: self.restarts,
             waiting: self.waiting.len(),
@@ -359,10 +433,36 @@ impl Slot {
         }
     }
 
+    /// Returns the profile with the rung that it is started on, as far as that is known.
+    pub(super) fn applied_profile(&self) -> Cow<'_, Profile> {
+        match self.ladder.rung() {
+            Some(rung) => Cow::Owned(rung.apply(&self.profile)),
+            None => Cow::Borrowed(&self.profile),
+        }
+    }
+
+    /// Returns how many CPU cores its engine is counted with, where there is one or one is ordered.
+    pub(super) fn cores_held(&self) -> Option<u32> {
+        self.has_child().then_some(self.cores)
+    }
+
+    /// Takes over what the start has found out.
+    pub(super) fn learn(&mut self, engine: EngineInfo, rungs: Arc<[Rung]>) {
+        self.cores = engine.cores;
+        self.engine = Some(engine);
+        self.ladder.learn(rungs);
+    }
+
     /// Tells whether a child is there or ordered.
     fn has_child(&self) -> bool {
         match self.state {
-            State::Offline | State::Backoff { .. } | State::Failed | State::Gone => false,
+            State::Offline
+            | State::Backoff { .. }
+            | State::Failed
+            | State::Seeking { .. }
+            | State::Present { .. }
+            | State::Parting { .. }
+            | State::Gone => false,
             State::Spawning { .. }
             | State::Cancelling { .. }
             | State::Starting { .. }
@@ -376,26 +476,35 @@ impl Slot {
 
     fn state_view(&self) -> StateView {
         let attempt = self.tally.deaths.saturating_add(1);
-        match self.state {
+        match &self.state {
             State::Offline | State::Gone => StateView::Offline,
             State::Spawning { began } => StateView::Starting {
                 pid: None,
                 percent: None,
                 attempt,
-                give_up_at: self.give_up_at(began),
+                give_up_at: self.give_up_at(*began),
             },
             State::Starting { pid, stepped_at, percent, .. } => {
-                let give_up_at = self.give_up_at(stepped_at);
-                StateView::Starting { pid: Some(pid), percent, attempt, give_up_at }
+                let give_up_at = self.give_up_at(*stepped_at);
+                StateView::Starting { pid: Some(*pid), percent: *percent, attempt, give_up_at }
             }
-            State::Ready(Serving { pid, .. }) => StateView::Ready { pid },
-            State::Unready(Serving { pid, .. }) => StateView::Unready { pid },
-            State::Draining { pid, .. } => StateView::Draining { pid },
+            State::Ready(Serving { pid, .. }) => StateView::Ready { pid: *pid },
+            State::Unready(Serving { pid, .. }) => StateView::Unready { pid: *pid },
+            State::Draining { pid, .. } => StateView::Draining { pid: *pid },
             State::Cancelling { .. } => StateView::Stopping { pid: None },
-            State::Stopping { pid, .. } => StateView::Stopping { pid: Some(pid) },
-            State::Reaping { pid, .. } => StateView::Reaping { pid },
-            State::Backoff { retry_at } => StateView::Backoff { retry_at },
+            State::Stopping { pid, .. } => StateView::Stopping { pid: Some(*pid) },
+            State::Reaping { pid, .. } => StateView::Reaping { pid: *pid },
+            State::Backoff { retry_at } => StateView::Backoff { retry_at: *retry_at },
             State::Failed => StateView::Failed,
+            State::Seeking { found: Found::Unknown } => StateView::Absent { reason: None },
+            State::Seeking { found: Found::Nothing { reason } } => {
+                StateView::Absent { reason: Some(reason.clone()) }
+            }
+            State::Seeking { found: Found::Loading { percent } } => {
+                StateView::Coming { percent: *percent }
+            }
+            State::Present { is_asleep } => StateView::Present { is_asleep: *is_asleep },
+            State::Parting { .. } => StateView::Parting,
         }
     }
 }
@@ -415,6 +524,9 @@ impl State {
             Self::Reaping { .. } => "reaping",
             Self::Backoff { .. } => "backoff",
             Self::Failed => "failed",
+            Self::Seeking { .. } => "seeking",
+            Self::Present { .. } => "present",
+            Self::Parting { .. } => "parting",
             Self::Gone => "gone",
         }
     }

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::event::EngineInfo;
 use crate::spec::{
-    Bytes, Generation, Monotime, SlotName, death::Death, ladder::RungView, profile::Profile,
+    Bytes, Generation, Monotime, SlotName, death::Death, edit::Edits, ladder::RungView,
+    profile::Profile,
 };
 
 /// All slots at one moment. Equal generations mean equal content.
@@ -36,6 +37,8 @@ pub struct SlotView {
     pub rung: Option<RungView>,
     /// The rung of the next start, from 0; to be remembered.
     pub rung_index: usize,
+    /// Which profile worked, and which one did not.
+    pub edits: Edits,
     /// Deaths in a row without a healthy run in between.
     pub tally: u32,
     /// Restarts after deaths that slotd made by itself, in this life of the daemon.
@@ -101,22 +104,48 @@ pub enum StateView {
     },
     /// It needs a person, an edit of its profile or a new file.
     Failed,
+    /// Somebody else runs the engine, and it is not there, or was not looked at yet.
+    #[serde(rename = "offline")]
+    Absent {
+        /// What was asked, and what came of it; `None` while the first look is on its way.
+        reason: Option<String>,
+    },
+    /// Somebody else runs the engine; it answers, but takes no requests yet.
+    #[serde(rename = "starting")]
+    Coming {
+        /// How far its load has come, where it tells.
+        percent: Option<u8>,
+    },
+    /// Somebody else runs the engine, and it takes requests.
+    #[serde(rename = "ready")]
+    Present {
+        /// It has put its model away and brings it back with the next request.
+        is_asleep: bool,
+    },
+    /// Somebody else runs the engine; it gets no new requests and finishes those it has.
+    #[serde(rename = "draining")]
+    Parting,
 }
 
 impl StateView {
     /// Returns the state's name.
     pub fn as_str(&self) -> &'static str {
         match self {
-            Self::Offline => "offline",
-            Self::Starting { .. } => "starting",
-            Self::Ready { .. } => "ready",
+            Self::Offline | Self::Absent { .. } => "offline",
+            Self::Starting { .. } | Self::Coming { .. } => "starting",
+            Self::Ready { .. } | Self::Present { .. } => "ready",
             Self::Unready { .. } => "unready",
-            Self::Draining { .. } => "draining",
+            Self::Draining { .. } | Self::Parting => "draining",
             Self::Stopping { .. } => "stopping",
             Self::Reaping { .. } => "reaping",
             Self::Backoff { .. } => "backoff",
             Self::Failed => "failed",
         }
+    }
+
+    /// Tells whether it takes requests.
+    pub fn takes_requests(&self) -> bool {
+        matches!(self, Self::Ready { .. } | Self::Present { .. })
     }
 
     /// Returns the child's process id while there is one.
@@ -127,7 +156,13 @@ impl StateView {
             | Self::Unready { pid }
             | Self::Draining { pid }
             | Self::Reaping { pid } => Some(*pid),
-            Self::Offline | Self::Backoff { .. } | Self::Failed => None,
+            Self::Offline
+            | Self::Backoff { .. }
+            | Self::Failed
+            | Self::Absent { .. }
+            | Self::Coming { .. }
+            | Self::Present { .. }
+            | Self::Parting => None,
         }
     }
 }

@@ -15,6 +15,7 @@ mod client;
 mod daemon;
 mod detection;
 mod hammer;
+mod shares;
 
 use std::{env, fs, path::PathBuf, time::Duration};
 
@@ -37,10 +38,14 @@ struct Programs {
 async fn main() {
     let mut given = env::args_os().skip(1).map(|path| fs::canonicalize(path).unwrap());
     let (slotd, fake) = (given.next().unwrap(), given.next().unwrap());
-    let is_detection_alone = env::var_os("SLOTD_BENCH_DETECTION").is_some();
+    let is_asked = |name| env::var_os(name).is_some();
     let programs = Programs { slotd, fake, llama: given.next().zip(given.next()) };
-    if is_detection_alone {
+    if is_asked("SLOTD_BENCH_DETECTION") {
         detection::detection(&programs).await;
+        return;
+    }
+    if is_asked("SLOTD_BENCH_SHARES") {
+        shares::shares(&programs).await;
         return;
     }
     starts(&programs).await;
@@ -49,6 +54,7 @@ async fn main() {
     added_latency(&programs).await;
     detection::detection(&programs).await;
     hammer::hammer(&programs).await;
+    shares::shares(&programs).await;
 }
 
 /// Start of the process to the line that says it listens.

@@ -18,6 +18,7 @@ use slotd::{
     spec::{
         Generation, Monotime, SlotName,
         death::{Confidence, Death, Phase, Verdict},
+        edit::Edits,
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -73,6 +74,7 @@ impl Played {
                 engine: None,
                 rung: None,
                 rung_index: 0,
+                edits: Edits::default(),
                 tally: 0,
                 restarts: 0,
                 waiting: 0,
@@ -100,6 +102,7 @@ impl Played {
             faults: Arc::new(ArcSwap::from_pointee(Vec::new())),
             daemon: Arc::new(admin::Daemon {
                 images: 0,
+                cores: 4,
                 version: "1.2.3",
                 pid: 7,
                 started: Monotime::default(),
@@ -184,7 +187,7 @@ fn begin(view: &mut SlotView) {
 
 fn become_ready(view: &mut SlotView) {
     let (name, program) = ("candle".to_owned(), "slotd".to_owned());
-    view.engine = Some(EngineInfo { name, program, parallel: 1 });
+    view.engine = Some(EngineInfo { name, program, parallel: 1, cores: 1 });
     view.loads.push(Duration::from_millis(1300));
     view.state = StateView::Ready { pid: 1 };
 }

@@ -1,5 +1,5 @@
 //! The whole daemon on real processes: `faults` with the fake engine, for what cannot be ordered of
-//! a real one, `hangs` with it too; `restarts` of the daemon itself; `real` with llama-server, the
+//! a real one, `hangs` and `external` with it too, `containers` with one that its program does not hold; `restarts` of the daemon itself; `real` with llama-server, the
 //! candle worker and a real model.
 
 #![expect(
@@ -14,7 +14,10 @@
 mod access;
 mod canaries;
 mod common;
+mod containers;
+mod edits;
 mod ends;
+mod external;
 mod faults;
 mod hangs;
 mod ladder;

@@ -1,6 +1,9 @@
 //! Connections to engines: reused, replaced, and requests that outlive an engine.
 
+use std::time::Duration;
+
 use slotd::{proxy::Blame, supervisor::StateView};
+use tokio::time::timeout;
 
 use crate::{
     client::chat,
@@ -138,6 +141,34 @@ async fn an_engine_that_is_not_there_yet_dead_is_waited_for() {
     let (mut line, _) = new.request().await;
     line.answer("200 OK", "{}").await;
     assert_eq!(client.answer().await.head.status, 200);
+}
+
+#[tokio::test]
+async fn while_nobody_knows_why_an_engine_ended_its_streams_end_and_who_comes_waits() {
+    let mut world = World::start(crate::world::limits()).await;
+    let (old, gate) = world.make_ready("chat", 1, (4, 4));
+    let mut early = world.client().await;
+    early.post(chat("chat", true)).await;
+    let (mut line, _) = old.request().await;
+    line.begin_stream().await;
+    line.chunk("data: {}\n\n").await;
+    let head = early.head().await;
+    gate.mark_ended();
+    let answer = early.rest(head).await;
+    assert_eq!(answer.last_event_error()["code"], "engine_died");
+    let mut late = world.client().await;
+    late.post(chat("chat", false)).await;
+    // The core would grant an engine of whose end it has not heard, again and again.
+    let is_asked = timeout(Duration::from_millis(100), world.demanded()).await.is_ok();
+    assert!(!is_asked, "asked before the core was told");
+    gate.mark_dead(Blame::Nobody);
+    world.set_state("chat", StateView::Reaping { pid: 1 });
+    let waiter = world.demanded().await;
+    let (new, _gate) = world.make_ready("chat", 2, (4, 4));
+    world.answer(waiter, Ok(()));
+    let (mut line, _) = new.request().await;
+    line.answer("200 OK", "{}").await;
+    assert_eq!(late.answer().await.head.status, 200);
 }
 
 #[tokio::test]

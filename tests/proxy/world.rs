@@ -17,6 +17,7 @@ use slotd::{
     },
     spec::{
         Generation, Monotime, SlotName, WaiterId,
+        edit::Edits,
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile},
         requests::Requests,
@@ -124,6 +125,7 @@ impl World {
             engine: None,
             rung: None,
             rung_index: 0,
+            edits: Edits::default(),
             tally: 0,
             restarts: 0,
             waiting: 0,
@@ -257,6 +259,7 @@ fn profile(slot: &str) -> Profile {
         source: PathBuf::from("profile.toml"),
         model: Some(ModelSource::Hub { repo: "org/small".to_owned(), quant: None }),
         engine: EngineChoice::Auto,
+        stop_command: Vec::new(),
         args: Vec::new(),
         env: BTreeMap::new(),
         aliases: Vec::new(),

@@ -8,7 +8,7 @@ use slotd::supervisor::Cell;
 pub(crate) type Counts = BTreeMap<Cell, u64>;
 
 /// Every state but `gone`, in which a slot is forgotten within the same call.
-pub(crate) const STATES: [&str; 11] = [
+pub(crate) const STATES: [&str; 14] = [
     "offline",
     "spawning",
     "cancelling",
@@ -20,10 +20,13 @@ pub(crate) const STATES: [&str; 11] = [
     "reaping",
     "backoff",
     "failed",
+    "seeking",
+    "present",
+    "parting",
 ];
 
 /// Everything that a state has an arm for.
-pub(crate) const EVENTS: [&str; 21] = [
+pub(crate) const EVENTS: [&str; 22] = [
     "load",
     "unload",
     "restart",
@@ -43,12 +46,14 @@ pub(crate) const EVENTS: [&str; 21] = [
     "room-measured",
     "memory-measured",
     "vitals-read",
+    "looked",
     "exited",
     "reaped",
 ];
 
 /// States without a deadline: a timer fires only for a slot that has asked for one.
-const TIMELESS: [&str; 5] = ["offline", "spawning", "cancelling", "reaping", "failed"];
+const TIMELESS: [&str; 7] =
+    ["offline", "spawning", "cancelling", "reaping", "failed", "seeking", "present"];
 
 fn is_impossible(cell: &Cell) -> bool {
     cell.event == "timer-fired" && TIMELESS.contains(&cell.state)

@@ -34,6 +34,8 @@ pub(crate) struct Checker {
     pub(crate) verdicts: BTreeSet<Cause>,
     pub(crate) states: BTreeSet<&'static str>,
     pub(crate) falls: BTreeMap<Fall, u64>,
+    /// How many edits were undone.
+    pub(crate) rollbacks: u64,
     journal: Vec<(Monotime, Event)>,
     answers: Vec<Vec<Command>>,
     last: Arc<Snapshot>,
@@ -50,6 +52,7 @@ impl Checker {
             verdicts: BTreeSet::new(),
             states: BTreeSet::new(),
             falls: BTreeMap::new(),
+            rollbacks: 0,
             journal: Vec::new(),
             answers: Vec::new(),
             last: Arc::default(),
@@ -139,12 +142,14 @@ impl Checker {
         }
         for (name, view) in &after.slots {
             self.states.insert(state_name(&view.state));
+            let undone = self.model.slots.get(name).map_or(0, |truth| truth.rollbacks);
+            let was_undone = earlier.get(name).is_some_and(|truth| truth.rollbacks < undone);
             let Some(was) = before.slots.get(name) else { continue };
             let step = TallyStep {
                 before: was.tally,
                 after: view.tally,
                 died: counted.contains(name),
-                may_be_forgiven: self.may_be_forgiven(name, event),
+                may_be_forgiven: was_undone || self.may_be_forgiven(name, event),
             };
             step.hold(name)?;
         }
@@ -152,7 +157,10 @@ impl Checker {
             truth.prove(now, &self.model.policy);
             match after.slots.get(name) {
                 // A slot that is forgotten forgets its rung.
-                None => truth.ladder = Footing::default(),
+                None => {
+                    truth.ladder = Footing::default();
+                    (truth.worked, truth.rejected) = (None, None);
+                }
                 // Whatever wipes the tally wipes this.
                 Some(view) if view.tally == 0 => truth.ladder.streak = None,
                 Some(_) => {}
@@ -186,10 +194,13 @@ impl Checker {
             }
             let tally = before.slots.get(name).map_or(0, |view| view.tally);
             let cause = (*had_served, record.verdict);
+            let rollbacks = truth.rollbacks;
             let fall = truth.suffer(self.now, &self.model.policy, cause, tally);
             *self.falls.entry(fall).or_default() += 1;
-            // A trial was the core's own idea.
-            if fall != Fall::FailedTrial {
+            let was_undone = truth.rollbacks > rollbacks;
+            self.rollbacks += u64::from(was_undone);
+            // A trial was the core's own idea, and what failed is no longer in force.
+            if fall != Fall::FailedTrial && !was_undone {
                 counted.insert(name.clone());
             }
         }
@@ -330,7 +341,7 @@ impl Checker {
                     super::exited(super::ended(ExitStatus::Signal(9)))
                 }
                 Child::Dead { .. } => ChildEvent::Reaped,
-                Child::None | Child::Alive(_) => return None,
+                Child::None | Child::Alive(_) | Child::Outside(_) => return None,
             };
             Some(super::of_child(name, truth.generation, event))
         })
@@ -369,6 +380,9 @@ pub(crate) fn state_name(state: &StateView) -> &'static str {
     match state {
         StateView::Starting { pid: None, .. } => "spawning",
         StateView::Stopping { pid: None } => "cancelling",
+        StateView::Absent { .. } | StateView::Coming { .. } => "seeking",
+        StateView::Present { .. } => "present",
+        StateView::Parting => "parting",
         other => other.as_str(),
     }
 }

@@ -3,11 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use slotd::{
-    spec::{Generation, Monotime, SlotName, WaiterId, profile::OnExit},
+    spec::{
+        Generation, Monotime, SlotName, WaiterId,
+        profile::{OnExit, Profile},
+    },
     supervisor::{ChildEvent, Command, Event, Refusal, SlotEvent, StopSignal},
 };
 
-use super::model::{Alive, Child, Drain, Model, Truth, Unplanned};
+use super::model::{Alive, Child, Drain, Model, Outside, Seen, Truth, Unplanned};
 
 type Checked<T = ()> = Result<T, String>;
 
@@ -32,13 +35,17 @@ impl Model {
             return Err("a command after `Finish`".to_owned());
         }
         match command {
-            Command::Spawn { slot, generation, profile, rung } => {
-                let is_current = self.profiles.get(slot).is_some_and(|known| known == profile);
+            Command::Spawn { slot, generation, profile, rung, cores } => {
+                let is_current = self.is_in_force(slot, profile);
                 check(is_current, || "a spawn with a profile that is not in force".to_owned())?;
                 check(self.shutdown_at.is_none(), || "a spawn while shutting down".to_owned())?;
-                let truth = self.truth(slot)?;
-                truth.spawn(moment, *generation)?;
-                truth.stand(*rung)?;
+                check(!profile.is_external(), || "a spawn of what is not ours".to_owned())?;
+                self.give_cores(slot, *cores)?;
+                self.truth(slot)?.spawn(moment, *generation)?;
+                self.truth(slot)?.stand(*rung)?;
+            }
+            Command::Watch { slot, generation, profile } => {
+                self.watch(moment, slot, (*generation, profile))?;
             }
             Command::Signal { slot, generation, signal } => {
                 let truth = self.truth(slot)?;
@@ -57,19 +64,10 @@ impl Model {
                 truth.cut(moment.now)?;
             }
             Command::Leave { slot, generation } => {
-                check(self.shutdown_at.is_some(), || "left while the daemon lives".to_owned())?;
-                let truth = self.truth(slot)?;
-                truth.is_present(*generation)?;
-                truth.leave()?;
+                self.leave(moment, slot, *generation)?;
             }
             Command::MeasureActivity { slot, generation } => {
-                let truth = self.truth(slot)?;
-                truth.is_present(*generation)?;
-                let alive = truth.alive()?;
-                let is_serving = alive.ready_since.is_some() && alive.drain.is_none();
-                check(is_serving, || "activity asked of an engine not serving".to_owned())?;
-                let has_timeout = truth.profile.idle_timeout.is_some();
-                check(has_timeout, || "activity asked without an idle timeout".to_owned())?;
+                self.measure_activity(slot, *generation)?;
             }
             Command::MeasureRoom { slot, generation } => {
                 let truth = self.truth(slot)?;
@@ -90,6 +88,58 @@ impl Model {
         Ok(None)
     }
 
+    fn is_in_force(&self, name: &SlotName, profile: &Arc<Profile>) -> bool {
+        let truth = self.slots.get(name).filter(|_| self.profiles.contains_key(name));
+        truth.is_some_and(|truth| truth.profile == *profile)
+    }
+
+    /// An engine is given cores that no other has or was promised, or one where none is free.
+    fn give_cores(&mut self, name: &SlotName, cores: u32) -> Checked {
+        let has_cores = |truth: &Truth| !matches!(truth.child, Child::None | Child::Outside(_));
+        let others = self.slots.iter().filter(|(other, truth)| *other != name && has_cores(truth));
+        let taken: u32 = others.map(|(_, truth)| truth.cores).sum();
+        let free = self.policy.machine.cores.saturating_sub(taken);
+        let is_free = (1..=free.max(1)).contains(&cores);
+        check(is_free, || format!("{cores} cores for {name}, free are {free}"))?;
+        self.truth(name)?.cores = cores;
+        Ok(())
+    }
+
+    fn watch(
+        &mut self,
+        moment: Moment<'_>,
+        slot: &SlotName,
+        (generation, profile): (Generation, &Arc<Profile>),
+    ) -> Checked {
+        let is_current = self.is_in_force(slot, profile);
+        check(is_current, || "a watch by a profile that is not in force".to_owned())?;
+        check(self.shutdown_at.is_none(), || "a watch while shutting down".to_owned())?;
+        check(profile.is_external(), || "a watch over our own".to_owned())?;
+        self.truth(slot)?.watch(moment, generation)
+    }
+
+    fn leave(&mut self, moment: Moment<'_>, slot: &SlotName, generation: Generation) -> Checked {
+        let is_shutdown = self.shutdown_at.is_some();
+        let truth = self.truth(slot)?;
+        truth.is_present(generation)?;
+        if let Child::Outside(outside) = truth.child {
+            return truth.look_away(moment, slot, outside);
+        }
+        check(is_shutdown, || "left while the daemon lives".to_owned())?;
+        truth.leave()
+    }
+
+    fn measure_activity(&mut self, slot: &SlotName, generation: Generation) -> Checked {
+        let truth = self.truth(slot)?;
+        truth.is_present(generation)?;
+        let alive = truth.alive()?;
+        let is_serving = alive.ready_since.is_some() && alive.drain.is_none();
+        check(is_serving, || "activity asked of an engine not serving".to_owned())?;
+        let has_timeout = truth.profile.idle_timeout.is_some();
+        check(has_timeout, || "activity asked without an idle timeout".to_owned())?;
+        Ok(())
+    }
+
     pub(crate) fn all_gone(&self) -> bool {
         self.slots.values().all(|truth| matches!(truth.child, Child::None))
     }
@@ -107,6 +157,10 @@ impl Model {
     fn grant(&mut self, waiter: WaiterId) -> Checked {
         let slot = self.answered(waiter)?;
         let truth = self.truth(&slot)?;
+        if let Child::Outside(outside) = truth.child {
+            let takes_requests = outside.seen == Seen::Ready && outside.drain.is_none();
+            return check(takes_requests, || format!("{waiter:?} was granted who is not there"));
+        }
         let Child::Alive(alive) = truth.child else {
             return Err(format!("{waiter:?} was granted a slot without a child"));
         };
@@ -125,6 +179,13 @@ impl Model {
             Refusal::LoadFailed { .. } => {
                 self.slots.get(&slot).is_some_and(|truth| truth.attempt.is_some())
             }
+            Refusal::Absent { .. } => self.slots.get(&slot).is_some_and(|truth| {
+                matches!(truth.child, Child::Outside(Outside { seen: Seen::Nothing, .. }))
+            }),
+            Refusal::SetAside => self
+                .slots
+                .get(&slot)
+                .is_some_and(|truth| truth.is_put_down && truth.profile.is_external()),
             Refusal::Failed { .. } => self.slots.get(&slot).is_some_and(|truth| truth.gave_up),
         };
         check(is_fair, || format!("{waiter:?} was refused without cause: {refusal:?}"))
@@ -161,6 +222,39 @@ impl Truth {
         Ok(())
     }
 
+    /// An engine that is not ours is looked at anew only while it is not there.
+    fn watch(&mut self, moment: Moment<'_>, generation: Generation) -> Checked {
+        let is_new = generation > self.generation;
+        check(is_new, || format!("generation {generation} after {}", self.generation))?;
+        check(!self.is_put_down, || "a watch after an unload".to_owned())?;
+        let seen = match self.child {
+            Child::None => Seen::Unknown,
+            Child::Outside(Outside { seen: Seen::Nothing, drain: None }) => match moment.event {
+                Event::Slot { event: SlotEvent::Child { .. }, .. } => Seen::Nothing,
+                _ => Seen::Unknown,
+            },
+            other => return Err(format!("a watch in place of {other:?}")),
+        };
+        (self.attempt, self.gave_up) = (None, false);
+        self.generation = generation;
+        self.child = Child::Outside(Outside { seen, drain: None });
+        Ok(())
+    }
+
+    /// Requests in flight end first, or have had their time.
+    fn look_away(&mut self, moment: Moment<'_>, slot: &SlotName, outside: Outside) -> Checked {
+        if let Some(drain) = outside.drain {
+            let is_over = drain.is_drained || drain.is_cut;
+            check(is_over, || "looked away with requests in flight".to_owned())?;
+        } else {
+            let is_ordered = moment.is_order_to_stop(slot);
+            check(is_ordered, || "looked away without an order".to_owned())?;
+            check(!outside.may_serve(), || "looked away without a drain".to_owned())?;
+        }
+        self.child = Child::None;
+        Ok(())
+    }
+
     /// A start is on the rung that deaths and wishes have led to, or on trial one above it.
     fn stand(&mut self, rung: usize) -> Checked {
         let ladder = &mut self.ladder;
@@ -168,7 +262,8 @@ impl Truth {
         check(is_climb || rung == ladder.rung, || {
             format!("a start on rung {rung}, expected {ladder:?}")
         })?;
-        let in_range = rung < ladder.rungs.max(1);
+        // An undone edit leaves a rung to go back to, and the next start tells what it is.
+        let in_range = ladder.rungs == 0 || rung < ladder.rungs;
         check(in_range, || format!("there is no rung {rung} in {ladder:?}"))?;
         (ladder.rung, ladder.may_climb) = (rung, false);
         ladder.is_on_trial |= is_climb;
@@ -233,6 +328,13 @@ impl Truth {
         let is_ordered = moment.is_order_to_stop(slot);
         let is_climb = moment.says_room(self);
         self.ladder.may_climb = is_climb;
+        if let Child::Outside(outside) = &mut self.child {
+            let may_drain = outside.may_serve() && outside.drain.is_none() && is_ordered;
+            check(may_drain, || format!("a drain that nobody ordered of {outside:?}"))?;
+            let drain = Drain { cut_at, is_drained: false, is_cut: false, is_leaving: true };
+            outside.drain = Some(drain);
+            return Ok(());
+        }
         let keeps = self.profile.on_exit == OnExit::Keep;
         let alive = self.alive()?;
         let is_serving =
@@ -255,8 +357,11 @@ impl Truth {
     }
 
     fn cut(&mut self, now: Monotime) -> Checked {
-        let alive = self.alive()?;
-        let Some(drain) = &mut alive.drain else {
+        let drain = match &mut self.child {
+            Child::Outside(outside) => &mut outside.drain,
+            _ => &mut self.alive()?.drain,
+        };
+        let Some(drain) = drain else {
             return Err("requests were cut without a drain".to_owned());
         };
         check(drain.cut_at <= now, || "requests were cut before the deadline".to_owned())?;
@@ -271,9 +376,11 @@ impl Moment<'_> {
         match self.event {
             Event::ShutdownRequested => true,
             Event::ProfilesChanged { profiles } => {
-                let before = self.before.get(name).map(|truth| &truth.profile);
+                let before = self.before.get(name);
                 profiles.get(name).is_none_or(|profile: &Arc<_>| {
-                    before.is_some_and(|before| !profile.starts_same_engine(before))
+                    before.is_some_and(|before| {
+                        before.on_disk() != profile && !profile.starts_same_engine(&before.profile)
+                    })
                 })
             }
             Event::DeadlinePassed | Event::EngineAdopted { .. } => false,

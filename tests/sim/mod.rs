@@ -14,13 +14,13 @@ use std::{sync::Arc, time::Duration};
 
 use slotd::{
     spec::{
-        Generation, SlotName,
+        Endpoint, Generation, SlotName,
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding},
         ladder::{LadderChoice, Rung},
-        profile::{EngineChoice, OnExit, Profile},
+        profile::{EngineChoice, External, OnExit, Profile},
         requests::Requests,
     },
-    supervisor::{ChildEvent, EngineInfo, Event, SlotEvent, Vitals},
+    supervisor::{ChildEvent, EngineInfo, Event, Sight, SlotEvent, Vitals},
 };
 
 /// `SplitMix64`, so that a seed gives the same day on every machine.
@@ -71,7 +71,8 @@ pub(crate) fn profile(name: &str) -> Profile {
         slot: slot(name),
         source: format!("{name}.toml").into(),
         model: None,
-        engine: EngineChoice::Command(vec!["engine".to_owned()]),
+        engine: EngineChoice::Auto,
+        stop_command: Vec::new(),
         args: Vec::new(),
         env: std::collections::BTreeMap::new(),
         aliases: Vec::new(),
@@ -95,6 +96,24 @@ pub(crate) fn profile(name: &str) -> Profile {
     }
 }
 
+/// An engine that somebody else runs, known there as `model`.
+pub(crate) fn external(model: &str) -> EngineChoice {
+    let endpoint = Endpoint::Tcp("127.0.0.1:8080".parse().unwrap());
+    EngineChoice::External(External { endpoint, model: Some(model.to_owned()) })
+}
+
+pub(crate) fn looked(sight: Sight) -> ChildEvent {
+    ChildEvent::Looked { sight }
+}
+
+pub(crate) fn absent() -> ChildEvent {
+    looked(Sight::Absent { reason: "nobody listens there".to_owned() })
+}
+
+pub(crate) fn present() -> ChildEvent {
+    looked(Sight::Present { is_asleep: false })
+}
+
 pub(crate) fn profiles_changed(profiles: impl IntoIterator<Item = Profile>) -> Event {
     let profiles = profiles.into_iter().map(|p| (p.slot.clone(), Arc::new(p))).collect();
     Event::ProfilesChanged { profiles }
@@ -109,8 +128,12 @@ pub(crate) fn of_child(slot: &SlotName, generation: Generation, event: ChildEven
 }
 
 pub(crate) fn spawned(pid: u32) -> ChildEvent {
-    let engine =
-        EngineInfo { name: "command".to_owned(), program: "engine".to_owned(), parallel: 1 };
+    let engine = EngineInfo {
+        name: "command".to_owned(),
+        program: "engine".to_owned(),
+        parallel: 1,
+        cores: 1,
+    };
     let lower = |context| Rung { context: Some(context), ..Rung::default() };
     let rungs = [Rung::default(), lower(4096), lower(2048)].into();
     ChildEvent::Spawned { pid, engine, rungs }

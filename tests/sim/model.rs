@@ -5,13 +5,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     sync::Arc,
     time::Duration,
 };
 
 use slotd::{
     spec::{Generation, Monotime, SlotName, WaiterId, death::Verdict, profile::Profile},
-    supervisor::{ChildEvent, Event, Policy, SlotEvent},
+    supervisor::{ChildEvent, Event, Policy, Sight, SlotEvent},
 };
 
 use super::rules::needs_person;
@@ -33,10 +34,18 @@ pub(crate) struct Model {
 /// What is true of one slot; outlives its profile.
 #[derive(Clone, Debug)]
 pub(crate) struct Truth {
-    /// The last profile that was given.
+    /// The profile in force.
     pub(crate) profile: Arc<Profile>,
+    /// The profile whose engine was ready last, and the rung of it.
+    pub(crate) worked: Option<(Arc<Profile>, usize)>,
+    /// What is on disk, where that is not in force.
+    pub(crate) rejected: Option<Arc<Profile>>,
+    /// How often an edit was undone.
+    pub(crate) rollbacks: u64,
     pub(crate) generation: Generation,
     pub(crate) child: Child,
+    /// CPU cores that its last engine has, or was promised.
+    pub(crate) cores: u32,
     /// Backoffs in a row.
     pub(crate) delays: u32,
     /// No spawn before the first, no later attempt than the second; cleared by a person or an edit.
@@ -67,6 +76,11 @@ pub(crate) struct Footing {
 }
 
 impl Footing {
+    fn learn(&mut self, rungs: usize) {
+        self.rungs = rungs;
+        self.rung = self.rung.min(rungs - 1);
+    }
+
     fn begin_anew(&mut self) {
         (self.rung, self.may_climb, self.is_on_trial) = (0, false, false);
         self.streak = None;
@@ -133,6 +147,45 @@ pub(crate) enum Child {
     Dead {
         pid: u32,
     },
+    /// Somebody else's, watched.
+    Outside(Outside),
+}
+
+/// An engine that somebody else runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outside {
+    pub(crate) seen: Seen,
+    pub(crate) drain: Option<Drain>,
+}
+
+/// What the last look saw.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Seen {
+    Unknown,
+    Nothing,
+    Loading,
+    Ready,
+}
+
+impl Outside {
+    /// Tells whether requests may be in flight there.
+    pub(crate) fn may_serve(self) -> bool {
+        matches!(self.seen, Seen::Loading | Seen::Ready)
+    }
+
+    fn learn(&mut self, event: &ChildEvent) {
+        match event {
+            ChildEvent::Looked { sight: Sight::Absent { .. } } => self.seen = Seen::Nothing,
+            ChildEvent::Looked { sight: Sight::Loading { .. } } => self.seen = Seen::Loading,
+            ChildEvent::Looked { sight: Sight::Present { .. } } => self.seen = Seen::Ready,
+            ChildEvent::Drained => {
+                if let Some(drain) = &mut self.drain {
+                    drain.is_drained = true;
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -169,6 +222,10 @@ pub(crate) struct Unplanned {
 }
 
 impl Alive {
+    fn spawned(pid: u32, now: Monotime) -> Self {
+        Self { ready_since: None, steady_since: None, is_ready: false, ..Self::adopted(pid, now) }
+    }
+
     fn adopted(pid: u32, now: Monotime) -> Self {
         Self {
             pid,
@@ -194,8 +251,12 @@ impl Truth {
     fn new(profile: Arc<Profile>) -> Self {
         Self {
             profile,
+            worked: None,
+            rejected: None,
+            rollbacks: 0,
             generation: Generation::default(),
             child: Child::None,
+            cores: 0,
             delays: 0,
             attempt: None,
             gave_up: false,
@@ -217,6 +278,11 @@ impl Truth {
         match self.child {
             Child::None | Child::Dead { .. } => now,
             Child::Ordered { .. } => now.after(grace),
+            Child::Outside(outside) => match outside.drain {
+                Some(drain) => drain.cut_at,
+                None if outside.may_serve() => now.after(grace),
+                None => now,
+            },
             Child::Alive(alive) => match (alive.is_killed, alive.kill_at, alive.drain) {
                 (true, _, _) => now,
                 (false, Some(kill_at), _) => kill_at,
@@ -241,6 +307,9 @@ impl Truth {
             )
             | (Child::Alive(_), ChildEvent::Exited { .. })
             | (Child::Dead { .. }, ChildEvent::Reaped) => true,
+            (Child::Outside(outside), ChildEvent::Looked { .. }) => outside.drain.is_none(),
+            (Child::Outside(outside), ChildEvent::Drained) => outside.drain.is_some(),
+            (Child::Outside(_), _) | (Child::Alive(_), ChildEvent::Looked { .. }) => false,
             (Child::Alive(alive), _) if alive.is_stopping() => false,
             (Child::Alive(alive), ChildEvent::Drained) => alive.drain.is_some(),
             (Child::Alive(_), ChildEvent::MemoryMeasured { .. }) => true,
@@ -290,12 +359,14 @@ impl Model {
                 self.slots.values_mut().for_each(Truth::cancel);
                 None
             }
-            Event::EngineAdopted { slot, generation, pid, profile, .. } => {
+            Event::EngineAdopted { slot, generation, pid, profile, engine } => {
                 if self.shutdown_at.is_none() && !self.profiles.contains_key(slot) {
                     self.slots.entry(slot.clone()).or_insert_with(|| {
                         let mut truth = Truth::new(Arc::clone(profile));
                         truth.generation = *generation;
+                        truth.cores = engine.cores;
                         truth.child = Child::Alive(Alive::adopted(*pid, now));
+                        truth.worked = Some((Arc::clone(profile), 0));
                         truth
                     });
                 }
@@ -317,9 +388,10 @@ impl Model {
             let had = self.profiles.contains_key(name);
             let truth =
                 self.slots.entry(name.clone()).or_insert_with(|| Truth::new(Arc::clone(profile)));
-            if had && truth.profile == *profile {
+            if had && *truth.on_disk() == *profile {
                 continue;
             }
+            truth.rejected = None;
             truth.clear();
             if !profile.starts_same_engine(&truth.profile) {
                 truth.cancel();
@@ -327,8 +399,17 @@ impl Model {
                 truth.ladder.rungs = 0;
             }
             truth.is_put_down &= had;
-            if profile.autostart || profile.essential {
+            let comes_by_itself = profile.is_external() && !truth.profile.is_external();
+            if profile.autostart || profile.essential || comes_by_itself {
                 truth.is_put_down = false;
+            }
+            if profile.is_external() {
+                truth.worked = None;
+            }
+            if let Some((worked, _)) = &mut truth.worked
+                && worked.starts_same_engine(profile)
+            {
+                *worked = Arc::clone(profile);
             }
             truth.profile = Arc::clone(profile);
         }
@@ -349,10 +430,14 @@ impl Model {
         {
             self.left.insert(*waiter);
         }
+        let is_running = self.shutdown_at.is_none();
         let truth = self.slots.get_mut(name)?;
         match event {
             SlotEvent::LoadRequested | SlotEvent::RestartRequested => {
                 let is_restart = *event == SlotEvent::RestartRequested;
+                if is_restart && is_running {
+                    truth.retry_edit();
+                }
                 if is_restart || truth.gave_up && matches!(truth.child, Child::None) {
                     truth.ladder.begin_anew();
                 }
@@ -367,7 +452,8 @@ impl Model {
                 }
                 truth.is_put_down = true;
             }
-            SlotEvent::Demanded { .. } => truth.is_put_down = false,
+            // One that was set aside waits for a person.
+            SlotEvent::Demanded { .. } => truth.is_put_down &= truth.profile.is_external(),
             SlotEvent::WaiterLeft { .. } => {}
             SlotEvent::Child { generation, event } => {
                 if *generation == truth.generation && truth.expects(event) {
@@ -380,24 +466,43 @@ impl Model {
 }
 
 impl Truth {
+    /// What the slot's file says.
+    pub(crate) fn on_disk(&self) -> &Arc<Profile> {
+        self.rejected.as_ref().unwrap_or(&self.profile)
+    }
+
+    /// A person's restart tries an undone edit again, unless an engine is just being ordered.
+    fn retry_edit(&mut self) {
+        if !matches!(self.child, Child::Ordered { is_cancelled: false })
+            && let Some(edit) = self.rejected.take()
+        {
+            self.profile = edit;
+            self.ladder.begin_anew();
+            self.ladder.rungs = 0;
+        }
+    }
+
+    /// An edit that could not start is undone, if another profile is known to have worked.
+    fn roll_back(&mut self, now: Monotime, policy: &Policy) -> bool {
+        let is_another =
+            |worked: &(Arc<Profile>, usize)| !worked.0.starts_same_engine(&self.profile);
+        let Some((worked, rung)) = self.worked.clone().filter(is_another) else { return false };
+        let mut in_force = Profile::clone(&worked);
+        in_force.aliases.retain(|alias| self.profile.aliases.contains(alias));
+        self.rejected = Some(mem::replace(&mut self.profile, Arc::new(in_force)));
+        self.rollbacks += 1;
+        self.clear();
+        let quiet_until = now.after(policy.climb_after);
+        self.ladder = Footing { rung, quiet_until, ..Footing::default() };
+        true
+    }
+
     fn learn_child(&mut self, now: Monotime, event: &ChildEvent) -> Option<Unplanned> {
         match (&mut self.child, event) {
-            (Child::Ordered { .. }, ChildEvent::Spawned { pid, rungs, .. }) => {
-                self.ladder.rungs = rungs.len();
-                self.ladder.rung = self.ladder.rung.min(rungs.len() - 1);
-                self.child = Child::Alive(Alive {
-                    pid: *pid,
-                    stepped_at: now,
-                    percent: None,
-                    ready_since: None,
-                    steady_since: None,
-                    is_ready: false,
-                    lively_at: now,
-                    pieces: 0,
-                    drain: None,
-                    kill_at: None,
-                    is_killed: false,
-                });
+            (Child::Ordered { .. }, ChildEvent::Spawned { pid, rungs, engine }) => {
+                self.cores = engine.cores;
+                self.ladder.learn(rungs.len());
+                self.child = Child::Alive(Alive::spawned(*pid, now));
             }
             (Child::Ordered { is_cancelled }, _) => {
                 let was_wanted = !*is_cancelled;
@@ -417,14 +522,14 @@ impl Truth {
                 alive.stepped_at = now;
             }
             (Child::Alive(alive), ChildEvent::BecameReady) => {
+                self.worked = Some((Arc::clone(&self.profile), self.ladder.rung));
                 alive.is_ready = true;
                 alive.ready_since.get_or_insert(now);
                 alive.steady_since = Some(now);
                 self.was_proven = false;
             }
             (Child::Alive(alive), ChildEvent::BecameUnready) => {
-                alive.is_ready = false;
-                alive.steady_since = None;
+                (alive.is_ready, alive.steady_since) = (false, None);
             }
             (Child::Alive(alive), ChildEvent::VitalsRead { vitals })
                 if !vitals.continues || vitals.pieces != alive.pieces =>
@@ -438,6 +543,7 @@ impl Truth {
                 }
             }
             (Child::Dead { .. }, ChildEvent::Reaped) => self.child = Child::None,
+            (Child::Outside(outside), event) => outside.learn(event),
             _ => {}
         }
         None
@@ -460,12 +566,17 @@ impl Truth {
             self.delays = 0;
         }
         let is_hopeless = needs_person || earlier_deaths >= self.profile.max_restarts;
-        if is_hopeless && !self.profile.essential {
-            self.gave_up = true;
-            return fall;
-        }
         let is_relief =
             fall == Fall::OneDown && matches!(cause, Verdict::OomHost | Verdict::OomDevice);
+        let goes_on_at_once = is_relief && !is_hopeless;
+        if !had_served && !goes_on_at_once && self.roll_back(now, policy) {
+            return fall;
+        }
+        if is_hopeless && !self.profile.essential {
+            self.gave_up = true;
+            self.worked = None;
+            return fall;
+        }
         if !is_hopeless && (is_relief || earlier_deaths == 0 && had_served) {
             return fall;
         }

@@ -11,7 +11,7 @@ use slotd::{
 
 use super::{
     commands::check,
-    model::{Alive, Child, Model, Truth},
+    model::{Alive, Child, Model, Outside, Seen, Truth},
 };
 
 type Checked = Result<(), String>;
@@ -55,12 +55,19 @@ impl Rule<'_> {
         check(view.waiting == self.waiting, || {
             format!("{} wait, {} are counted", self.waiting, view.waiting)
         })?;
+        check(view.profile == truth.profile, || "another profile is in force".to_owned())?;
+        let rejected = view.edits.rejected.as_ref().map(|rejected| &rejected.profile);
+        check(rejected == truth.rejected.as_ref(), || "another edit was undone".to_owned())?;
         let limit = self.model.policy.waiting_limit;
         check(self.waiting <= limit, || "more wait than may".to_owned())?;
         self.hold_child()?;
         self.hold_attempt()?;
         match truth.child {
             Child::Alive(alive) => self.hold_deadlines(alive),
+            Child::Outside(outside) => check(
+                outside.drain.is_none_or(|drain| !drain.is_drained && drain.cut_at > self.now),
+                || "drained, and still looked at".to_owned(),
+            ),
             Child::None | Child::Ordered { .. } | Child::Dead { .. } => Ok(()),
         }
     }
@@ -82,10 +89,13 @@ impl Rule<'_> {
                 state.pid() == Some(alive.pid) && state.as_str() == name_of(&alive)
             }
             Child::Dead { pid } => *state == StateView::Reaping { pid },
+            Child::Outside(outside) => shows(state, &outside),
         };
         check(fits, || format!("the child is {:?}", self.truth.child))?;
         let must_not_wait =
-            matches!(state, StateView::Offline | StateView::Failed | StateView::Ready { .. });
+            matches!(state, StateView::Offline | StateView::Failed | StateView::Ready { .. })
+                || matches!(state, StateView::Absent { reason: Some(_) })
+                || matches!(state, StateView::Present { .. });
         check(!must_not_wait || self.waiting == 0, || "requests wait for nothing".to_owned())
     }
 
@@ -133,6 +143,16 @@ impl Rule<'_> {
             check(give_up_at > now, || "a load goes on past its time".to_owned())?;
         }
         Ok(())
+    }
+}
+
+fn shows(state: &StateView, outside: &Outside) -> bool {
+    match (outside.drain, outside.seen) {
+        (Some(_), _) => *state == StateView::Parting,
+        (None, Seen::Unknown) => *state == StateView::Absent { reason: None },
+        (None, Seen::Nothing) => matches!(state, StateView::Absent { reason: Some(_) }),
+        (None, Seen::Loading) => matches!(state, StateView::Coming { .. }),
+        (None, Seen::Ready) => matches!(state, StateView::Present { .. }),
     }
 }
 

@@ -5,6 +5,7 @@ mod ends;
 mod hangs;
 mod ladder;
 mod restarts;
+mod rollback;
 
 use std::time::Duration;
 

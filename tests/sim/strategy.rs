@@ -9,11 +9,12 @@ use slotd::{
         death::Verdict,
         profile::{OnExit, Profile},
     },
-    supervisor::{ChildEvent, Event, Policy, SlotEvent, Vitals},
+    supervisor::{ChildEvent, Event, Policy, Sight, SlotEvent, Vitals},
 };
 
 use super::{
-    checker::Checker, deaths, exited, model::Child, of_child, of_slot, profile, slot, spawned,
+    checker::Checker, deaths, exited, external, looked, model::Child, of_child, of_slot, profile,
+    slot, spawned,
 };
 
 /// One run: a box, and what happens to it.
@@ -39,6 +40,7 @@ pub(crate) struct Traits {
     /// Changes the engine.
     context: u32,
     on_exit: OnExit,
+    is_external: bool,
 }
 
 /// How the clock moves before an action.
@@ -100,17 +102,18 @@ pub(crate) fn script() -> impl Strategy<Value = Script> {
 fn traits() -> impl Strategy<Value = Traits> {
     let on_exit = prop_oneof![Just(OnExit::Stop), Just(OnExit::Keep)];
     let flags = (any::<bool>(), proptest::bool::weighted(0.25), 0..4_u32);
+    let is_external = proptest::bool::weighted(0.3);
     let start = prop_oneof![1 => Just(1_u64), 2 => Just(30), 3 => Just(600)];
     let stop = prop_oneof![1 => Just(0_u64), 2 => Just(2), 3 => Just(10), 1 => Just(90)];
     let idle = prop_oneof![2 => Just(None), 1 => Just(Some(0_u64)), 2 => Just(Some(30))];
     let hang = prop_oneof![1 => Just(None), 2 => Just(Some(2_u64)), 1 => Just(Some(60))];
-    (flags, start, stop, (idle, hang), (0..3_u32, on_exit)).prop_map(
+    (flags, start, stop, (idle, hang), (0..3_u32, on_exit, is_external)).prop_map(
         |(
             (autostart, essential, max_restarts),
             start_timeout_s,
             stop_timeout_s,
             (idle, hang),
-            (context, on_exit),
+            (context, on_exit, is_external),
         )| {
             Traits {
                 autostart,
@@ -122,6 +125,7 @@ fn traits() -> impl Strategy<Value = Traits> {
                 hang_timeout_s: hang,
                 context,
                 on_exit,
+                is_external,
             }
         },
     )
@@ -219,8 +223,9 @@ impl Player {
         let names = ["a", "b", "c", "d"];
         let slot = slot(names[pick % names.len()]);
         let profile = match self.profiles.get(&slot) {
-            Some(same) if traits.autostart => Arc::clone(same),
-            _ => Arc::new(traits.of(&slot)),
+            Some(same) if traits.autostart && !same.is_external() => Arc::clone(same),
+            // Only what was spawned is left.
+            _ => Arc::new(Traits { is_external: false, ..traits }.of(&slot)),
         };
         let ChildEvent::Spawned { pid, engine, .. } = spawned(77) else { unreachable!() };
         Event::EngineAdopted { slot, generation: Generation(5), pid, engine, profile }
@@ -290,6 +295,8 @@ impl Player {
             Child::Ordered { .. } if choice.is_multiple_of(4) => spawn_failed(choice),
             Child::Ordered { .. } => spawned(pid_of(truth.generation)),
             Child::Dead { .. } => ChildEvent::Reaped,
+            Child::Outside(outside) if outside.drain.is_some() => ChildEvent::Drained,
+            Child::Outside(_) => look(choice),
             Child::Alive(alive) if alive.is_stopping() => death,
             Child::Alive(alive) if alive.drain.is_some() && !choice.is_multiple_of(3) => {
                 ChildEvent::Drained
@@ -324,7 +331,7 @@ impl Player {
             Which::Future => present.next(),
         };
         let deaths = deaths();
-        let event = match what % 12 {
+        let event = match what % 13 {
             0 => spawned(pid_of(generation)),
             1 => spawn_failed(what),
             2 => ChildEvent::Progressed { percent: u8::try_from(what * 2).unwrap_or(255) },
@@ -339,7 +346,8 @@ impl Player {
                 idle_for: Duration::from_secs(99),
                 free: Some(Bytes(1 << 33)),
             },
-            10 => exited(deaths[what % deaths.len()].clone()),
+            10 => look(what / 13),
+            11 => exited(deaths[what % deaths.len()].clone()),
             _ => ChildEvent::Reaped,
         };
         of_child(&name, generation, event)
@@ -349,8 +357,9 @@ impl Player {
 impl Traits {
     fn of(self, name: &SlotName) -> Profile {
         Profile {
-            autostart: self.autostart,
-            essential: self.essential,
+            // Refused in the profile of an engine that somebody else runs.
+            autostart: self.autostart && !self.is_external,
+            essential: self.essential && !self.is_external,
             max_restarts: self.max_restarts,
             start_timeout: Duration::from_secs(self.start_timeout_s),
             stop_timeout: Duration::from_secs(self.stop_timeout_s),
@@ -358,6 +367,7 @@ impl Traits {
             idle_timeout: self.idle_timeout_s.map(Duration::from_secs),
             context: Some(1024 << self.context),
             on_exit: self.on_exit,
+            engine: if self.is_external { external("up") } else { profile("any").engine },
             ..profile(name.as_str())
         }
     }
@@ -378,6 +388,15 @@ fn vital_signs(choice: usize) -> Vitals {
         4 => Vitals { continues: false, pieces: 1, ..silent },
         _ => silent,
     }
+}
+
+fn look(choice: usize) -> ChildEvent {
+    looked(match choice % 5 {
+        0 => Sight::Absent { reason: "nobody listens there".to_owned() },
+        1 => Sight::Loading { percent: None },
+        2 => Sight::Present { is_asleep: true },
+        _ => Sight::Present { is_asleep: false },
+    })
 }
 
 fn spawn_failed(choice: usize) -> ChildEvent {

@@ -18,12 +18,14 @@ use slotd::{
         profile::{OnExit, Profile},
     },
     supervisor::{
-        ChildEvent, Command, Event, Policy, Refusal, SlotEvent, StateView, StopSignal, Vitals,
+        ChildEvent, Command, Event, Policy, Refusal, Sight, SlotEvent, StateView, StopSignal,
+        Vitals,
     },
 };
 
 use super::{
-    Dice, checker::Checker, ended, exited, logged, of_child, of_slot, profile, spawned, vitals,
+    Dice, absent, checker::Checker, ended, exited, external, logged, looked, of_child, of_slot,
+    present, profile, spawned, vitals,
 };
 
 const DAY: Duration = Duration::from_hours(24);
@@ -34,6 +36,7 @@ pub(crate) struct Figures {
     pub(crate) requests: u64,
     pub(crate) demands: u64,
     pub(crate) spawns: u64,
+    pub(crate) watches: u64,
     pub(crate) grants: u64,
     pub(crate) refusals: BTreeMap<&'static str, u64>,
     pub(crate) left: u64,
@@ -49,8 +52,11 @@ impl fmt::Display for Figures {
         let Self { requests, demands, spawns, grants, left, .. } = self;
         writeln!(f, "{requests} requests of which {demands} had to wait, {spawns} spawns,")?;
         writeln!(f, "  {grants} grants, {left} left, refusals {:?},", self.refusals)?;
-        let Self { cut, broken, kills, edits, .. } = self;
-        writeln!(f, "  {cut} cut, {broken} broken, {kills} kills, {edits} edits,")?;
+        let Self { cut, broken, kills, edits, watches, .. } = self;
+        writeln!(
+            f,
+            "  {cut} cut, {broken} broken, {kills} kills, {edits} edits, {watches} watches,"
+        )?;
         write!(f, "  deaths {:?}", self.deaths)
     }
 }
@@ -219,6 +225,7 @@ impl World {
                 self.figures.spawns += 1;
                 self.spawn(&slot, generation);
             }
+            Command::Watch { slot, generation, .. } => self.watch(&slot, generation),
             Command::Signal { slot, generation, signal } => {
                 self.signal(&slot, generation, signal)?;
             }
@@ -354,6 +361,31 @@ impl World {
         }
     }
 
+    /// Whoever runs the engine starts and ends it as they like. Whoever asks anew has a look anew.
+    fn watch(&mut self, slot: &SlotName, generation: Generation) {
+        self.figures.watches += 1;
+        if let Some(lost) = self.processes.remove(slot) {
+            self.figures.broken += u64::from(lost.in_flight);
+        }
+        let outside = (slot, generation);
+        let mut at = self.dice.millis(1, 2000);
+        if self.dice.chance(400) {
+            self.report(at, outside, absent());
+            at += self.dice.exponential(Duration::from_mins(3));
+        }
+        if self.dice.chance(500) {
+            self.report(at, outside, looked(Sight::Loading { percent: Some(10) }));
+            at += self.dice.exponential(Duration::from_secs(20));
+        }
+        self.report(at, outside, present());
+        if self.dice.chance(300) {
+            let asleep = at + self.dice.exponential(Duration::from_mins(2));
+            self.report(asleep, outside, looked(Sight::Present { is_asleep: true }));
+        }
+        at += self.dice.exponential(Duration::from_mins(20));
+        self.report(at, outside, absent());
+    }
+
     /// Some engines stand still some day, and are looked at until they are gone; some fail all that
     /// they are asked.
     fn fall_ill(&mut self, load: Duration, child: (&SlotName, Generation)) {
@@ -450,7 +482,16 @@ impl World {
             return;
         };
         match event {
-            ChildEvent::Spawned { .. } => {
+            ChildEvent::Looked { sight: Sight::Present { .. } }
+                if self.process(slot, *generation).is_some() => {}
+            ChildEvent::Spawned { .. } | ChildEvent::Looked { sight: Sight::Present { .. } } => {
+                let is_present =
+                    self.checker.view(slot).is_some_and(|view| view.generation == *generation);
+                let is_watched = !matches!(self.checker.view(slot), Some(view)
+                    if view.state == StateView::Parting || view.state == StateView::Offline);
+                if matches!(event, ChildEvent::Looked { .. }) && !(is_present && is_watched) {
+                    return;
+                }
                 let process = Process {
                     generation: *generation,
                     has_exited: false,
@@ -522,15 +563,12 @@ impl World {
 
     /// A ready slot is used without the core; any other is asked for.
     fn request(&mut self, now: Monotime, index: usize, name: &SlotName) -> Result<(), String> {
-        let is_ready = self
-            .checker
-            .view(name)
-            .is_some_and(|view| matches!(view.state, StateView::Ready { .. }));
+        let is_ready = self.checker.view(name).is_some_and(|view| view.state.takes_requests());
         if is_ready && self.processes.get(name).is_some_and(|process| !process.has_exited) {
             self.wake(now)?;
             // The wake-up may have changed that.
             let view = self.checker.view(name);
-            if view.is_some_and(|view| matches!(view.state, StateView::Ready { .. })) {
+            if view.is_some_and(|view| view.state.takes_requests()) {
                 self.serve(name);
             }
             return Ok(());
@@ -608,6 +646,7 @@ impl World {
             1 | 2 => edited.context = Some(u32::try_from(self.planned % 100_000).unwrap() + 256),
             3 => edited.start_timeout = self.dice.millis(20_000, 120_000),
             4 => edited.stop_timeout = self.dice.millis(0, 15_000),
+            5 | 6 if edited.is_external() => edited.aliases.clear(),
             5 => edited.essential = !edited.essential,
             6 => edited.autostart = !edited.autostart,
             _ => {
@@ -642,6 +681,7 @@ fn residents() -> Vec<Profile> {
             ..base("rerank")
         },
         Profile { essential: true, idle_timeout: idle(10), ..base("speech") },
+        Profile { engine: external("up"), stop_timeout: Duration::from_secs(5), ..base("remote") },
         Profile { max_restarts: 10, stop_timeout: Duration::ZERO, ..base("vision") },
     ]
 }
@@ -653,6 +693,8 @@ fn name_of(refusal: &Refusal) -> &'static str {
         Refusal::Unloaded => "unloaded",
         Refusal::QueueFull { .. } => "queue-full",
         Refusal::LoadFailed { .. } => "load-failed",
+        Refusal::Absent { .. } => "absent",
+        Refusal::SetAside => "set-aside",
         Refusal::Failed { .. } => "failed",
     }
 }

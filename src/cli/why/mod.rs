@@ -8,11 +8,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    advice::{next_step, remedy},
+    advice::{after_rejection, next_step, remedy},
     client::Client,
     exit::Exit,
     failure::Failure,
     out,
+    status::rejected,
     text::{Paint, Tone, brief, counted, utc},
 };
 use crate::{
@@ -79,6 +80,7 @@ impl<'a> Story<'a> {
             earlier: deaths.take(EARLIER).collect(),
         };
         let Some(death) = death else {
+            story.what_happened.extend(outside(slot));
             story.earlier = slot.deaths.iter().rev().take(EARLIER).collect();
             story.what_you_can_do.push(next_step(slot));
             return story;
@@ -88,6 +90,9 @@ impl<'a> Story<'a> {
         story.what_slotd_did = did(slot, death);
         story.what_you_can_do.extend(remedy(slot, death));
         match slot.state.as_str() {
+            "ready" if slot.rejected_edit.is_some() => {
+                story.what_you_can_do = vec![after_rejection(slot)];
+            }
             "ready" => {}
             "failed" => story.what_you_can_do.push(format!("then `slotd load {}`", slot.slot)),
             _ => story.what_you_can_do.push(next_step(slot)),
@@ -99,10 +104,11 @@ impl<'a> Story<'a> {
         let mut text = String::new();
         let state = paint.apply(Tone::of_state(self.state), self.state);
         match self.death {
-            None => write_line(
+            None if self.what_happened.is_empty() => write_line(
                 &mut text,
                 &format!("{}: {state}; no engine of it has died by itself", self.slot),
             ),
+            None => write_line(&mut text, &format!("{}: {state}", self.slot)),
             Some(death) => {
                 let verdict = format!("{} ({})", death.verdict, death.confidence);
                 let verdict = paint.apply(Tone::Bad, &verdict);
@@ -131,6 +137,20 @@ impl<'a> Story<'a> {
             write_line(text, format!("    | {line}").trim_end());
         }
     }
+}
+
+/// What there is to tell of an engine that somebody else runs.
+fn outside(slot: &SlotObject) -> Option<String> {
+    let url = slot.url.as_deref()?;
+    Some(match (&slot.absence, slot.state.as_str()) {
+        (Some(absence), _) => {
+            format!("{absence}, for {}; somebody else runs this engine", brief(slot.since_ms))
+        }
+        (None, "offline") => {
+            format!("it was unloaded: slotd sends nothing to {url} and does not look there")
+        }
+        (None, state) => format!("somebody else runs this engine at {url}; it is {state}"),
+    })
 }
 
 fn happened(death: &DeathObject) -> Vec<String> {
@@ -176,6 +196,7 @@ fn did(slot: &SlotObject, death: &DeathObject) -> Vec<String> {
         lines.push(format!("{starts} since; the last is generation {}", slot.generation));
     }
     lines.push(match slot.state.as_str() {
+        "ready" if slot.rejected_edit.is_some() => format!("it serves, for {since}"),
         "ready" => format!("it serves again, for {since}"),
         "starting" => format!("it starts the engine again, for {since}"),
         "backoff" => format!(
@@ -193,6 +214,9 @@ fn did(slot: &SlotObject, death: &DeathObject) -> Vec<String> {
         "offline" => "it left the slot at rest; requests load it".to_owned(),
         other => format!("the slot is {other}, for {since}"),
     });
+    if let Some(edit) = &slot.rejected_edit {
+        lines.push(format!("the slot {}", rejected(edit)));
+    }
     lines
 }
 

@@ -342,3 +342,42 @@ fn json_has_the_same_story() {
     assert_eq!(story["death"]["confidence"], "certain");
     assert!(story["how_we_know"].is_array() && story["earlier"].is_array(), "{story}");
 }
+
+#[test]
+fn an_edit_that_was_undone() {
+    let reason = "it exited with 1 while starting; its log says `error: invalid argument: --contxt`; the profile that worked before is in force again";
+    let death =
+        DeathObject { generation: Generation(4), ..death(Verdict::BadConfig, reason, None) };
+    let slot = SlotObject { deaths: vec![death], ..example::rolled_back() };
+    assert_snapshot!(text(&slot), @r"
+    chat: ready; bad-config (certain), 2026-11-21 09:00:12 UTC
+
+    what happened
+      - it refused its arguments (found before the start, generation 4)
+      - it exited with 1 while starting; its log says `error: invalid argument: --contxt`; the profile that worked before is in force again
+
+    how we know
+      - slotd's own check before the start; no process was made
+
+    what slotd did
+      - 1 start since; the last is generation 5
+      - it serves, for 12m
+      - the slot runs its previous profile; the edit of 2026-11-21 09:00:12 UTC failed: its log says `error: invalid argument: --contxt` (bad-config)
+
+    what you can do
+      - correct /etc/slotd/profiles/chat.toml, or try it as it is with `slotd restart chat`
+    ");
+}
+
+#[test]
+fn somebody_elses_engine_has_a_story_without_a_death() {
+    assert_snapshot!(text(&example::absent()), @r"
+    remote: offline
+
+    what happened
+      - nobody listens at http://127.0.0.1:8080, for 12m; somebody else runs this engine
+
+    what you can do
+      - start it at http://127.0.0.1:8080: slotd does not run this engine, and sends requests there as soon as it answers
+    ");
+}

@@ -21,7 +21,7 @@ env = { PATH = 1, "A=B" = "x" }
     assert_snapshot!(faults(text), @r#"
     qwen.toml:2:1: contxt: unknown key
       hint: did you mean `context`?
-    qwen.toml:3:10: engine: `lama-server` is not one of `auto`, `llama-server`, `candle`, `command`
+    qwen.toml:3:10: engine: `lama-server` is not one of `auto`, `llama-server`, `candle`, `command`, `external`
       hint: did you mean `llama-server`?
     qwen.toml:4:11: context: `0` is out of range, expected 256..=1048576
       hint: leave the key out to use the engine's own default
@@ -131,6 +131,29 @@ fn a_command_belongs_to_its_engine() {
 }
 
 #[test]
+fn a_stop_command_belongs_to_a_command_and_needs_no_address() {
+    let stop = |words: &str| {
+        faults(&format!("engine = 'command'\ncommand = ['x', '{{port}}']\nstop_command = {words}"))
+    };
+    assert_eq!(stop("['docker', 'stop', 'coder']"), "");
+    assert_eq!(stop("['x', '{port}', '{socket}']"), "");
+    assert_snapshot!(stop("[]"), @r#"
+    qwen.toml:3:1: stop_command: cannot be empty
+      hint: write `stop_command = ["PROGRAM", "ARGUMENT"]`
+    "#);
+    assert_snapshot!(stop("['x', '{prot}', '{model}']"), @r#"
+    qwen.toml:3:22: stop_command[1]: unknown placeholder `{prot}`, expected one of `{port}`, `{socket}`, `{model}`
+      hint: did you mean `{port}`?
+    qwen.toml:3:32: stop_command[2]: `{model}` has nothing to stand for
+      hint: add `model = "…"`, or write the model into `stop_command`
+    "#);
+    assert_snapshot!(faults("model = 'a.gguf'\nstop_command = ['x']"), @r#"
+    qwen.toml:2:1: stop_command: is only used with `engine = "command"`
+      hint: take it out: slotd ends this engine itself
+    "#);
+}
+
+#[test]
 fn a_command_says_where_to_listen_once() {
     let command =
         |arguments: &str| faults(&format!("engine = 'command'\ncommand = ['x', {arguments}]"));
@@ -184,7 +207,7 @@ fn words_of_other_programs_are_understood() {
     qwen.toml:5:1: max_body: unknown key
       hint: `max_body` is a key of the daemon's own file, `slotd.toml`
     qwen.toml:6:1: colour: unknown key
-      hint: the keys are `model`, `engine`, `command`, `args`, `env`, `aliases`, `routes`, `resume`, `capabilities`, `context`, `parallel`, `threads`, `gpu_layers`, `ladder`, `autostart`, `essential`, `max_restarts`, `start_timeout`, `stop_timeout`, `hang_timeout`, `idle_timeout`, `on_exit`, `lane`, `queue_timeout`, `on_client_gone`
+      hint: the keys are `model`, `engine`, `command`, `stop_command`, `url`, `args`, `env`, `aliases`, `routes`, `resume`, `capabilities`, `context`, `parallel`, `threads`, `gpu_layers`, `ladder`, `autostart`, `essential`, `max_restarts`, `start_timeout`, `stop_timeout`, `hang_timeout`, `idle_timeout`, `on_exit`, `lane`, `queue_timeout`, `on_client_gone`
     "#);
 }
 
@@ -216,7 +239,7 @@ fn a_nul_and_a_line_break_are_shown_harmlessly() {
     assert_snapshot!(faults("model = 'a.gguf'\nargs = [\"\\u0000\"]\nengine = \"a\\nb\""), @r#"
     qwen.toml:2:9: args[0]: cannot hold a NUL character
       hint: no program can be given one: take the `\u0000` out
-    qwen.toml:3:10: engine: `a␣b` is not one of `auto`, `llama-server`, `candle`, `command`
+    qwen.toml:3:10: engine: `a␣b` is not one of `auto`, `llama-server`, `candle`, `command`, `external`
       hint: leave it out to use the default
     "#);
 }
@@ -237,4 +260,26 @@ fn a_file_full_of_nonsense_is_answered_at_once_and_in_short() {
         assert!(shown.lines().count() < 250, "{} lines", shown.lines().count());
         assert!(shown.len() < 100_000, "{} bytes", shown.len());
     }
+}
+
+#[test]
+fn an_engine_that_somebody_else_runs_has_an_address_and_nothing_to_start() {
+    assert_snapshot!(faults("engine = 'external'\nautostart = true\ncontext = 4096"), @r#"
+    qwen.toml: url: missing, `engine = "external"` needs to know where the engine is
+      hint: write `url = "http://127.0.0.1:8080"`, or `url = "unix:/path/of/its.sock"`
+    qwen.toml:2:1: autostart: is not used with `engine = "external"`
+      hint: take it out: whoever runs the engine decides that
+    qwen.toml:3:1: context: is not used with `engine = "external"`
+      hint: take it out: whoever runs the engine decides that
+    "#);
+    assert_snapshot!(faults("engine = 'external'\nurl = 'https://127.0.0.1:1'"), @"
+    qwen.toml:2:7: url: `https://127.0.0.1:1` needs TLS, which slotd does not speak to engines
+      hint: use the engine's plain address, or a proxy on this machine that speaks TLS
+    ");
+    assert_snapshot!(faults("model = 'a.gguf'\nurl = 'http://127.0.0.1:1'"), @r#"
+    qwen.toml:2:1: url: is only used with `engine = "external"`
+      hint: add `engine = "external"`, or take `url` out
+    "#);
+    let whole = "engine = 'external'\nurl = 'http://127.0.0.1:1/v1'\nmodel = 'any name'\nparallel = 2\nstop_timeout = '5s'\naliases = ['b']\ncapabilities = ['chat']";
+    assert_eq!(faults(whole), "");
 }

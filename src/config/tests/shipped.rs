@@ -23,6 +23,7 @@ fn with(key: &str, value: &str) -> String {
         "model" => format!("model = {value}\n"),
         "engine" => format!("model = 'a.gguf'\nengine = {value}\n"),
         "command" => format!("engine = 'command'\ncommand = {value}\n"),
+        "url" => format!("engine = 'external'\nurl = {value}\n"),
         _ => format!("model = 'a.gguf'\n{key} = {value}\n"),
     }
 }
@@ -92,7 +93,7 @@ fn the_schema_and_the_loader_have_the_same_words() {
     };
     let properties = properties();
     let engines = words(&properties["engine"]["oneOf"]);
-    assert_eq!(engines, ["auto", "llama-server", "candle", "command"]);
+    assert_eq!(engines, ["auto", "llama-server", "candle", "command", "external"]);
     for engine in engines {
         let text =
             format!("{}command = ['x', '{{port}}']\n", with("engine", &format!("'{engine}'")));

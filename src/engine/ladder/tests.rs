@@ -15,6 +15,7 @@ fn profile() -> Profile {
         source: "chat.toml".into(),
         model: None,
         engine: EngineChoice::Auto,
+        stop_command: Vec::new(),
         args: Vec::new(),
         env: BTreeMap::new(),
         aliases: Vec::new(),

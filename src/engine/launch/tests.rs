@@ -1,6 +1,7 @@
 use std::{net::SocketAddr, sync::LazyLock, time::Duration};
 
 use super::*;
+use crate::engine::Machine;
 use crate::spec::ladder::LadderChoice;
 use crate::spec::profile::OnExit;
 use crate::spec::requests::Requests;
@@ -27,12 +28,13 @@ static FULL: Rung =
     Rung { name: None, gpu_layers: None, context: None, parallel: None, cache_type: None };
 static FLAGS: LazyLock<Flags> = LazyLock::new(|| Flags::parse(HELP));
 
-fn profile(engine: EngineChoice) -> Profile {
+pub(in crate::engine) fn profile(engine: EngineChoice) -> Profile {
     Profile {
         slot: "chat".parse().unwrap(),
         source: "chat.toml".into(),
         model: None,
         engine,
+        stop_command: Vec::new(),
         args: Vec::new(),
         env: BTreeMap::new(),
         aliases: Vec::new(),
@@ -76,6 +78,8 @@ fn line<'a>(
         mmproj: None,
         pooling: None,
         flags: &FLAGS,
+        layers: None,
+        cores: CoreShare { machine: Machine { cores: 8, has_gpu: false }, threads: 3 },
         endpoint,
         environment: &[],
     };
@@ -92,7 +96,7 @@ fn llama(profile: &Profile) -> Result<String, LaunchFault> {
 fn a_bare_profile_gets_the_engines_own_defaults() {
     insta::assert_snapshot!(
         llama(&profile(EngineChoice::Auto)).unwrap(),
-        @"--model /models/a.gguf --alias chat --host /run/slotd/engines/chat.g1.sock --parallel 4 --kv-unified --embeddings --pooling mean --no-ui"
+        @"--model /models/a.gguf --alias chat --host /run/slotd/engines/chat.g1.sock --parallel 4 --kv-unified --threads 3 --embeddings --pooling mean --no-ui"
     );
 }
 
@@ -147,7 +151,7 @@ fn a_port_and_a_projector_are_passed_on() {
     });
     insta::assert_snapshot!(
         args.unwrap(),
-        @"--model /models/a.gguf --alias chat --host 127.0.0.1 --port 4000 --parallel 4 --kv-unified --mmproj /models/mmproj.gguf --no-ui"
+        @"--model /models/a.gguf --alias chat --host 127.0.0.1 --port 4000 --parallel 4 --kv-unified --threads 3 --mmproj /models/mmproj.gguf --no-ui"
     );
 }
 
@@ -231,7 +235,7 @@ fn a_rung_lowers_what_the_profile_says() {
         assert!(llama.contains(words), "no `{words}` in {llama}");
     }
     let candle = low(EngineKind::Candle);
-    assert!(candle.ends_with("--parallel 2 --context 1024 --gpu-layers 7"), "{candle}");
+    assert!(candle.ends_with("--parallel 2 --context 1024 --threads 3 --gpu-layers 7"), "{candle}");
     let with_flash = Profile { args: vec!["-fa".into(), "on".into()], ..typed.clone() };
     let given =
         line(&with_flash, EngineKind::LlamaServer, &endpoint, |input| input.rung = &LOW).unwrap();

@@ -74,6 +74,7 @@ impl Machine {
             source: "chat.toml".into(),
             model: Some(ModelSource::File { typed: "a.gguf".into(), candidates: vec![file] }),
             engine,
+            stop_command: Vec::new(),
             args: Vec::new(),
             env: BTreeMap::new(),
             aliases: Vec::new(),

@@ -134,7 +134,7 @@ fn details(profile: &Profile) -> Value {
         Some(ModelSource::Hub { quant: None, .. } | ModelSource::File { .. }) | None => "",
     };
     let format = match profile.engine {
-        EngineChoice::Command(_) => "",
+        EngineChoice::Command(_) | EngineChoice::External(_) => "",
         EngineChoice::Auto | EngineChoice::LlamaServer | EngineChoice::Candle => "gguf",
     };
     json!({

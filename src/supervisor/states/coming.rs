@@ -22,8 +22,7 @@ impl Slot {
         let same = State::Spawning { began };
         match input {
             Input::Spawned { pid, engine, rungs } => {
-                self.engine = Some(engine);
-                self.ladder.learn(rungs);
+                self.learn(engine, rungs);
                 State::Starting { pid, began, stepped_at: context.now, percent: None }
             }
             Input::SpawnFailed { verdict, reason, at_unix_ms, engine } => {
@@ -63,6 +62,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Exited { .. }
             | Input::Reaped => same,
         }
@@ -76,8 +76,7 @@ impl Slot {
     ) -> State {
         match input {
             Input::Spawned { pid, engine, rungs } => {
-                self.engine = Some(engine);
-                self.ladder.learn(rungs);
+                self.learn(engine, rungs);
                 self.terminate((pid, context.now), Phase::Starting, after, context)
             }
             Input::SpawnFailed { .. } => self.settle(after, context),
@@ -101,6 +100,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Exited { .. }
             | Input::Reaped => State::Cancelling { after },
         }
@@ -124,6 +124,7 @@ impl Slot {
             }
             Input::BecameReady => {
                 self.record_load(context.now.since(began));
+                self.note_worked();
                 self.grant_all(context);
                 State::Ready(self.serving(child, context))
             }
@@ -169,6 +170,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Reaped => state,
         }
     }

@@ -1,7 +1,8 @@
 //! States without a child: offline, backoff, failed.
 
+use super::outside::refuse_set_aside;
 use crate::{
-    spec::Monotime,
+    spec::{Monotime, profile::Profile},
     supervisor::{
         input::Input,
         slot::{After, Context, Slot, State},
@@ -16,10 +17,12 @@ impl Slot {
     ) -> State {
         match input {
             Input::Load | Input::Restart => self.start(context),
-            Input::Demand(waiter) if self.hold(waiter, context) => self.start(context),
-            Input::Edited { previous } if self.profile.autostart && !previous.autostart => {
-                self.start(context)
+            Input::Demand(waiter) if self.profile.is_external() => {
+                refuse_set_aside(waiter, context);
+                State::Offline
             }
+            Input::Demand(waiter) if self.hold(waiter, context) => self.start(context),
+            Input::Edited { previous } if self.is_wanted_since(&previous) => self.start(context),
             Input::Edited { .. } => {
                 self.forgive();
                 State::Offline
@@ -40,6 +43,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Exited { .. }
             | Input::Reaped => State::Offline,
         }
@@ -82,6 +86,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Exited { .. }
             | Input::Reaped => same,
         }
@@ -96,8 +101,12 @@ impl Slot {
             Input::Load | Input::Restart => self.start(context),
             Input::Edited { .. } => {
                 self.forgive();
-                let resident = self.profile.autostart || self.profile.essential;
-                if resident { self.start(context) } else { State::Offline }
+                let Profile { autostart, essential, .. } = *self.profile;
+                if autostart || essential || self.profile.is_external() {
+                    self.start(context)
+                } else {
+                    State::Offline
+                }
             }
             Input::Demand(waiter) => {
                 self.refuse_failed(*waiter, context);
@@ -117,8 +126,15 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Exited { .. }
             | Input::Reaped => State::Failed,
         }
+    }
+
+    /// Tells whether an edit says that the slot is to be up without being asked for.
+    fn is_wanted_since(&self, previous: &Profile) -> bool {
+        let now = &self.profile;
+        now.autostart && !previous.autostart || now.is_external() && !previous.is_external()
     }
 }

@@ -1,7 +1,8 @@
 //! States of a child that ends: draining, stopping, reaping.
 
+use super::outside::refuse_set_aside;
 use crate::{
-    spec::{WaiterId, death::Phase},
+    spec::{WaiterId, death::Phase, profile::Profile},
     supervisor::{
         command::{Command, Refusal, StopSignal},
         input::Input,
@@ -58,6 +59,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Reaped => state,
         }
     }
@@ -117,6 +119,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Reaped => state,
         }
     }
@@ -152,6 +155,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Exited { .. } => State::Reaping { pid, after },
         }
     }
@@ -174,7 +178,7 @@ impl Slot {
                 self.refuse_all(&Refusal::SlotGone, context);
                 After::Remove
             }
-            Input::Edited { .. } => self.edit_on_the_way_out(after),
+            Input::Edited { previous } => self.edit_on_the_way_out(after, previous),
             // Asked twice.
             Input::Shutdown if after == After::Leave => after,
             Input::Unload | Input::Shutdown if after != After::Remove => {
@@ -197,20 +201,24 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Exited { .. }
             | Input::Reaped => after,
         }
     }
 
-    fn edit_on_the_way_out(&mut self, after: After) -> After {
+    fn edit_on_the_way_out(&mut self, after: After, previous: &Profile) -> After {
+        let is_external = self.profile.is_external();
         match after {
+            // Nobody has to ask for an engine that runs anyway.
+            After::Rest if is_external && !previous.is_external() => After::Start,
             After::Rest | After::Start | After::Climb | After::Leave => after,
             After::Restart | After::Backoff { .. } | After::Fail => {
                 self.forgive();
                 After::Start
             }
             // The profile came back before its slot was gone.
-            After::Remove if self.profile.autostart => After::Start,
+            After::Remove if self.profile.autostart || is_external => After::Start,
             After::Remove => After::Rest,
         }
     }
@@ -224,6 +232,10 @@ impl Slot {
         match after {
             After::Start | After::Climb | After::Restart => {
                 self.hold(waiter, context);
+                after
+            }
+            After::Rest if self.profile.is_external() => {
+                refuse_set_aside(waiter, context);
                 after
             }
             After::Rest => {

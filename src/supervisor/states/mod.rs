@@ -1,11 +1,12 @@
 //! What each state does with each event: one small function a state, one arm an event, no `_`.
 //!
 //! `down` holds the states without a child, `coming` those before it is ready, `serving` those in
-//! which it has been, `going` those in which it ends.
+//! which it has been, `going` those in which it ends, `outside` those of an engine that is not ours.
 
 mod coming;
 mod down;
 mod going;
+mod outside;
 mod serving;
 
 use std::mem;
@@ -21,6 +22,7 @@ impl Slot {
         if self.wipes_tally(&input) {
             self.forgive();
         }
+        self.retry_edit(&input);
         self.begin_anew_after(&input);
         // The taken state's function returns the next one; nothing reads `Gone` in between.
         let state = mem::replace(&mut self.state, State::Gone);
@@ -37,6 +39,9 @@ impl Slot {
             State::Reaping { pid, after } => self.reaping(pid, after, &input, context),
             State::Backoff { retry_at } => self.backoff(retry_at, &input, context),
             State::Failed => self.failed(&input, context),
+            State::Seeking { found } => self.seeking(found, input, context),
+            State::Present { is_asleep } => self.present(is_asleep, input, context),
+            State::Parting { cut_at, after } => self.parting(cut_at, after, &input, context),
             State::Gone => State::Gone,
         };
         if mem::discriminant(&self.state) != before {
@@ -69,6 +74,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::MemoryMeasured { .. }
             | Input::Exited { .. }
             | Input::Reaped => {}
@@ -96,6 +102,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Exited { .. }
             | Input::Reaped => false,
         }

@@ -62,6 +62,7 @@ impl Slot {
             | Input::Drained
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Exited { .. }
             | Input::Reaped => {
                 self.serving_input(serving, input, context).unwrap_or_else(State::Ready)
@@ -102,6 +103,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::Looked { .. }
             | Input::Exited { .. }
             | Input::Reaped => {
                 self.serving_input(serving, input, context).unwrap_or_else(State::Unready)
@@ -163,13 +165,16 @@ impl Slot {
             | Input::Drained
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
+            | Input::Looked { .. }
             | Input::Reaped => Err(serving),
         }
     }
 
     /// Goes on with a child of an earlier daemon, at the moment that the slot is made.
     pub(in crate::supervisor) fn adopt(&mut self, pid: u32, engine: EngineInfo, policy: &Policy) {
+        self.cores = engine.cores;
         self.engine = Some(engine);
+        self.note_worked();
         self.state = State::Ready(self.became_ready((pid, self.since), self.since, policy));
     }
 
