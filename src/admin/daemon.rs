@@ -24,6 +24,9 @@ pub struct DaemonObject {
     pub uptime_ms: u64,
     /// Where the endpoint listens: `ADDR:PORT`.
     pub listen: String,
+    /// Where Ollama's clients come, if they may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ollama_listen: Option<String>,
     /// The socket of the control API.
     pub control: PathBuf,
     /// Where state and logs are kept.
@@ -64,6 +67,7 @@ impl DaemonObject {
             cores: daemon.cores,
             uptime_ms: ms((state.now)().since(daemon.started)),
             listen: daemon.listen.to_string(),
+            ollama_listen: daemon.ollama_listen.map(|address| address.to_string()),
             control: daemon.control.clone(),
             state_dir: daemon.state_dir.clone(),
             profile_dirs: daemon.profile_dirs.clone(),

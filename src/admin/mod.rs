@@ -110,6 +110,8 @@ pub struct Daemon {
     pub started: Monotime,
     /// Where the endpoint listens.
     pub listen: SocketAddr,
+    /// Where Ollama's clients come, if they may.
+    pub ollama_listen: Option<SocketAddr>,
     /// The socket of this API.
     pub control: PathBuf,
     /// Where state and logs are kept.

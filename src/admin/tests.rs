@@ -75,6 +75,7 @@ impl Api {
                 cores: 4,
                 started: Monotime::from_start(Duration::from_secs(40)),
                 listen: "127.0.0.1:7568".parse().unwrap(),
+                ollama_listen: None,
                 control: PathBuf::from("/run/slotd/control.sock"),
                 state_dir: PathBuf::from("/var/lib/slotd"),
                 profile_dirs: vec![PathBuf::from("/etc/slotd/profiles")],

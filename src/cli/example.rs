@@ -240,6 +240,7 @@ pub(super) fn daemon() -> DaemonObject {
         cores: 8,
         uptime_ms: 273_600_000,
         listen: "127.0.0.1:7568".to_owned(),
+        ollama_listen: None,
         control: PathBuf::from("/run/slotd/control.sock"),
         state_dir: PathBuf::from("/var/lib/slotd"),
         profile_dirs: vec![PathBuf::from("/etc/slotd/profiles")],

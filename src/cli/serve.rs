@@ -1,6 +1,6 @@
 //! `slotd serve`: the daemon, in the foreground.
 
-use std::{env, io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{env, io, path::PathBuf, time::Duration};
 
 use clap::Args;
 use tokio::runtime::Builder;
@@ -17,7 +17,7 @@ use crate::{
         Fault,
         daemon::{Flags, LogFormat, Settings},
     },
-    runtime::{self, StartFault},
+    runtime::{self, Addresses, StartFault},
     store::OpenFault,
 };
 
@@ -36,6 +36,9 @@ pub(super) struct Options {
     /// Where the endpoint listens; port 0 takes any free port, other machines need keys [default: 127.0.0.1:7568]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<String>,
+    /// Where Ollama's clients are served, 127.0.0.1:11434 say; as for --listen [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    ollama_listen: Option<String>,
     /// The file of keys, in place of the usual one
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
@@ -46,9 +49,9 @@ const LEFTOVERS: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until a signal ends it.
 pub(super) fn run(options: Options, control: Option<PathBuf>) -> Result<Exit, Failure> {
-    let Options { config, profiles, state_dir, listen, keys } = options;
+    let Options { config, profiles, state_dir, listen, ollama_listen, keys } = options;
     let named = profiles.clone();
-    let flags = Flags { config, profiles, state_dir, listen, keys, control };
+    let flags = Flags { config, profiles, state_dir, listen, ollama_listen, keys, control };
     let settings =
         Settings::resolve(&flags, &|name: &str| env::var_os(name)).map_err(Failure::Settings)?;
     // A directory that was named and is not there is a slip; the usual one may come later.
@@ -74,7 +77,7 @@ pub(super) fn run(options: Options, control: Option<PathBuf>) -> Result<Exit, Fa
         .build()
         .map_err(Failure::System)?;
     let scheme = if settings.tls.is_some() { "https" } else { "http" };
-    let announce = |address| announce(scheme, address);
+    let announce = |addresses| announce(scheme, addresses);
     let ended = runtime.block_on(Box::pin(runtime::run(settings, announce)));
     // A read of a dead mount may never return; nothing waits for it.
     runtime.shutdown_timeout(LEFTOVERS);
@@ -87,10 +90,13 @@ pub(super) fn run(options: Options, control: Option<PathBuf>) -> Result<Exit, Fa
     }
 }
 
-/// The first line on standard output: scripts wait for it.
-fn announce(scheme: &str, address: SocketAddr) {
+/// The first lines on standard output: scripts wait for them.
+fn announce(scheme: &str, Addresses { endpoint, ollama }: Addresses) {
+    let ollama =
+        ollama.map(|address| format!("listening on {scheme}://{address} for Ollama's clients\n"));
+    let ollama = ollama.unwrap_or_default();
     // Nobody may be reading, and the daemon runs all the same.
-    drop(out::print(format!("listening on {scheme}://{address}\n")));
+    drop(out::print(format!("listening on {scheme}://{endpoint}\n{ollama}")));
 }
 
 fn told(fault: &StartFault) -> String {

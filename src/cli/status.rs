@@ -158,6 +158,7 @@ fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> Str
     let DaemonObject { version, pid, uptime_ms, .. } = daemon;
     text.line(&format!("slotd {version}, pid {pid}, up {}", brief(*uptime_ms)));
     text.field("endpoint", Some(format!("http://{}", daemon.listen)));
+    text.field("ollama", daemon.ollama_listen.as_ref().map(|at| format!("http://{at}")));
     text.field("control", Some(daemon.control.display().to_string()));
     text.field("state", Some(daemon.state_dir.display().to_string()));
     for directory in &daemon.profile_dirs {

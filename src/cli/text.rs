@@ -3,6 +3,7 @@
 use std::env;
 
 use super::out;
+use crate::spec::date::civil;
 
 /// Shows milliseconds with one or two units: `420ms`, `3.1s`, `42s`, `1m 5s`, `12m`, `2h 5m`, `3d 4h`.
 pub(super) fn brief(ms: u64) -> String {
@@ -19,18 +20,9 @@ pub(super) fn brief(ms: u64) -> String {
 }
 
 /// Shows a moment of wall-clock time: `2026-11-21 08:40:12 UTC`.
-/// Source: "days to civil", Howard Hinnant, chrono-compatible low-level date algorithms.
 pub(super) fn utc(unix_ms: u64) -> String {
     let seconds = unix_ms / 1000;
-    let days = seconds / 86_400 + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (year, month, day) = civil(seconds / 86_400);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }

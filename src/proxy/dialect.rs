@@ -17,6 +17,8 @@ pub(super) enum Dialect {
     Anthropic,
     /// `{"message": …}`.
     Cohere,
+    /// `{"error": "…"}`; its streams are told as events and turned into lines later.
+    Ollama,
 }
 
 impl Dialect {
@@ -30,14 +32,20 @@ impl Dialect {
                 "error": {"type": anthropic_kind(fault.status, error), "message": error.message},
             }),
             Self::Cohere => json!({"message": error.message}),
+            Self::Ollama => json!({"error": error.message}),
         }
+    }
+
+    /// Tells whether a stream that waits can be told so by what its readers pass by.
+    pub(super) fn has_signs_of_life(self) -> bool {
+        self != Self::Ollama
     }
 
     /// Returns the error as an event of a stream that was begun.
     pub(super) fn event(self, fault: &Fault) -> Bytes {
         let body = self.body(fault);
         Bytes::from(match self {
-            Self::OpenAi | Self::Cohere => format!("data: {body}\n\n"),
+            Self::OpenAi | Self::Cohere | Self::Ollama => format!("data: {body}\n\n"),
             Self::Responses => {
                 // The fields of the API's own event, and those that OpenAI's clients look for.
                 let error = fault.error();
@@ -79,6 +87,7 @@ mod tests {
         insta::assert_snapshot!(told(Dialect::OpenAi), @r#"{"error":{"message":"no such model","type":"invalid_request_error","param":"model","code":"model_not_found"}}"#);
         insta::assert_snapshot!(told(Dialect::Anthropic), @r#"{"type":"error","error":{"type":"not_found_error","message":"no such model"}}"#);
         insta::assert_snapshot!(told(Dialect::Cohere), @r#"{"message":"no such model"}"#);
+        insta::assert_snapshot!(told(Dialect::Ollama), @r#"{"error":"no such model"}"#);
     }
 
     #[test]

@@ -168,7 +168,7 @@ pub(super) async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault>
 }
 
 /// How long the slot should still take to be ready.
-fn eta(shared: &Shared, slot: &SlotName) -> Option<Duration> {
+pub(super) fn eta(shared: &Shared, slot: &SlotName) -> Option<Duration> {
     shared.routes.load().slot(slot)?.eta(Instant::now())
 }
 

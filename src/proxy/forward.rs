@@ -37,7 +37,7 @@ use crate::spec::{SlotName, requests::Lane};
 const BEFORE_DEADLINE: Duration = Duration::from_secs(5);
 
 const LANE: HeaderName = HeaderName::from_static("x-slotd-lane");
-const COLD_START: HeaderName = HeaderName::from_static("x-slotd-cold-start-ms");
+pub(super) const COLD_START: HeaderName = HeaderName::from_static("x-slotd-cold-start-ms");
 const QUEUE: HeaderName = HeaderName::from_static("x-slotd-queue-ms");
 
 /// What is asked of whom, in which form, and where that is noted.
@@ -89,7 +89,7 @@ pub(super) async fn upstream(
 }
 
 /// Brings a request on its way: from here on it is in flight.
-async fn go(
+pub(super) async fn go(
     client: &Arc<Client>,
     head: Parts,
     (target, form): (Target, Form),
@@ -153,17 +153,18 @@ async fn serve(
 ) -> Response<Body> {
     let limits = &client.shared.limits;
     let silence = silence(limits, &head.headers);
-    // A stream can be told that it still waits; anything else must be answered before its client
-    // gives up.
-    let patience = if asked.is_stream { hold } else { hold.min(silence) };
-    let deadline = Instant::now() + patience;
     let is_stream = asked.is_stream;
+    // Most streams can be told that they still wait; anything else must be answered before its
+    // client gives up.
+    let may_be_told = is_stream && form.dialect.has_signs_of_life();
+    let patience = if may_be_told { hold } else { hold.min(silence) };
+    let deadline = Instant::now() + patience;
     let first = target.candidates.first.clone();
     let order = order(head, (target, form, Arc::clone(&flight)), asked, deadline);
     let is_resumed = is_stream && order.candidates.resume && is_followed(order.path.path());
     let again = is_resumed.then(|| order.clone());
     let mut pending = Pending::new(Arc::clone(&flight), reach(Arc::clone(client), order));
-    if !is_stream {
+    if !may_be_told {
         return finish(pending.await, client, &flight, (form, again));
     }
     if let Ok(answer) = timeout(limits.quiet.min(silence), &mut pending).await {
@@ -214,7 +215,7 @@ fn fingerprint(asked: &Asked, target: &Target) -> Fingerprint {
 
 /// How long the client hears nothing at most: our limit, or a little less than what it says it
 /// waits.
-fn silence(limits: &Limits, headers: &HeaderMap) -> Duration {
+pub(super) fn silence(limits: &Limits, headers: &HeaderMap) -> Duration {
     let theirs = headers
         .get("x-stainless-read-timeout")
         .and_then(|value| value.to_str().ok()?.parse::<f64>().ok())

@@ -26,10 +26,12 @@ mod forward;
 mod gate;
 mod hold;
 mod intake;
+mod listeners;
 mod listing;
 mod meters;
 mod metrics;
 mod normalise;
+mod ollama;
 mod params;
 mod payload;
 mod pending;
@@ -66,6 +68,7 @@ pub use self::{
     flight::Stage,
     flights::{AccessLog, FlightView, Flights},
     gate::{Blame, Gate},
+    listeners::{Listeners, OllamaListener, WallClock},
     record::Record,
     replicas::Choices,
     routes::RouteTable,
@@ -104,6 +107,8 @@ struct Client {
     peer: SocketAddr,
     /// The address that it came to.
     local: Option<IpAddr>,
+    /// What is spoken there.
+    api: listeners::Api,
     /// What becomes of the connection once the present answer is written.
     tunnel: Mutex<Option<Box<tunnel::Tunnel>>>,
 }
@@ -112,6 +117,14 @@ impl Client {
     /// Leaves a tunnel for the connection to run.
     fn leave(&self, tunnel: tunnel::Tunnel) {
         *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tunnel));
+    }
+
+    /// Returns how errors are told to whoever asked for `path`.
+    fn dialect(&self, path: &str) -> dialect::Dialect {
+        match self.api {
+            listeners::Api::Ollama(_) if ollama::has(path) => dialect::Dialect::Ollama,
+            listeners::Api::Ollama(_) | listeners::Api::Endpoint => surface::dialect(path),
+        }
     }
 
     /// Takes the tunnel that was left.

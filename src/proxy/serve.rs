@@ -21,7 +21,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{Notify, watch},
     task::JoinSet,
     time::{sleep, timeout},
@@ -33,7 +33,9 @@ use super::{
     access::KeyName,
     body,
     flush::{Counted, Hangs},
-    forward, listing, metrics,
+    forward,
+    listeners::{Api, Listeners},
+    listing, metrics, ollama,
     reply::{Body, Fault, insert, text},
     shortage::Shortage,
     surface::{self, ENDPOINTS, UPSTREAM, Work},
@@ -85,7 +87,7 @@ impl Phase {
 
 /// Serves connections until `phase` says [`Phase::Leaving`] or [`Phase::Ended`], and returns when
 /// open ones have ended; after `Ended` they are given a moment.
-pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Receiver<Phase>) {
+pub async fn serve(listeners: Listeners, shared: Shared, mut phase: watch::Receiver<Phase>) {
     let mut connections = JoinSet::new();
     let watcher = phase.clone();
     let most = most_connections();
@@ -93,17 +95,17 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
     loop {
         let is_full = connections.len() >= most;
         let accepted = tokio::select! {
-            accepted = listener.accept(), if !is_full => accepted,
+            accepted = listeners.accept(), if !is_full => accepted,
             Some(_) = connections.join_next(), if is_full => continue,
             _ = phase.wait_for(|phase| phase.is_closed()) => break,
         };
         while connections.try_join_next().is_some() {}
         match accepted {
-            Ok((stream, peer)) => {
+            Ok((stream, peer, api)) => {
                 let (shared, flushes) = (shared.clone(), Arc::default());
                 let local = stream.local_addr().ok().map(|address| address.ip());
                 let tunnel = Mutex::default();
-                let client = Arc::new(Client { shared, flushes, peer, local, tunnel });
+                let client = Arc::new(Client { shared, flushes, peer, local, api, tunnel });
                 connections.spawn(connection(stream, client, watcher.clone()));
                 if connections.len() >= most {
                     shortage.tell(&format!("{most} are open, the others wait"));
@@ -115,7 +117,7 @@ pub async fn serve(listener: TcpListener, shared: Shared, mut phase: watch::Rece
             }
         }
     }
-    drop(listener);
+    drop(listeners);
     end(connections, phase).await;
 }
 
@@ -268,7 +270,7 @@ async fn admit(
 async fn turned_away(client: &Client, request: Request<Incoming>, fault: &Fault) -> Response<Body> {
     let (head, incoming) = request.into_parts();
     body::discard(&head.headers, incoming, client.shared.limits.max_body).await;
-    fault.response_in(surface::dialect(head.uri.path()))
+    fault.response_in(client.dialect(head.uri.path()))
 }
 
 async fn route(
@@ -277,6 +279,11 @@ async fn route(
     request: Request<Incoming>,
 ) -> (Option<SlotName>, Response<Body>) {
     let path = request.uri().path();
+    if let Api::Ollama(clock) = client.api
+        && ollama::has(path)
+    {
+        return Box::pin(ollama::answer((client, clock), phase, request)).await;
+    }
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     let work = surface::work(path);
     let is_upstream = path.starts_with(UPSTREAM);

@@ -1,8 +1,6 @@
 //! The running daemon: its parts put together, and taken apart in order.
 
-use std::{
-    collections::BTreeMap, convert::Infallible, fs, mem, net::SocketAddr, sync::Arc, time::Duration,
-};
+use std::{collections::BTreeMap, convert::Infallible, fs, mem, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -24,7 +22,7 @@ use super::{
     driver::{Driver, Ended},
     effects::Effects,
     engine_task::Tools,
-    listen::{Keeper, Kept, Sockets},
+    listen::{Addresses, Keeper, Kept, Sockets},
     memory,
     profiles::Profiles,
     publish::Publisher,
@@ -39,7 +37,10 @@ use crate::{
     engine::Machine,
     mailbox::{self, Mailbox},
     process,
-    proxy::{self, AccessLog, FlightView, Flights, Limits, Phase, RouteTable, Shared},
+    proxy::{
+        self, AccessLog, FlightView, Flights, Limits, Listeners, OllamaListener, Phase, RouteTable,
+        Shared,
+    },
     spec::SlotName,
     store::{Remembered, StateDir},
     supervisor::{Event, Memory, Policy, Snapshot, Supervisor},
@@ -57,7 +58,7 @@ pub(super) struct Daemon {
     pub(super) remembered: Remembered,
     pub(super) tools: Arc<Tools>,
     pub(super) adopted: Vec<Adopted>,
-    pub(super) address: SocketAddr,
+    pub(super) addresses: Addresses,
     pub(super) doors: Doors,
     pub(super) next: Next,
 }
@@ -94,7 +95,7 @@ impl Daemon {
     pub(super) async fn run(
         mut self,
         sockets: Sockets,
-        listening: impl FnOnce(SocketAddr),
+        listening: impl FnOnce(Addresses),
     ) -> Result<Ending, StartFault> {
         let settings = &self.tools.settings;
         let mut profiles = Profiles::new(settings.profile_dirs.clone(), settings.context());
@@ -104,7 +105,9 @@ impl Daemon {
         if let Err(fault) = &watch {
             error!(%fault, "profiles are not watched, `SIGHUP` reads them again");
         }
-        let Sockets { endpoint, control, kept } = sockets;
+        let Sockets { endpoint, ollama, control, kept } = sockets;
+        let ollama = ollama.map(|socket| OllamaListener { socket, clock: clock::unix_ms });
+        let listeners = Listeners { endpoint, ollama };
         let (ask, mut upgrades) = mpsc::channel(1);
         let mut parts = self.start(control, &profiles, ask);
         let is_read = attend::reload(&mut self.signals, &mut profiles, &parts.mailbox).await;
@@ -115,10 +118,10 @@ impl Daemon {
             // Who has come before waits in the socket's queue: a slot of an unread profile is none.
             parts.phase.send_replace(Phase::Serving);
             let (shared, phase) = (parts.shared.clone(), parts.phase.subscribe());
-            parts.endpoint.spawn(proxy::serve(endpoint, shared, phase));
-            listening(self.address);
+            parts.endpoint.spawn(proxy::serve(listeners, shared, phase));
+            listening(self.addresses);
             service_manager::ready();
-            info!(address = %self.address, "daemon started");
+            info!(address = %self.addresses.endpoint, "daemon started");
             let changes = (looks, &mut upgrades);
             let others = (&parts.mailbox, &self.next);
             reason = tokio::select! {
@@ -285,7 +288,8 @@ impl Daemon {
                 started: clock.now(),
                 images: process::images(),
                 cores: self.tools.machine.cores,
-                listen: self.address,
+                listen: self.addresses.endpoint,
+                ollama_listen: self.addresses.ollama,
                 control: settings.control.clone(),
                 state_dir: settings.state_dir.clone(),
                 profile_dirs: settings.profile_dirs.clone(),

@@ -37,6 +37,10 @@ use crate::{
 
 /// The endpoint's name in a handover and in the service manager's store.
 pub(super) const ENDPOINT: &str = "slotd-endpoint";
+/// The same of the socket for Ollama's clients.
+pub(super) const OLLAMA: &str = "slotd-ollama";
+/// Its name in a socket unit (`FileDescriptorName=`).
+const OLLAMA_UNIT: &str = "ollama";
 /// The control socket's name in a handover.
 pub(super) const CONTROL: &str = "slotd-control";
 
@@ -45,16 +49,39 @@ pub(super) const CONTROL: &str = "slotd-control";
 pub(super) struct Sockets {
     /// The endpoint.
     pub(super) endpoint: TcpListener,
+    /// Where Ollama's clients come, if they may.
+    pub(super) ollama: Option<TcpListener>,
     /// The control API.
     pub(super) control: UnixListener,
-    /// The same two sockets: who holds them keeps clients in the kernel's queue.
+    /// The same sockets: who holds them keeps clients in the kernel's queue.
     pub(super) kept: Kept,
+}
+
+/// Where clients come.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// The endpoint.
+    pub endpoint: SocketAddr,
+    /// Where Ollama's clients come, if they may.
+    pub ollama: Option<SocketAddr>,
+}
+
+impl Sockets {
+    /// Returns where clients come.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub(super) fn addresses(&self) -> io::Result<Addresses> {
+        let ollama = self.ollama.as_ref().map(TcpListener::local_addr).transpose()?;
+        Ok(Addresses { endpoint: self.endpoint.local_addr()?, ollama })
+    }
 }
 
 /// The daemon's sockets, open though nobody accepts on them.
 #[derive(Debug)]
 pub(super) struct Kept {
     endpoint: StdTcpListener,
+    ollama: Option<StdTcpListener>,
     control: StdUnixListener,
     keeper: Keeper,
 }
@@ -74,13 +101,16 @@ impl Kept {
         self.keeper
     }
 
-    /// Lets both survive an `exec`; returns the variable that tells the next image.
+    /// Lets them survive an `exec`; returns the variable that tells the next image.
     ///
     /// # Errors
     /// When the system refuses.
     pub(super) fn hand_over(&self) -> io::Result<(&'static str, String)> {
-        let sockets: [(&str, &dyn AsFd); 2] =
-            [(ENDPOINT, &self.endpoint), (CONTROL, &self.control)];
+        let mut sockets: Vec<(&str, &dyn AsFd)> =
+            vec![(ENDPOINT, &self.endpoint), (CONTROL, &self.control)];
+        if let Some(ollama) = &self.ollama {
+            sockets.push((OLLAMA, ollama));
+        }
         hand_over(&sockets)
     }
 }
@@ -92,16 +122,34 @@ impl Kept {
 /// [`StartFault`], each variant as it says.
 pub(super) fn open(settings: &Settings, doors: &Doors) -> Result<Sockets, StartFault> {
     let mut given = Given::sort(inherited());
-    let (endpoint, keeper) = endpoint(settings.listen, doors, &mut given)?;
+    let wanted = Wanted { address: settings.listen, name: ENDPOINT, option: "--listen" };
+    let (endpoint, keeper) = open_door(wanted, doors, given.endpoint)?;
+    let ollama = if let Some(address) = settings.ollama_listen {
+        let wanted = Wanted { address, name: OLLAMA, option: "--ollama-listen" };
+        Some(open_door(wanted, doors, given.ollama)?.0)
+    } else {
+        given.ollama.refuse(OLLAMA);
+        None
+    };
     let control = match given.control.take() {
         Some(socket) if is_at(&socket, &settings.control) => socket,
         Some(_) | None => bind_control(&settings.control)?,
     };
-    let kept = Kept { endpoint: endpoint.try_clone()?, control: control.try_clone()?, keeper };
+    let kept = Kept {
+        endpoint: endpoint.try_clone()?,
+        ollama: ollama.as_ref().map(StdTcpListener::try_clone).transpose()?,
+        control: control.try_clone()?,
+        keeper,
+    };
     endpoint.set_nonblocking(true)?;
+    let ollama = ollama.map(|socket| {
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket)
+    });
     control.set_nonblocking(true)?;
     Ok(Sockets {
         endpoint: TcpListener::from_std(endpoint)?,
+        ollama: ollama.transpose()?,
         control: UnixListener::from_std(control)?,
         kept,
     })
@@ -110,10 +158,39 @@ pub(super) fn open(settings: &Settings, doors: &Doors) -> Result<Sockets, StartF
 /// Inherited sockets by what they are for; those of no use are closed.
 #[derive(Debug, Default)]
 struct Given {
+    endpoint: GivenDoor,
+    ollama: GivenDoor,
+    control: Option<StdUnixListener>,
+}
+
+/// Inherited sockets for one kind of client.
+#[derive(Debug, Default)]
+struct GivenDoor {
     handed: Option<StdTcpListener>,
     activated: Option<StdTcpListener>,
     stored: Option<StdTcpListener>,
-    control: Option<StdUnixListener>,
+}
+
+impl GivenDoor {
+    /// Closes what nobody wants any more.
+    fn refuse(self, name: &str) {
+        if self.stored.is_some() {
+            service_manager::forget_socket(name);
+        }
+        if self.activated.is_some() {
+            warn!(name, "inherited socket is of no use and is closed");
+        }
+    }
+}
+
+/// A socket to be had.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    address: SocketAddr,
+    /// Its name in a handover and in the service manager's store.
+    name: &'static str,
+    /// What sets the address.
+    option: &'static str,
 }
 
 impl Given {
@@ -123,10 +200,15 @@ impl Given {
             let tcp = StdTcpListener::from(socket);
             let is_tcp = tcp.local_addr().is_ok();
             match (giver, name.as_str()) {
-                (Giver::EarlierImage, ENDPOINT) if is_tcp => given.handed = Some(tcp),
-                (Giver::ServiceManager, ENDPOINT) if is_tcp => given.stored = Some(tcp),
-                (Giver::ServiceManager, _) if is_tcp && given.activated.is_none() => {
-                    given.activated = Some(tcp);
+                (Giver::EarlierImage, ENDPOINT) if is_tcp => given.endpoint.handed = Some(tcp),
+                (Giver::EarlierImage, OLLAMA) if is_tcp => given.ollama.handed = Some(tcp),
+                (Giver::ServiceManager, ENDPOINT) if is_tcp => given.endpoint.stored = Some(tcp),
+                (Giver::ServiceManager, OLLAMA) if is_tcp => given.ollama.stored = Some(tcp),
+                (Giver::ServiceManager, OLLAMA_UNIT) if is_tcp => {
+                    given.ollama.activated = Some(tcp);
+                }
+                (Giver::ServiceManager, _) if is_tcp && given.endpoint.activated.is_none() => {
+                    given.endpoint.activated = Some(tcp);
                 }
                 (_, CONTROL) if !is_tcp => {
                     given.control = Some(StdUnixListener::from(OwnedFd::from(tcp)));
@@ -140,14 +222,14 @@ impl Given {
     }
 }
 
-fn endpoint(
-    wanted: SocketAddr,
+fn open_door(
+    Wanted { address: wanted, name, option }: Wanted,
     doors: &Doors,
-    given: &mut Given,
+    given: GivenDoor,
 ) -> Result<(StdTcpListener, Keeper), StartFault> {
-    let activated = given.activated.take();
+    let GivenDoor { handed, activated, stored } = given;
     let unit_keeps = activated.is_some();
-    if let Some(socket) = given.handed.take().filter(|socket| means(wanted, socket) || unit_keeps) {
+    if let Some(socket) = handed.filter(|socket| means(wanted, socket) || unit_keeps) {
         doors.may_listen(socket.local_addr()?)?;
         return Ok((socket, keeper_of_own())); // (1)
     }
@@ -155,19 +237,19 @@ fn endpoint(
         let address = socket.local_addr()?;
         doors.may_listen(address)?;
         if !means(wanted, &socket) {
-            info!(%address, not_used = %wanted, "socket unit decides where the endpoint listens");
+            info!(name, %address, not_used = %wanted, "socket unit decides where to listen");
         }
         return Ok((socket, Keeper::ServiceManager)); // (2)
     }
     doors.may_listen(wanted)?;
-    match given.stored.take() {
+    match stored {
         Some(socket) if means(wanted, &socket) => return Ok((socket, Keeper::ServiceManager)), // (3)
-        Some(_) => service_manager::forget_socket(ENDPOINT),
+        Some(_) => service_manager::forget_socket(name),
         None => {}
     }
-    let fault = |source| StartFault::Listen { address: wanted, source };
+    let fault = |source| StartFault::Listen { option, address: wanted, source };
     let socket = bind(wanted).map_err(fault)?; // (4)
-    service_manager::store_socket(ENDPOINT, socket.as_fd());
+    service_manager::store_socket(name, socket.as_fd());
     Ok((socket, keeper_of_own()))
 }
 

@@ -29,4 +29,5 @@ mod start;
 mod upgrade;
 mod watch;
 
+pub use listen::Addresses;
 pub use start::{StartFault, run};

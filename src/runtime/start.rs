@@ -18,7 +18,7 @@ use super::{
     clock::{self, Clock},
     daemon::{Daemon, Ending},
     engine_task::Tools,
-    listen,
+    listen::{self, Addresses},
     signals::Signals,
     upgrade::Next,
 };
@@ -40,8 +40,10 @@ pub enum StartFault {
     #[error(transparent)]
     State(#[from] OpenFault),
     /// The endpoint's address cannot be had.
-    #[error("listen on {address} (`--listen` takes another address, port 0 any free one)")]
+    #[error("listen on {address} (`{option}` takes another address, port 0 any free one)")]
     Listen {
+        /// What sets it.
+        option: &'static str,
         /// The address.
         address: SocketAddr,
         /// The cause.
@@ -108,7 +110,7 @@ pub enum StartFault {
 /// # Errors
 /// [`StartFault`], each variant as it says. A daemon that has started ends without one but for
 /// [`StartFault::Broken`].
-pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Result<(), StartFault> {
+pub async fn run(settings: Settings, listening: impl FnOnce(Addresses)) -> Result<(), StartFault> {
     let clock = Clock::start();
     let signals = Signals::listen()?;
     let state = StateDir::open(&settings.state_dir, process::id())?;
@@ -120,7 +122,7 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
     make_dir(&settings.engine_sockets())?;
     let doors = Doors::open(&settings)?;
     let sockets = listen::open(&settings, &doors)?;
-    let address = sockets.endpoint.local_addr()?;
+    let addresses = sockets.addresses()?;
     let next = Next::of_this_program()?;
     let state = Arc::new(state);
     let found = adopt::find(&state, &loaded.remembered, clock::unix_ms())?;
@@ -135,7 +137,7 @@ pub async fn run(settings: Settings, listening: impl FnOnce(SocketAddr)) -> Resu
         remembered: loaded.remembered,
         tools,
         adopted,
-        address,
+        addresses,
         doors,
         next,
     };

@@ -2,11 +2,12 @@
 //! with the same slot restarted and with a replica.
 //!
 //! Each stream's text must be what had come, and what the engine makes of that if it is asked for
-//! nothing else. `SLOTD_BENCH_RESUME` says how many streams, 200 without it.
+//! nothing else. `SLOTD_BENCH_RESUME` says how many streams, 40 without it.
 
 use std::{
     env,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    hash::{BuildHasher, RandomState},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{Programs, daemon::Daemon, median, ms};
 
-const STREAMS: u64 = 200;
+const STREAMS: u64 = 40;
 const TOKENS: u64 = 40;
 const CHATS: [&str; 4] = [
     "Tell a story of the sea.",
@@ -59,8 +60,7 @@ pub(crate) async fn resume(programs: &Programs) {
     let Some((llama, model)) = &programs.llama else { return };
     let streams = env::var("SLOTD_BENCH_RESUME").ok().and_then(|text| text.parse().ok());
     let each = streams.unwrap_or(STREAMS) / 2;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let mut random = Random(now.as_secs());
+    let mut random = Random(RandomState::new().hash_one("seed"));
     println!("\nStreams continued, seed {}:", random.0);
     println!(
         "\n| set-up | streams | prefix + continuation | well-formed | prompt tokens exact | as undisturbed | gap p50 | longest gap |"

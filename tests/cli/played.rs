@@ -107,6 +107,7 @@ impl Played {
                 pid: 7,
                 started: Monotime::default(),
                 listen: "127.0.0.1:7568".parse().expect("an address"),
+                ollama_listen: None,
                 control: socket.clone(),
                 state_dir: dir.path().join("state"),
                 profile_dirs: vec![dir.path().join("profiles")],

@@ -76,6 +76,23 @@ async fn openai_clients_are_served_by_the_worker() {
 }
 
 #[tokio::test]
+async fn ollamas_client_is_served_by_llama_server() {
+    let dir = scratch(&[("smollm2", &profile("llama-server", ""))]);
+    let settings = dir.path().join("slotd/slotd.toml");
+    std::fs::create_dir_all(settings.parent().unwrap()).unwrap();
+    let engine = llama_server().display().to_string();
+    let text = format!("llama_server = {engine:?}\nollama_listen = \"127.0.0.1:0\"\n");
+    std::fs::write(&settings, text).unwrap();
+    let daemon = Daemon::start(dir).await;
+    let address = daemon.daemon().await["ollama_listen"].as_str().unwrap().to_owned();
+    let python = set("SLOTD_TEST_PYTHON");
+    let host = format!("http://{address}");
+    client(Path::new(&python), &["tests/sdk/ollama_client.py", &host, "smollm2"]).await;
+    let slot = daemon.until_state("smollm2", "offline").await;
+    assert_eq!((&slot["engine"], &slot["restarts"]), (&Value::Null, &json!(0)));
+}
+
+#[tokio::test]
 async fn a_killed_llama_server_is_replaced_while_twenty_streams_run() {
     let mut daemon = daemon(&[("chat", &profile("llama-server", "parallel = 20"))]).await;
     daemon.order("chat", "load").await;

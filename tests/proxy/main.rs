@@ -15,6 +15,7 @@ mod engine;
 mod flights;
 mod holding;
 mod models;
+mod ollama;
 mod params;
 mod replicas;
 mod resume;

@@ -11,7 +11,10 @@ use std::{
 use arc_swap::ArcSwap;
 use slotd::{
     mailbox::{self, Inbox},
-    proxy::{Access, AccessLog, Flights, Gate, Limits, Phase, RouteTable, Shared, Suspects, serve},
+    proxy::{
+        Access, AccessLog, Flights, Gate, Limits, Listeners, OllamaListener, Phase, RouteTable,
+        Shared, Suspects, serve,
+    },
     spec::{
         Generation, Monotime, SlotName, WaiterId,
         edit::Edits,
@@ -37,6 +40,8 @@ pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
 /// One endpoint. Its server is a task of its own and ends with it.
 pub(crate) struct World {
     pub(crate) address: SocketAddr,
+    /// Where Ollama's clients come.
+    ollama: SocketAddr,
     pub(crate) phase: watch::Sender<Phase>,
     dir: TempDir,
     routes: Arc<ArcSwap<RouteTable>>,
@@ -62,6 +67,8 @@ impl World {
     pub(crate) async fn start_with(limits: Limits, access: Access) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ollama = socket.local_addr().unwrap();
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
         let (mailbox, inbox) = mailbox::channel();
         let (phase, phases) = watch::channel(Phase::Serving);
@@ -80,9 +87,23 @@ impl World {
             access: Arc::new(access),
         };
         let mut server = JoinSet::new();
-        server.spawn(serve(listener, shared, phases));
+        let door = OllamaListener { socket, clock: || 0 };
+        let listeners = Listeners { endpoint: listener, ollama: Some(door) };
+        server.spawn(serve(listeners, shared, phases));
         let (snapshot, gates) = (Snapshot::default(), BTreeMap::new());
-        Self { address, phase, dir, routes, flights, snapshot, gates, suspects, inbox, server }
+        Self {
+            address,
+            ollama,
+            phase,
+            dir,
+            routes,
+            flights,
+            snapshot,
+            gates,
+            suspects,
+            inbox,
+            server,
+        }
     }
 
     /// Serves an endpoint with one ready slot, `chat`.
@@ -210,6 +231,20 @@ impl World {
 
     pub(crate) async fn client(&self) -> Client {
         Client::connect(self.address).await
+    }
+
+    /// A client on the socket for Ollama's.
+    pub(crate) async fn ollama_client(&self) -> Client {
+        Client::connect(self.ollama).await
+    }
+
+    /// Waits until the core is told to let a slot go.
+    pub(crate) async fn unloaded(&mut self) -> String {
+        let event = soon("an order to unload", self.inbox.next()).await.unwrap();
+        let Event::Slot { slot, event: SlotEvent::UnloadRequested } = event else {
+            panic!("an order to unload was expected, not {event:?}");
+        };
+        slot.to_string()
     }
 
     /// Waits for the server's end.

@@ -22,8 +22,9 @@ use super::{
 use crate::spec::Bytes;
 
 /// Every key, in the order that documents use.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "listen",
+    "ollama_listen",
     "keys",
     "allowed_hosts",
     "cors_origins",
@@ -43,6 +44,9 @@ const KEYS: [&str; 16] = [
 
 /// Where slotd listens by default.
 pub(super) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7568);
+
+/// Where Ollama's clients look by default.
+pub(super) const OLLAMA: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 11434);
 
 const QUEUE_LIMIT: RangeInclusive<u32> = 0..=65_536;
 const QUEUE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
@@ -65,6 +69,7 @@ pub enum LogFormat {
 #[derive(Debug, Default)]
 pub(super) struct DaemonFile {
     pub(super) listen: Option<SocketAddr>,
+    pub(super) ollama_listen: Option<SocketAddr>,
     pub(super) keys: Option<PathBuf>,
     pub(super) allowed_hosts: Vec<String>,
     pub(super) cors_origins: Vec<String>,
@@ -94,7 +99,8 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
     let folder = Folder { path: file.parent().unwrap_or(Path::new("")), home };
 
     let read = DaemonFile {
-        listen: take_listen(&mut walk),
+        listen: take_listen(&mut walk, "listen", LISTEN),
+        ollama_listen: take_listen(&mut walk, "ollama_listen", OLLAMA),
         keys: folder.take(&mut walk, "keys"),
         allowed_hosts: network::take_hosts(&mut walk),
         cors_origins: network::take_origins(&mut walk),
@@ -119,20 +125,20 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
     if faults.is_empty() { Ok(read) } else { Err(faults) }
 }
 
-/// Says why `text` is no address to listen on, and what to write instead.
-pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, (String, String)> {
+/// Says why `text` is no address to listen on, and what to write instead: `usual`, say.
+pub(super) fn parse_listen(text: &str, usual: SocketAddr) -> Result<SocketAddr, (String, String)> {
     let text = cut(text);
     let local = text.replacen("localhost:", "127.0.0.1:", 1);
     let Ok(address) = local.parse::<SocketAddr>() else {
         let message = format!("`{text}` is not an address and a port");
-        return Err((message, format!("write `{LISTEN}`; port 0 picks a free one")));
+        return Err((message, format!("write `{usual}`; port 0 picks a free one")));
     };
     Ok(address)
 }
 
-fn take_listen(walk: &mut Walk<'_>) -> Option<SocketAddr> {
-    let text = walk.take_text("listen")?;
-    parse_listen(&text.value)
+fn take_listen(walk: &mut Walk<'_>, key: &str, usual: SocketAddr) -> Option<SocketAddr> {
+    let text = walk.take_text(key)?;
+    parse_listen(&text.value, usual)
         .map_err(|(message, hint)| walk.refuse_value(&text, message, hint))
         .ok()
 }

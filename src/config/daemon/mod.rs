@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use self::{
     directories::{CACHE, CONFIGURATION, Environment, Kind, RUNTIME, STATE, home},
-    file::{DaemonFile, LISTEN, parse_listen},
+    file::{DaemonFile, LISTEN, OLLAMA, parse_listen},
 };
 pub use self::{
     file::LogFormat,
@@ -40,6 +40,8 @@ pub struct Flags {
     pub state_dir: Option<PathBuf>,
     /// `--listen ADDR:PORT`, as typed.
     pub listen: Option<String>,
+    /// `--ollama-listen ADDR:PORT`, as typed.
+    pub ollama_listen: Option<String>,
     /// `--keys FILE`.
     pub keys: Option<PathBuf>,
     /// `--control PATH`.
@@ -53,6 +55,8 @@ pub struct Settings {
     pub file: Option<PathBuf>,
     /// Where the endpoint listens; port 0 picks a free one. Beyond loopback it needs keys.
     pub listen: SocketAddr,
+    /// Where Ollama's clients come, if they may; like `listen`.
+    pub ollama_listen: Option<SocketAddr>,
     /// The file of keys.
     pub keys: KeysFile,
     /// Names that clients may call this machine by besides those of loopback, in lower case.
@@ -105,12 +109,15 @@ impl Settings {
         let home = home(environment);
         let (file, typed) = read_file(flags, environment, home.as_deref(), &mut faults);
 
-        let listen = flags.listen.as_deref().and_then(|text| {
+        let mut given_address = |flag: &str, text: Option<&str>, usual| {
             let refuse = |(message, hint): (String, String)| {
-                faults.push(Fault::of_flag("--listen", message).with_hint(hint));
+                faults.push(Fault::of_flag(flag, message).with_hint(hint));
             };
-            parse_listen(text).map_err(refuse).ok()
-        });
+            parse_listen(text?, usual).map_err(refuse).ok()
+        };
+        let listen = given_address("--listen", flags.listen.as_deref(), LISTEN);
+        let ollama_listen =
+            given_address("--ollama-listen", flags.ollama_listen.as_deref(), OLLAMA);
         let given_state = flags.state_dir.clone().or(typed.state_dir);
         let state_dir =
             given_state.clone().or_else(|| best(STATE, "--state-dir", environment, &mut faults));
@@ -137,6 +144,7 @@ impl Settings {
         let settings = Self {
             file,
             listen: listen.or(typed.listen).unwrap_or(LISTEN),
+            ollama_listen: ollama_listen.or(typed.ollama_listen),
             keys,
             allowed_hosts: typed.allowed_hosts,
             cors_origins: typed.cors_origins,

@@ -52,8 +52,9 @@ impl TlsFiles {
     }
 }
 
-/// Decides which file holds the keys: the flag's, the setting's, or the usual one, which is beside
-/// the first directory of profiles where no configuration directory is known.
+/// Decides which file holds the keys: the flag's, the setting's, or the usual one. That is beside the
+/// daemon's file if `--config` names one, else in the configuration directory, else beside the first
+/// directory of profiles.
 pub(super) fn keys_file(
     flags: &Flags,
     typed: Option<PathBuf>,
@@ -63,7 +64,8 @@ pub(super) fn keys_file(
     if let Some(named) = flags.keys.clone().or(typed) {
         return KeysFile::Named(whole(&named));
     }
-    let configuration = CONFIGURATION.candidates(environment).into_iter().next();
+    let named = flags.config.as_deref().and_then(|file| Some(whole(file).parent()?.to_owned()));
+    let configuration = named.or_else(|| CONFIGURATION.candidates(environment).into_iter().next());
     let beside = || profiles.and_then(|dirs| Some(dirs.first()?.parent()?.to_owned()));
     KeysFile::Usual(whole(&configuration.or_else(beside).unwrap_or_default().join(KEYS_NAME)))
 }

@@ -130,7 +130,7 @@ fn relative_flags_start_in_the_working_directory() {
 fn every_fault_of_flags_file_and_environment_comes_at_once() {
     let folder = Folder::with(&[(
         "slotd.toml",
-        "listen = '0.0.0.0'\nqueue_limt = 1\nmax_body = '32MB'\nlog_format = 'jsn'\n\
+        "listen = '0.0.0.0'\nollama_listen = 'x'\nqueue_limt = 1\nmax_body = '32MB'\nlog_format = 'jsn'\n\
          profiles = 'here'\nstate_dir = '~/x'\naliases = []",
     )]);
     let flags = Flags {
@@ -143,17 +143,19 @@ fn every_fault_of_flags_file_and_environment_comes_at_once() {
     assert_snapshot!(faults.replace(&folder.path("").display().to_string(), ""), @r#"
     slotd.toml:1:10: listen: `0.0.0.0` is not an address and a port
       hint: write `127.0.0.1:7568`; port 0 picks a free one
-    slotd.toml:2:1: queue_limt: unknown key
+    slotd.toml:2:17: ollama_listen: `x` is not an address and a port
+      hint: write `127.0.0.1:11434`; port 0 picks a free one
+    slotd.toml:3:1: queue_limt: unknown key
       hint: did you mean `queue_limit`?
-    slotd.toml:3:12: max_body: `32MB` has no unit that is known, use one of `B`, `KiB`, `MiB`, `GiB`, `TiB`
+    slotd.toml:4:12: max_body: `32MB` has no unit that is known, use one of `B`, `KiB`, `MiB`, `GiB`, `TiB`
       hint: write a whole number and a unit: `"32MiB"`, `"1GiB"`
-    slotd.toml:4:14: log_format: `jsn` is not one of `text`, `json`
+    slotd.toml:5:14: log_format: `jsn` is not one of `text`, `json`
       hint: did you mean `json`?
-    slotd.toml:5:12: profiles: expected an array of strings, found a string
+    slotd.toml:6:12: profiles: expected an array of strings, found a string
       hint: put it in brackets: `profiles = ['here']`
-    slotd.toml:6:13: state_dir: `~/x` starts in a home directory, and there is none
+    slotd.toml:7:13: state_dir: `~/x` starts in a home directory, and there is none
       hint: write the whole path, or set `HOME`
-    slotd.toml:7:1: aliases: unknown key
+    slotd.toml:8:1: aliases: unknown key
       hint: `aliases` is a key of a profile, a `NAME.toml` in a profiles directory
     --listen: `7568` is not an address and a port
       hint: write `127.0.0.1:7568`; port 0 picks a free one

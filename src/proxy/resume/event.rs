@@ -10,16 +10,16 @@ const REPETITION: u64 = 4;
 
 /// Cuts a stream at the ends of its events.
 #[derive(Debug, Default)]
-pub(super) struct Splitter(BytesMut);
+pub(in crate::proxy) struct Splitter(BytesMut);
 
 impl Splitter {
     /// Takes what came.
-    pub(super) fn push(&mut self, data: &[u8]) {
+    pub(in crate::proxy) fn push(&mut self, data: &[u8]) {
         self.0.extend_from_slice(data);
     }
 
     /// Returns the next whole event, with the empty line that ends it.
-    pub(super) fn next(&mut self) -> Option<Bytes> {
+    pub(in crate::proxy) fn next(&mut self) -> Option<Bytes> {
         let end = |mark: &[u8]| {
             let at = self.0.windows(mark.len()).position(|bytes| bytes == mark)?;
             at.checked_add(mark.len())
@@ -29,7 +29,7 @@ impl Splitter {
     }
 
     /// Tells whether what came cannot become an event.
-    pub(super) fn is_stuck(&self) -> bool {
+    pub(in crate::proxy) fn is_stuck(&self) -> bool {
         self.0.len() > LARGEST
     }
 
@@ -208,7 +208,7 @@ fn event(value: &Value) -> Bytes {
 }
 
 /// Returns the data of an event, its lines put together; `None` if it has none.
-fn data_of(event: &[u8]) -> Option<String> {
+pub(in crate::proxy) fn data_of(event: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(event).ok()?;
     let data = text.lines().filter_map(|line| line.strip_prefix("data:"));
     let lines: Vec<&str> = data.map(|line| line.strip_prefix(' ').unwrap_or(line)).collect();

@@ -10,7 +10,7 @@
 //! (tools, logprobs, grammars) ends its stream with the error event that any broken stream gets, and
 //! the error says why.
 
-mod event;
+pub(super) mod event;
 mod request;
 mod stream;
 

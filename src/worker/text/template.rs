@@ -11,7 +11,7 @@ use serde_json::{
 use thiserror::Error;
 
 use super::vocabulary::Vocabulary;
-use crate::worker::clock::unix_seconds;
+use crate::{spec::date::civil, worker::clock::unix_seconds};
 
 /// A compiled chat template.
 #[derive(Debug)]
@@ -175,21 +175,6 @@ fn date(format: &str, unix_seconds: u64) -> String {
 
 fn two_digits(number: u64) -> String {
     format!("{number:02}")
-}
-
-/// Gives year, month and day of a day counted from 1970-01-01.
-/// Source: `civil_from_days` in Howard Hinnant's "chrono-Compatible Low-Level Date Algorithms".
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days.saturating_add(719_468);
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    (year, month, day)
 }
 
 #[cfg(test)]

@@ -90,10 +90,8 @@ fn seam(daemon: &Daemon) -> usize {
     tokens.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// Kills the engine in mid-stream; the client's text is what had come and what the next engine makes
-/// of that.
-async fn a_stream_survives(daemon: &Daemon, path: &str, model: &str) {
-    let body = request(path, model);
+/// Kills the engine in mid-stream and returns what the client saw.
+async fn seen_over_a_death(daemon: &Daemon, path: &str, body: &Value) -> Seen {
     let mut asked = body.clone();
     asked["stream"] = json!(true);
     asked["stream_options"] = json!({"include_usage": true});
@@ -110,15 +108,22 @@ async fn a_stream_survives(daemon: &Daemon, path: &str, model: &str) {
         seen.note(&data);
     }
     assert!(seen.is_done && seen.rest.is_empty(), "{seen:?}");
+    seen
+}
+
+/// The client's text is what had come and what the next engine makes of that.
+async fn a_stream_survives(daemon: &Daemon, path: &str, model: &str) {
+    let body = request(path, model);
+    let seen = seen_over_a_death(daemon, path, &body).await;
     assert_eq!((seen.ids.len(), seen.finish.as_deref()), (1, Some("length")), "{seen:?}");
     let seam = seam(daemon);
     assert!((8..40).contains(&seam), "{seam}");
     let (prefix, rest) = seen.texts.split_at(seam);
     assert_eq!(rest.concat(), continuation(daemon, path, body.clone(), prefix).await);
     let whole: Value = daemon.post(path, &body).await.json().await.unwrap();
-    for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
-        assert_eq!(seen.usage[count], whole["usage"][count], "{count} of {}", seen.usage);
-    }
+    // The tokens of the prompt are the next engine's count less the text so far, which may be other
+    // tokens when it is read than when it was written.
+    assert_eq!(seen.usage["completion_tokens"], whole["usage"]["completion_tokens"]);
 }
 
 #[tokio::test]
