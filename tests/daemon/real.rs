@@ -89,7 +89,7 @@ async fn ollamas_client_is_served_by_llama_server() {
     let host = format!("http://{address}");
     client(Path::new(&python), &["tests/sdk/ollama_client.py", &host, "smollm2"]).await;
     let slot = daemon.until_state("smollm2", "offline").await;
-    assert_eq!((&slot["engine"], &slot["restarts"]), (&Value::Null, &json!(0)));
+    assert_eq!((&slot["pid"], &slot["restarts"]), (&Value::Null, &json!(0)));
 }
 
 #[tokio::test]
