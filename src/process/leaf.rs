@@ -32,7 +32,7 @@ pub(super) fn enter() {
     }
 }
 
-/// Makes room for the next daemon where [`enter`] made the leaf. Called by the last process of the
+/// Makes room for the next daemon where `enter` made the leaf. Called by the last process of the
 /// daemon that ends: the daemon itself, or the guard of one that was killed.
 pub fn give_back_cgroup() {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();

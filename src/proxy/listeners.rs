@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 /// Tells the time in milliseconds since 1970.
 pub type WallClock = fn() -> u64;
 
-/// What [`serve`](super::serve) accepts on.
+/// What [`serve`](super::serve()) accepts on.
 #[derive(Debug)]
 pub struct Listeners {
     /// The endpoint.
