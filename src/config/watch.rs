@@ -15,6 +15,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, mem,
+    os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -246,7 +247,10 @@ impl Eye {
     fn digests(&self) -> BTreeMap<PathBuf, u64> {
         let mut digests = BTreeMap::new();
         for file in &self.subject.files {
-            digests.insert(file.clone(), disk::read(file).digest);
+            // Who may read and write it counts as well: keys go by owner and mode.
+            let access =
+                fs::metadata(file).map_or(0, |it| u64::from(it.uid()) << 32 | u64::from(it.mode()));
+            digests.insert(file.clone(), disk::read(file).digest ^ access);
         }
         for directory in &self.subject.directories {
             let Ok(files) = disk::list(directory) else {

@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     fs::OpenOptions,
     io,
+    os::unix::fs::OpenOptionsExt,
     path::PathBuf,
     process::{ExitStatus, Stdio},
 };
@@ -44,7 +45,9 @@ impl Errand {
         let Some((program, args)) = spec.words.split_first() else {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         };
-        let log = OpenOptions::new().create(true).append(true).open(&spec.log)?;
+        let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&spec.log);
+        // What it says may be lost; that it runs may not.
+        let log = log.or_else(|_| OpenOptions::new().write(true).open("/dev/null"))?;
         let mut command = Command::new(program);
         command.args(args).env_clear().envs(&spec.env).current_dir(&spec.working_dir);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

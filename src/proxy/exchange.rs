@@ -144,6 +144,7 @@ pub(super) async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault>
                     return Err(Fault::poison(gate.slot()));
                 }
                 Ok(lease) => return Ok(lease), // (1)
+                Err(GateRefusal::Closed) if candidates.has_another(shared, &gate) => continue,
                 Err(GateRefusal::Closed) => {}
                 Err(refusal) => return Err(Fault::of_gate(&gate, refusal)),
             }

@@ -186,8 +186,8 @@ impl Flight {
         let now = micros(self.began.elapsed()).max(1);
         if self.first_us.load(Ordering::Relaxed) == 0 {
             self.first_us.store(now, Ordering::Relaxed);
-            self.enter(Stage::Streaming);
         }
+        self.enter(Stage::Streaming);
         self.last_us.store(now, Ordering::Relaxed);
         if is_stream {
             self.events.fetch_add(events(piece), Ordering::Relaxed);

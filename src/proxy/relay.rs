@@ -142,7 +142,7 @@ impl Relay {
             answer.flight().end(Outcome::Cancelled);
             return self.break_off(&mut answer, CANCELLED, context);
         }
-        if answer.gate().ending() == Some(Ending::Cut) {
+        if answer.gate().ending() == Some(Ending::Cut) && !self.is_done() {
             return self.break_off(&mut answer, CUT, context);
         }
         match answer.poll_piece(context) {
@@ -166,7 +166,11 @@ impl Relay {
                 Poll::Ready(None)
             }
             Poll::Ready(Piece::Break) => self.break_off(&mut answer, DIED, context),
-            Poll::Pending if ended.as_mut().poll(context).is_ready() => {
+            Poll::Pending if self.is_done() && ended.as_mut().poll(context).is_ready() => {
+                answer.flight().end(Outcome::Answered);
+                Poll::Ready(None)
+            }
+            Poll::Pending if !self.is_done() && ended.as_mut().poll(context).is_ready() => {
                 let was_cut = answer.gate().ending() == Some(Ending::Cut);
                 self.break_off(&mut answer, if was_cut { CUT } else { DIED }, context)
             }

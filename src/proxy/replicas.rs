@@ -1,7 +1,7 @@
 //! Which of several slots a request goes to.
 //!
 //! 1. Of ready ones, the one that knows the prompt's beginning, while it has a free seat or no other
-//!    has.
+//!    is less busy.
 //! 2. Else the least busy one; of equals, each in its turn.
 //! 3. None is ready: those that are on their way are waited for, the first to be ready counts.
 //! 4. None is on its way: they are asked in order until one is granted.
@@ -106,7 +106,8 @@ impl Candidates {
         let (slot, generation) = shared.choices.affinity.find(&self.beginnings)?;
         let is_it = |gate: &&&Arc<Gate>| *gate.slot() == slot && gate.generation() == generation;
         let known = *gates.iter().find(is_it)?;
-        let is_worth_it = known.has_seat() || !gates.iter().any(|gate| gate.has_seat());
+        let least = gates.iter().map(|gate| gate.load()).min().unwrap_or(0);
+        let is_worth_it = known.has_seat() || known.load() <= least;
         is_worth_it.then_some(known)
     }
 

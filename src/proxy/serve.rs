@@ -306,7 +306,7 @@ async fn route(
     let response = match path {
         _ if is_ours(path) && !is_read => wrong_method(path, "GET, HEAD"),
         "/" => text(StatusCode::OK, "slotd is running\n"),
-        "/healthz" | "/livez" => text(StatusCode::OK, "ok\n"),
+        "/health" | "/healthz" | "/livez" => text(StatusCode::OK, "ok\n"),
         "/readyz" if phase == Phase::Serving => text(StatusCode::OK, "ok\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         "/metrics" => metrics::answer(&client.shared).await,
@@ -321,8 +321,10 @@ async fn route(
 
 /// Tells whether slotd answers the path itself.
 fn is_ours(path: &str) -> bool {
-    matches!(path, "/" | "/healthz" | "/livez" | "/readyz" | "/metrics" | "/v1/models" | "/models")
-        || path.starts_with(ONE_MODEL)
+    matches!(
+        path,
+        "/" | "/health" | "/healthz" | "/livez" | "/readyz" | "/metrics" | "/v1/models" | "/models"
+    ) || path.starts_with(ONE_MODEL)
 }
 
 /// Says what may be asked of a path.

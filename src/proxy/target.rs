@@ -9,10 +9,10 @@ use super::{
     listing,
     replicas::Candidates,
     reply::Fault,
-    routes::{Route, RouteTable},
+    routes::{Replicas, Route, RouteTable},
     surface::{UPSTREAM, Work},
 };
-use crate::spec::profile::Profile;
+use crate::spec::{SlotName, profile::Profile};
 
 /// The slots that may serve, and a path of their engines.
 #[derive(Debug)]
@@ -39,6 +39,16 @@ pub(super) fn of_work(
             .only(work.capability, is_fit)
             .and_then(|route| table.replicas(route.slot.as_str()))
             .ok_or_else(|| nobody_named(table, work, uri.path()))?, // (2)
+    };
+    let can = |slot: &&SlotName| {
+        let route = table.slot(slot);
+        route.is_some_and(|route| is_fit(route) && route.profile.offers(work.capability))
+    };
+    let fit: Vec<SlotName> = replicas.slots.iter().filter(can).cloned().collect();
+    let replicas = match fit.first().and_then(|slot| table.slot(slot)) {
+        Some(first) => Replicas { first, slots: &fit, ..replicas },
+        // The refusals below say why.
+        None => replicas,
     };
     let route = replicas.first;
     if !is_fit(route) {

@@ -20,7 +20,9 @@ use tracing::debug;
 use super::{
     Client,
     exchange::{Order, copy_headers, rebuild, turn},
+    flight::Flight,
     gate::{Gate, Lease},
+    meters::Outcome,
     normalise,
     payload::Sending,
     reply::{Body, Fault, full},
@@ -34,6 +36,7 @@ const REFUSAL_BYTES: usize = 64 << 10;
 /// Both ends of a connection that was taken over, and its seat at the engine.
 #[derive(Debug)]
 pub(super) struct Tunnel {
+    flight: Arc<Flight>,
     client: OnUpgrade,
     engine: Upgraded,
     lease: Lease,
@@ -60,7 +63,8 @@ impl Drop for Silent {
 /// Takes the client's side of a web socket, if the request asks for one.
 pub(super) fn asked_for(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
     let headers = request.headers();
-    let is_websocket = headers.get(UPGRADE).is_some_and(|to| to.as_bytes() == b"websocket");
+    let is_websocket =
+        headers.get(UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
     let is_meant = headers.get_all(CONNECTION).iter().any(|value| {
         let named = value.to_str().unwrap_or_default().split(',');
         named.into_iter().any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
@@ -102,7 +106,8 @@ pub(super) async fn open(
         return Err(Fault::of_engine(head.status, headers, error));
     };
     let silent = Silent::new(&gate);
-    client.leave(Tunnel { client: theirs, engine, lease, _silent: silent });
+    let flight = Arc::clone(&order.flight);
+    client.leave(Tunnel { flight, client: theirs, engine, lease, _silent: silent });
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     let mut response = Response::new(full(bytes::Bytes::new()));
@@ -152,7 +157,7 @@ async fn shake(stream: Stream, order: &Order) -> Option<Shaken> {
 impl Tunnel {
     /// Passes bytes both ways until one side ends.
     pub(super) async fn run(self) {
-        let Self { client, engine, mut lease, _silent } = self;
+        let Self { flight, client, engine, mut lease, _silent } = self;
         let Ok(client) = client.await else { return };
         let (mut client, mut engine) = (TokioIo::new(client), TokioIo::new(engine));
         let gate = Arc::clone(lease.gate());
@@ -160,8 +165,10 @@ impl Tunnel {
             copied = copy_bidirectional(&mut client, &mut engine) => {
                 debug!(slot = %gate.slot(), ?copied, "tunnel ended");
                 lease.note_answer();
+                flight.end(Outcome::Answered);
             }
-            () = gate.ended().cancelled() => {}
+            () = gate.ended().cancelled() => flight.end(Outcome::Broken),
+            () = flight.cancelled() => flight.end(Outcome::Cancelled),
         }
     }
 }

@@ -141,6 +141,10 @@ impl Watch {
             Health::Ready => Some(Sight::Present { is_asleep }),
             Health::Loading { percent } => Some(Sight::Loading { percent }),
             Health::Refused => absent(format!("nobody listens at {url}")),
+            // Whoever answers is there: a proxy or a busy engine may refuse one look.
+            Health::NotReady { .. } if self.was_there() && self.gate.in_flight() > 0 => {
+                Some(Sight::Loading { percent: None })
+            }
             Health::NotReady { status } => {
                 absent(format!("{url} answers a look at its health with {status}"))
             }
@@ -152,10 +156,14 @@ impl Watch {
         }
     }
 
+    fn was_there(&self) -> bool {
+        matches!(self.told, Some(Sight::Loading { .. } | Sight::Present { .. }))
+    }
+
     /// Unknown is not down, but for one that never answered, or no longer does and has nothing to do.
     fn unanswered(&mut self, url: &str) -> Option<Sight> {
         self.unanswered += 1;
-        let was_there = matches!(self.told, Some(Sight::Loading { .. } | Sight::Present { .. }));
+        let was_there = self.was_there();
         if was_there && self.unanswered < UNANSWERED {
             return None;
         }

@@ -31,8 +31,10 @@ pub struct Profile {
     /// Other names that clients may put into `model`.
     pub aliases: Vec<String>,
     /// Names that this slot serves together with every other slot that lists them.
+    #[serde(default)]
     pub routes: Vec<String>,
     /// Whether a stream that its engine broke off is continued by another one.
+    #[serde(default)]
     pub resume: bool,
     /// What the slot is offered for; empty means all that the engine can do.
     pub capabilities: Vec<Capability>,

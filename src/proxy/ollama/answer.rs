@@ -60,8 +60,9 @@ struct Choice {
 #[derive(Default, Deserialize)]
 struct Message {
     content: Option<String>,
-    #[serde(alias = "reasoning")]
     reasoning_content: Option<String>,
+    /// Some engines send both.
+    reasoning: Option<String>,
     tool_calls: Option<Vec<CallPart>>,
 }
 
@@ -183,7 +184,7 @@ impl Teller {
         self.finish = choice.finish_reason.or(self.finish.take());
         let message = choice.message.unwrap_or_default();
         said.text = message.content.or(choice.text).unwrap_or_default();
-        said.thinking = message.reasoning_content.unwrap_or_default();
+        said.thinking = message.reasoning_content.or(message.reasoning).unwrap_or_default();
         for (at, part) in message.tool_calls.unwrap_or_default().into_iter().enumerate() {
             self.add_call(part.index.unwrap_or(at), part);
         }

@@ -73,6 +73,10 @@ async fn load(shared: &Shared, target: &Target, head: &Parts) -> Result<(), Faul
 
 /// Unloads a slot that nobody else uses. Returns whether it is let go of.
 async fn leave(shared: &Shared, slot: &SlotName) -> bool {
+    // An engine that slotd cannot start again is not let go of on a client's word.
+    if shared.routes.load().slot(slot).is_some_and(|route| route.profile.is_external()) {
+        return true;
+    }
     let is_busy = {
         let table = shared.routes.load();
         table.slot(slot).is_some_and(|route| {

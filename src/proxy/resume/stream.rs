@@ -117,7 +117,7 @@ impl Resuming {
             answer.flight().end(Outcome::Cancelled);
             return Some(self.break_off(&Fault::cancelled()));
         }
-        if answer.gate().ending() == Some(Ending::Cut) {
+        if answer.gate().ending() == Some(Ending::Cut) && !self.said.is_done {
             return self.broken(answer);
         }
         match answer.poll_piece(context) {
@@ -147,7 +147,13 @@ impl Resuming {
                 Some(Poll::Ready(None))
             }
             Poll::Ready(Piece::Break) => self.broken(answer),
-            Poll::Pending if ended.as_mut().poll(context).is_ready() => self.broken(answer),
+            Poll::Pending if ended.as_mut().poll(context).is_ready() && self.said.is_done => {
+                answer.flight().end(Outcome::Answered);
+                Some(Poll::Ready(None))
+            }
+            Poll::Pending if answer.gate().ending().is_some() && !self.said.is_done => {
+                self.broken(answer)
+            }
             Poll::Pending => {
                 self.state = State::Flowing { answer, ended };
                 Some(Poll::Pending)
