@@ -2,6 +2,10 @@
 //!
 //! One gate a generation. It owns the idle connections to its engine and ends with it.
 
+mod lease;
+#[cfg(test)]
+mod tests;
+
 use std::{
     fmt,
     num::NonZeroU32,
@@ -19,6 +23,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::lease::Lease;
 use super::{
     record::{Fingerprint, Record},
     seats::{Closed, Seat, Seats},
@@ -153,8 +158,7 @@ impl Gate {
         };
         self.touch();
         let gate = Arc::clone(self);
-        let since = Instant::now();
-        Ok(Lease { gate, seat: Some(seat), request, since, outcome: Outcome::Nothing })
+        Ok(Lease::new(gate, seat, request))
     }
 
     async fn wait_for_seat(&self, lane: Lane, patience: Duration) -> Result<Seat, GateRefusal> {
@@ -377,93 +381,6 @@ impl fmt::Debug for Gate {
     }
 }
 
-/// One request's seat at an engine. Held until its answer has ended or was dropped.
-#[derive(Debug)]
-pub(super) struct Lease {
-    gate: Arc<Gate>,
-    seat: Option<Seat>,
-    request: Fingerprint,
-    since: Instant,
-    outcome: Outcome,
-}
-
-/// How far an exchange has come.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Outcome {
-    /// Not a byte came.
-    Nothing,
-    /// The engine said something.
-    Something,
-    /// It is whole.
-    Answered,
-    /// The engine broke it off, which has been noted.
-    Broken,
-}
-
-impl Lease {
-    /// Notes that the engine said something, if only that it will not.
-    pub(super) fn note_word(&mut self) {
-        self.outcome = Outcome::Something;
-        self.gate.record.note_piece();
-    }
-
-    /// Notes that the answer is whole.
-    pub(super) fn note_answer(&mut self) {
-        self.outcome = Outcome::Answered;
-        self.gate.note_held(self.since.elapsed());
-        self.gate.record.note_answer();
-        self.gate.suspects.clear(self.request);
-    }
-
-    /// Notes that the engine broke the exchange off, and perhaps itself.
-    pub(super) fn note_break(&mut self) {
-        self.note_failure();
-        self.outcome = Outcome::Broken;
-        self.gate.troubled.notify_one();
-        let mut broken = self.gate.broken.lock().unwrap_or_else(PoisonError::into_inner);
-        // What broke long before a death is pushed out by what broke in it.
-        if broken.len() >= self.gate.parallel {
-            broken.remove(0);
-        }
-        broken.push(self.request);
-        drop(broken);
-        if self.gate.is_blamed.load(Ordering::SeqCst) {
-            self.gate.blame();
-        }
-    }
-
-    /// Notes that the engine failed the request. One that is being ended is not to blame.
-    pub(super) fn note_failure(&mut self) {
-        self.outcome = Outcome::Something;
-        if !self.gate.is_closed() {
-            self.gate.record.note_failure(self.request);
-        }
-    }
-
-    /// Returns the gate that the seat belongs to.
-    pub(super) fn gate(&self) -> &Arc<Gate> {
-        &self.gate
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.gate.touch();
-        // Whether it was to blame for an end may be told later.
-        let may_be_blamed =
-            self.gate.is_blamed.load(Ordering::SeqCst) || self.gate.awaits_verdict();
-        if may_be_blamed && matches!(self.outcome, Outcome::Nothing | Outcome::Something) {
-            self.note_break();
-        }
-        if self.outcome == Outcome::Nothing && !self.gate.is_closed() {
-            self.gate.record.note_given_up();
-        }
-        // The seat goes back before the waiters of `drained` count.
-        drop(self.seat.take());
-        self.gate.released.notify_waiters();
-    }
-}
-
 /// One request's place in the queue.
 struct Place<'a>(&'a AtomicUsize);
 
@@ -482,128 +399,5 @@ impl<'a> Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn gate(parallel: u32, queue_limit: u32) -> Arc<Gate> {
-        let endpoint = Endpoint::Unix("/nowhere.sock".into());
-        Gate::new(
-            "chat".parse().unwrap(),
-            Generation(1),
-            (endpoint, None),
-            (parallel, queue_limit),
-            &Arc::default(),
-        )
-    }
-
-    fn request() -> Fingerprint {
-        Fingerprint::of(b"{}")
-    }
-
-    async fn lease(gate: &Arc<Gate>, patience: Duration) -> Result<Lease, GateRefusal> {
-        gate.lease(request(), (Lane::Interactive, patience)).await
-    }
-
-    #[tokio::test]
-    async fn a_full_gate_queues_then_refuses_then_times_out() {
-        let gate = gate(1, 1);
-        let patience = Duration::from_millis(20);
-        let first = lease(&gate, patience).await.unwrap();
-        let (second, third) = tokio::join!(lease(&gate, patience), lease(&gate, patience));
-        assert_eq!(second.unwrap_err(), GateRefusal::TimedOut);
-        assert_eq!(third.unwrap_err(), GateRefusal::Full { waiting: 1 });
-        assert_eq!(gate.waiting(), 0);
-        drop(first);
-        assert!(lease(&gate, patience).await.is_ok(), "the turn came back");
-    }
-
-    #[tokio::test]
-    async fn a_cut_gate_is_drained_whoever_still_holds_a_seat() {
-        let gate = gate(1, 1);
-        let _stalled = lease(&gate, Duration::from_secs(1)).await.unwrap();
-        tokio::join!(gate.drained(), async { gate.cut() });
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_wait_is_told_from_what_earlier_requests_took() {
-        let gate = gate(2, 4);
-        assert_eq!(gate.expected_wait(), None);
-        let mut first = lease(&gate, Duration::from_secs(1)).await.unwrap();
-        tokio::time::advance(Duration::from_secs(8)).await;
-        first.note_answer();
-        assert_eq!(gate.expected_wait(), Some(Duration::from_secs(4)), "two seats share the queue");
-    }
-
-    #[tokio::test]
-    async fn seats_are_given_in_the_order_of_asking() {
-        let gate = gate(1, 8);
-        let first = lease(&gate, Duration::from_secs(1)).await.unwrap();
-        let order = Mutex::new(Vec::new());
-        let ask = async |number: u32| {
-            let leased = lease(&gate, Duration::from_mins(1)).await.unwrap();
-            order.lock().unwrap().push(number);
-            drop(leased);
-        };
-        tokio::join!(ask(1), ask(2), ask(3), async { drop(first) });
-        assert_eq!(order.into_inner().unwrap(), [1, 2, 3]);
-    }
-
-    #[tokio::test]
-    async fn those_who_wait_at_a_dead_engine_are_sent_away() {
-        let gate = gate(1, 8);
-        let _busy = lease(&gate, Duration::from_secs(1)).await.unwrap();
-        let (waited, ()) = tokio::join!(lease(&gate, Duration::from_mins(1)), async {
-            gate.cut();
-            gate.mark_dead(Blame::Nobody);
-        });
-        assert_eq!(waited.unwrap_err(), GateRefusal::Closed);
-        assert_eq!(gate.ending(), Some(Ending::Cut), "the first reason stays");
-    }
-
-    #[tokio::test]
-    async fn an_end_that_is_not_told_yet_is_no_drain_and_its_requests_are_suspects_once_it_is() {
-        let gate = gate(2, 8);
-        let held = lease(&gate, Duration::from_secs(1)).await.unwrap();
-        gate.mark_ended();
-        drop(held);
-        let waited = lease(&gate, Duration::from_secs(1)).await;
-        assert_eq!(waited.unwrap_err(), GateRefusal::Closed);
-        assert!(timeout(Duration::from_millis(20), gate.drained()).await.is_err(), "not told");
-        gate.mark_dead(Blame::Request);
-        gate.drained().await;
-        let engine = "other".parse().unwrap();
-        gate.suspects.note(&engine, Generation(1), [request()]);
-        assert!(gate.is_guilty(request()), "the first death counts");
-    }
-
-    #[tokio::test]
-    async fn a_closed_gate_is_drained_by_its_last_lease() {
-        let gate = gate(2, 1);
-        let leased = lease(&gate, Duration::from_secs(1)).await.unwrap();
-        gate.close();
-        assert_eq!(lease(&gate, Duration::from_secs(1)).await.unwrap_err(), GateRefusal::Closed);
-        assert_eq!(gate.in_flight(), 1);
-        tokio::join!(gate.drained(), async { drop(leased) });
-        assert_eq!(gate.in_flight(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_client_that_leaves_without_a_byte_is_noted_unless_the_gate_is_closed() {
-        let gate = gate(2, 1);
-        let first = lease(&gate, Duration::from_secs(1)).await.unwrap();
-        let mut second = lease(&gate, Duration::from_secs(1)).await.unwrap();
-        drop(first);
-        assert_eq!(gate.record().given_up_in_row(), 1);
-        second.note_failure();
-        drop(second);
-        assert_eq!((gate.record().given_up_in_row(), gate.record().failed_in_row()), (1, 1));
-        let mut last = lease(&gate, Duration::from_secs(1)).await.unwrap();
-        gate.close();
-        last.note_failure();
-        assert_eq!(gate.record().failed_in_row(), 1);
     }
 }

@@ -124,6 +124,8 @@ async fn a_stream_survives(daemon: &Daemon, path: &str, model: &str) {
     // The tokens of the prompt are the next engine's count less the text so far, which may be other
     // tokens when it is read than when it was written.
     assert_eq!(seen.usage["completion_tokens"], whole["usage"]["completion_tokens"]);
+    let count = |key: &str| seen.usage[key].as_u64().unwrap();
+    assert_eq!(count("total_tokens"), count("prompt_tokens") + count("completion_tokens"));
 }
 
 #[tokio::test]
