@@ -18,7 +18,7 @@ const CLIENT: &str =
     "setsid \"$@\" & echo $! > \"$PID_FILE\"; while kill -0 $! 2>/dev/null; do sleep 0.02; done";
 /// What ends it: `docker stop`, as it were.
 const STOP: &str =
-    "echo \"stopping $1\"; kill $(cat \"$PID_FILE\") && echo once >> \"$PID_FILE.stops\"";
+    "echo \"stopping $1\"; echo once >> \"$PID_FILE.stops\"; kill $(cat \"$PID_FILE\")";
 
 /// Ends a container that a failed test leaves.
 struct Container(u64);
