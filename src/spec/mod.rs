@@ -10,6 +10,7 @@ pub mod edit;
 mod endpoint;
 pub mod identity;
 pub mod ladder;
+pub mod memory;
 mod name;
 pub mod params;
 pub mod profile;

@@ -1,0 +1,95 @@
+//! Memory as slots need it and as the machine has it: what predictions, sensors and the core share.
+//!
+//! Host and GPUs are different pools. Unknown is a value everywhere: nobody acts on a figure that is
+//! not there, and nobody takes it for nothing.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Bytes;
+
+/// What an engine takes on one rung, once it serves with its caches full.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Need {
+    /// Host memory: resident bytes of all its processes, mapped weights included.
+    pub host: Bytes,
+    /// What it takes on GPUs; `None` where it computes on the CPU alone.
+    pub gpu: Option<GpuNeed>,
+    /// What the figures come from.
+    pub basis: Basis,
+}
+
+/// What an engine takes on GPUs.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct GpuNeed {
+    /// What may be spread over several GPUs: weights and caches by layer.
+    pub spread: Bytes,
+    /// What each GPU in use takes on top: the driver's context, compute buffers.
+    pub each: Bytes,
+}
+
+/// What a need was worked out from.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Basis {
+    /// Nothing is known: the engine takes what it takes, and is measured.
+    #[default]
+    Unknown,
+    /// The size of the files alone.
+    Files,
+    /// The header of the model file.
+    Header,
+    /// The peak of an earlier run of the same file, engine and arguments.
+    Measured,
+    /// A person wrote it into the profile.
+    Profile,
+}
+
+/// Memory of the machine at one moment.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct MemoryReading {
+    /// What engines can be given of the host's; `None` if it is not known.
+    pub host: Option<Room>,
+    /// The GPUs by their index in the order of the driver's bus addresses. One that is lost keeps its
+    /// place.
+    pub gpus: BTreeMap<u32, GpuReading>,
+}
+
+/// One pool at one moment.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Room {
+    /// All of it, strangers' share included; for the host no more than the cgroups above us allow.
+    pub total: Bytes,
+    /// What nobody uses now.
+    pub free: Bytes,
+}
+
+/// One GPU at one moment.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct GpuReading {
+    /// What stays the same when the order of GPUs changes: NVIDIA's UUID.
+    pub uuid: String,
+    /// Its name, for people.
+    pub name: String,
+    /// Its memory, or why that is not known.
+    pub state: GpuState,
+}
+
+/// What is known of a GPU's memory.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GpuState {
+    /// It answers.
+    Present(Room),
+    /// It does not answer in time; what was last read is `last`.
+    Silent {
+        /// The last reading, however old.
+        last: Option<Room>,
+    },
+    /// The driver says that it is gone: no engine may be placed there, and those that are there are dead.
+    Lost {
+        /// One clause for people.
+        reason: String,
+    },
+}
