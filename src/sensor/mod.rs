@@ -17,7 +17,7 @@ pub use activity::{Activity, activity};
 pub use cores::usable_cores;
 pub use gauge::{Gauge, Pressure};
 pub use gpu::has_gpu;
-pub use gpus::{GpuOptions, GpuUse, Gpus};
+pub use gpus::{GpuOptions, GpuUse, Gpus, NVML_LIBRARY};
 pub use host::{HostMemory, host_memory, machine_oom_kills};
 pub use memory::read_memory;
 pub use processes::Processes;

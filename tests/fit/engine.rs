@@ -23,8 +23,9 @@ pub(crate) struct Trial<'a> {
     pub(crate) folder: &'a Path,
     pub(crate) slotd: &'a Path,
     pub(crate) llama: &'a Path,
-    /// Tokens of one request, and how many requests at once.
-    pub(crate) context: u32,
+    /// Tokens of one request, how many requests at once, and how often.
+    pub(crate) prompt: u32,
+    pub(crate) rounds: u32,
     pub(crate) parallel: u32,
 }
 
@@ -36,10 +37,8 @@ pub(crate) struct Measured {
     pub(crate) said: String,
 }
 
-/// How often the caches are filled anew: prompts that are put aside fill their own.
-const ROUNDS: u32 = 3;
-const READY: Duration = Duration::from_secs(120);
-const ANSWER: Duration = Duration::from_secs(900);
+const READY: Duration = Duration::from_mins(2);
+const ANSWER: Duration = Duration::from_mins(15);
 
 /// Starts, fills, measures, ends.
 pub(crate) async fn measure(trial: &Trial<'_>) -> Measured {
@@ -79,9 +78,9 @@ pub(crate) async fn measure(trial: &Trial<'_>) -> Measured {
         .unwrap();
     let client = reqwest::Client::builder().unix_socket(socket).no_proxy().build().unwrap();
     timeout(READY, ready(&client, &mut child, &log)).await.unwrap();
-    for round in 0..ROUNDS {
+    for round in 0..trial.rounds {
         let requests = (0..trial.parallel)
-            .map(|sequence| ask(&client, checked.kind, round * 64 + sequence, trial.context));
+            .map(|sequence| ask(&client, checked.kind, round * 64 + sequence, trial.prompt));
         timeout(ANSWER, futures_util::future::join_all(requests)).await.unwrap();
     }
     let peak = peak(child.id().unwrap());
@@ -104,16 +103,16 @@ async fn ready(client: &reqwest::Client, child: &mut Child, log: &PathBuf) {
 }
 
 /// Asks for a few tokens after a prompt that fills a sequence.
-async fn ask(client: &reqwest::Client, kind: EngineKind, seed: u32, context: u32) {
+async fn ask(client: &reqwest::Client, kind: EngineKind, seed: u32, prompt: u32) {
     const ANSWER_TOKENS: u32 = 8;
     let prompt: Vec<u32> =
-        (0..context - ANSWER_TOKENS - 8).map(|at| 300 + (at * 7 + seed * 7919) % 20_000).collect();
+        (0..prompt - ANSWER_TOKENS - 8).map(|at| 300 + (at * 7 + seed * 7919) % 20_000).collect();
     let (path, body): (&str, Value) = match kind {
         EngineKind::LlamaServer => (
             "/completion",
             json!({ "prompt": prompt, "n_predict": ANSWER_TOKENS, "ignore_eos": true }),
         ),
-        _ => (
+        EngineKind::Candle | EngineKind::Command => (
             "/v1/completions",
             json!({ "prompt": prompt, "max_tokens": ANSWER_TOKENS, "model": "fit" }),
         ),

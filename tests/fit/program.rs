@@ -14,6 +14,7 @@
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::panic,
+    clippy::too_many_lines,
     reason = "models that are made here are small, and a trial that cannot be made ends with the place where it broke"
 )]
 
@@ -35,6 +36,8 @@ use slotd::spec::{
 
 const LEEWAY: u64 = 32 << 20;
 const SHARE: u64 = 20;
+/// Longer prompts take minutes on two cores.
+const LONG: u32 = 2048;
 
 /// One row of the table.
 struct Row {
@@ -62,16 +65,22 @@ async fn main() -> ExitCode {
             continue;
         }
         let file = file(&row, folder.path(), &model);
+        let is_long = row.context > LONG && row.engine == "llama-server";
         let trial = Trial {
             profile: format!(
-                "model = {file:?}\nengine = {:?}\ncontext = {}\nparallel = {}\n",
-                row.engine, row.context, row.parallel
+                "model = '{}'\nengine = {:?}\ncontext = {}\nparallel = {}\nargs = {}\n",
+                file.display(),
+                row.engine,
+                row.context,
+                row.parallel,
+                if is_long { r#"["--cache-ram", "0"]"# } else { "[]" },
             ),
             rung: Rung { cache_type: row.cache, ..Rung::default() },
             folder: folder.path(),
             slotd: &slotd,
             llama: &llama,
-            context: row.context,
+            prompt: if is_long { LONG } else { row.context },
+            rounds: if is_long { 1 } else { 2 },
             parallel: row.parallel,
         };
         let measured = engine::measure(&trial).await;
@@ -170,9 +179,8 @@ fn rows() -> Vec<Row> {
     let q8 = Some(CacheType::Q8_0);
     vec![
         llama(None, 512, 1, None),
-        llama(None, 2048, 1, None),
-        llama(None, 1024, 4, None),
-        llama(None, 2048, 1, q8),
+        llama(None, 1024, 2, None),
+        llama(None, 1024, 1, q8),
         llama(Some(base), 8192, 1, None),
         llama(Some(base), 2048, 4, q8),
         llama(Some(grouped), 4096, 2, None),
@@ -186,7 +194,7 @@ fn rows() -> Vec<Row> {
         candle(None, 512, 1),
         candle(None, 1024, 2),
         candle(Some(base), 2048, 2),
-        candle(Some(grouped), 4096, 1),
+        candle(Some(grouped), 2048, 1),
         candle(Some(Shape { format: Format::Q4K, name: "llama, Q4_K", ..base }), 2048, 1),
         candle(Some(half), 2048, 1),
     ]

@@ -7,7 +7,7 @@ use crate::{
     engine::{EngineKind, Estimate, GpuParts, HostParts},
     spec::{
         Bytes, SlotName,
-        memory::{Basis, GpuState, MemoryReading, Need},
+        memory::{Basis, GpuReading, GpuState, MemoryReading, Need},
     },
 };
 
@@ -33,9 +33,19 @@ pub(super) struct Answer {
     pub(super) free_bytes: Option<Bytes>,
     /// All of it.
     pub(super) total_bytes: Option<Bytes>,
+    pub(super) gpus: Vec<GpuRoom>,
     pub(super) rungs: Vec<RungObject>,
     /// Idle slots that would make room for the first rung, if room is short and they can make it.
     pub(super) would_make_room: Vec<SlotName>,
+}
+
+/// What is known of one GPU's memory.
+#[derive(Debug, Serialize)]
+pub(super) struct GpuRoom {
+    pub(super) name: String,
+    /// None where it says nothing, or is lost.
+    pub(super) free_bytes: Option<Bytes>,
+    pub(super) total_bytes: Option<Bytes>,
 }
 
 /// The sum for the host.
@@ -111,12 +121,27 @@ impl Answer {
             model: checked.model.as_ref().map(|path| path.display().to_string()),
             engine: checked.kind,
             basis: first.basis,
+            gpus: memory.gpus.values().map(GpuRoom::of).collect(),
             rungs: rungs.collect(),
             would_make_room: would_make_room(first.need().host, free, &others),
             host: HostObject::of(&first.host),
             gpu: first.gpu.as_ref().map(GpuObject::of),
             free_bytes: free,
             total_bytes: memory.host.map(|room| room.total),
+        }
+    }
+}
+
+impl GpuRoom {
+    fn of(gpu: &GpuReading) -> Self {
+        let room = match gpu.state {
+            GpuState::Present(room) => Some(room),
+            GpuState::Silent { .. } | GpuState::Lost { .. } => None,
+        };
+        Self {
+            name: gpu.name.clone(),
+            free_bytes: room.map(|room| room.free),
+            total_bytes: room.map(|room| room.total),
         }
     }
 }
@@ -196,7 +221,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::spec::memory::{GpuNeed, GpuReading, Room};
+    use crate::spec::memory::{GpuNeed, Room};
 
     fn loaded(slot: &str, mebibytes: u64, is_idle: bool) -> Loaded {
         Loaded { slot: slot.parse().unwrap(), resident: Bytes(mebibytes << 20), is_idle }

@@ -4,15 +4,25 @@ mod answer;
 mod target;
 mod text;
 
+use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
+
 use clap::{Args, ValueEnum};
+use tokio::time::{Instant, sleep};
 
 use self::answer::{Answer, Loaded};
 use super::{client::Client, exit::Exit, failure::Failure, out};
 use crate::{
     admin::SlotObject,
-    sensor,
-    spec::{ladder::CacheType, memory::MemoryReading},
+    sensor::{self, GpuOptions, Gpus, NVML_LIBRARY},
+    spec::{
+        ladder::CacheType,
+        memory::{GpuReading, GpuState, MemoryReading},
+    },
 };
+
+/// How long the drivers of GPUs are waited for, and how often they are looked at.
+const GPU_DEADLINE: Duration = Duration::from_secs(2);
+const GPU_PAUSE: Duration = Duration::from_millis(20);
 
 /// Options of `slotd fit`.
 #[derive(Args, Debug)]
@@ -68,7 +78,7 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
         Err(Failure::NoDaemon { .. } | Failure::Denied { .. }) => Vec::new(),
         Err(failure) => return Err(failure),
     };
-    let memory = MemoryReading { host: sensor::host_room(), ..MemoryReading::default() };
+    let memory = MemoryReading { host: sensor::host_room(), gpus: gpus().await };
     let answer = Answer::of(&target, &memory, &slots.iter().filter_map(loaded).collect::<Vec<_>>());
     if options.json {
         out::json(&answer)?;
@@ -76,6 +86,24 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
         out::print(text::shown(&answer))?;
     }
     Ok(Exit::Success)
+}
+
+/// Reads the GPUs once. A driver that hangs has until the deadline, and then is one that says nothing.
+async fn gpus() -> BTreeMap<u32, GpuReading> {
+    let library = env::var_os(NVML_LIBRARY).map(PathBuf::from);
+    if library.is_none() && !sensor::has_gpu() {
+        return BTreeMap::new();
+    }
+    let gpus = Gpus::start(&GpuOptions { library, ..GpuOptions::default() });
+    let until = Instant::now() + GPU_DEADLINE;
+    loop {
+        let seen = gpus.look_now();
+        let is_read = |gpu: &GpuReading| !matches!(gpu.state, GpuState::Silent { .. });
+        if (!seen.is_empty() && seen.values().all(is_read)) || Instant::now() >= until {
+            return seen;
+        }
+        sleep(GPU_PAUSE).await;
+    }
 }
 
 /// A slot that holds memory now.

@@ -109,6 +109,14 @@ fn free(answer: &Answer) -> String {
         text.push_str(&words);
     }
     text.push('\n');
+    for (index, gpu) in answer.gpus.iter().enumerate() {
+        let room = match (gpu.free_bytes, gpu.total_bytes) {
+            (Some(free), Some(total)) => format!("{free} of {total} are free"),
+            _ => "says nothing".to_owned(),
+        };
+        let line = format!("GPU {index}, {}: {room}\n", gpu.name);
+        text.push_str(&line);
+    }
     text
 }
 
@@ -118,7 +126,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        cli::fit::answer::{GpuObject, HostObject},
+        cli::fit::answer::{GpuObject, GpuRoom, HostObject},
         engine::{EngineKind, GpuParts, HostParts},
     };
 
@@ -148,6 +156,7 @@ mod tests {
             gpu: None,
             free_bytes: Some(mebibytes(480)),
             total_bytes: Some(mebibytes(24_000)),
+            gpus: Vec::new(),
             rungs: vec![
                 rung("as written", 516, None, Fits::No),
                 rung("q8_0 cache", 420, None, Fits::Yes),
@@ -185,8 +194,14 @@ mod tests {
             context: mebibytes(512),
         };
         let rungs = vec![rung("as written", 700, Some(6036), Fits::Unknown)];
+        let room = |name: &str, free: Option<Bytes>| GpuRoom {
+            name: name.to_owned(),
+            free_bytes: free,
+            total_bytes: free.map(|_| mebibytes(24_576)),
+        };
         let answer = Answer {
             slot: None,
+            gpus: vec![room("RTX 4090", Some(mebibytes(20_000))), room("RTX 3090", None)],
             gpu: Some(GpuObject::of(&gpu)),
             rungs,
             would_make_room: Vec::new(),
@@ -207,6 +222,8 @@ mod tests {
         as written  700 MiB  5.8 GiB  not known
 
         480 MiB of 23 GiB are free
+        GPU 0, RTX 4090: 19 GiB of 24 GiB are free
+        GPU 1, RTX 3090: says nothing
         ");
     }
 

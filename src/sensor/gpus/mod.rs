@@ -26,10 +26,13 @@ use crate::spec::{
     memory::{GpuReading, GpuState, Room},
 };
 
+/// The variable that names NVML, where it is not to be looked for.
+pub const NVML_LIBRARY: &str = "SLOTD_NVML_LIBRARY";
+
 /// How GPUs are looked at.
 #[derive(Clone, Debug)]
 pub struct GpuOptions {
-    /// NVML, where it is not to be looked for: `SLOTD_NVML_LIBRARY` of the daemon.
+    /// NVML, where it is not to be looked for: what [`NVML_LIBRARY`] says.
     pub library: Option<PathBuf>,
     /// The time between two looks at one GPU.
     pub period: Duration,
