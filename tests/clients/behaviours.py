@@ -42,7 +42,7 @@ def stream(stage):
 
 
 def tools(stage):
-    return stage.client.ask("tools", "chat", FORMED)
+    return stage.client.ask("tools", "tools", FORMED)
 
 
 def schema(stage):

@@ -113,8 +113,11 @@ def profiles(model, tools):
     long = real + 'parallel = 1\nargs = ["--ignore-eos"]\nmax_restarts = 1000\nstop_timeout = "1s"\n'
     whisper, voice, mlx = (tools / "engine-whisper", tools / "engine-piper", tools / "engine-mlx")
     return {
-        # Whoever cannot say by itself that a tool has to be called has the name that says so.
-        "chat": real + 'parallel = 2\nautostart = true\n[variants.called]\nset = { tool_choice = "required" }\n',
+        "chat": real + "parallel = 2\nautostart = true\n",
+        # The model's own template knows no tools. Whoever cannot say by itself that a tool has to be
+        # called uses the name that says so.
+        "tools": real + f'args = ["--chat-template-file", {json.dumps(str(ENGINES / "tools.jinja"))}]\n'
+        + '[variants.called]\nset = { tool_choice = "required" }\n',
         "cold": real + 'parallel = 1\nstop_timeout = "1s"\n',
         "long": long,
         "lasting": long + "resume = true\n",
@@ -143,7 +146,7 @@ def command(capability, *words):
     """A slot of a program that is not slotd's own kind, and that must not go to the network."""
     words = json.dumps([str(word) for word in words])
     about = f'engine = "command"\ncommand = {words}\ncapabilities = ["{capability}"]\n'
-    return about + 'stop_timeout = "5s"\nenv = { HF_HUB_OFFLINE = "1" }\n'
+    return about + 'stop_timeout = "5s"\nenv = { HF_HUB_OFFLINE = "1", OMP_NUM_THREADS = "1" }\n'
 
 
 def packaged(environment, file):

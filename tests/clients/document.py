@@ -119,8 +119,9 @@ _EMBEDDINGS = "Three vectors, and how near they are to each other."
 WANTED = {
     "plain": "An answer at once.",
     "stream": "The whole answer, piece by piece.",
-    "tools": "A call of the one tool that is offered. The small model calls none by itself: `tool_choice` is "
-    "`required`, by the client, or where it cannot say so (Ollama's API, llm) by a variant of the slot that sets it.",
+    "tools": "A call of the one tool that is offered. The small model was taught none: llama-server has a template "
+    "of tools with one turn as an example, and `tool_choice` is `required`, by the client, or where it cannot say "
+    "so (Ollama's API, llm) by a variant of the slot that sets it.",
     "schema": "JSON of the schema asked for.",
     "completion": "A text that goes on after its beginning: `/v1/completions`, or Ollama's `generate`.",
     "response": "An answer of `/v1/responses`.",

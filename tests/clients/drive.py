@@ -73,7 +73,7 @@ class Client:
     def begin(self, call, model, max_tokens=behaviours.SHORT, key=None):
         self.relay.forget()
         case = {"call": call, "url": self.relay.url, "key": key or self.daemon.key}
-        case |= {"model": self.kind.slot(call, model), "max_tokens": max_tokens}
+        case |= {"model": self.kind.slot(model), "max_tokens": max_tokens}
         case |= {"sound": str(self.daemon.sound)}
         print(json.dumps(case), file=self.process.stdin, flush=True)
 
@@ -168,7 +168,7 @@ def main(slotd, llama_server, model, tools, target, *names):
     results = json.loads(kept.read_text()) if kept.exists() else {}
     daemon = Daemon(slotd, llama_server, model, tools)
     try:
-        for slot in ("chat", "worker", "words", "ears", "voice", "mlx", "vectors", "rerank"):
+        for slot in ("chat", "tools", "worker", "words", "ears", "voice", "mlx", "vectors", "rerank"):
             daemon.order(slot, "load", "ready")
         speak(daemon)
         relays = {False: Relay(daemon.address), True: Relay(daemon.ollama)}

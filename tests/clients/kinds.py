@@ -36,9 +36,9 @@ class Kind:
             return self.works
         return not self.only or behaviour in self.only
 
-    def slot(self, call, slot):
+    def slot(self, slot):
         """The name under which it asks a slot."""
-        return "called" if self.called and call == "tools" and slot == "chat" else self.slots.get(slot, slot)
+        return "called" if self.called and slot == "tools" else self.slots.get(slot, slot)
 
     def command(self, tools, sdk):
         if self.file.endswith(".mjs"):
@@ -78,6 +78,10 @@ UNTOLD = {
     "schema": "the client sends the schema as TGI wants it (`value` of a `json_object`), and llama-server "
     "does not look there: JSON comes, of another form",
 }
+UNTYPED = {
+    "stream": "llama-server's `response.created` has no `created_at` and no `model`, asked directly too: the "
+    "client takes no event without them",
+}
 RANKING = {"chat": "rerank", "cold": "rerank"}
 KINDS = [
     Kind("openai (Python)", "try_openai.py", "openai", works=True),
@@ -88,7 +92,12 @@ KINDS = [
     Kind("langchain-openai", "try_langchain.py", "langchain-openai"),
     Kind("@langchain/openai", "try_langchain.mjs", "@langchain/openai"),
     Kind("ai + @ai-sdk/openai-compatible", "try_vercel.mjs", "ai"),
-    Kind("ai + @ai-sdk/openai", "try_vercel_openai.mjs", "@ai-sdk/openai", resumed=False, known=UNFORMED),
+    Kind("ai + @ai-sdk/openai", "try_vercel_openai.mjs", "@ai-sdk/openai"),
+    Kind(
+        "the same, responses", "try_vercel_responses.mjs", "@ai-sdk/openai", resumed=False,
+        only=("plain", "stream", "tools", "schema", "cold", "killed-before", "unknown-model", "bad-key"),
+        known=UNFORMED | UNTYPED,
+    ),
     Kind("ollama (Python)", "try_ollama.py", "ollama", ollama=True, called=True),
     Kind("ollama (Node)", "try_ollama.mjs", "ollama", ollama=True, called=True),
     Kind("instructor", "try_instructor.py", "instructor"),

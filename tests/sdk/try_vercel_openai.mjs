@@ -1,13 +1,18 @@
-// Vercel's AI SDK with its OpenAI provider, through `/v1/responses` as it does by itself.
+// Vercel's AI SDK with its OpenAI provider, its models of chats.
 import { readFile } from "node:fs/promises";
 
-import { QUESTION, WORDS, load, sound, vectors } from "./protocol.mjs";
+import { BEGINNING, QUESTION, WORDS, load, sound, vectors } from "./protocol.mjs";
 import { serveWith } from "./vercel.mjs";
 
 const { createOpenAI } = load("@ai-sdk/openai");
-const { embedMany, experimental_generateSpeech, experimental_transcribe } = load("ai");
+const { embedMany, experimental_generateSpeech, experimental_transcribe, generateText } = load("ai");
 
 const provider = (asked) => createOpenAI({ baseURL: `${asked.url}/v1`, apiKey: asked.key });
+
+async function complete(asked) {
+  const model = provider(asked).completion(asked.model);
+  return (await generateText({ model, prompt: BEGINNING, maxOutputTokens: asked.max_tokens })).text;
+}
 
 async function embed(asked) {
   const model = provider(asked).embedding(asked.model);
@@ -25,4 +30,4 @@ async function speak(asked) {
   return sound((await experimental_generateSpeech(settings)).audio.uint8Array);
 }
 
-await serveWith((asked) => provider(asked)(asked.model), { embed, transcribe, speak });
+await serveWith((asked) => provider(asked).chat(asked.model), { complete, embed, transcribe, speak });
