@@ -17,6 +17,7 @@ mod body;
 mod dialect;
 mod engine_metrics;
 mod exchange;
+mod fall_through;
 mod fields;
 mod flight;
 mod flights;
@@ -65,6 +66,7 @@ use arc_swap::ArcSwap;
 
 pub use self::{
     access::Access,
+    fall_through::FallThrough,
     flight::Stage,
     flights::{AccessLog, FlightView, Flights},
     gate::{Blame, Gate},
@@ -97,6 +99,8 @@ pub struct Shared {
     pub choices: Arc<Choices>,
     /// Requests in flight, and what became of others.
     pub flights: Arc<Flights>,
+    /// Where requests go that name a model of nobody's here.
+    pub fall_through: Option<Arc<FallThrough>>,
 }
 
 /// One connection of a client.

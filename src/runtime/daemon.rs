@@ -210,6 +210,7 @@ impl Daemon {
             access: self.doors.access(settings),
             choices: Arc::default(),
             flights: Flights::new(access_log),
+            fall_through: self.doors.fall_through(),
         }
     }
 

@@ -12,6 +12,7 @@ mod access;
 mod client;
 mod corpus;
 mod engine;
+mod fall_through;
 mod flights;
 mod holding;
 mod models;

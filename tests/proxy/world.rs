@@ -12,8 +12,8 @@ use arc_swap::ArcSwap;
 use slotd::{
     mailbox::{self, Inbox},
     proxy::{
-        Access, AccessLog, Flights, Gate, Limits, Listeners, OllamaListener, Phase, RouteTable,
-        Shared, Suspects, serve,
+        Access, AccessLog, FallThrough, Flights, Gate, Limits, Listeners, OllamaListener, Phase,
+        RouteTable, Shared, Suspects, serve,
     },
     spec::{
         Generation, Monotime, SlotName, WaiterId,
@@ -65,6 +65,15 @@ impl World {
 
     /// Serves an endpoint without slots to those whom `access` lets in.
     pub(crate) async fn start_with(limits: Limits, access: Access) -> Self {
+        Self::start_above(limits, access, |_| None).await
+    }
+
+    /// Serves an endpoint without slots, above what `below` makes of its address.
+    pub(crate) async fn start_above(
+        limits: Limits,
+        access: Access,
+        below: impl FnOnce(SocketAddr) -> Option<FallThrough>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -85,6 +94,7 @@ impl World {
             choices,
             flights: Arc::clone(&flights),
             access: Arc::new(access),
+            fall_through: below(address).map(Arc::new),
         };
         let mut server = JoinSet::new();
         let door = OllamaListener { socket, clock: || 0 };

@@ -17,12 +17,13 @@ use super::{
         walk::{At, MayBeEmpty, Walk},
         words::cut,
     },
+    fall_through::{self, FallThrough},
     network::{self, TlsFiles},
 };
 use crate::spec::Bytes;
 
 /// Every key, in the order that documents use.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "listen",
     "ollama_listen",
     "keys",
@@ -40,6 +41,7 @@ const KEYS: [&str; 17] = [
     "climb_after",
     "log_format",
     "access_log",
+    "fall_through",
 ];
 
 /// Where slotd listens by default.
@@ -84,6 +86,7 @@ pub(super) struct DaemonFile {
     pub(super) climb_after: Option<Duration>,
     pub(super) log_format: Option<LogFormat>,
     pub(super) access_log: Option<bool>,
+    pub(super) fall_through: Option<FallThrough>,
 }
 
 /// Reads the text of a `slotd.toml`.
@@ -120,6 +123,7 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
         log_format: walk
             .take_choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         access_log: walk.take_flag("access_log"),
+        fall_through: fall_through::take(&mut walk, folder),
     };
     let faults = walk.into_faults();
     if faults.is_empty() { Ok(read) } else { Err(faults) }

@@ -2,6 +2,7 @@
 //! environment before the home directory.
 
 mod directories;
+mod fall_through;
 mod file;
 mod network;
 mod sockets;
@@ -20,6 +21,7 @@ use self::{
     file::{DaemonFile, LISTEN, OLLAMA, parse_listen},
 };
 pub use self::{
+    fall_through::{BaseUrl, FallThrough, Scheme},
     file::LogFormat,
     network::{KeysFile, TlsFiles},
 };
@@ -93,6 +95,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Whether each request gets a line in the log.
     pub access_log: bool,
+    /// Where requests go that name a model of nobody's here.
+    pub fall_through: Option<FallThrough>,
 }
 
 impl Settings {
@@ -163,6 +167,7 @@ impl Settings {
             climb_after: typed.climb_after.unwrap_or(Duration::from_mins(10)),
             log_format: typed.log_format.unwrap_or(LogFormat::Text),
             access_log: typed.access_log.unwrap_or_default(),
+            fall_through: typed.fall_through.map(FallThrough::whole),
         };
         if faults.is_empty() { Ok(settings) } else { Err(faults) }
     }
