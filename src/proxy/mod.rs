@@ -14,6 +14,7 @@ mod access;
 mod affinity;
 mod answer;
 mod body;
+mod control;
 mod dialect;
 mod engine_metrics;
 mod exchange;
@@ -66,6 +67,7 @@ use arc_swap::ArcSwap;
 
 pub use self::{
     access::Access,
+    control::Control,
     fall_through::FallThrough,
     flight::Stage,
     flights::{AccessLog, FlightView, Flights},
@@ -101,6 +103,8 @@ pub struct Shared {
     pub flights: Arc<Flights>,
     /// Where requests go that name a model of nobody's here.
     pub fall_through: Option<Arc<FallThrough>>,
+    /// Who answers the orders of admin keys.
+    pub control: Option<Control>,
 }
 
 /// One connection of a client.

@@ -284,6 +284,9 @@ async fn route(
     {
         return Box::pin(ollama::answer((client, clock), phase, request)).await;
     }
+    if let Some(control) = client.shared.control.as_ref().filter(|_| access::is_control(path)) {
+        return (None, control.answer(request).await);
+    }
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     let work = surface::work(path);
     let is_upstream = path.starts_with(UPSTREAM);

@@ -23,7 +23,7 @@ use crate::config::keys::{Key, Keys, Role};
 /// Paths that anybody may read: they tell whether the daemon lives, and nothing else.
 const OPEN: [&str; 5] = ["/", "/health", "/healthz", "/livez", "/readyz"];
 /// Paths of orders, and what is below them.
-const CONTROL: [&str; 2] = ["/v1/slots", "/v1/daemon"];
+const CONTROL: [&str; 4] = ["/v1/slots", "/v1/daemon", "/v1/requests", "/v1/plan"];
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// The name of the key that a request came with.
@@ -144,6 +144,8 @@ mod tests {
             (Method::GET, "/v1/slots", Some(Role::Admin)),
             (Method::POST, "/v1/slots/chat/load", Some(Role::Admin)),
             (Method::POST, "/v1/daemon/upgrade", Some(Role::Admin)),
+            (Method::DELETE, "/v1/requests/3", Some(Role::Admin)),
+            (Method::POST, "/v1/plan", Some(Role::Admin)),
             (Method::GET, "/v1/slotsx", Some(Role::Infer)),
             (Method::GET, "/v1/../v1/slots", Some(Role::Infer)),
         ] {
