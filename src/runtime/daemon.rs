@@ -210,7 +210,10 @@ impl Daemon {
         Shared {
             routes: Arc::clone(routes),
             mailbox: mailbox.clone(),
-            limits: Limits::new(max_body, settings.queue_timeout),
+            limits: Limits {
+                total: settings.request_timeout,
+                ..Limits::new(max_body, settings.queue_timeout)
+            },
             suspects: Arc::clone(&self.tools.suspects),
             spool_dir: settings.state_dir.clone(),
             access: self.doors.access(settings),
