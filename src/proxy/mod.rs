@@ -14,6 +14,8 @@ mod access;
 mod affinity;
 mod answer;
 mod body;
+mod control;
+mod depth;
 mod dialect;
 mod engine_metrics;
 mod exchange;
@@ -27,6 +29,7 @@ mod forward;
 mod gate;
 mod hold;
 mod intake;
+mod keepalive;
 mod listeners;
 mod listing;
 mod meters;
@@ -65,7 +68,8 @@ use std::{
 use arc_swap::ArcSwap;
 
 pub use self::{
-    access::Access,
+    access::{Access, Turns},
+    control::Control,
     fall_through::FallThrough,
     flight::Stage,
     flights::{AccessLog, FlightView, Flights},
@@ -101,6 +105,8 @@ pub struct Shared {
     pub flights: Arc<Flights>,
     /// Where requests go that name a model of nobody's here.
     pub fall_through: Option<Arc<FallThrough>>,
+    /// Who answers the orders of admin keys.
+    pub control: Option<Control>,
 }
 
 /// One connection of a client.
@@ -145,6 +151,8 @@ pub struct Limits {
     /// The longest that a request waits for an engine, or for its turn at one. How long the engine
     /// then takes is between it and the client.
     pub hold: Duration,
+    /// The longest that a request takes, its answer included; `None` bounds nothing.
+    pub total: Option<Duration>,
     /// The longest that a client hears nothing while its request waits.
     pub silence: Duration,
     /// How long a stream waits in silence for a real status before it is committed to 200.
@@ -162,6 +170,7 @@ impl Limits {
         Self {
             max_body,
             hold: queue_timeout,
+            total: None,
             silence: Duration::from_secs(290),
             quiet: Duration::from_secs(15),
             sign_of_life: Duration::from_secs(10),

@@ -98,7 +98,7 @@ impl Relay {
         };
         let slot = answer.gate().slot();
         let fault = match answer.gate().ending() {
-            _ if what == CANCELLED => Fault::cancelled(),
+            _ if what == CANCELLED => answer.flight().end_cancelled(),
             None if what == UNFINISHED => Fault::engine_misbehaved(slot, what),
             Some(_) | None => Fault::engine_died(slot, what),
         };
@@ -139,7 +139,7 @@ impl Relay {
         const CUT: &str = "was stopped in mid-answer";
         const DIED: &str = "died in mid-answer";
         if answer.flight().poll_cancelled(context).is_ready() {
-            answer.flight().end(Outcome::Cancelled);
+            drop(answer.flight().end_cancelled());
             return self.break_off(&mut answer, CANCELLED, context);
         }
         if answer.gate().ending() == Some(Ending::Cut) && !self.is_done() {

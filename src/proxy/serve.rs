@@ -29,11 +29,9 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    Client, Shared, access,
-    access::KeyName,
-    body,
+    Client, Shared, access, body,
     flush::{Counted, Hangs},
-    forward,
+    forward, keepalive,
     listeners::{Api, Listeners},
     listing, metrics, ollama,
     reply::{Body, Fault, insert, text},
@@ -92,6 +90,11 @@ pub async fn serve(listeners: Listeners, shared: Shared, mut phase: watch::Recei
     let watcher = phase.clone();
     let most = most_connections();
     let mut shortage = Shortage::default();
+    let mut clock = JoinSet::new();
+    if let Some(limit) = shared.limits.total {
+        let flights = Arc::clone(&shared.flights);
+        clock.spawn(async move { flights.end_late(limit).await });
+    }
     loop {
         let is_full = connections.len() >= most;
         let accepted = tokio::select! {
@@ -119,6 +122,7 @@ pub async fn serve(listeners: Listeners, shared: Shared, mut phase: watch::Recei
     }
     drop(listeners);
     end(connections, phase).await;
+    clock.shutdown().await;
 }
 
 /// Waits until open connections have ended; once the phase is [`Phase::Ended`], not for long.
@@ -148,6 +152,9 @@ async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Re
     // Without it each streamed token may wait 40 ms for the client's acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "connection without TCP_NODELAY");
+    }
+    if let Err(error) = keepalive::set(&stream) {
+        debug!(%error, "connection without keepalive");
     }
     let Some(certificate) = &client.shared.access.certificate else {
         return speak(TokioIo::new(stream), client, phase).await;
@@ -253,8 +260,8 @@ async fn admit(
     } else {
         match access.caller(&request) {
             Ok(caller) => {
-                if let Some(name) = caller {
-                    request.extensions_mut().insert(KeyName(name.into()));
+                if let Some(caller) = caller {
+                    request.extensions_mut().insert(caller);
                 }
                 Box::pin(route(client, phase, request)).await
             }
@@ -283,6 +290,9 @@ async fn route(
         && ollama::has(path)
     {
         return Box::pin(ollama::answer((client, clock), phase, request)).await;
+    }
+    if let Some(control) = client.shared.control.as_ref().filter(|_| access::is_control(path)) {
+        return (None, control.answer(request).await);
     }
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     let work = surface::work(path);

@@ -15,6 +15,7 @@ mod engine;
 mod fall_through;
 mod flights;
 mod holding;
+mod limits;
 mod models;
 mod ollama;
 mod params;

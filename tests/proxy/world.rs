@@ -94,6 +94,7 @@ impl World {
             choices,
             flights: Arc::clone(&flights),
             access: Arc::new(access),
+            control: None,
             fall_through: below(address).map(Arc::new),
         };
         let mut server = JoinSet::new();

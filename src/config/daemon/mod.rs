@@ -95,6 +95,10 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Whether each request gets a line in the log.
     pub access_log: bool,
+    /// How many requests each key may have in flight whose own line does not say.
+    pub max_in_flight: Option<u32>,
+    /// How long a request may take, its answer included.
+    pub request_timeout: Option<Duration>,
     /// Where requests go that name a model of nobody's here.
     pub fall_through: Option<FallThrough>,
 }
@@ -167,6 +171,8 @@ impl Settings {
             climb_after: typed.climb_after.unwrap_or(Duration::from_mins(10)),
             log_format: typed.log_format.unwrap_or(LogFormat::Text),
             access_log: typed.access_log.unwrap_or_default(),
+            max_in_flight: typed.max_in_flight,
+            request_timeout: typed.request_timeout,
             fall_through: typed.fall_through.map(FallThrough::whole),
         };
         if faults.is_empty() { Ok(settings) } else { Err(faults) }
