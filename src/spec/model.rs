@@ -107,8 +107,13 @@ impl Place {
     /// Finds the place by the tensor's name.
     /// Source: `LLM_TENSOR_INFOS` in `llama-arch.cpp` of llama.cpp b11434.
     pub fn of(name: &str) -> Self {
-        const INPUT: [&str; 5] =
-            ["token_embd.", "token_embd_norm.", "token_types.", "position_embd.", "per_layer_token_embd."];
+        const INPUT: [&str; 5] = [
+            "token_embd.",
+            "token_embd_norm.",
+            "token_types.",
+            "position_embd.",
+            "per_layer_token_embd.",
+        ];
         let in_layer = ["blk.", "enc.blk.", "dec.blk."].iter().find_map(|start| {
             let (layer, _) = name.strip_prefix(start)?.split_once('.')?;
             layer.parse().ok()

@@ -41,9 +41,9 @@ pub(super) fn buffer(facts: &ModelFacts, layout: &Layout, graph: &Graph) -> u64 
 
     let of_mask = if graph.has_flash_attention { 2 } else { FLOAT };
     let masks = masks(facts, layout);
-    let masks = masks.iter().fold(0, |sum: u64, cells| {
-        sum.saturating_add(product([*cells, batch, of_mask]))
-    });
+    let masks = masks
+        .iter()
+        .fold(0, |sum: u64, cells| sum.saturating_add(product([*cells, batch, of_mask])));
     // (1) Residual, its norm, gate, input and their product.
     let dense = product([3, number("feed_forward_length")]).saturating_add(product([5, width]));
     let experts = number("expert_used_count");

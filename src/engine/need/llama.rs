@@ -56,22 +56,26 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
     let layers = facts.number("block_count").unwrap_or_default();
     let first_on_gpu = layers.saturating_sub(settings.gpu_layers);
     let cache_of = |from: u64, to: u64| {
-        (from..to.min(cache::layers(facts)))
-            .fold(0, |sum: u64, layer| sum.saturating_add(cache::bytes_of(facts, layer, &settings.layout)))
+        (from..to.min(cache::layers(facts))).fold(0, |sum: u64, layer| {
+            sum.saturating_add(cache::bytes_of(facts, layer, &settings.layout))
+        })
     };
     let cache = cache_of(0, layers);
     let on_gpu = if settings.is_cache_on_gpu { cache_of(first_on_gpu, layers) } else { 0 };
     let buffer = compute::buffer(facts, &settings.layout, &settings.graph);
-    let outputs = product([settings.graph.outputs.max(settings.layout.sequences), facts.vocabulary, 4]);
+    let outputs =
+        product([settings.graph.outputs.max(settings.layout.sequences), facts.vocabulary, 4]);
     let is_on_gpu = |kind: &WeightKind| match kind.place {
         Place::Input => false,
         Place::Layer(layer) => u64::from(layer) >= first_on_gpu,
         Place::Output => settings.has_gpu_output,
     };
     let uses_gpu = settings.gpu_layers > 0 || settings.has_gpu_output;
-    let gpu_weights = facts
-        .bytes_of(is_on_gpu)
-        .saturating_add(if settings.has_gpu_output { tied(facts) } else { 0 });
+    let gpu_weights = facts.bytes_of(is_on_gpu).saturating_add(if settings.has_gpu_output {
+        tied(facts)
+    } else {
+        0
+    });
     let on_host = facts.bytes_of(|kind| !is_on_gpu(kind));
     let projector = input.projector.unwrap_or_default().0;
     let weights = on_host.saturating_add(if settings.is_repacked { repacked(facts) } else { 0 });
@@ -192,8 +196,11 @@ fn layout(input: &NeedInput<'_>, facts: &ModelFacts) -> Layout {
 fn repacked(facts: &ModelFacts) -> u64 {
     let is_repacked = |kind: &WeightKind| {
         // Q4_0, Q4_K, IQ4_NL and MXFP4; on ARM also Q5_K, Q6_K and Q8_0.
-        let types: &[u32] =
-            if cfg!(target_arch = "x86_64") { &[2, 12, 20, 39] } else { &[2, 12, 20, 39, 8, 13, 14] };
+        let types: &[u32] = if cfg!(target_arch = "x86_64") {
+            &[2, 12, 20, 39]
+        } else {
+            &[2, 12, 20, 39, 8, 13, 14]
+        };
         kind.dimensions > 1 && kind.has_rows_of_eight && types.contains(&kind.ggml_type)
     };
     let in_layers = facts.bytes_of(|kind| kind.place != Place::Input && is_repacked(kind));

@@ -48,7 +48,9 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
     };
     let weights = |wanted: &dyn Fn(&WeightKind) -> bool| {
         let sums = facts.weights.iter().filter(|weights| wanted(&weights.kind));
-        sums.fold(0, |sum: u64, weights| sum.saturating_add(resident(&weights.kind, weights.bytes.0)))
+        sums.fold(0, |sum: u64, weights| {
+            sum.saturating_add(resident(&weights.kind, weights.bytes.0))
+        })
     };
     let tied = second_embedding(facts);
     let host_weights =
@@ -62,9 +64,11 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
         rest: Bytes(PROGRAM.saturating_add(product([facts.vocabulary, TOKEN]))),
     };
     let gpu = (on_gpu > 0).then(|| GpuParts {
-        weights: Bytes(
-            facts.bytes_of(is_on_gpu).saturating_add(if has_gpu_output { tied } else { 0 }),
-        ),
+        weights: Bytes(facts.bytes_of(is_on_gpu).saturating_add(if has_gpu_output {
+            tied
+        } else {
+            0
+        })),
         cache: Bytes(product([of_layer, on_gpu])),
         compute: Bytes(compute(facts, width, sequences).saturating_add(rotations)),
         context: Bytes(DRIVER_CONTEXT),
@@ -89,11 +93,11 @@ fn resident(kind: &WeightKind, bytes: u64) -> u64 {
         return bytes;
     }
     let (new, old) = match kind.ggml_type {
-        1 | 30 => (2, 1),                                          // F16, BF16
-        3 => (22, 20),                                             // Q4_1
-        6 => (34, 22),                                             // Q5_0
-        7 => (38, 24),                                             // Q5_1
-        12 | 14 if cfg!(target_arch = "x86_64") => (23, 10),       // Q4_K, Q6_K
+        1 | 30 => (2, 1),                                    // F16, BF16
+        3 => (22, 20),                                       // Q4_1
+        6 => (34, 22),                                       // Q5_0
+        7 => (38, 24),                                       // Q5_1
+        12 | 14 if cfg!(target_arch = "x86_64") => (23, 10), // Q4_K, Q6_K
         _ => (1, 1),
     };
     product([bytes, new]) / old

@@ -229,9 +229,9 @@ impl Metadata {
     fn into_header(self) -> Header {
         let Self { mut header, numbers, .. } = self;
         let start = format!("{}.", header.architecture);
-        let of_model = numbers.into_iter().filter_map(|(key, value)| {
-            Some((key.strip_prefix(&start)?.to_owned(), value))
-        });
+        let of_model = numbers
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix(&start)?.to_owned(), value)));
         let facts = &mut header.facts;
         facts.architecture.clone_from(&header.architecture);
         facts.numbers = of_model.collect();

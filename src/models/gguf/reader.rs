@@ -92,7 +92,9 @@ impl<R: Read + Seek> Reader<R> {
     pub(super) fn value(&mut self) -> Result<Value, HeaderFault> {
         let kind = self.u32()?;
         match kind {
-            0 | 2 | 4 | 5 | 10 => self.whole(kind).map(|number| number.map_or(Value::Other, Value::Number)),
+            0 | 2 | 4 | 5 | 10 => {
+                self.whole(kind).map(|number| number.map_or(Value::Other, Value::Number))
+            }
             8 => {
                 let length = self.u64()?;
                 if length <= MAX_TEXT {
