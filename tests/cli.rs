@@ -76,6 +76,7 @@ async fn help_names_every_subcommand_and_exit_code() {
       serve        Run the daemon in the foreground
       validate     Check profiles and tell every fault with its place
       plan         Tell what an edit of profiles would do: which slots restart, drain, come, go or stay
+      fit          Tell how much memory a model or slot will take, and whether that is there
       schema       Print the JSON Schema of a profile
       ps           List the slots
       status       Tell how a slot is, why, and what can be done; or how the daemon is

@@ -1,7 +1,8 @@
 //! The command line: argv in, exit code out.
 //!
 //! A file a subcommand. The clients (`ps`, `status`, `why`, `plan`, `logs`, `load`, `unload`, `restart`, `requests`, `cancel`) talk to a
-//! daemon over its control socket; `validate`, `schema`, `completions` and `man` need none. Only
+//! daemon over its control socket; `fit` does without where none
+//! answers; `validate`, `schema`, `completions` and `man` need none. Only
 //! `out` writes, only `exit` knows exit codes, only [`main`] reports failures.
 
 mod advice;
@@ -12,6 +13,7 @@ mod completions;
 mod example;
 mod exit;
 mod failure;
+mod fit;
 mod guard;
 mod journal;
 mod key;
@@ -78,6 +80,8 @@ enum Command {
     Validate(validate::Options),
     /// Tell what an edit of profiles would do: which slots restart, drain, come, go or stay
     Plan(plan::Options),
+    /// Tell how much memory a model or slot will take, and whether that is there
+    Fit(fit::Options),
     /// Print the JSON Schema of a profile
     Schema,
     /// List the slots
@@ -150,6 +154,7 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Why(options) => talk(&place, async |client| why::run(&options, client).await),
         Command::Logs(options) => talk(&place, async |client| logs::run(&options, client).await),
         Command::Plan(options) => talk(&place, async |client| plan::run(&options, client).await),
+        Command::Fit(options) => talk(&place, async |client| fit::run(&options, client).await),
         Command::Upgrade(options) => {
             talk(&place, async |client| upgrade::run(&options, client).await)
         }
