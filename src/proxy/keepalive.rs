@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 /// How long a connection may be silent before the system asks whether the client is still there, how
 /// long between two questions, and how many of them may stay without an answer.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_secs(15);
 const QUESTIONS: u32 = 4;
 
