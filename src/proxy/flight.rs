@@ -102,6 +102,8 @@ pub(super) struct Flight {
     generated_us: AtomicU64,
     is_cancelled: AtomicBool,
     is_abandoned: AtomicBool,
+    /// Another flight has taken its place: it is not counted.
+    is_handed_on: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -138,6 +140,7 @@ impl Flight {
             generated_us: zero(),
             is_cancelled: AtomicBool::new(false),
             is_abandoned: AtomicBool::new(false),
+            is_handed_on: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         }
     }
@@ -267,6 +270,11 @@ impl Flight {
         self.flights.go_on(rest);
     }
 
+    /// Lets another flight take its place: what becomes of the request is counted there.
+    pub(super) fn hand_on(&self) {
+        self.is_handed_on.store(true, Ordering::Relaxed);
+    }
+
     /// Tells whether the engine goes on when the client leaves.
     pub(super) fn drains(&self) -> bool {
         self.on_client_gone == OnClientGone::Drain && !self.is_cancelled.load(Ordering::Acquire)
@@ -329,6 +337,9 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.flights.forget(self.id);
+        if self.is_handed_on.load(Ordering::Relaxed) {
+            return;
+        }
         let tally = self.tally();
         self.served.load().1.count(&tally);
         if self.flights.has_access_log() {

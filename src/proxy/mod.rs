@@ -14,6 +14,8 @@ mod access;
 mod affinity;
 mod answer;
 mod body;
+mod bytes;
+mod cores;
 mod dialect;
 mod engine_metrics;
 mod exchange;
@@ -57,7 +59,7 @@ mod usage;
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -65,6 +67,7 @@ use arc_swap::ArcSwap;
 
 pub use self::{
     access::Access,
+    cores::{Cores, Lanes},
     flight::Stage,
     flights::{AccessLog, FlightView, Flights},
     gate::{Blame, Gate},
@@ -97,6 +100,22 @@ pub struct Shared {
     pub choices: Arc<Choices>,
     /// Requests in flight, and what became of others.
     pub flights: Arc<Flights>,
+    /// Whether plain requests of the hot paths are passed on as bytes; the others are in any case hyper's.
+    pub byte_relay: ByteRelay,
+    /// Where connections are served.
+    pub lanes: Lanes,
+    /// Answers say when they were made.
+    pub clock: WallClock,
+}
+
+/// Whether plain requests of the hot paths are passed on as bytes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum ByteRelay {
+    /// They are.
+    #[default]
+    On,
+    /// They go the way of every other.
+    Off,
 }
 
 /// One connection of a client.
@@ -109,6 +128,8 @@ struct Client {
     local: Option<IpAddr>,
     /// What is spoken there.
     api: listeners::Api,
+    /// The request that is asked next was tried once already.
+    has_tried: AtomicBool,
     /// What becomes of the connection once the present answer is written.
     tunnel: Mutex<Option<Box<tunnel::Tunnel>>>,
 }

@@ -29,6 +29,7 @@ use crate::{
     process::{
         Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault, give_back_cgroup,
     },
+    proxy::Cores,
     sensor,
     store::{OpenFault, StateDir},
 };
@@ -140,6 +141,7 @@ pub async fn run(settings: Settings, listening: impl FnOnce(Addresses)) -> Resul
         addresses,
         doors,
         next,
+        cores: Cores::start()?,
     };
     match daemon.run(sockets, listening).await? {
         Ending::Stop => {

@@ -22,7 +22,7 @@ use super::{
 use crate::spec::Bytes;
 
 /// Every key, in the order that documents use.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "listen",
     "ollama_listen",
     "keys",
@@ -40,6 +40,7 @@ const KEYS: [&str; 17] = [
     "climb_after",
     "log_format",
     "access_log",
+    "byte_relay",
 ];
 
 /// Where slotd listens by default.
@@ -84,6 +85,7 @@ pub(super) struct DaemonFile {
     pub(super) climb_after: Option<Duration>,
     pub(super) log_format: Option<LogFormat>,
     pub(super) access_log: Option<bool>,
+    pub(super) byte_relay: Option<bool>,
 }
 
 /// Reads the text of a `slotd.toml`.
@@ -120,6 +122,7 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
         log_format: walk
             .take_choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         access_log: walk.take_flag("access_log"),
+        byte_relay: walk.take_flag("byte_relay"),
     };
     let faults = walk.into_faults();
     if faults.is_empty() { Ok(read) } else { Err(faults) }

@@ -93,6 +93,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Whether each request gets a line in the log.
     pub access_log: bool,
+    /// Whether plain requests of the hot paths are passed on as bytes.
+    pub byte_relay: bool,
 }
 
 impl Settings {
@@ -163,6 +165,7 @@ impl Settings {
             climb_after: typed.climb_after.unwrap_or(Duration::from_mins(10)),
             log_format: typed.log_format.unwrap_or(LogFormat::Text),
             access_log: typed.access_log.unwrap_or_default(),
+            byte_relay: typed.byte_relay.unwrap_or(true),
         };
         if faults.is_empty() { Ok(settings) } else { Err(faults) }
     }

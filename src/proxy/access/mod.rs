@@ -11,8 +11,8 @@ use std::{net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use hyper::{
-    HeaderMap, Method, Request,
-    header::{AUTHORIZATION, HeaderName},
+    Method, Request,
+    header::{AUTHORIZATION, HeaderName, HeaderValue},
 };
 
 use self::site::{Page, Site};
@@ -29,6 +29,17 @@ const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// The name of the key that a request came with.
 #[derive(Clone, Debug)]
 pub(super) struct KeyName(pub(super) Arc<str>);
+
+/// Who asks models.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Caller {
+    /// Nobody is asked for a key.
+    Anybody,
+    /// The one whose key has this name.
+    Known(Arc<str>),
+    /// Somebody without the key that it takes.
+    Unknown,
+}
 
 /// What decides who may speak to the endpoint; the default is this machine alone, without keys.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +66,23 @@ impl Access {
         site.check(request.uri(), request.headers())
     }
 
+    /// Tells whether a `Host` names this machine.
+    pub(super) fn is_host(&self, host: &str, local: Option<IpAddr>) -> bool {
+        Site { hosts: &self.hosts, origins: &self.origins, local }.is_ours(host)
+    }
+
+    /// Tells whether somebody with these values of `authorization` and `x-api-key` may ask models.
+    pub(super) fn caller_of(&self, values: (Option<&[u8]>, Option<&[u8]>)) -> Caller {
+        let keys = self.keys.load();
+        if **keys == Keys::Unasked {
+            return Caller::Anybody;
+        }
+        match presented(values).and_then(|presented| keys.find(presented)) {
+            Some(key) if key.role == Role::Infer => Caller::Known(key.name.as_str().into()),
+            Some(_) | None => Caller::Unknown,
+        }
+    }
+
     /// Refuses requests whose key does not open their path. Returns the name of the key.
     pub(super) fn caller<T>(&self, request: &Request<T>) -> Result<Option<String>, Fault> {
         let Some(role) = needed(request.method(), request.uri().path()) else { return Ok(None) };
@@ -62,7 +90,9 @@ impl Access {
         if **keys == Keys::Unasked && role == Role::Infer {
             return Ok(None);
         }
-        let Some(presented) = presented(request.headers()) else {
+        let headers = request.headers();
+        let value = |name| headers.get(name).map(HeaderValue::as_bytes);
+        let Some(presented) = presented((value(AUTHORIZATION), value(X_API_KEY))) else {
             return Err(refused("missing_api_key", role, "a key is needed"));
         };
         match keys.find(presented) {
@@ -102,13 +132,14 @@ pub(super) fn is_control(path: &str) -> bool {
 }
 
 /// Returns the key that a request shows.
-fn presented(headers: &HeaderMap) -> Option<&[u8]> {
-    let bearer = headers.get(AUTHORIZATION).and_then(|value| {
-        let (scheme, key) = value.as_bytes().split_at_checked(7)?;
+fn presented<'a>(
+    (authorization, x_api_key): (Option<&'a [u8]>, Option<&'a [u8]>),
+) -> Option<&'a [u8]> {
+    let bearer = authorization.and_then(|value| {
+        let (scheme, key) = value.split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
     });
-    let key = bearer.or_else(|| headers.get(X_API_KEY).map(|value| value.as_bytes().trim_ascii()));
-    key.filter(|key| !key.is_empty())
+    bearer.or_else(|| x_api_key.map(<[u8]>::trim_ascii)).filter(|key| !key.is_empty())
 }
 
 fn wrong_role(key: &Key, role: Role) -> Fault {
@@ -127,8 +158,6 @@ fn wrong_role(key: &Key, role: Role) -> Fault {
 
 #[cfg(test)]
 mod tests {
-    use hyper::header::HeaderValue;
-
     use super::*;
 
     #[test]
@@ -153,9 +182,9 @@ mod tests {
 
     #[test]
     fn a_key_is_read_from_either_header() {
-        let of = |name: &'static str, value: &'static str| {
-            let headers = [(HeaderName::from_static(name), HeaderValue::from_static(value))];
-            presented(&headers.into_iter().collect()).map(<[u8]>::to_vec)
+        let of = |name: &str, value: &'static str| {
+            let value_of = |one| (name == one).then_some(value.as_bytes());
+            presented((value_of("authorization"), value_of("x-api-key"))).map(<[u8]>::to_vec)
         };
         for (name, value) in
             [("authorization", "Bearer k"), ("authorization", "bEaReR  k "), ("x-api-key", " k")]

@@ -9,6 +9,10 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::as_conversions,
+    clippy::too_many_lines,
+    clippy::infinite_loop,
+    clippy::disallowed_methods,
     reason = "a benchmark that cannot be set up ends with the place where it broke"
 )]
 

@@ -40,7 +40,7 @@ pub(crate) enum Kind {
     SlotdUnix,
     Nginx,
     Haproxy,
-    /// HAProxy that reads `model` of the body and chooses by it.
+    /// The same, but it reads `model` of the body and chooses by it.
     HaproxyModel,
     LlamaSwap,
 }
@@ -162,7 +162,13 @@ impl Target {
                     Kind::SlotdUnix => {
                         format!("unix:{}", origin.dir.path().join("o.sock").display())
                     }
-                    _ => format!("http://{}", origin.address()),
+                    Kind::Slotd
+                    | Kind::Direct
+                    | Kind::Relay
+                    | Kind::Nginx
+                    | Kind::Haproxy
+                    | Kind::HaproxyModel
+                    | Kind::LlamaSwap => format!("http://{}", origin.address()),
                 };
                 key = write_slotd(programs, dir.path(), &url);
                 (Some(slotd(programs, dir.path(), address)), address)
@@ -294,7 +300,7 @@ fn haproxy(dir: &Path, address: SocketAddr, (origin, reads_model): (SocketAddr, 
     let text = format!(
         "global\nnbthread 1\nmaxconn 9000\n{size}\
          defaults\nmode http\ntimeout connect 5s\ntimeout client 120s\ntimeout server 120s\n\
-         option http-keep-alive\nhttp-reuse always\n\
+         option http-keep-alive\noption http-no-delay\nhttp-reuse always\n\
          frontend in\nbind {address} backlog 4096\n{choice}\
          backend origin\nserver origin {origin}\n"
     );
