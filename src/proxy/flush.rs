@@ -40,6 +40,12 @@ impl Flushes {
         self.count.load(Ordering::Acquire)
     }
 
+    /// Notes that everything was written.
+    pub(super) fn note(&self) {
+        self.count.fetch_add(1, Ordering::Release);
+        self.waker.wake();
+    }
+
     /// Waits until everything has been written once more since the count was `before`.
     pub(super) fn poll_after(&self, before: u64, context: &mut Context<'_>) -> Poll<()> {
         self.waker.register(context.waker());
@@ -202,8 +208,7 @@ impl<T: Write + Hangs + Unpin> Write for Counted<T> {
     /// does not look for the client's end itself while bytes of a next request lie in its buffer.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = ready!(Pin::new(&mut self.inner).poll_flush(context));
-        self.flushes.count.fetch_add(1, Ordering::Release);
-        self.flushes.waker.wake();
+        self.flushes.note();
         if self.inner.poll_hung_up(context) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }

@@ -28,6 +28,7 @@ use crate::{
     models::{Checks, Places, hub_cache_dir},
     process::{
         Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault, give_back_cgroup,
+        raise_file_limit,
     },
     proxy::Cores,
     sensor,
@@ -112,6 +113,7 @@ pub enum StartFault {
 /// [`StartFault`], each variant as it says. A daemon that has started ends without one but for
 /// [`StartFault::Broken`].
 pub async fn run(settings: Settings, listening: impl FnOnce(Addresses)) -> Result<(), StartFault> {
+    raise_file_limit();
     let clock = Clock::start();
     let signals = Signals::listen()?;
     let state = StateDir::open(&settings.state_dir, process::id())?;

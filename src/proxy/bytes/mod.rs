@@ -17,6 +17,7 @@ mod date;
 mod door;
 mod framing;
 mod head;
+mod held;
 mod passage;
 mod reply;
 mod scratch;
@@ -47,7 +48,7 @@ pub(super) use self::wire::{Wire, take_idle};
 use self::{
     door::{Door, Quiet},
     head::{Asking, Front, LONGEST_HEAD},
-    passage::{Passage, Served},
+    passage::{Passage, Sending, Served},
 };
 use super::{Client, body::LONGEST_PAUSE, serve::HEAD_DEADLINE};
 
@@ -181,7 +182,7 @@ async fn serve(door: &mut Door, client: &Arc<Client>, asking: Box<Asking>, life:
         gate: &gate,
         ended,
         request,
-        sent: 0,
+        sending: Sending::Going(0),
         alarm,
         is_committed: false,
     };

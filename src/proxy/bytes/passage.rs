@@ -15,6 +15,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tokio_util::sync::WaitForCancellationFuture;
@@ -36,6 +37,7 @@ use super::{
     door::Door,
     framing::Framing,
     head::Asking,
+    held,
     reply::{self, Reply, Said, put, put_status, put_whole},
     scratch,
     way::Way,
@@ -81,6 +83,16 @@ enum Heard {
     Gone,
 }
 
+/// How far the request is on its way to the engine.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Sending {
+    /// So much of its head and its body was sent.
+    Going(usize),
+    Done,
+    /// The engine does not take it.
+    Failed,
+}
+
 /// One request at work.
 pub(super) struct Passage<'a, 'b> {
     pub(super) door: &'a mut Door,
@@ -92,8 +104,7 @@ pub(super) struct Passage<'a, 'b> {
     pub(super) ended: Pin<&'a mut WaitForCancellationFuture<'b>>,
     /// The request as it came: head and body.
     pub(super) request: Vec<u8>,
-    /// How much of the head and the body that go to the engine was sent.
-    pub(super) sent: usize,
+    pub(super) sending: Sending,
     /// Set for a stream whose head has not come: when its client is to hear something.
     pub(super) alarm: Option<Pin<Box<Sleep>>>,
     /// The client was told 200 before the engine said anything.
@@ -117,7 +128,7 @@ impl Passage<'_, '_> {
             match heard {
                 // A kept connection that turns out closed is replaced by a fresh one.
                 Heard::Failed(Failure::Gone) if !is_fresh => {
-                    self.sent = 0;
+                    self.sending = Sending::Going(0);
                     match self.open(&mut is_fresh).await {
                         Ok(fresh) => wire = fresh,
                         Err(fault) => return self.failed(fault).await,
@@ -188,24 +199,21 @@ impl Passage<'_, '_> {
 
     /// Sends what is left of the request. An engine that does not take it may still have said why.
     fn send_more(&mut self, wire: &mut Wire, context: &mut Context<'_>) {
-        loop {
+        while let Sending::Going(sent) = self.sending {
             let (head, body) = (&self.asking.forward, self.body());
-            let of_body = self.sent.saturating_sub(head.len());
             let parts = [
-                IoSlice::new(head.get(self.sent..).unwrap_or_default()),
-                IoSlice::new(body.get(of_body..).unwrap_or_default()),
+                IoSlice::new(head.get(sent..).unwrap_or_default()),
+                IoSlice::new(body.get(sent.saturating_sub(head.len())..).unwrap_or_default()),
             ];
-            if parts.iter().all(|part| part.is_empty()) {
-                return;
-            }
-            match wire.poll_write(context, &parts) {
-                Poll::Ready(Ok(count @ 1..)) => self.sent = self.sent.saturating_add(count),
-                Poll::Ready(Ok(0) | Err(_)) => {
-                    self.sent = usize::MAX;
-                    return;
+            let whole = head.len().saturating_add(body.len());
+            self.sending = match wire.poll_write(context, &parts) {
+                Poll::Ready(Ok(count @ 1..)) if sent.saturating_add(count) < whole => {
+                    Sending::Going(sent.saturating_add(count))
                 }
+                Poll::Ready(Ok(1..)) => Sending::Done,
+                Poll::Ready(Ok(0) | Err(_)) => Sending::Failed,
                 Poll::Pending => return,
-            }
+            };
         }
     }
 
@@ -282,10 +290,10 @@ impl Passage<'_, '_> {
     fn answer(&mut self, reply: Box<Reply>, begun: &[u8], out: &mut Vec<u8>) -> Heard {
         self.way.lease.note_word();
         self.alarm = None;
-        // Nobody will send it again. Its room is another's.
-        (self.request, self.asking.forward, self.way.body) = (Vec::new(), Vec::new(), None);
-        let is_whole_sent = self.sent != usize::MAX;
-        self.sent = 0;
+        if self.sending == Sending::Done {
+            // Nobody will send it again. Its room is another's.
+            (self.request, self.asking.forward, self.way.body) = (Vec::new(), Vec::new(), None);
+        }
         if !reply.status.is_success() || (self.is_committed && !reply.is_events) {
             return Heard::Refused(reply, begun.to_vec());
         }
@@ -293,7 +301,6 @@ impl Passage<'_, '_> {
             self.put_head(&reply, out);
         }
         let mut body = Body::new(&reply, self.way.form.whole);
-        body.is_kept &= is_whole_sent;
         // One of no bytes is over before any came.
         let far = body.feed(begun, (&self.way.lease, &self.way.flight), out);
         Heard::Begun(body, far)
@@ -402,7 +409,7 @@ impl Passage<'_, '_> {
         self.way.lease.note_answer();
         self.way.flight.note_usage(&body.usage.usage());
         self.way.flight.end(Outcome::Answered);
-        if body.is_kept {
+        if body.is_kept && self.sending == Sending::Done {
             wire::keep(self.gate, wire);
         }
         self.kept_or_over()
@@ -461,7 +468,7 @@ impl Passage<'_, '_> {
             let what = "broke off while it refused the request";
             return self.refuse(&Fault::engine_died(&slot, what)).await;
         };
-        if is_kept && reply.is_kept {
+        if is_kept && reply.is_kept && self.sending == Sending::Done {
             wire::keep(self.gate, wire);
         }
         let error = normalise::error_object(reply.status, &text);
@@ -537,12 +544,27 @@ impl Passage<'_, '_> {
             }
             Failure::Gone => {
                 self.way.lease.note_break();
-                if self.is_committed || !has_died(self.gate).await {
+                if !has_died(self.gate).await {
                     let fault = Fault::engine_died(&slot, "died before it answered");
                     return self.refuse(&fault).await;
                 }
-                self.leave()
+                if self.is_committed { Box::pin(self.go_on()).await } else { self.leave() }
             }
+        }
+    }
+
+    /// Tries once more for a client that waits for the rest of its stream.
+    async fn go_on(self) -> Served {
+        let Self { door, client, asking, way, request, .. } = self;
+        let Way { lease, flight, form, .. } = way;
+        drop(lease);
+        let body = Bytes::from(request).slice(asking.body.clone());
+        match held::order(client, &asking, (&flight, form), body) {
+            Some(order) => {
+                drop(flight);
+                held::go_on(door, client, (order, form), &asking).await
+            }
+            None => Served::Over,
         }
     }
 
