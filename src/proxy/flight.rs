@@ -7,14 +7,13 @@ use std::{
     future::poll_fn,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use futures_util::task::AtomicWaker;
 use hyper::{StatusCode, header::HeaderValue};
 use tokio::time::Instant;
@@ -78,7 +77,7 @@ pub(super) struct Sender {
 pub(super) struct Flight {
     pub(super) id: u64,
     /// The slot that serves it, or the one that speaks for those that may, and its counters.
-    served: ArcSwap<(SlotName, Arc<Meters>)>,
+    served: Mutex<(SlotName, Arc<Meters>)>,
     pub(super) sender: Sender,
     pub(super) on_client_gone: OnClientGone,
     pub(super) began: Instant,
@@ -120,7 +119,7 @@ impl Flight {
         let zero = || AtomicU64::new(0);
         Self {
             id,
-            served: ArcSwap::from_pointee(served),
+            served: Mutex::new(served),
             sender,
             on_client_gone,
             began: Instant::now(),
@@ -147,15 +146,21 @@ impl Flight {
 
     /// Returns the slot that serves it, or the one that speaks for those that may.
     pub(super) fn slot(&self) -> SlotName {
-        self.served.load().0.clone()
+        self.served().0.clone()
+    }
+
+    fn served(&self) -> MutexGuard<'_, (SlotName, Arc<Meters>)> {
+        // A panic elsewhere cannot leave it half changed: each use is one call.
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that an engine of this slot has it now.
     pub(super) fn serve(&self, slot: &SlotName) {
-        if self.served.load().0 != *slot {
-            let meters = self.flights.meters(slot);
-            self.served.store(Arc::new((slot.clone(), meters)));
+        let mut served = self.served();
+        if served.0 != *slot {
+            *served = (slot.clone(), self.flights.meters(slot));
         }
+        drop(served);
         self.enter(Stage::Waiting);
     }
 
@@ -314,7 +319,7 @@ impl Flight {
         info!(
             target: "slotd::access",
             request_id,
-            slot = %self.served.load().0,
+            slot = %self.served().0,
             peer = %self.sender.peer,
             agent,
             key = self.sender.key.as_deref(),
@@ -341,7 +346,7 @@ impl Drop for Flight {
             return;
         }
         let tally = self.tally();
-        self.served.load().1.count(&tally);
+        self.served().1.count(&tally);
         if self.flights.has_access_log() {
             self.log(&tally);
         }
