@@ -113,6 +113,14 @@ pub fn read(file: &Path) -> Result<Option<Vec<Key>>, Vec<Fault>> {
     }
 }
 
+/// Reads a file that holds a secret, by the same rules; `None` when there is none. Blocks on the disk.
+///
+/// # Errors
+/// The fault of the file.
+pub fn read_secret(file: &Path) -> Result<Option<String>, Box<Fault>> {
+    open(file)
+}
+
 fn open(file: &Path) -> Result<Option<String>, Box<Fault>> {
     let fault = |what: &str, hint: &str| Box::new(Fault::of_file(file, what).with_hint(hint));
     // Without waiting: it may be a pipe.

@@ -8,6 +8,7 @@ mod environment;
 mod flags;
 mod ladder;
 mod launch;
+mod need;
 pub mod log;
 
 use std::fmt;
@@ -20,6 +21,7 @@ pub use self::{
     flags::Flags,
     ladder::{LadderInput, ladder},
     launch::{Launch, LaunchFault, LaunchInput, launch},
+    need::{Estimate, GpuParts, HostParts, NeedInput, need},
 };
 pub use crate::spec::Endpoint;
 use crate::spec::{death::LogCause, profile::EngineChoice};

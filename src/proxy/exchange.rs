@@ -191,6 +191,16 @@ async fn send(
 /// the client's, and nothing that says where it came from. The answer must come uncompressed: its end
 /// is read.
 pub(super) fn rebuild(order: &Order, body: Sending) -> Request<Sending> {
+    let mut request = Request::new(body);
+    *request.method_mut() = order.method.clone();
+    *request.uri_mut() = order.path.clone();
+    keep_headers(&order.headers, request.headers_mut());
+    request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost"));
+    request
+}
+
+/// Takes over those headers of a client's request that may go further.
+pub(super) fn keep_headers(from: &HeaderMap, to: &mut HeaderMap) {
     const KEPT_BACK: [HeaderName; 11] = [
         HeaderName::from_static("api-key"),
         HeaderName::from_static("x-api-key"),
@@ -204,21 +214,15 @@ pub(super) fn rebuild(order: &Order, body: Sending) -> Request<Sending> {
         header::PROXY_AUTHORIZATION,
         header::REFERER,
     ];
-    let mut request = Request::new(body);
-    *request.method_mut() = order.method.clone();
-    *request.uri_mut() = order.path.clone();
-    let headers = request.headers_mut();
-    headers.reserve(order.headers.len());
-    for (name, value) in &order.headers {
+    to.reserve(from.len());
+    for (name, value) in from {
         let is_kept_back = KEPT_BACK.contains(name)
             || name.as_str().starts_with("x-forwarded-")
-            || is_hop_by_hop(name, &order.headers);
+            || is_hop_by_hop(name, from);
         if !is_kept_back {
-            headers.append(name, value.clone());
+            to.append(name, value.clone());
         }
     }
-    headers.insert(header::HOST, HeaderValue::from_static("localhost"));
-    request
 }
 
 /// Lets an answer through; reads a refusal and gives it the form that clients know.

@@ -18,6 +18,7 @@ use super::{
     answer::Answer,
     body::{self, Asked},
     exchange::{Order, copy_headers, reach},
+    fall_through,
     flight::{Flight, Sender},
     hold::Held,
     intake,
@@ -55,11 +56,16 @@ pub(super) async fn forward(
         let limit = client.shared.limits.max_body;
         let spool = (limit, client.shared.spool_dir.as_path());
         let asked = intake::read(&head, incoming, work.intake, spool).await?;
+        let model = asked.model.as_deref().filter(|_| upgrade.is_none());
+        if fall_through::takes(&client.shared, model, &head.headers)? {
+            return Ok((asked, None));
+        }
         let target = target::of_work(&client.shared.routes.load(), &asked, (&head.uri, work))?;
-        Ok::<_, Fault>((asked, target))
+        Ok::<_, Fault>((asked, Some(target)))
     };
     match found.await {
-        Ok((mut asked, target)) => {
+        Ok((asked, None)) => fall_through::pass(client, head, work.form, asked).await,
+        Ok((mut asked, Some(target))) => {
             if let Some(params) = target.profile.requests.params_of(asked.model.as_deref()) {
                 asked.change(&params);
             }
@@ -116,7 +122,7 @@ pub(super) async fn go(
 }
 
 /// Reads which lane a client asks for.
-fn lane(headers: &HeaderMap) -> Result<Option<Lane>, Fault> {
+pub(super) fn lane(headers: &HeaderMap) -> Result<Option<Lane>, Fault> {
     let Some(typed) = headers.get(LANE) else { return Ok(None) };
     let known = Lane::ALL.into_iter().find(|lane| typed == lane.as_str());
     known.map(Some).ok_or_else(|| {
@@ -125,7 +131,7 @@ fn lane(headers: &HeaderMap) -> Result<Option<Lane>, Fault> {
     })
 }
 
-fn sender(client: &Client, head: &Parts, lane: Lane) -> Sender {
+pub(super) fn sender(client: &Client, head: &Parts, lane: Lane) -> Sender {
     Sender {
         peer: client.peer,
         agent: head.headers.get(USER_AGENT).cloned(),
@@ -285,7 +291,7 @@ fn held(
 
 /// Caches and proxies on the way must pass a stream on as it comes. Its length is open: an error may
 /// have to follow.
-fn mark_stream(headers: &mut HeaderMap) {
+pub(super) fn mark_stream(headers: &mut HeaderMap) {
     headers.remove(CONTENT_LENGTH);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));

@@ -19,6 +19,7 @@ mod cores;
 mod dialect;
 mod engine_metrics;
 mod exchange;
+mod fall_through;
 mod fields;
 mod flight;
 mod flights;
@@ -68,6 +69,7 @@ use arc_swap::ArcSwap;
 pub use self::{
     access::Access,
     cores::{Cores, Lanes},
+    fall_through::FallThrough,
     flight::Stage,
     flights::{AccessLog, FlightView, Flights},
     gate::{Blame, Gate},
@@ -100,6 +102,8 @@ pub struct Shared {
     pub choices: Arc<Choices>,
     /// Requests in flight, and what became of others.
     pub flights: Arc<Flights>,
+    /// Where requests go that name a model of nobody's here.
+    pub fall_through: Option<Arc<FallThrough>>,
     /// Whether plain requests of the hot paths are passed on as bytes; the others are in any case hyper's.
     pub byte_relay: ByteRelay,
     /// Where connections are served.

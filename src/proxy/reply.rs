@@ -129,6 +129,16 @@ impl Fault {
         Self::new(status, SERVER, code, message).retry_after(Duration::from_secs(5))
     }
 
+    /// Another server failed the request.
+    pub(super) fn of_server(status: StatusCode, code: &'static str, message: String) -> Self {
+        Self::new(status, SERVER, code, message)
+    }
+
+    /// Trying again is of no use before a person has done something.
+    pub(super) fn never_again(self) -> Self {
+        Self { retry: Retry::Never, ..self }
+    }
+
     /// No slot answers to the name.
     pub(super) fn unknown_model(message: String) -> Self {
         Self::new(StatusCode::NOT_FOUND, INVALID, "model_not_found", message).about(Some("model"))

@@ -376,9 +376,9 @@ async fn route(
         "/readyz" if phase == Phase::Serving => text(StatusCode::OK, "ok\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         "/metrics" => metrics::answer(&client.shared).await,
-        "/v1/models" | "/models" => listing::all(&client.shared.routes.load()),
+        "/v1/models" | "/models" => listing::all(&client.shared),
         _ => match path.strip_prefix(ONE_MODEL) {
-            Some(name) => listing::one(&client.shared.routes.load(), &decoded(name)),
+            Some(name) => listing::one(&client.shared, &decoded(name)),
             None => unknown_path(path),
         },
     };

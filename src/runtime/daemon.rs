@@ -216,6 +216,7 @@ impl Daemon {
             byte_relay: if settings.byte_relay { ByteRelay::On } else { ByteRelay::Off },
             lanes: self.cores.lanes(),
             clock: clock::unix_ms,
+            fall_through: self.doors.fall_through(),
         }
     }
 

@@ -11,6 +11,7 @@ mod endpoint;
 pub mod identity;
 pub mod ladder;
 pub mod memory;
+pub mod model;
 mod name;
 pub mod params;
 pub mod profile;

@@ -18,6 +18,7 @@ mod containers;
 mod edits;
 mod ends;
 mod external;
+mod fall_through;
 mod faults;
 mod hangs;
 mod ladder;

@@ -13,6 +13,7 @@ mod bytes;
 mod client;
 mod corpus;
 mod engine;
+mod fall_through;
 mod flights;
 mod holding;
 mod models;

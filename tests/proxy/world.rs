@@ -12,8 +12,8 @@ use arc_swap::ArcSwap;
 use slotd::{
     mailbox::{self, Inbox},
     proxy::{
-        Access, AccessLog, ByteRelay, Flights, Gate, Lanes, Limits, Listeners, OllamaListener,
-        Phase, RouteTable, Shared, Suspects, serve,
+        Access, AccessLog, ByteRelay, FallThrough, Flights, Gate, Lanes, Limits, Listeners,
+        OllamaListener, Phase, RouteTable, Shared, Suspects, serve,
     },
     spec::{
         Generation, Monotime, SlotName, WaiterId,
@@ -65,15 +65,29 @@ impl World {
 
     /// Serves an endpoint without slots whose plain requests go one way or the other.
     pub(crate) async fn start_by(limits: Limits, byte_relay: ByteRelay) -> Self {
-        Self::start_all(limits, Access::default(), byte_relay).await
+        Self::start_all(limits, Access::default(), byte_relay, |_| None).await
     }
 
     /// Serves an endpoint without slots to those whom `access` lets in.
     pub(crate) async fn start_with(limits: Limits, access: Access) -> Self {
-        Self::start_all(limits, access, ByteRelay::default()).await
+        Self::start_above(limits, access, |_| None).await
     }
 
-    async fn start_all(limits: Limits, access: Access, byte_relay: ByteRelay) -> Self {
+    /// Serves an endpoint without slots, above what `below` makes of its address.
+    pub(crate) async fn start_above(
+        limits: Limits,
+        access: Access,
+        below: impl FnOnce(SocketAddr) -> Option<FallThrough>,
+    ) -> Self {
+        Self::start_all(limits, access, ByteRelay::default(), below).await
+    }
+
+    async fn start_all(
+        limits: Limits,
+        access: Access,
+        byte_relay: ByteRelay,
+        below: impl FnOnce(SocketAddr) -> Option<FallThrough>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -97,6 +111,7 @@ impl World {
             byte_relay,
             lanes: Lanes::default(),
             clock: || 0,
+            fall_through: below(address).map(Arc::new),
         };
         let mut server = JoinSet::new();
         let door = OllamaListener { socket, clock: || 0 };

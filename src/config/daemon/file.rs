@@ -17,12 +17,13 @@ use super::{
         walk::{At, MayBeEmpty, Walk},
         words::cut,
     },
+    fall_through::{self, FallThrough},
     network::{self, TlsFiles},
 };
 use crate::spec::Bytes;
 
 /// Every key, in the order that documents use.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "listen",
     "ollama_listen",
     "keys",
@@ -41,6 +42,7 @@ const KEYS: [&str; 18] = [
     "log_format",
     "access_log",
     "byte_relay",
+    "fall_through",
 ];
 
 /// Where slotd listens by default.
@@ -86,6 +88,7 @@ pub(super) struct DaemonFile {
     pub(super) log_format: Option<LogFormat>,
     pub(super) access_log: Option<bool>,
     pub(super) byte_relay: Option<bool>,
+    pub(super) fall_through: Option<FallThrough>,
 }
 
 /// Reads the text of a `slotd.toml`.
@@ -123,6 +126,7 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
             .take_choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         access_log: walk.take_flag("access_log"),
         byte_relay: walk.take_flag("byte_relay"),
+        fall_through: fall_through::take(&mut walk, folder),
     };
     let faults = walk.into_faults();
     if faults.is_empty() { Ok(read) } else { Err(faults) }

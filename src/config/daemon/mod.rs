@@ -2,6 +2,7 @@
 //! environment before the home directory.
 
 mod directories;
+mod fall_through;
 mod file;
 mod network;
 mod sockets;
@@ -20,6 +21,7 @@ use self::{
     file::{DaemonFile, LISTEN, OLLAMA, parse_listen},
 };
 pub use self::{
+    fall_through::{BaseUrl, FallThrough, Scheme},
     file::LogFormat,
     network::{KeysFile, TlsFiles},
 };
@@ -95,6 +97,8 @@ pub struct Settings {
     pub access_log: bool,
     /// Whether plain requests of the hot paths are passed on as bytes.
     pub byte_relay: bool,
+    /// Where requests go that name a model of nobody's here.
+    pub fall_through: Option<FallThrough>,
 }
 
 impl Settings {
@@ -166,6 +170,7 @@ impl Settings {
             log_format: typed.log_format.unwrap_or(LogFormat::Text),
             access_log: typed.access_log.unwrap_or_default(),
             byte_relay: typed.byte_relay.unwrap_or(true),
+            fall_through: typed.fall_through.map(FallThrough::whole),
         };
         if faults.is_empty() { Ok(settings) } else { Err(faults) }
     }

@@ -7,6 +7,7 @@ mod shards;
 mod types;
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Read, Seek},
     path::{Path, PathBuf},
@@ -19,7 +20,10 @@ use self::{
     reader::{Reader, Value},
     types::TensorType,
 };
-use crate::spec::Bytes;
+use crate::spec::{
+    Bytes,
+    model::{ModelFacts, Numbers, Place, WeightKind, Weights},
+};
 
 /// Real models have less than a hundred.
 const MAX_PAIRS: u64 = 1 << 16;
@@ -55,6 +59,8 @@ pub struct Header {
     pub tensor_bytes: Bytes,
     /// How many files the model is split into; 1 for a whole one.
     pub parts: u64,
+    /// What memory depends on.
+    pub facts: ModelFacts,
 }
 
 /// Says why a file is no whole GGUF file. The text reads after the file's name.
@@ -173,10 +179,8 @@ pub(super) fn parse(input: impl Read + Seek, size: u64) -> Result<Header, Header
 struct Metadata {
     header: Header,
     alignment: Option<u64>,
-    /// Architecture and value.
-    context_lengths: Vec<(String, u64)>,
-    layers: Vec<(String, u64)>,
-    poolings: Vec<(String, u64)>,
+    /// By their whole keys.
+    numbers: BTreeMap<String, Numbers>,
 }
 
 impl Metadata {
@@ -187,7 +191,12 @@ impl Metadata {
             let key = reader.name()?;
             match reader.value()? {
                 Value::Text(text) => metadata.take_text(&key, text),
-                Value::Number(number) => metadata.take_number(&key, number),
+                Value::Number(number) => metadata.take_number(key, number),
+                Value::Numbers(numbers) => {
+                    metadata.take_list(&key, numbers.len().try_into().unwrap_or(u64::MAX));
+                    metadata.numbers.insert(key, Numbers::Each(numbers));
+                }
+                Value::List(count) => metadata.take_list(&key, count),
                 Value::Other => {}
             }
         }
@@ -202,35 +211,34 @@ impl Metadata {
         }
     }
 
-    fn take_number(&mut self, key: &str, number: u64) {
-        match key {
+    fn take_number(&mut self, key: String, number: u64) {
+        match key.as_str() {
             "general.file_type" => self.header.quantisation = types::file_type(number),
             "general.alignment" => self.alignment = Some(number),
             "split.count" => self.header.parts = number.max(1),
-            _ => {
-                if let Some(architecture) = key.strip_suffix(".context_length") {
-                    self.context_lengths.push((architecture.to_owned(), number));
-                } else if let Some(architecture) = key.strip_suffix(".block_count") {
-                    self.layers.push((architecture.to_owned(), number));
-                } else if let Some(architecture) = key.strip_suffix(".pooling_type") {
-                    self.poolings.push((architecture.to_owned(), number));
-                }
-            }
+            _ => drop(self.numbers.insert(key, Numbers::All(number))),
+        }
+    }
+
+    fn take_list(&mut self, key: &str, count: u64) {
+        if key == "tokenizer.ggml.tokens" {
+            self.header.facts.vocabulary = count;
         }
     }
 
     fn into_header(self) -> Header {
-        let Self { mut header, context_lengths, layers, poolings, .. } = self;
-        let of_model = |values: Vec<(String, u64)>| {
-            values
-                .into_iter()
-                .find(|(name, _)| *name == header.architecture)
-                .map(|(_, value)| value)
-        };
-        let (context_length, pooling) = (of_model(context_lengths), of_model(poolings));
-        header.layers = of_model(layers);
-        header.context_length = context_length;
-        header.pooling = pooling.and_then(|pooling| u32::try_from(pooling).ok());
+        let Self { mut header, numbers, .. } = self;
+        let start = format!("{}.", header.architecture);
+        let of_model = numbers
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix(&start)?.to_owned(), value)));
+        let facts = &mut header.facts;
+        facts.architecture.clone_from(&header.architecture);
+        facts.numbers = of_model.collect();
+        header.layers = facts.number("block_count");
+        header.context_length = facts.number("context_length");
+        header.pooling =
+            facts.number("pooling_type").and_then(|pooling| u32::try_from(pooling).ok());
         header
     }
 }
@@ -243,13 +251,14 @@ fn read_tensors<R: Read + Seek>(
 ) -> Result<(), HeaderFault> {
     const TOO_LARGE: HeaderFault = HeaderFault::Damaged("a tensor is larger than any file");
     let mut last: Option<(u64, String)> = None;
+    let mut weights: BTreeMap<WeightKind, u64> = BTreeMap::new();
     for _ in 0..header.tensors {
         let name = reader.name()?;
         if name.is_empty() {
             // What lies behind the last tensor reads like this: the count is wrong.
             return Err(HeaderFault::Damaged("a tensor has no name"));
         }
-        let (elements, bytes) = read_size(reader)?;
+        let Size { elements, bytes, ggml_type, dimensions, rows } = read_size(reader)?;
         let offset = reader.u64()?;
         if offset % alignment != 0 {
             return Err(HeaderFault::Damaged("a tensor is not aligned"));
@@ -257,10 +266,17 @@ fn read_tensors<R: Read + Seek>(
         let end = offset.checked_add(bytes).ok_or(TOO_LARGE)?;
         header.parameters = header.parameters.checked_add(elements).ok_or(TOO_LARGE)?;
         header.tensor_bytes = Bytes(header.tensor_bytes.0.checked_add(bytes).ok_or(TOO_LARGE)?);
+        let has_rows_of_eight = dimensions > 1 && rows % 8 == 0;
+        let place = Place::of(&name);
+        let kind = WeightKind { place, ggml_type, dimensions, has_rows_of_eight };
+        let sum = weights.entry(kind).or_default();
+        *sum = sum.saturating_add(bytes);
         if last.as_ref().is_none_or(|(furthest, _)| *furthest < end) {
             last = Some((end, name));
         }
     }
+    let sums = weights.into_iter().map(|(kind, bytes)| Weights { kind, bytes: Bytes(bytes) });
+    header.facts.weights = sums.collect();
     let Some((end, tensor)) = last else { return Ok(()) };
     let data = reader.position().checked_next_multiple_of(alignment).ok_or(TOO_LARGE)?;
     let end = data.checked_add(end).ok_or(TOO_LARGE)?;
@@ -270,29 +286,42 @@ fn read_tensors<R: Read + Seek>(
     Ok(())
 }
 
-/// Reads a tensor's shape and type: how many numbers it has, and how many bytes.
-fn read_size<R: Read + Seek>(reader: &mut Reader<R>) -> Result<(u64, u64), HeaderFault> {
+/// A tensor's shape and type: how many numbers it has, and how many bytes.
+struct Size {
+    elements: u64,
+    bytes: u64,
+    ggml_type: u32,
+    dimensions: u32,
+    rows: u64,
+}
+
+fn read_size<R: Read + Seek>(reader: &mut Reader<R>) -> Result<Size, HeaderFault> {
     const TOO_LARGE: HeaderFault = HeaderFault::Damaged("a tensor has too many numbers");
     let dimensions = reader.u32()?;
     if dimensions > MAX_DIMENSIONS {
         return Err(HeaderFault::Damaged("a tensor has too many dimensions"));
     }
     let mut row = 1;
+    let mut rows = 1;
     let mut elements: u64 = 1;
     for dimension in 0..dimensions {
         let length = reader.u64()?;
         if dimension == 0 {
             row = length;
+        } else if dimension == 1 {
+            rows = length;
         }
         elements = elements.checked_mul(length).ok_or(TOO_LARGE)?;
     }
     // A type that is not known here may be known to a newer engine: its start is checked at least.
-    let Some(kind) = TensorType::of(reader.u32()?) else { return Ok((elements, 0)) };
+    let ggml_type = reader.u32()?;
+    let size = |bytes| Size { elements, bytes, ggml_type, dimensions, rows };
+    let Some(kind) = TensorType::of(ggml_type) else { return Ok(size(0)) };
     if row % kind.block != 0 {
         return Err(HeaderFault::Damaged("a tensor's rows are no whole blocks"));
     }
     let bytes = (elements / kind.block).checked_mul(kind.bytes).ok_or(TOO_LARGE)?;
-    Ok((elements, bytes))
+    Ok(size(bytes))
 }
 
 #[cfg(test)]

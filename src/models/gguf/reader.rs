@@ -11,6 +11,8 @@ const MAX_NAME: u64 = (1 << 16) - 1;
 /// Longer texts (templates) are passed over.
 const MAX_TEXT: u64 = 1 << 12;
 const MAX_ARRAY: u64 = 1 << 28;
+/// Lists of one number a layer are kept; longer ones (a vocabulary's) are passed over.
+const MAX_NUMBERS: u64 = 1 << 10;
 /// Arrays of arrays are allowed and unheard of.
 const MAX_DEPTH: u32 = 4;
 
@@ -19,6 +21,10 @@ const MAX_DEPTH: u32 = 4;
 pub(super) enum Value {
     Number(u64),
     Text(String),
+    /// A short list of whole numbers or claims.
+    Numbers(Vec<u64>),
+    /// A list of anything else: how many there are.
+    List(u64),
     Other,
 }
 
@@ -86,14 +92,9 @@ impl<R: Read + Seek> Reader<R> {
     pub(super) fn value(&mut self) -> Result<Value, HeaderFault> {
         let kind = self.u32()?;
         match kind {
-            0 => self.bytes().map(|[byte]| Value::Number(byte.into())),
-            2 => self.bytes().map(|bytes| Value::Number(u16::from_le_bytes(bytes).into())),
-            4 => self.u32().map(|number| Value::Number(number.into())),
-            10 => self.u64().map(Value::Number),
-            // Some writers use signed numbers for all.
-            5 => self
-                .u32()
-                .map(|bits| u64::try_from(bits.cast_signed()).map_or(Value::Other, Value::Number)),
+            0 | 2 | 4 | 5 | 10 => {
+                self.whole(kind).map(|number| number.map_or(Value::Other, Value::Number))
+            }
             8 => {
                 let length = self.u64()?;
                 if length <= MAX_TEXT {
@@ -101,9 +102,34 @@ impl<R: Read + Seek> Reader<R> {
                 }
                 self.skip(length).map(|()| Value::Other)
             }
-            9 => self.skip_array(0).map(|()| Value::Other),
+            9 => self.list(),
             other => self.skip(fixed_size(other)?).map(|()| Value::Other),
         }
+    }
+
+    /// Reads a whole number that is not negative; `None` for one that is.
+    fn whole(&mut self, kind: u32) -> Result<Option<u64>, HeaderFault> {
+        Ok(match kind {
+            0 | 7 => self.bytes().map(|[byte]| Some(byte.into()))?,
+            2 => self.bytes().map(|bytes| Some(u16::from_le_bytes(bytes).into()))?,
+            4 => Some(self.u32()?.into()),
+            // Some writers use signed numbers for all.
+            5 => u64::try_from(self.u32()?.cast_signed()).ok(),
+            _ => Some(self.u64()?),
+        })
+    }
+
+    fn list(&mut self) -> Result<Value, HeaderFault> {
+        let kind = self.u32()?;
+        let count = self.count(MAX_ARRAY, "an array is too long")?;
+        if !matches!(kind, 0 | 2 | 4 | 5 | 7 | 10) || count > MAX_NUMBERS {
+            return self.skip_items(kind, count, 0).map(|()| Value::List(count));
+        }
+        let mut numbers = Vec::new();
+        for _ in 0..count {
+            numbers.push(self.whole(kind)?);
+        }
+        Ok(numbers.into_iter().collect::<Option<_>>().map_or(Value::List(count), Value::Numbers))
     }
 
     fn skip_array(&mut self, depth: u32) -> Result<(), HeaderFault> {
@@ -112,6 +138,10 @@ impl<R: Read + Seek> Reader<R> {
         }
         let kind = self.u32()?;
         let count = self.count(MAX_ARRAY, "an array is too long")?;
+        self.skip_items(kind, count, depth)
+    }
+
+    fn skip_items(&mut self, kind: u32, count: u64, depth: u32) -> Result<(), HeaderFault> {
         match kind {
             8 => {
                 for _ in 0..count {

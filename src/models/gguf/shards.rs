@@ -79,6 +79,7 @@ pub(super) fn add_parts(path: &Path, header: &mut Header) -> Result<(), HeaderFa
         header.tensors = header.tensors.saturating_add(other.tensors);
         header.parameters = header.parameters.saturating_add(other.parameters);
         header.tensor_bytes.0 = header.tensor_bytes.0.saturating_add(other.tensor_bytes.0);
+        header.facts.add(other.facts);
     }
     Ok(())
 }

@@ -106,8 +106,28 @@ fn a_whole_file_tells_what_it_is() {
         tensors: 2,
         tensor_bytes: Bytes(64 * 3 * 4 + 64 * 4 / 32 * 18),
         parts: 1,
+        facts: header.facts.clone(),
     };
     assert_eq!(header, expected);
+    assert_eq!(header.facts.vocabulary, 3);
+    assert_eq!(header.facts.bytes_of(|kind| kind.place == Place::Input), 64 * 3 * 4);
+    assert_eq!(header.facts.bytes_of(|kind| kind.ggml_type == 2), 64 * 4 / 32 * 18);
+}
+
+#[test]
+fn numbers_of_layers_are_kept_and_those_of_a_vocabulary_are_counted() {
+    let mut heads = 5_u32.to_le_bytes().to_vec();
+    heads.extend(2_u64.to_le_bytes());
+    heads.extend([8_u32, 4].map(u32::to_le_bytes).concat());
+    let file = Writer::default()
+        .text("general.architecture", "gemma3")
+        .pair("gemma3.attention.head_count_kv", 9, &heads)
+        .number("gemma3.attention.sliding_window", 512)
+        .number("llama.attention.sliding_window", 7)
+        .file();
+    let facts = parse_bytes(&file).unwrap().facts;
+    assert_eq!(facts.of_layer("attention.head_count_kv", 1), Some(4));
+    assert_eq!(facts.number("attention.sliding_window"), Some(512));
 }
 
 #[test]

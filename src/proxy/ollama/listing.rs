@@ -30,6 +30,11 @@ pub(super) fn find<'a>(table: &RouteTable, name: &'a str) -> Option<&'a str> {
     [Some(name), untagged].into_iter().flatten().find(|name| table.find(name).is_some())
 }
 
+/// Returns a name without the tag `latest`.
+pub(super) fn untagged(name: &str) -> &str {
+    name.strip_suffix(LATEST).unwrap_or(name)
+}
+
 /// Lists every name that can be asked for what this API has.
 pub(super) fn tags(table: &RouteTable) -> Response<Body> {
     let models: Vec<Value> = table

@@ -1,0 +1,227 @@
+//! llama-server.
+//!
+//! Source: `server-context.cpp`, `common/arg.cpp`, `llama-model.cpp` and `repack.cpp` of llama.cpp b11434.
+
+use super::{
+    Estimate, GpuParts, HostParts, NeedInput,
+    arguments::Arguments,
+    cache::{self, Layout, Stored},
+    compute::{self, Graph},
+    product,
+};
+use crate::{
+    engine::launch,
+    spec::{
+        Bytes,
+        memory::Basis,
+        model::{ModelFacts, Place, WeightKind},
+        profile::Capability,
+    },
+};
+
+/// Its own `--batch-size` and `--ubatch-size`.
+const BATCH: u64 = 2048;
+const SMALL_BATCH: u64 = 512;
+/// Its own `--ctx-checkpoints`.
+const CHECKPOINTS: u64 = 32;
+/// The most that its prompt cache takes unless it is told otherwise.
+const PROMPTS: u64 = 8 << 30;
+/// The program, its heap and its threads, once it has served.
+const PROGRAM: u64 = 26 << 20;
+/// What a token of the vocabulary takes: its text, its place in tables, its merges.
+const TOKEN: u64 = 300;
+/// What the driver and its libraries keep on a GPU for a process.
+/// Source: docs/MEMORY.md, "GPUs".
+const DRIVER_CONTEXT: u64 = 512 << 20;
+/// What a process that uses a GPU takes of the host for its driver.
+const DRIVER_ON_HOST: u64 = 192 << 20;
+
+/// What llama-server is told, and what it makes of it.
+struct Settings {
+    layout: Layout,
+    graph: Graph,
+    /// Layers on GPUs, from the last one back.
+    gpu_layers: u64,
+    /// The output is on a GPU too.
+    has_gpu_output: bool,
+    is_cache_on_gpu: bool,
+    is_repacked: bool,
+    /// What the prompt cache may take.
+    prompts: u64,
+    checkpoints: u64,
+}
+
+pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
+    let settings = settings(input, facts);
+    let layers = facts.number("block_count").unwrap_or_default();
+    let first_on_gpu = layers.saturating_sub(settings.gpu_layers);
+    let cache_of = |from: u64, to: u64| {
+        (from..to.min(cache::layers(facts))).fold(0, |sum: u64, layer| {
+            sum.saturating_add(cache::bytes_of(facts, layer, &settings.layout))
+        })
+    };
+    let cache = cache_of(0, layers);
+    let on_gpu = if settings.is_cache_on_gpu { cache_of(first_on_gpu, layers) } else { 0 };
+    let buffer = compute::buffer(facts, &settings.layout, &settings.graph);
+    let outputs =
+        product([settings.graph.outputs.max(settings.layout.sequences), facts.vocabulary, 4]);
+    let is_on_gpu = |kind: &WeightKind| match kind.place {
+        Place::Input => false,
+        Place::Layer(layer) => u64::from(layer) >= first_on_gpu,
+        Place::Output => settings.has_gpu_output,
+    };
+    let uses_gpu = settings.gpu_layers > 0 || settings.has_gpu_output;
+    let gpu_weights = facts.bytes_of(is_on_gpu).saturating_add(if settings.has_gpu_output {
+        tied(facts)
+    } else {
+        0
+    });
+    let on_host = facts.bytes_of(|kind| !is_on_gpu(kind));
+    let projector = input.projector.unwrap_or_default().0;
+    let weights = on_host.saturating_add(if settings.is_repacked { repacked(facts) } else { 0 });
+    let mut rest = PROGRAM.saturating_add(product([facts.vocabulary, TOKEN]));
+    if uses_gpu {
+        rest = rest.saturating_add(DRIVER_ON_HOST);
+    }
+    // Checkpoints of prompts that were put aside count there.
+    let checkpoints = product([
+        settings.checkpoints,
+        settings.layout.sequences,
+        cache::checkpoint(facts, &settings.layout),
+    ]);
+    let host = HostParts {
+        weights: Bytes(weights.saturating_add(if uses_gpu { 0 } else { projector })),
+        cache: Bytes(cache.saturating_sub(on_gpu)),
+        prompts: Bytes(settings.prompts.saturating_add(checkpoints)),
+        compute: Bytes(if uses_gpu {
+            outputs.saturating_add(buffer / 8)
+        } else {
+            let threads = compute::threads(facts, settings.graph.batch);
+            outputs.saturating_add(buffer).saturating_add(threads)
+        }),
+        rest: Bytes(rest),
+    };
+    let gpu = uses_gpu.then(|| GpuParts {
+        weights: Bytes(gpu_weights.saturating_add(projector)),
+        cache: Bytes(on_gpu),
+        compute: Bytes(buffer),
+        context: Bytes(DRIVER_CONTEXT),
+    });
+    Estimate { host, gpu, basis: Basis::Header }
+}
+
+/// How much the parts of llama-server may take that grow as it is used: the prompt cache, in MiB, and
+/// the number of checkpoints. Each may take as much again as the cache itself.
+pub(in crate::engine) fn limits(input: &NeedInput<'_>, facts: &ModelFacts) -> (u64, u64) {
+    let profile = &input.rung.apply(input.profile);
+    let layout = layout(&NeedInput { profile, ..*input }, facts);
+    let cache = (0..cache::layers(facts))
+        .fold(0, |sum: u64, layer| sum.saturating_add(cache::bytes_of(facts, layer, &layout)));
+    let checkpoint = product([cache::checkpoint(facts, &layout), layout.sequences]);
+    let checkpoints = cache.checked_div(checkpoint).unwrap_or(CHECKPOINTS).clamp(2, CHECKPOINTS);
+    (cache.clamp(64 << 20, PROMPTS).div_ceil(1 << 20), checkpoints)
+}
+
+fn settings(input: &NeedInput<'_>, facts: &ModelFacts) -> Settings {
+    let arguments = Arguments(&input.profile.args);
+    let layout = layout(input, facts);
+    let batch = arguments.number(&["--batch-size", "-b"]).unwrap_or(BATCH);
+    let is_embedding = arguments.has(&["--embeddings", "--embedding"])
+        || input.profile.may(Capability::Rerank)
+        || input.profile.offers(Capability::Embed);
+    let outputs = if is_embedding { batch.min(layout.batch) } else { layout.sequences };
+    let asked = arguments
+        .number(&["--n-gpu-layers", "--gpu-layers", "-ngl"])
+        .or(input.profile.gpu_layers.map(u64::from));
+    let layers = facts.number("block_count").unwrap_or_default();
+    let asked = if input.has_gpu { asked.unwrap_or(u64::MAX) } else { 0 };
+    let is_flash_off = matches!(arguments.value(&["--flash-attn", "-fa"]), Some("off" | "0"));
+    let (prompts, checkpoints) = limits(input, facts);
+    let prompts = match arguments.value(&["--cache-ram", "-cram"]) {
+        Some(said) => said.parse().unwrap_or(PROMPTS >> 20),
+        None if input.flags.names("--cache-ram") => prompts,
+        None => 0,
+    };
+    let has_checkpoints = input.flags.names("--ctx-checkpoints");
+    Settings {
+        graph: Graph {
+            batch: layout.batch,
+            outputs,
+            has_flash_attention: !is_flash_off,
+            has_output: true,
+        },
+        layout,
+        gpu_layers: asked.min(layers),
+        has_gpu_output: asked > layers,
+        is_cache_on_gpu: !arguments.has(&["--no-kv-offload", "-nkvo"]),
+        is_repacked: asked == 0 && !arguments.has(&["--no-repack", "-nr"]),
+        prompts: product([prompts, 1 << 20]),
+        checkpoints: arguments
+            .number(&["--ctx-checkpoints", "-ctxcp", "--swa-checkpoints"])
+            .unwrap_or(if has_checkpoints { checkpoints } else { 0 }),
+    }
+}
+
+/// Source: `llama_context::llama_context`.
+fn layout(input: &NeedInput<'_>, facts: &ModelFacts) -> Layout {
+    let profile = input.profile;
+    let arguments = Arguments(&profile.args);
+    let sequences = u64::from(launch::parallel(profile, input.kind)).max(1);
+    let trained = facts.number("context_length").unwrap_or_default();
+    let said = profile.context.map(|context| product([context.into(), sequences]));
+    let context = arguments.number(&["--ctx-size", "-c"]).or(said).filter(|context| *context > 0);
+    let is_shared = arguments.has(&["--kv-unified", "-kvu"])
+        || (profile.context.is_none() && input.flags.names("--kv-unified"));
+    let context = context.unwrap_or(trained).next_multiple_of(cache::STEP);
+    let streams = if is_shared { 1 } else { sequences };
+    let small = arguments.number(&["--ubatch-size", "-ub"]).unwrap_or(SMALL_BATCH);
+    let batch = arguments.number(&["--batch-size", "-b"]).unwrap_or(BATCH);
+    let stored = |options: &[&str]| {
+        let said = arguments.value(options).or(input.rung.cache_type.map(|cache| cache.as_str()));
+        said.and_then(Stored::named).unwrap_or(Stored::F16)
+    };
+    Layout {
+        cells: (context / streams).next_multiple_of(cache::STEP),
+        streams,
+        sequences,
+        batch: small.min(batch).min(context),
+        keeps_all: arguments.has(&["--swa-full"]),
+        keys: stored(&["--cache-type-k", "-ctk"]),
+        values: stored(&["--cache-type-v", "-ctv"]),
+    }
+}
+
+/// Copies of weights that the CPU multiplies faster in another order. The mapping stays.
+/// Source: `ggml_repack_get_optimal_repack_type`.
+fn repacked(facts: &ModelFacts) -> u64 {
+    let is_repacked = |kind: &WeightKind| {
+        // Q4_0, Q4_K, IQ4_NL and MXFP4; on ARM also Q5_K, Q6_K and Q8_0.
+        let types: &[u32] = if cfg!(target_arch = "x86_64") {
+            &[2, 12, 20, 39]
+        } else {
+            &[2, 12, 20, 39, 8, 13, 14]
+        };
+        kind.dimensions > 1 && kind.has_rows_of_eight && types.contains(&kind.ggml_type)
+    };
+    let in_layers = facts.bytes_of(|kind| kind.place != Place::Input && is_repacked(kind));
+    let tied = if has_own_output(facts) {
+        0
+    } else {
+        facts.bytes_of(|kind| kind.place == Place::Input && is_repacked(kind))
+    };
+    in_layers.saturating_add(tied)
+}
+
+/// The embedding, where it is the output as well and must be on the GPU for that.
+fn tied(facts: &ModelFacts) -> u64 {
+    if has_own_output(facts) {
+        0
+    } else {
+        facts.bytes_of(|kind| kind.place == Place::Input && kind.dimensions == 2)
+    }
+}
+
+/// Norms and the like are vectors.
+fn has_own_output(facts: &ModelFacts) -> bool {
+    facts.bytes_of(|kind| kind.place == Place::Output && kind.dimensions == 2) > 0
+}

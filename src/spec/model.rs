@@ -1,0 +1,153 @@
+//! What a model file says of itself, as far as memory goes.
+//!
+//! The header of the file is read by `models`; what its numbers mean for an engine is known by `engine`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Bytes;
+
+/// What the header of a model file says.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ModelFacts {
+    /// `general.architecture`, such as `llama`; empty where it is not said.
+    pub architecture: String,
+    /// The whole numbers under the architecture's own name, which is left out of the keys:
+    /// `attention.head_count`, say.
+    pub numbers: BTreeMap<String, Numbers>,
+    /// How many tokens the vocabulary has; 0 where it is not said.
+    pub vocabulary: u64,
+    /// Bytes of tensors, those alike in one sum.
+    pub weights: Vec<Weights>,
+}
+
+/// A number for the whole model, or one a layer.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Numbers {
+    /// One for all.
+    All(u64),
+    /// One for each layer, from the first.
+    Each(Vec<u64>),
+}
+
+/// Tensors that are alike.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Weights {
+    /// What kind of tensors.
+    pub kind: WeightKind,
+    /// What they take in the file.
+    pub bytes: Bytes,
+}
+
+/// What is alike in tensors of one sum.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct WeightKind {
+    /// Where in the model they stand.
+    pub place: Place,
+    /// Their type, as ggml numbers it.
+    pub ggml_type: u32,
+    /// How many dimensions they have.
+    pub dimensions: u32,
+    /// The rows of a matrix come in eights.
+    pub has_rows_of_eight: bool,
+}
+
+/// Where in a model a tensor stands.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// Before the layers: the embedding of tokens, which engines look rows up in.
+    Input,
+    /// In a layer, from 0.
+    Layer(u32),
+    /// After them.
+    Output,
+}
+
+impl ModelFacts {
+    /// Returns the number of `key` that holds for the whole model; the largest where each layer has its own.
+    pub fn number(&self, key: &str) -> Option<u64> {
+        match self.numbers.get(key)? {
+            Numbers::All(number) => Some(*number),
+            Numbers::Each(numbers) => numbers.iter().copied().max(),
+        }
+    }
+
+    /// Returns the number of `key` that holds for `layer`.
+    pub fn of_layer(&self, key: &str, layer: u64) -> Option<u64> {
+        match self.numbers.get(key)? {
+            Numbers::All(number) => Some(*number),
+            Numbers::Each(numbers) => numbers.get(usize::try_from(layer).ok()?).copied(),
+        }
+    }
+
+    /// Returns the numbers of `key` where each layer has its own.
+    pub fn each(&self, key: &str) -> Option<&[u64]> {
+        match self.numbers.get(key)? {
+            Numbers::All(_) => None,
+            Numbers::Each(numbers) => Some(numbers),
+        }
+    }
+
+    /// Returns what the tensors take that `wanted` picks.
+    pub fn bytes_of(&self, wanted: impl Fn(&WeightKind) -> bool) -> u64 {
+        let sums = self.weights.iter().filter(|weights| wanted(&weights.kind));
+        sums.fold(0, |sum, weights| sum.saturating_add(weights.bytes.0))
+    }
+
+    /// Adds what another part of the same model holds.
+    pub fn add(&mut self, other: Self) {
+        self.weights.extend(other.weights);
+    }
+}
+
+impl Place {
+    /// Finds the place by the tensor's name.
+    /// Source: `LLM_TENSOR_INFOS` in `llama-arch.cpp` of llama.cpp b11434.
+    pub fn of(name: &str) -> Self {
+        const INPUT: [&str; 5] = [
+            "token_embd.",
+            "token_embd_norm.",
+            "token_types.",
+            "position_embd.",
+            "per_layer_token_embd.",
+        ];
+        let in_layer = ["blk.", "enc.blk.", "dec.blk."].iter().find_map(|start| {
+            let (layer, _) = name.strip_prefix(start)?.split_once('.')?;
+            layer.parse().ok()
+        });
+        match in_layer {
+            Some(layer) => Self::Layer(layer),
+            None if INPUT.iter().any(|start| name.starts_with(start)) => Self::Input,
+            None => Self::Output,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_is_placed_by_its_name() {
+        assert_eq!(Place::of("token_embd.weight"), Place::Input);
+        assert_eq!(Place::of("blk.17.attn_q.weight"), Place::Layer(17));
+        assert_eq!(Place::of("output.weight"), Place::Output);
+        assert_eq!(Place::of("blk.x.attn_q.weight"), Place::Output);
+    }
+
+    #[test]
+    fn a_number_holds_for_all_layers_or_for_each() {
+        let numbers = BTreeMap::from([
+            ("all".to_owned(), Numbers::All(3)),
+            ("each".to_owned(), Numbers::Each(vec![1, 5])),
+        ]);
+        let facts = ModelFacts { numbers, ..ModelFacts::default() };
+        assert_eq!((facts.number("all"), facts.of_layer("all", 9)), (Some(3), Some(3)));
+        assert_eq!((facts.number("each"), facts.of_layer("each", 0)), (Some(5), Some(1)));
+        assert_eq!(facts.of_layer("each", 2), None);
+        assert_eq!(facts.each("all"), None);
+    }
+}
