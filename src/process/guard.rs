@@ -39,7 +39,6 @@ pub fn run() -> ExitCode {
     // Blocked for good, not ignored: the end of the pipe alone ends it.
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
     signals.thread_block().ok();
-    super::code::forget_start();
     let mut entries = BTreeMap::new();
     for line in io::stdin().lock().lines() {
         match line {

@@ -16,7 +16,6 @@
 mod adopt;
 mod cgroup;
 mod child;
-mod code;
 mod counters;
 mod errand;
 mod evidence;
@@ -36,7 +35,6 @@ mod text;
 
 pub use adopt::{Examined, Proven, examine, listens_on};
 pub use child::{Child, KeepHandle, StopHandle};
-pub use code::forget_start;
 pub use counters::{Counters, daemon_oom_kills};
 pub use errand::{Errand, ErrandSpec};
 pub use evidence::{TAIL_BYTES, tail};

@@ -127,16 +127,6 @@ impl Setup {
     }
 }
 
-/// Lets go of `length` bytes of this program's code from `start` on, both as the kernel says that they are
-/// mapped. They are read again when they are run.
-#[expect(unsafe_code, reason = "there is no safe form")]
-pub(super) fn forget_code(start: usize, length: usize) {
-    let address = std::ptr::with_exposed_provenance_mut(start);
-    // SAFETY: the range is a private mapping of a file that may be read and run and was never written
-    // to, so that each page has the same content when it is had again. Nothing else is done to it.
-    unsafe { libc::madvise(address, length, libc::MADV_DONTNEED) };
-}
-
 /// Gives each signal its default meaning and an empty mask: an engine must not inherit what the
 /// daemon, or the shell or service manager behind it, ignores.
 #[expect(

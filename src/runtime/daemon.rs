@@ -123,7 +123,6 @@ impl Daemon {
             parts.endpoint.spawn(proxy::serve(listeners, shared, phase));
             listening(self.addresses);
             service_manager::ready();
-            process::forget_start();
             info!(address = %self.addresses.endpoint, "daemon started");
             let changes = (looks, &mut upgrades);
             let others = (&parts.mailbox, &self.next);

@@ -42,7 +42,6 @@ use tokio::{
     sync::Notify,
     time::{Instant, sleep},
 };
-use tracing::debug;
 
 pub(super) use self::wire::{Wire, take_idle};
 use self::{
@@ -56,6 +55,7 @@ use super::{Client, body::LONGEST_PAUSE, serve::HEAD_DEADLINE};
 #[derive(Debug, Default)]
 pub(super) struct Life {
     is_closing: AtomicBool,
+    has_begun: AtomicBool,
     begun: Notify,
 }
 
@@ -68,6 +68,13 @@ impl Life {
 
     fn is_closing(&self) -> bool {
         self.is_closing.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a request has begun to come.
+    fn begin(&self) {
+        if !self.has_begun.swap(true, Ordering::Relaxed) {
+            self.begun.notify_one();
+        }
     }
 
     /// Waits for the first request.
@@ -124,7 +131,7 @@ async fn next(door: &mut Door, client: &Client, life: &Life) -> Next {
     let began = Instant::now();
     let asking = loop {
         if !door.buffer.is_empty() {
-            life.begun.notify_one();
+            life.begin();
             match head::read(&door.buffer, client) {
                 Front::Sure(asking) => break asking,
                 Front::Begun if door.buffer.len() < LONGEST_HEAD => {}
@@ -186,7 +193,5 @@ async fn serve(door: &mut Door, client: &Arc<Client>, asking: Box<Asking>, life:
         alarm,
         is_committed: false,
     };
-    let served = passage.run().await;
-    debug!(slot = gate.slot().as_str(), "request passed on");
-    served
+    passage.run().await
 }

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tokio_util::sync::WaitForCancellationFuture;
+use tracing::debug;
 
 use super::{
     super::{
@@ -38,7 +39,7 @@ use super::{
     framing::Framing,
     head::Asking,
     held,
-    reply::{self, Reply, Said, put, put_status, put_whole},
+    reply::{self, Reply, Said, put, put_length, put_status, put_whole},
     scratch,
     way::Way,
     wire::{self, Failure, Wire},
@@ -150,9 +151,9 @@ impl Passage<'_, '_> {
 
     /// Ends the head that goes to the engine.
     fn finish_head(&mut self) {
-        let length = self.body().len().to_string();
+        let length = u64::try_from(self.body().len()).unwrap_or(u64::MAX);
         let forward = &mut self.asking.forward;
-        put(forward, "content-length", length.as_bytes());
+        put_length(forward, length);
         forward.extend_from_slice(b"\r\n");
     }
 
@@ -317,7 +318,7 @@ impl Passage<'_, '_> {
         match reply.framing {
             _ if matches!(reply.status.as_u16(), 204 | 304) => {}
             Framing::Length(length) if !is_chunked(reply) => {
-                put(out, "content-length", length.to_string().as_bytes());
+                put_length(out, length);
             }
             Framing::Length(_) | Framing::Chunks(_) | Framing::UntilClose => {
                 put(out, "transfer-encoding", b"chunked");
@@ -329,6 +330,8 @@ impl Passage<'_, '_> {
 
     /// What every answer says.
     fn put_said(&self, out: &mut Vec<u8>, has_date: bool) {
+        let request_id = self.asking.request_id.to_str().ok();
+        debug!(request_id, slot = self.gate.slot().as_str(), "request answered");
         if !has_date {
             put(out, "date", &date::now(self.client.shared.clock));
         }

@@ -67,8 +67,11 @@ fn reply(response: &httparse::Response<'_, '_>) -> Option<Reply> {
     let (mut length, mut is_chunked) = (None, false);
     let kind = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case("content-type"));
     reply.is_events = kind.is_some_and(|kind| kind.value.starts_with(b"text/event-stream"));
+    let mut name = String::with_capacity(32);
     for header in response.headers.iter() {
-        let name = header.name.to_ascii_lowercase();
+        name.clear();
+        name.push_str(header.name);
+        name.make_ascii_lowercase();
         match name.as_str() {
             "content-length" => {
                 let told = plain_length(header.value)?;
@@ -127,10 +130,12 @@ fn is_ours(name: &str) -> bool {
 }
 
 fn is_named_by_connection(response: &httparse::Response<'_, '_>, name: &str) -> bool {
-    response
+    let mut lists = response
         .headers
         .iter()
-        .any(|header| header.name.eq_ignore_ascii_case("connection") && named(header.value, name))
+        .filter(|header| header.name.eq_ignore_ascii_case("connection"))
+        .map(|header| header.value);
+    lists.any(|list| named(list, name))
 }
 
 /// Tells whether a list of words has one.
@@ -149,6 +154,20 @@ pub(super) fn put(head: &mut Vec<u8>, name: &str, value: &[u8]) {
     for part in [name.as_bytes(), b": ", value, b"\r\n"] {
         head.extend_from_slice(part);
     }
+}
+
+/// Appends `content-length`.
+pub(super) fn put_length(head: &mut Vec<u8>, length: u64) {
+    let mut digits = [0_u8; 20];
+    let (mut left, mut start) = (length, digits.len());
+    for (at, digit) in digits.iter_mut().enumerate().rev() {
+        *digit = b'0' | u8::try_from(left % 10).unwrap_or(0);
+        (left, start) = (left / 10, at);
+        if left == 0 {
+            break;
+        }
+    }
+    put(head, "content-length", digits.get(start..).unwrap_or_default());
 }
 
 /// Appends the first line of an answer.
@@ -184,7 +203,7 @@ pub(super) fn put_whole(out: &mut Vec<u8>, response: &Response<()>, said: &[u8],
     for (name, value) in response.headers() {
         put(out, name.as_str(), value.as_bytes());
     }
-    put(out, "content-length", body.len().to_string().as_bytes());
+    put_length(out, u64::try_from(body.len()).unwrap_or(u64::MAX));
     for part in [said, b"\r\n", body] {
         out.extend_from_slice(part);
     }
@@ -221,6 +240,15 @@ mod tests {
             "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
         ] {
             assert!(head(&format!("HTTP/1.1 200 OK\r\n{fields}\r\n")).is_none(), "{fields}");
+        }
+    }
+
+    #[test]
+    fn a_length_is_told_in_its_digits() {
+        for length in [0, 7, 10, 4096, u64::MAX] {
+            let mut head = Vec::new();
+            put_length(&mut head, length);
+            assert_eq!(String::from_utf8(head).unwrap(), format!("content-length: {length}\r\n"));
         }
     }
 
