@@ -11,7 +11,7 @@ SECONDS ?=
 CHECKS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run model engine build check test test-systemd sim deaths clients chaos bench bench-peers install uninstall clean
+.PHONY: help run model engine build check test test-systemd sim deaths clients chaos bench bench-peers fit-table install uninstall clean
 
 help: ## List the targets
 	@awk -F ': .*## |: ## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ sim: ## A simulated day of a box; SEED=… repeats one
 
 deaths: ## Die in every way this machine has with real engines, check each verdict, write docs/DEATHS.md
 	@scripts/deaths
+
+fit-table: ## Predicted against measured memory of real engines, written to docs/MEMORY.md
+	@scripts/fit-table
 
 clients: ## Put unmodified clients through a table of behaviours, write docs/CLIENTS.md
 	@scripts/clients

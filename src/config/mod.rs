@@ -36,6 +36,7 @@ use std::path::PathBuf;
 pub use fault::Fault;
 pub use keep::{Keeper, merge};
 pub use load::{Loaded, load, validate};
+pub use profile::parse;
 pub use schema::schema;
 
 /// What the meaning of a profile depends on besides its text and its place.

@@ -31,6 +31,19 @@ pub(super) struct Reading {
     pub(super) faults: Vec<Fault>,
 }
 
+/// Reads the text of a profile that is in no file; relative paths in it start at the folder of `file`.
+///
+/// # Errors
+/// Every fault of it.
+pub fn parse(
+    text: &str,
+    (slot, file): (&SlotName, &Path),
+    context: &Context,
+) -> Result<Profile, Vec<Fault>> {
+    let Reading { profile, faults, .. } = read(file, slot, text, context);
+    profile.ok_or(faults)
+}
+
 /// Reads the text of one profile.
 pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) -> Reading {
     // Editors on Windows put a byte order mark in front.

@@ -9,9 +9,10 @@ use std::{
 
 use thiserror::Error;
 
-use super::{CoreNeed, CoreShare, Endpoint, EngineKind, Flags, environment};
+use super::{CoreNeed, CoreShare, Endpoint, EngineKind, Flags, environment, need};
 use crate::spec::{
     ladder::{CacheType, Rung},
+    model::ModelFacts,
     profile::{Capability, EngineChoice, Profile},
 };
 
@@ -42,6 +43,8 @@ pub struct LaunchInput<'a> {
     pub mmproj: Option<&'a Path>,
     /// Where the model itself says how token embeddings become one: `{arch}.pooling_type`.
     pub pooling: Option<u32>,
+    /// What the model's header says, where it is known.
+    pub facts: Option<&'a ModelFacts>,
     /// The options that this version takes.
     pub flags: &'a Flags,
     /// How many layers the model has, where its file says so.
@@ -195,6 +198,9 @@ fn llama_server(
             args.option("--ubatch-size", batch.to_string())?;
         }
     }
+    if let Some(facts) = input.facts {
+        args.bounds(input, facts)?;
+    }
     // Nobody sees its pages behind slotd.
     args.if_named(if input.flags.names("--no-ui") { "--no-ui" } else { "--no-webui" });
     Ok(args.list)
@@ -306,6 +312,28 @@ impl Arguments<'_> {
         }
         self.option("--cache-type-k", cache.as_str())?;
         self.option("--cache-type-v", cache.as_str())
+    }
+
+    /// What grows with use gets a bound that the need counts: its own is 8 GiB for prompts put aside,
+    /// and 32 checkpoints a sequence.
+    fn bounds(&mut self, input: &LaunchInput<'_>, facts: &ModelFacts) -> Result<(), LaunchFault> {
+        let profile = input.profile;
+        let (prompts_mib, checkpoints) =
+            need::limits(input.kind, (profile, input.rung), input.flags, facts);
+        if self.flags.names("--cache-ram")
+            && !is_given(profile, "--cache-ram")
+            && !is_given(profile, "-cram")
+        {
+            self.option("--cache-ram", prompts_mib.to_string())?;
+        }
+        let names = ["--ctx-checkpoints", "-ctxcp", "--swa-checkpoints"];
+        if let Some(checkpoints) = checkpoints
+            && self.flags.names("--ctx-checkpoints")
+            && !names.iter().any(|name| is_given(profile, name))
+        {
+            self.option("--ctx-checkpoints", checkpoints.to_string())?;
+        }
+        Ok(())
     }
 
     fn switch(&mut self, flag: &'static str) -> Result<(), LaunchFault> {

@@ -3,7 +3,7 @@
 use std::{
     error::Error,
     ffi::OsString,
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -16,10 +16,11 @@ use super::{
 };
 use crate::{
     engine::{
-        CoreShare, Endpoint, EngineKind, Flags, LadderInput, Launch, LaunchFault, LaunchInput,
-        ladder, launch,
+        CoreShare, Endpoint, EngineKind, Estimate, Flags, LadderInput, Launch, LaunchFault,
+        LaunchInput, NeedInput, ladder, launch, need,
     },
     spec::{
+        Bytes,
         death::Verdict,
         ladder::Rung,
         profile::{EngineChoice, ModelSource, Profile},
@@ -68,6 +69,10 @@ pub struct Checked {
     pub mmproj: Option<PathBuf>,
     /// What the model's file says of itself; of GGUF files only.
     pub header: Option<Header>,
+    /// What the model's file takes on the disk; all parts of a split one.
+    pub files: Option<Bytes>,
+    /// What the projector takes there.
+    pub projector: Option<Bytes>,
 }
 
 /// Says why a slot is not started.
@@ -111,6 +116,20 @@ impl Checked {
         })
     }
 
+    /// Works out what the engine will take on `rung`, once it serves with its caches full. Pure.
+    pub fn estimate(&self, (profile, rung): (&Profile, &Rung), has_gpu: bool) -> Estimate {
+        need(&NeedInput {
+            profile,
+            rung,
+            kind: self.kind,
+            flags: &self.flags,
+            facts: self.header.as_ref().map(|header| &header.facts),
+            files: self.files,
+            projector: self.projector,
+            has_gpu,
+        })
+    }
+
     /// Makes the command line.
     ///
     /// # Errors
@@ -130,6 +149,7 @@ impl Checked {
             model: self.model.as_deref(),
             mmproj: self.mmproj.as_deref(),
             pooling: self.header.as_ref().and_then(|header| header.pooling),
+            facts: self.header.as_ref().map(|header| &header.facts),
             flags: &self.flags,
             layers: self.layers(),
             cores,
@@ -187,7 +207,12 @@ impl Checks {
         let Engine { kind, program, version, flags } = engine;
         let (model, mmproj) =
             located.map_or((None, None), |Located { path, mmproj }| (Some(path), mmproj));
-        Ok(Checked { kind, program, version, flags, model, mmproj, header })
+        let files = match &header {
+            Some(header) => Some(header.tensor_bytes),
+            None => model.as_deref().and_then(size_of),
+        };
+        let projector = mmproj.as_deref().and_then(size_of);
+        Ok(Checked { kind, program, version, flags, model, mmproj, header, files, projector })
     }
 
     fn locate(&self, source: &ModelSource, kind: EngineKind) -> Result<Located, Refused> {
@@ -209,6 +234,12 @@ impl Checks {
             Refused::new(verdict, whole(&fault))
         })
     }
+}
+
+/// `None` for a folder, and for what cannot be looked at.
+fn size_of(path: &Path) -> Option<Bytes> {
+    let found = fs::metadata(path).ok()?;
+    found.is_file().then_some(Bytes(found.len()))
 }
 
 /// Reads the header of a GGUF file. A command may serve other kinds of files.

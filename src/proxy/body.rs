@@ -14,7 +14,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use super::{params, payload::Payload, reply::Fault};
+use super::{depth, params, payload::Payload, reply::Fault};
 use crate::spec::params::Params;
 
 /// How long a client may pause within a body.
@@ -164,6 +164,7 @@ async fn throw_away(mut body: Incoming, most: u64) {
 }
 
 fn peek(bytes: Bytes) -> Result<Asked, Fault> {
+    depth::check(&bytes)?;
     let invalid = |param, message| Fault::bad_request(param, "invalid_json", message);
     let peek: Result<Peek<'_>, _> = serde_json::from_slice(&bytes);
     // Asked first: a list would be read as the fields in their order.

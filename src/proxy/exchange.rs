@@ -15,11 +15,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     Client, Shared,
+    access::without_key,
     answer::Answer,
     body::Asked,
     flight::{Flight, Stage},
     gate::{Ending, Gate, GateRefusal, Lease},
-    meters::Outcome,
     normalise,
     payload::{Payload, Sending},
     record::Fingerprint,
@@ -82,8 +82,7 @@ pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, F
     tokio::select! {
         biased;
         () = flight.cancelled() => {
-            flight.end(Outcome::Cancelled);
-            Err(Fault::cancelled())
+            Err(flight.end_cancelled())
         }
         answer = reach_engine(client, order) => answer,
     }
@@ -219,7 +218,12 @@ pub(super) fn keep_headers(from: &HeaderMap, to: &mut HeaderMap) {
         let is_kept_back = KEPT_BACK.contains(name)
             || name.as_str().starts_with("x-forwarded-")
             || is_hop_by_hop(name, from);
-        if !is_kept_back {
+        if is_kept_back {
+            continue;
+        }
+        if name == header::SEC_WEBSOCKET_PROTOCOL {
+            to.extend(without_key(value).map(|kept| (name.clone(), kept)));
+        } else {
             to.append(name, value.clone());
         }
     }

@@ -20,8 +20,10 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::{
+    access::Turn,
     flights::Flights,
     meters::{Meters, Outcome, Tally, micros},
+    reply::Fault,
     usage::{Usage, events},
 };
 use crate::spec::{
@@ -70,6 +72,8 @@ pub(super) struct Sender {
     /// The name of its key; `None` where there are no keys.
     pub(super) key: Option<Arc<str>>,
     pub(super) lane: Lane,
+    /// Its turn among the requests of its key, where those are counted.
+    pub(super) _turn: Option<Arc<Turn>>,
 }
 
 /// One request in flight.
@@ -100,6 +104,8 @@ pub(super) struct Flight {
     prompt_us: AtomicU64,
     generated_us: AtomicU64,
     is_cancelled: AtomicBool,
+    /// It was cancelled because it took too long.
+    is_late: AtomicBool,
     is_abandoned: AtomicBool,
     /// Another flight has taken its place: it is not counted.
     is_handed_on: AtomicBool,
@@ -138,6 +144,7 @@ impl Flight {
             prompt_us: zero(),
             generated_us: zero(),
             is_cancelled: AtomicBool::new(false),
+            is_late: AtomicBool::new(false),
             is_abandoned: AtomicBool::new(false),
             is_handed_on: AtomicBool::new(false),
             waker: AtomicWaker::new(),
@@ -250,6 +257,22 @@ impl Flight {
     pub(super) fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::Release);
         self.waker.wake();
+    }
+
+    /// Ends it with an error because it has taken as long as it may.
+    pub(super) fn expire(&self) {
+        self.is_late.store(true, Ordering::Release);
+        self.cancel();
+    }
+
+    /// Decides how it ended once it was cancelled, and returns what its client is told.
+    pub(super) fn end_cancelled(&self) -> Fault {
+        if self.is_late.load(Ordering::Acquire) {
+            self.end(Outcome::Broken);
+            return Fault::too_late();
+        }
+        self.end(Outcome::Cancelled);
+        Fault::cancelled()
     }
 
     /// Waits until it is cancelled. One task at a time is woken.

@@ -207,7 +207,9 @@ impl<T: Write + Hangs + Unpin> Write for Counted<T> {
     /// hyper calls this once its own buffer is empty, and each time that something has happened. It
     /// does not look for the client's end itself while bytes of a next request lie in its buffer.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = ready!(Pin::new(&mut self.inner).poll_flush(context));
+        let flushed = Pin::new(&mut self.inner).poll_flush(context);
+        // TLS takes what its client does not, up to a limit, and waits here.
+        let flushed = ready!(self.patient(flushed, context));
         self.flushes.note();
         if self.inner.poll_hung_up(context) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
@@ -216,7 +218,8 @@ impl<T: Write + Hangs + Unpin> Write for Counted<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
+        let shut = Pin::new(&mut self.inner).poll_shutdown(context);
+        self.patient(shut, context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -264,6 +267,13 @@ mod tests {
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
             Poll::Ready(Ok(()))
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_taken_in_and_never_comes_out_counts_too() {
+        let mut deaf = Counted::new(Deaf, Arc::default());
+        let flushed = poll_fn(|context| Pin::new(&mut deaf).poll_flush(context)).await;
+        assert_eq!(flushed.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test(start_paused = true)]

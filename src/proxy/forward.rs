@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     Client, Limits,
-    access::KeyName,
+    access::Caller,
     answer::Answer,
     body::{self, Asked},
     exchange::{Order, copy_headers, reach},
@@ -103,11 +103,10 @@ pub(super) async fn go(
 ) -> (Option<SlotName>, Response<Body>) {
     let profile = Arc::clone(&target.profile);
     let wishes = &profile.requests;
-    let lane = match lane(&head.headers) {
-        Ok(lane) => lane.unwrap_or(wishes.lane),
+    let sender = match sender(client, &head, wishes.lane) {
+        Ok(sender) => sender,
         Err(fault) => return (None, fault.response_in(form.dialect)),
     };
-    let sender = sender(client, &head, lane);
     let first = &target.candidates.first;
     let flight = client.shared.flights.begin(first, wishes.on_client_gone, sender);
     let hold = wishes.queue_timeout.unwrap_or(client.shared.limits.hold);
@@ -122,7 +121,7 @@ pub(super) async fn go(
 }
 
 /// Reads which lane a client asks for.
-pub(super) fn lane(headers: &HeaderMap) -> Result<Option<Lane>, Fault> {
+fn lane(headers: &HeaderMap) -> Result<Option<Lane>, Fault> {
     let Some(typed) = headers.get(LANE) else { return Ok(None) };
     let known = Lane::ALL.into_iter().find(|lane| typed == lane.as_str());
     known.map(Some).ok_or_else(|| {
@@ -131,14 +130,18 @@ pub(super) fn lane(headers: &HeaderMap) -> Result<Option<Lane>, Fault> {
     })
 }
 
-pub(super) fn sender(client: &Client, head: &Parts, lane: Lane) -> Sender {
-    Sender {
+/// Says who sent a request; `usual` is the lane of one that names none.
+pub(super) fn sender(client: &Client, head: &Parts, usual: Lane) -> Result<Sender, Fault> {
+    let caller = head.extensions.get::<Caller>();
+    let lane = lane(&head.headers)?.unwrap_or(usual);
+    Ok(Sender {
         peer: client.peer,
         agent: head.headers.get(USER_AGENT).cloned(),
         request_id: head.headers.get("x-request-id").cloned(),
-        key: head.extensions.get::<KeyName>().map(|name| Arc::clone(&name.0)),
+        key: caller.map(|caller| Arc::clone(&caller.name)),
         lane,
-    }
+        _turn: client.shared.access.turn(caller)?,
+    })
 }
 
 /// Says how long the request has waited, where it has.

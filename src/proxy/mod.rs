@@ -15,7 +15,9 @@ mod affinity;
 mod answer;
 mod body;
 mod bytes;
+mod control;
 mod cores;
+mod depth;
 mod dialect;
 mod engine_metrics;
 mod exchange;
@@ -29,6 +31,7 @@ mod forward;
 mod gate;
 mod hold;
 mod intake;
+mod keepalive;
 mod listeners;
 mod listing;
 mod meters;
@@ -67,7 +70,8 @@ use std::{
 use arc_swap::ArcSwap;
 
 pub use self::{
-    access::Access,
+    access::{Access, Turns},
+    control::Control,
     cores::{Cores, Lanes},
     fall_through::FallThrough,
     flight::Stage,
@@ -104,6 +108,8 @@ pub struct Shared {
     pub flights: Arc<Flights>,
     /// Where requests go that name a model of nobody's here.
     pub fall_through: Option<Arc<FallThrough>>,
+    /// Who answers the orders of admin keys.
+    pub control: Option<Control>,
     /// Whether plain requests of the hot paths are passed on as bytes; the others are in any case hyper's.
     pub byte_relay: ByteRelay,
     /// Where connections are served.
@@ -166,6 +172,8 @@ pub struct Limits {
     /// The longest that a request waits for an engine, or for its turn at one. How long the engine
     /// then takes is between it and the client.
     pub hold: Duration,
+    /// The longest that a request takes, its answer included; `None` bounds nothing.
+    pub total: Option<Duration>,
     /// The longest that a client hears nothing while its request waits.
     pub silence: Duration,
     /// How long a stream waits in silence for a real status before it is committed to 200.
@@ -183,6 +191,7 @@ impl Limits {
         Self {
             max_body,
             hold: queue_timeout,
+            total: None,
             silence: Duration::from_secs(290),
             quiet: Duration::from_secs(15),
             sign_of_life: Duration::from_secs(10),

@@ -102,7 +102,7 @@ impl Relay {
         };
         let slot = answer.gate().slot();
         let fault = match answer.gate().ending() {
-            _ if what == CANCELLED => Fault::cancelled(),
+            _ if what == CANCELLED => answer.flight().end_cancelled(),
             None if what == UNFINISHED => Fault::engine_misbehaved(slot, what),
             Some(_) | None => Fault::engine_died(slot, what),
         };
@@ -141,7 +141,7 @@ impl Relay {
         context: &mut Context<'_>,
     ) -> Poll<Item> {
         if answer.flight().poll_cancelled(context).is_ready() {
-            answer.flight().end(Outcome::Cancelled);
+            drop(answer.flight().end_cancelled());
             return self.break_off(&mut answer, CANCELLED, context);
         }
         if answer.gate().ending() == Some(Ending::Cut) && !self.is_done() {

@@ -176,6 +176,13 @@ impl Fault {
         Self { retry: Retry::Never, ..fault }
     }
 
+    /// The request took as long as it may.
+    pub(super) fn too_late() -> Self {
+        let message =
+            "the request took longer than `request_timeout` in slotd.toml allows".to_owned();
+        Self::of_server(StatusCode::GATEWAY_TIMEOUT, "request_timeout", message).never_again()
+    }
+
     /// The wait was as long as it may be.
     /// `eta` is how long it should still take to load.
     pub(super) fn still_loading(slot: &SlotName, eta: Option<Duration>) -> Self {
@@ -248,6 +255,16 @@ impl Fault {
                 Self { retry: Retry::Never, ..unavailable("slot_failed", message) }
             }
         }
+    }
+
+    /// The key has as many requests in flight as it may.
+    pub(super) fn key_is_busy(key: &str, most: u32) -> Self {
+        let message = format!(
+            "the key `{key}` has {most} requests in flight, which is as many as it may (`max_in_flight`); \
+             try again when one of them has ended"
+        );
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "key_limit", message)
+            .retry_after(BUSY)
     }
 
     fn queue_full(message: String, eta: Option<Duration>) -> Self {

@@ -31,12 +31,10 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    ByteRelay, Client, Shared, access,
-    access::KeyName,
-    body, bytes,
+    ByteRelay, Client, Shared, access, body, bytes,
     cores::Lanes,
     flush::{Counted, Hangs, Rewound},
-    forward,
+    forward, keepalive,
     listeners::{Api, Listeners},
     listing, metrics, ollama,
     reply::{Body, Fault, insert, text},
@@ -95,6 +93,11 @@ pub async fn serve(listeners: Listeners, shared: Shared, mut phase: watch::Recei
     let watcher = phase.clone();
     let most = most_connections();
     let (mut shortage, lanes) = (Shortage::default(), shared.lanes.clone());
+    let mut clock = JoinSet::new();
+    if let Some(limit) = shared.limits.total {
+        let flights = Arc::clone(&shared.flights);
+        clock.spawn(async move { flights.end_late(limit).await });
+    }
     loop {
         let is_full = connections.len() >= most;
         let accepted = tokio::select! {
@@ -132,6 +135,7 @@ pub async fn serve(listeners: Listeners, shared: Shared, mut phase: watch::Recei
     }
     drop(listeners);
     end(connections, phase).await;
+    clock.shutdown().await;
 }
 
 /// Waits until open connections have ended; once the phase is [`Phase::Ended`], not for long.
@@ -171,21 +175,30 @@ fn moved(stream: TcpStream, lanes: &Lanes) -> io::Result<Moved> {
     })
 }
 
-async fn connection(stream: Moved, client: Arc<Client>, mut phase: watch::Receiver<Phase>) {
+/// Takes a connection in on the thread that serves it.
+fn arrived(stream: Moved) -> io::Result<TcpStream> {
     let stream = match stream {
         Moved::Here(stream) => stream,
-        Moved::Elsewhere(stream) => match TcpStream::from_std(stream) {
-            Ok(stream) => stream,
-            Err(error) => {
-                debug!(%error, "connection lost on its way to its thread");
-                return;
-            }
-        },
+        Moved::Elsewhere(stream) => TcpStream::from_std(stream)?,
     };
     // Without it each streamed token may wait 40 ms for the client's acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "connection without TCP_NODELAY");
     }
+    if let Err(error) = keepalive::set(&stream) {
+        debug!(%error, "connection without keepalive");
+    }
+    Ok(stream)
+}
+
+async fn connection(stream: Moved, client: Arc<Client>, mut phase: watch::Receiver<Phase>) {
+    let stream = match arrived(stream) {
+        Ok(stream) => stream,
+        Err(error) => {
+            debug!(%error, "connection lost on its way to its thread");
+            return;
+        }
+    };
     let Some(certificate) = &client.shared.access.certificate else {
         return Box::pin(converse(stream, client, phase)).await;
     };
@@ -319,8 +332,8 @@ async fn admit(
     } else {
         match access.caller(&request) {
             Ok(caller) => {
-                if let Some(name) = caller {
-                    request.extensions_mut().insert(KeyName(name.into()));
+                if let Some(caller) = caller {
+                    request.extensions_mut().insert(caller);
                 }
                 Box::pin(route(client, phase, request)).await
             }
@@ -349,6 +362,9 @@ async fn route(
         && ollama::has(path)
     {
         return Box::pin(ollama::answer((client, clock), phase, request)).await;
+    }
+    if let Some(control) = client.shared.control.as_ref().filter(|_| access::is_control(path)) {
+        return (None, control.answer(request).await);
     }
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     let work = surface::work(path);

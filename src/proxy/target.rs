@@ -44,7 +44,12 @@ pub(super) fn of_work(
         let route = table.slot(slot);
         route.is_some_and(|route| is_fit(route) && route.profile.offers(work.capability))
     };
-    let fit: Vec<SlotName> = replicas.slots.iter().filter(can).cloned().collect();
+    let mut fit: Vec<SlotName> = replicas.slots.iter().filter(can).cloned().collect();
+    // They are sent the same path: one by which another engine knows the work is left out.
+    let known_as = |slot: &SlotName| table.slot(slot).map(|route| path_at(route, uri));
+    if let Some(path) = fit.first().and_then(known_as) {
+        fit.retain(|slot| known_as(slot).as_ref() == Some(&path));
+    }
     let replicas = match fit.first().and_then(|slot| table.slot(slot)) {
         Some(first) => Replicas { first, slots: &fit, ..replicas },
         // The refusals below say why.

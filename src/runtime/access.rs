@@ -78,6 +78,8 @@ impl Doors {
             keys: Arc::clone(&self.keys),
             hosts: settings.allowed_hosts.clone(),
             origins: settings.cors_origins.clone(),
+            max_in_flight: settings.max_in_flight,
+            turns: Arc::default(),
             certificate: self.tls.as_ref().map(|(_, certificate)| Arc::clone(certificate)),
         })
     }

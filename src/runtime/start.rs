@@ -112,7 +112,10 @@ pub enum StartFault {
 /// # Errors
 /// [`StartFault`], each variant as it says. A daemon that has started ends without one but for
 /// [`StartFault::Broken`].
-pub async fn run(settings: Settings, listening: impl FnOnce(Addresses)) -> Result<(), StartFault> {
+pub async fn run(
+    mut settings: Settings,
+    listening: impl FnOnce(Addresses),
+) -> Result<(), StartFault> {
     raise_file_limit();
     let clock = Clock::start();
     let signals = Signals::listen()?;
@@ -126,6 +129,8 @@ pub async fn run(settings: Settings, listening: impl FnOnce(Addresses)) -> Resul
     let doors = Doors::open(&settings)?;
     let sockets = listen::open(&settings, &doors)?;
     let addresses = sockets.addresses()?;
+    // A port that was picked, or a socket that was inherited.
+    (settings.listen, settings.ollama_listen) = (addresses.endpoint, addresses.ollama);
     let next = Next::of_this_program()?;
     let state = Arc::new(state);
     let found = adopt::find(&state, &loaded.remembered, clock::unix_ms())?;

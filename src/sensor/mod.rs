@@ -14,4 +14,4 @@ pub use cores::usable_cores;
 pub use gpu::has_gpu;
 pub use host::{HostMemory, host_memory, machine_oom_kills};
 pub use processes::Processes;
-pub use room::free_memory;
+pub use room::{free_memory, host_room};

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::host_memory;
-use crate::spec::Bytes;
+use crate::spec::{Bytes, memory::Room};
 
 /// Where Linux says what our cgroups are, and where they are mounted.
 const CGROUPS: &str = "/proc/self/cgroup";
@@ -43,6 +43,20 @@ pub fn free_memory() -> Option<Bytes> {
     Some(rooms.fold(available, Bytes::min))
 }
 
+/// Returns the host's memory as engines can be given it: no more than the cgroups that hold this process
+/// allow, and what of it is free. `None` if it is not known.
+pub fn host_room() -> Option<Room> {
+    let total = host_memory().total?;
+    let free = free_memory()?;
+    let own = fs::read_to_string(CGROUPS).unwrap_or_default();
+    let mounts = fs::read_to_string(MOUNTS).unwrap_or_default();
+    let limits = hierarchies(&own, &mounts).into_iter().filter_map(|(mount, leaf, files)| {
+        let up = leaf.ancestors().take_while(|path| path.starts_with(&mount));
+        up.filter_map(|path| number_in(&path.join(files.limit))).min()
+    });
+    Some(Room { total: limits.map(Bytes).fold(total, Bytes::min), free })
+}
+
 /// Finds the mount and our own directory in each hierarchy that limits memory.
 fn hierarchies(own: &str, mounts: &str) -> Vec<(PathBuf, PathBuf, &'static Files)> {
     let of_line = |line: &str| {
@@ -75,8 +89,12 @@ fn mounted<'a>(mounts: &'a str, kind: &str, controller: &str) -> Option<(&'a str
     })
 }
 
+fn number_in(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
 fn room_of(path: &Path, files: &Files) -> Option<Bytes> {
-    let number = |name| fs::read_to_string(path.join(name)).ok()?.trim().parse::<u64>().ok();
+    let number = |name| number_in(&path.join(name));
     // `max` is no number, and no limit.
     let (limit, usage) = (number(files.limit)?, number(files.usage)?);
     let statistics = fs::read_to_string(path.join("memory.stat")).unwrap_or_default();

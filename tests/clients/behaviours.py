@@ -8,8 +8,8 @@ import json
 import re
 import signal
 
-# Tokens of an answer; a tool's call and JSON need room.
-SHORT, FORMED, LONG = 8, 96, 40
+# Tokens of an answer; a tool's call and JSON need room, and mlx takes seconds for one on a CPU.
+TINY, SHORT, FORMED, LONG = 3, 8, 96, 40
 # How long an engine may go on once its client has left.
 LEAVING = 10
 
@@ -139,8 +139,8 @@ TABLE = [
     ("worker-embeddings", "embeddings, candle worker", asks("embed", "worker"), EMBEDDED),
     ("worker-tools", "tools, candle worker", asks("tools", "worker", FORMED), TOLD),
     ("worker-schema", "JSON schema, candle worker", asks("schema", "worker", FORMED), TOLD),
-    ("mlx-plain", "plain, mlx_lm.server", asks("plain", "mlx"), ANSWERED),
-    ("mlx-stream", "stream, mlx_lm.server", asks("stream", "mlx"), ANSWERED),
+    ("mlx-plain", "plain, mlx_lm.server", asks("plain", "mlx", TINY), ANSWERED),
+    ("mlx-stream", "stream, mlx_lm.server", asks("stream", "mlx", TINY), ANSWERED),
     ("cold", "cold start", cold, ANSWERED),
     ("killed-before", "engine killed before the first byte", killed_before, ANSWERED),
     ("killed-midway", "engine killed in mid-stream", killed_midway, BROKEN),

@@ -26,7 +26,7 @@ from relay import Relay
 SDK = pathlib.Path(__file__).resolve().parent.parent / "sdk"
 PR_SET_CHILD_SUBREAPER = 36
 # Longer than any client waits for anything here.
-PATIENCE = 150
+PATIENCE = 280
 
 
 class Stage:

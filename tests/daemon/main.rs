@@ -22,6 +22,7 @@ mod fall_through;
 mod faults;
 mod hangs;
 mod ladder;
+mod orders;
 #[cfg(feature = "worker")]
 mod real;
 mod restarts;

@@ -16,6 +16,7 @@ mod engine;
 mod fall_through;
 mod flights;
 mod holding;
+mod limits;
 mod models;
 mod ollama;
 mod params;

@@ -111,6 +111,7 @@ impl World {
             byte_relay,
             lanes: Lanes::default(),
             clock: || 0,
+            control: None,
             fall_through: below(address).map(Arc::new),
         };
         let mut server = JoinSet::new();

@@ -77,6 +77,7 @@ fn line<'a>(
         model: Some(Path::new("/models/a.gguf")),
         mmproj: None,
         pooling: None,
+        facts: None,
         flags: &FLAGS,
         layers: None,
         cores: CoreShare { machine: Machine { cores: 8, has_gpu: false }, threads: 3 },

@@ -10,12 +10,13 @@ use super::{
     product,
 };
 use crate::{
-    engine::launch,
+    engine::{EngineKind, Flags, launch},
     spec::{
         Bytes,
+        ladder::{CacheType, Rung},
         memory::Basis,
         model::{ModelFacts, Place, WeightKind},
-        profile::Capability,
+        profile::{Capability, Profile},
     },
 };
 
@@ -40,6 +41,8 @@ const DRIVER_ON_HOST: u64 = 192 << 20;
 struct Settings {
     layout: Layout,
     graph: Graph,
+    /// Positions whose logits are kept at once, in host memory.
+    outputs: u64,
     /// Layers on GPUs, from the last one back.
     gpu_layers: u64,
     /// The output is on a GPU too.
@@ -63,8 +66,9 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
     let cache = cache_of(0, layers);
     let on_gpu = if settings.is_cache_on_gpu { cache_of(first_on_gpu, layers) } else { 0 };
     let buffer = compute::buffer(facts, &settings.layout, &settings.graph);
-    let outputs =
-        product([settings.graph.outputs.max(settings.layout.sequences), facts.vocabulary, 4]);
+    let width = facts.number("embedding_length").unwrap_or_default();
+    let row = facts.vocabulary.saturating_add(width);
+    let outputs = product([settings.outputs, row, 4]);
     let is_on_gpu = |kind: &WeightKind| match kind.place {
         Place::Input => false,
         Place::Layer(layer) => u64::from(layer) >= first_on_gpu,
@@ -111,32 +115,45 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
 }
 
 /// How much the parts of llama-server may take that grow as it is used: the prompt cache, in MiB, and
-/// the number of checkpoints. Each may take as much again as the cache itself.
-pub(in crate::engine) fn limits(input: &NeedInput<'_>, facts: &ModelFacts) -> (u64, u64) {
-    let profile = &input.rung.apply(input.profile);
-    let layout = layout(&NeedInput { profile, ..*input }, facts);
+/// the number of checkpoints, where the model has need of any. Each may take as much again as the cache
+/// itself.
+pub(in crate::engine) fn limits(
+    kind: EngineKind,
+    (profile, rung): (&Profile, &Rung),
+    flags: &Flags,
+    facts: &ModelFacts,
+) -> (u64, Option<u64>) {
+    let profile = &rung.apply(profile);
+    let layout = layout(kind, (profile, rung), flags, facts);
     let cache = (0..cache::layers(facts))
         .fold(0, |sum: u64, layer| sum.saturating_add(cache::bytes_of(facts, layer, &layout)));
     let checkpoint = product([cache::checkpoint(facts, &layout), layout.sequences]);
-    let checkpoints = cache.checked_div(checkpoint).unwrap_or(CHECKPOINTS).clamp(2, CHECKPOINTS);
-    (cache.clamp(64 << 20, PROMPTS).div_ceil(1 << 20), checkpoints)
+    let checkpoints = cache.checked_div(checkpoint).map(|fit| fit.clamp(2, CHECKPOINTS));
+    (cache.clamp(16 << 20, PROMPTS).div_ceil(1 << 20), checkpoints)
 }
 
 fn settings(input: &NeedInput<'_>, facts: &ModelFacts) -> Settings {
     let arguments = Arguments(&input.profile.args);
-    let layout = layout(input, facts);
+    let rung = (input.profile, input.rung);
+    let layout = layout(input.kind, rung, input.flags, facts);
     let batch = arguments.number(&["--batch-size", "-b"]).unwrap_or(BATCH);
+    // A chat model that may embed as well reserves buffers for it, and touches them when it is asked to.
+    let embeds = [Capability::Embed, Capability::Rerank];
     let is_embedding = arguments.has(&["--embeddings", "--embedding"])
-        || input.profile.may(Capability::Rerank)
-        || input.profile.offers(Capability::Embed);
-    let outputs = if is_embedding { batch.min(layout.batch) } else { layout.sequences };
+        || embeds.iter().any(|one| input.profile.capabilities.contains(one));
+    let may_embed = input.profile.offers(Capability::Embed);
+    let outputs = if is_embedding {
+        batch.min(product([layout.batch, layout.sequences]))
+    } else {
+        layout.sequences
+    };
     let asked = arguments
         .number(&["--n-gpu-layers", "--gpu-layers", "-ngl"])
         .or(input.profile.gpu_layers.map(u64::from));
     let layers = facts.number("block_count").unwrap_or_default();
     let asked = if input.has_gpu { asked.unwrap_or(u64::MAX) } else { 0 };
     let is_flash_off = matches!(arguments.value(&["--flash-attn", "-fa"]), Some("off" | "0"));
-    let (prompts, checkpoints) = limits(input, facts);
+    let (prompts, checkpoints) = limits(input.kind, rung, input.flags, facts);
     let prompts = match arguments.value(&["--cache-ram", "-cram"]) {
         Some(said) => said.parse().unwrap_or(PROMPTS >> 20),
         None if input.flags.names("--cache-ram") => prompts,
@@ -144,9 +161,14 @@ fn settings(input: &NeedInput<'_>, facts: &ModelFacts) -> Settings {
     };
     let has_checkpoints = input.flags.names("--ctx-checkpoints");
     Settings {
+        outputs,
         graph: Graph {
             batch: layout.batch,
-            outputs,
+            outputs: if is_embedding || (may_embed && asked > 0) {
+                layout.batch
+            } else {
+                layout.sequences
+            },
             has_flash_attention: !is_flash_off,
             has_output: true,
         },
@@ -158,26 +180,31 @@ fn settings(input: &NeedInput<'_>, facts: &ModelFacts) -> Settings {
         prompts: product([prompts, 1 << 20]),
         checkpoints: arguments
             .number(&["--ctx-checkpoints", "-ctxcp", "--swa-checkpoints"])
-            .unwrap_or(if has_checkpoints { checkpoints } else { 0 }),
+            .or(checkpoints.filter(|_| has_checkpoints))
+            .unwrap_or_default(),
     }
 }
 
 /// Source: `llama_context::llama_context`.
-fn layout(input: &NeedInput<'_>, facts: &ModelFacts) -> Layout {
-    let profile = input.profile;
+fn layout(
+    kind: EngineKind,
+    (profile, rung): (&Profile, &Rung),
+    flags: &Flags,
+    facts: &ModelFacts,
+) -> Layout {
     let arguments = Arguments(&profile.args);
-    let sequences = u64::from(launch::parallel(profile, input.kind)).max(1);
+    let sequences = u64::from(launch::parallel(profile, kind)).max(1);
     let trained = facts.number("context_length").unwrap_or_default();
     let said = profile.context.map(|context| product([context.into(), sequences]));
     let context = arguments.number(&["--ctx-size", "-c"]).or(said).filter(|context| *context > 0);
     let is_shared = arguments.has(&["--kv-unified", "-kvu"])
-        || (profile.context.is_none() && input.flags.names("--kv-unified"));
+        || (profile.context.is_none() && flags.names("--kv-unified"));
     let context = context.unwrap_or(trained).next_multiple_of(cache::STEP);
     let streams = if is_shared { 1 } else { sequences };
     let small = arguments.number(&["--ubatch-size", "-ub"]).unwrap_or(SMALL_BATCH);
     let batch = arguments.number(&["--batch-size", "-b"]).unwrap_or(BATCH);
     let stored = |options: &[&str]| {
-        let said = arguments.value(options).or(input.rung.cache_type.map(|cache| cache.as_str()));
+        let said = arguments.value(options).or(rung.cache_type.map(CacheType::as_str));
         said.and_then(Stored::named).unwrap_or(Stored::F16)
     };
     Layout {

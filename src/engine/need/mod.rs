@@ -40,8 +40,6 @@ pub struct NeedInput<'a> {
     pub files: Option<Bytes>,
     /// What the projector beside it takes on the disk.
     pub projector: Option<Bytes>,
-    /// With how many threads the engine computes.
-    pub threads: u32,
     /// Whether the machine has a GPU that the engine can use.
     pub has_gpu: bool,
 }

@@ -3,13 +3,13 @@
 //! A head is taken where every part of it is plain; nothing here refuses. Who is not sure leaves the
 //! request to hyper, which reads it anew.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, time::Duration};
 
 use hyper::header::HeaderValue;
 
 use super::super::{
     Client,
-    access::Caller,
+    access::{Asker, Caller},
     forward::silence_of,
     serve::{is_request_id, new_request_id},
     surface::{self, Intake, Work},
@@ -44,8 +44,8 @@ pub(super) struct Asking {
     pub(super) forward: Vec<u8>,
     pub(super) request_id: HeaderValue,
     pub(super) agent: Option<HeaderValue>,
-    /// The name of its key.
-    pub(super) key: Option<Arc<str>>,
+    /// Its key.
+    pub(super) caller: Option<Caller>,
     /// How long the client hears nothing at most.
     pub(super) silence: Duration,
 }
@@ -123,10 +123,10 @@ fn sure(request: &httparse::Request<'_, '_>, head: usize, client: &Client) -> Op
     if !access.origins.is_empty() || !access.is_host(gathered.host?, client.local) {
         return None;
     }
-    let key = match access.caller_of((gathered.authorization, gathered.x_api_key)) {
-        Caller::Anybody => None,
-        Caller::Known(name) => Some(name),
-        Caller::Unknown => return None,
+    let caller = match access.asker((gathered.authorization, gathered.x_api_key)) {
+        Asker::Anybody => None,
+        Asker::Known(caller) => Some(caller),
+        Asker::Nobody => return None,
     };
     let length = gathered.length.filter(|length| *length <= client.shared.limits.max_body)?;
     let theirs = gathered.request_id.filter(|id| is_request_id(id));
@@ -143,7 +143,7 @@ fn sure(request: &httparse::Request<'_, '_>, head: usize, client: &Client) -> Op
         forward,
         request_id,
         agent: gathered.agent.and_then(|agent| HeaderValue::from_bytes(agent).ok()),
-        key,
+        caller,
         silence: silence_of(&client.shared.limits, gathered.read_timeout),
     })
 }

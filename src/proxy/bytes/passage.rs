@@ -141,8 +141,8 @@ impl Passage<'_, '_> {
                 }
                 Heard::Failed(fault) => return self.failed(fault).await,
                 Heard::Cancelled => {
-                    self.way.flight.end(Outcome::Cancelled);
-                    return self.refuse(&Fault::cancelled()).await;
+                    let fault = self.way.flight.end_cancelled();
+                    return self.refuse(&fault).await;
                 }
                 Heard::Gone => return Served::Over,
             }
@@ -393,7 +393,7 @@ impl Passage<'_, '_> {
                     return self.break_off(&body, if was_cut { CUT } else { DIED }).await;
                 }
                 Event::Cancelled => {
-                    self.way.flight.end(Outcome::Cancelled);
+                    drop(self.way.flight.end_cancelled());
                     return self.break_off(&body, CANCELLED).await;
                 }
                 Event::Gone => return Served::Over,
@@ -440,7 +440,7 @@ impl Passage<'_, '_> {
         self.way.flight.end(Outcome::Broken);
         let slot = self.gate.slot();
         let fault = match self.gate.ending() {
-            _ if what == CANCELLED => Fault::cancelled(),
+            _ if what == CANCELLED => self.way.flight.end_cancelled(),
             None if what == UNFINISHED => Fault::engine_misbehaved(slot, what),
             Some(_) | None => Fault::engine_died(slot, what),
         };

@@ -11,6 +11,7 @@ use super::{
     super::{
         Client,
         body::rename_model,
+        depth,
         flight::{Flight, Sender},
         gate::Lease,
         record::Fingerprint,
@@ -45,6 +46,7 @@ pub(super) fn find(client: &Client, asking: &Asking, body: &[u8]) -> Option<Way>
     if body.trim_ascii_start().first() != Some(&b'{') {
         return None;
     }
+    depth::check(body).ok()?;
     let peek: Peek<'_> = serde_json::from_slice(body).ok()?;
     let is_stream = peek.stream.is_some_and(|stream| stream.get() == "true");
     let (shared, work) = (&client.shared, asking.work);
@@ -67,13 +69,16 @@ pub(super) fn find(client: &Client, asking: &Asking, body: &[u8]) -> Option<Way>
     if gate.is_guilty(request) {
         return None;
     }
+    // The turn goes back by itself if there is no seat.
+    let turn = shared.access.free_turn(asking.caller.as_ref()).ok()?;
     let lease = gate.try_lease(request)?;
     let sender = Sender {
         peer: client.peer,
         agent: asking.agent.clone(),
         request_id: Some(asking.request_id.clone()),
-        key: asking.key.clone(),
+        key: asking.caller.as_ref().map(|caller| Arc::clone(&caller.name)),
         lane: wishes.lane,
+        _turn: turn,
     };
     let flight = shared.flights.begin(gate.slot(), wishes.on_client_gone, sender);
     flight.serve(gate.slot());

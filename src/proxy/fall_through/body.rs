@@ -79,8 +79,8 @@ impl Passed {
 
     fn poll_flowing(&mut self, mut incoming: Incoming, context: &mut Context<'_>) -> Poll<Item> {
         if self.flight.poll_cancelled(context).is_ready() {
-            self.flight.end(Outcome::Cancelled);
-            return self.break_off(&Fault::cancelled(), context);
+            let fault = self.flight.end_cancelled();
+            return self.break_off(&fault, context);
         }
         if self.deadline.as_mut().poll(context).is_ready() {
             return self.break_off(&too_slow(self.timeout), context);

@@ -43,7 +43,7 @@ use super::{
     dialect::Dialect,
     exchange::{copy_headers, keep_headers},
     flight::{Flight, Stage},
-    forward::{lane, sender},
+    forward::sender,
     listing,
     meters::Outcome,
     normalise,
@@ -53,7 +53,10 @@ use super::{
 };
 use crate::{
     config::daemon::{FallThrough as Setting, Scheme},
-    spec::{SlotName, requests::OnClientGone},
+    spec::{
+        SlotName,
+        requests::{Lane, OnClientGone},
+    },
 };
 
 /// How often a request may have fallen through before: two that point at each other would go on for
@@ -204,18 +207,16 @@ pub(super) async fn pass(
     asked: Asked,
 ) -> (Option<SlotName>, Response<Body>) {
     let name = name();
-    let lane = match lane(&head.headers) {
-        Ok(lane) => lane.unwrap_or_default(),
+    let sender = match sender(client, &head, Lane::default()) {
+        Ok(sender) => sender,
         Err(fault) => return (None, fault.response_in(form.dialect)),
     };
-    let sender = sender(client, &head, lane);
     let flight = client.shared.flights.begin(&name, OnClientGone::Cancel, sender);
     flight.enter(Stage::Waiting);
     let answered = tokio::select! {
         biased;
         () = flight.cancelled() => {
-            flight.end(Outcome::Cancelled);
-            Err(Fault::cancelled())
+            Err(flight.end_cancelled())
         }
         answered = ask(client, &head, (form, &asked), &flight) => answered,
     };

@@ -51,6 +51,14 @@ impl Lease {
         self.gate.suspects.clear(self.request);
     }
 
+    /// Notes that a connection that was taken over has ended. How long it was says nothing of how long
+    /// the next request takes.
+    pub(in crate::proxy) fn note_session(&mut self) {
+        self.outcome = Outcome::Answered;
+        self.gate.record.note_answer();
+        self.gate.suspects.clear(self.request);
+    }
+
     /// Notes that the engine broke the exchange off, and perhaps itself.
     pub(in crate::proxy) fn note_break(&mut self) {
         self.note_failure();

@@ -1,0 +1,231 @@
+//! The same for people.
+
+use std::fmt::Write as _;
+
+use super::answer::{Answer, Fits, RungObject};
+use crate::{
+    cli::{
+        table::{Cell, Column, Keep, render},
+        text::{Paint, Tone},
+    },
+    spec::{Bytes, memory::Basis},
+};
+
+const RUNGS: [Column; 4] = [
+    Column { title: "RUNG", keep: Keep::Always },
+    Column { title: "RAM", keep: Keep::Always },
+    Column { title: "GPU", keep: Keep::Always },
+    Column { title: "FITS", keep: Keep::Always },
+];
+
+pub(super) fn shown(answer: &Answer) -> String {
+    let mut text = String::new();
+    let name = answer.slot.as_ref().map(ToString::to_string);
+    let model = answer.model.clone().unwrap_or_else(|| "no model".to_owned());
+    let heading = match name {
+        Some(slot) => format!("{slot}: {model} on {}", answer.engine),
+        None => format!("{model} on {}", answer.engine),
+    };
+    let mut line = |words: String| writeln!(text, "{words}").is_ok();
+    line(heading);
+    line(basis(answer.basis).to_owned());
+    if answer.basis != Basis::Unknown {
+        for part in parts(answer) {
+            line(part);
+        }
+    }
+    line(String::new());
+    let rows: Vec<[Cell; 4]> = answer.rungs.iter().map(row).collect();
+    text.push_str(&render(&RUNGS, &rows, None, Paint::for_stdout()));
+    text.push('\n');
+    text.push_str(&free(answer));
+    text
+}
+
+fn parts(answer: &Answer) -> Vec<String> {
+    let host = &answer.host;
+    let on_gpu = |bytes: Option<Bytes>| bytes.map(|bytes| bytes.to_string()).unwrap_or_default();
+    let gpu = answer.gpu.as_ref();
+    let lines = [
+        ("weights", host.weights_bytes, gpu.map(|gpu| gpu.weights_bytes)),
+        ("cache", host.cache_bytes, gpu.map(|gpu| gpu.cache_bytes)),
+        ("kept prompts", host.prompts_bytes, None),
+        ("computing", host.compute_bytes, gpu.map(|gpu| gpu.compute_bytes_each)),
+        ("the rest", host.rest_bytes, gpu.map(|gpu| gpu.context_bytes_each)),
+        ("sum", host.sum_bytes, gpu.map(|gpu| gpu.sum_bytes)),
+    ];
+    let heading = gpu.map(|_| format!("  {:14}{:>10}{:>10}", "", "RAM", "GPU"));
+    let lines = lines.into_iter().filter(|(_, host, gpu)| host.0 > 0 || gpu.is_some()).map(
+        |(name, bytes, gpu)| {
+            let line = format!("  {name:14}{:>10}{:>10}", bytes.to_string(), on_gpu(gpu));
+            line.trim_end().to_owned()
+        },
+    );
+    heading.into_iter().chain(lines).collect()
+}
+
+fn basis(basis: Basis) -> &'static str {
+    match basis {
+        Basis::Unknown => "nothing is known of what it takes: it is measured while it runs",
+        Basis::Files => "by the size of its file alone:",
+        Basis::Header => "by the header of its file, once its caches are full:",
+        Basis::Measured => "by the most it took before:",
+        Basis::Profile => "by its profile:",
+    }
+}
+
+fn row(rung: &RungObject) -> [Cell; 4] {
+    let known = rung.host_bytes.0 > 0;
+    let (word, tone) = match rung.fits {
+        Fits::Yes => ("yes", Tone::Good),
+        Fits::No => ("no", Tone::Bad),
+        Fits::Unknown => ("not known", Tone::Quiet),
+    };
+    [
+        Cell::from(rung.name.clone()),
+        Cell::from(known.then(|| rung.host_bytes.to_string())),
+        Cell::from(rung.gpu_bytes.map(|bytes| bytes.to_string())),
+        Cell { tone, ..Cell::from(word.to_owned()) },
+    ]
+}
+
+fn free(answer: &Answer) -> String {
+    let (Some(free), Some(total)) = (answer.free_bytes, answer.total_bytes) else {
+        return "how much memory is free is not known\n".to_owned();
+    };
+    let mut text = format!("{free} of {total} are free");
+    let is_short = answer.rungs.first().is_some_and(|rung| rung.fits == Fits::No);
+    let going: Vec<String> =
+        answer.would_make_room.iter().map(|slot| format!("`{slot}`")).collect();
+    if is_short {
+        let end = match answer.rungs.iter().find(|rung| rung.fits == Fits::Yes) {
+            Some(rung) => format!("; the rung `{}` fits", rung.name),
+            None => "; no rung fits".to_owned(),
+        };
+        text.push_str(&end);
+    }
+    if !going.is_empty() {
+        let words = format!("; unloading {} would make room for the first", going.join(" and "));
+        text.push_str(&words);
+    }
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use insta::assert_snapshot;
+
+    use super::*;
+    use crate::{
+        cli::fit::answer::{GpuObject, HostObject},
+        engine::{EngineKind, GpuParts, HostParts},
+    };
+
+    fn mebibytes(count: u64) -> Bytes {
+        Bytes(count << 20)
+    }
+
+    fn rung(name: &str, host: u64, gpu: Option<u64>, fits: Fits) -> RungObject {
+        let gpu_bytes = gpu.map(mebibytes);
+        RungObject { name: name.to_owned(), host_bytes: mebibytes(host), gpu_bytes, fits }
+    }
+
+    fn answer() -> Answer {
+        let host = HostParts {
+            weights: mebibytes(92),
+            cache: mebibytes(180),
+            prompts: mebibytes(180),
+            compute: mebibytes(24),
+            rest: mebibytes(40),
+        };
+        Answer {
+            slot: Some("chat".parse().unwrap()),
+            model: Some("/models/SmolLM2.gguf".to_owned()),
+            engine: EngineKind::LlamaServer,
+            basis: Basis::Header,
+            host: HostObject::of(&host),
+            gpu: None,
+            free_bytes: Some(mebibytes(480)),
+            total_bytes: Some(mebibytes(24_000)),
+            rungs: vec![
+                rung("as written", 516, None, Fits::No),
+                rung("q8_0 cache", 420, None, Fits::Yes),
+            ],
+            would_make_room: vec!["embed".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn a_slot_that_does_not_fit_is_told_with_the_rung_that_does_and_with_what_would_go() {
+        assert_snapshot!(shown(&answer()), @r"
+        chat: /models/SmolLM2.gguf on llama-server
+        by the header of its file, once its caches are full:
+          weights           92 MiB
+          cache            180 MiB
+          kept prompts     180 MiB
+          computing         24 MiB
+          the rest          40 MiB
+          sum              516 MiB
+
+        RUNG        RAM      GPU  FITS
+        as written  516 MiB  -    no
+        q8_0 cache  420 MiB  -    yes
+
+        480 MiB of 23 GiB are free; the rung `q8_0 cache` fits; unloading `embed` would make room for the first
+        ");
+    }
+
+    #[test]
+    fn two_pools_stand_side_by_side() {
+        let gpu = GpuParts {
+            weights: mebibytes(4200),
+            cache: mebibytes(1024),
+            compute: mebibytes(300),
+            context: mebibytes(512),
+        };
+        let rungs = vec![rung("as written", 700, Some(6036), Fits::Unknown)];
+        let answer = Answer {
+            slot: None,
+            gpu: Some(GpuObject::of(&gpu)),
+            rungs,
+            would_make_room: Vec::new(),
+            ..answer()
+        };
+        assert_snapshot!(shown(&answer), @r"
+        /models/SmolLM2.gguf on llama-server
+        by the header of its file, once its caches are full:
+                               RAM       GPU
+          weights           92 MiB   4.1 GiB
+          cache            180 MiB   1.0 GiB
+          kept prompts     180 MiB
+          computing         24 MiB   300 MiB
+          the rest          40 MiB   512 MiB
+          sum              516 MiB   5.8 GiB
+
+        RUNG        RAM      GPU      FITS
+        as written  700 MiB  5.8 GiB  not known
+
+        480 MiB of 23 GiB are free
+        ");
+    }
+
+    #[test]
+    fn what_is_not_known_is_said() {
+        let unknown = Answer {
+            basis: Basis::Unknown,
+            rungs: vec![rung("as written", 0, None, Fits::Unknown)],
+            would_make_room: Vec::new(),
+            ..answer()
+        };
+        assert_snapshot!(shown(&unknown), @r"
+        chat: /models/SmolLM2.gguf on llama-server
+        nothing is known of what it takes: it is measured while it runs
+
+        RUNG        RAM  GPU  FITS
+        as written  -    -    not known
+
+        480 MiB of 23 GiB are free
+        ");
+    }
+}
