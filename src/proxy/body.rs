@@ -18,7 +18,7 @@ use super::{depth, params, payload::Payload, reply::Fault};
 use crate::spec::params::Params;
 
 /// How long a client may pause within a body.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long a body of somebody who is turned away is read.
 const LONGEST_DISCARD: Duration = Duration::from_secs(5);
 /// How much of a body over the limit is read and thrown away, as a multiple of the limit: a client
@@ -190,7 +190,7 @@ pub(super) fn named_model(bytes: &[u8]) -> Option<String> {
 
 /// Puts `name` in the place of the top-level `model`, and leaves every other byte as it came. `None`
 /// if there is no `model`.
-fn rename_model(bytes: &Bytes, name: &str) -> Option<Bytes> {
+pub(super) fn rename_model(bytes: &Bytes, name: &str) -> Option<Bytes> {
     #[derive(Deserialize)]
     struct Raw<'a> {
         #[serde(borrow)]

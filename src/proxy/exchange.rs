@@ -1,7 +1,10 @@
 //! One exchange with an engine: the request rebuilt, sent once, and once more if its engine died
 //! before it had said anything.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use hyper::{
@@ -32,8 +35,8 @@ const NEWS_OF_DEATH: Duration = Duration::from_secs(2);
 /// How often a request may find its slot gone again before it is turned away.
 const ROUNDS: usize = 8;
 /// The most of an engine's refusal that is read, and how long that may take.
-const REFUSAL_BYTES: usize = 64 << 10;
-const REFUSAL_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const REFUSAL_BYTES: usize = 64 << 10;
+pub(super) const REFUSAL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A request as it will be sent, as often as it has to be.
 #[derive(Clone, Debug)]
@@ -93,7 +96,7 @@ async fn reach_engine(client: Arc<Client>, order: Order) -> Result<Answer, Fault
         // No engine is loaded only to be spared.
         return Err(Fault::poison(&order.candidates.first));
     }
-    let mut may_try_again = true;
+    let mut may_try_again = !client.has_tried.swap(false, Ordering::Relaxed);
     loop {
         let mut lease = turn(shared, &order).await?;
         let slot = lease.gate().slot().clone();
@@ -242,10 +245,7 @@ async fn accepted(mut answer: Answer, (order, slot): (&Order, &SlotName)) -> Res
         return Ok(answer);
     }
     let (status, mut headers) = (answer.status, HeaderMap::new());
-    // What it cannot do at all, or not yet, says nothing of what it can.
-    let says_little =
-        matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE);
-    if status.is_server_error() && !says_little {
+    if status.is_server_error() && !says_little(status) {
         answer.note_failure();
     }
     if order.refusals == Refusals::AsTheyAre {
@@ -260,6 +260,11 @@ async fn accepted(mut answer: Answer, (order, slot): (&Order, &SlotName)) -> Res
             Err(Fault::engine_died(slot, "broke off while it refused the request"))
         }
     }
+}
+
+/// What an engine cannot do at all, or not yet, says nothing of what it can.
+pub(super) fn says_little(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE)
 }
 
 /// Passes an engine's headers on, but for those about its connection, its name, its cookies and what

@@ -7,14 +7,13 @@ use std::{
     future::poll_fn,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use futures_util::task::AtomicWaker;
 use hyper::{StatusCode, header::HeaderValue};
 use tokio::time::Instant;
@@ -82,7 +81,7 @@ pub(super) struct Sender {
 pub(super) struct Flight {
     pub(super) id: u64,
     /// The slot that serves it, or the one that speaks for those that may, and its counters.
-    served: ArcSwap<(SlotName, Arc<Meters>)>,
+    served: Mutex<(SlotName, Arc<Meters>)>,
     pub(super) sender: Sender,
     pub(super) on_client_gone: OnClientGone,
     pub(super) began: Instant,
@@ -108,6 +107,8 @@ pub(super) struct Flight {
     /// It was cancelled because it took too long.
     is_late: AtomicBool,
     is_abandoned: AtomicBool,
+    /// Another flight has taken its place: it is not counted.
+    is_handed_on: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -124,7 +125,7 @@ impl Flight {
         let zero = || AtomicU64::new(0);
         Self {
             id,
-            served: ArcSwap::from_pointee(served),
+            served: Mutex::new(served),
             sender,
             on_client_gone,
             began: Instant::now(),
@@ -145,21 +146,28 @@ impl Flight {
             is_cancelled: AtomicBool::new(false),
             is_late: AtomicBool::new(false),
             is_abandoned: AtomicBool::new(false),
+            is_handed_on: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         }
     }
 
     /// Returns the slot that serves it, or the one that speaks for those that may.
     pub(super) fn slot(&self) -> SlotName {
-        self.served.load().0.clone()
+        self.served().0.clone()
+    }
+
+    fn served(&self) -> MutexGuard<'_, (SlotName, Arc<Meters>)> {
+        // A panic elsewhere cannot leave it half changed: each use is one call.
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that an engine of this slot has it now.
     pub(super) fn serve(&self, slot: &SlotName) {
-        if self.served.load().0 != *slot {
-            let meters = self.flights.meters(slot);
-            self.served.store(Arc::new((slot.clone(), meters)));
+        let mut served = self.served();
+        if served.0 != *slot {
+            *served = (slot.clone(), self.flights.meters(slot));
         }
+        drop(served);
         self.enter(Stage::Waiting);
     }
 
@@ -290,6 +298,11 @@ impl Flight {
         self.flights.go_on(rest);
     }
 
+    /// Lets another flight take its place: what becomes of the request is counted there.
+    pub(super) fn hand_on(&self) {
+        self.is_handed_on.store(true, Ordering::Relaxed);
+    }
+
     /// Tells whether the engine goes on when the client leaves.
     pub(super) fn drains(&self) -> bool {
         self.on_client_gone == OnClientGone::Drain && !self.is_cancelled.load(Ordering::Acquire)
@@ -329,7 +342,7 @@ impl Flight {
         info!(
             target: "slotd::access",
             request_id,
-            slot = %self.served.load().0,
+            slot = %self.served().0,
             peer = %self.sender.peer,
             agent,
             key = self.sender.key.as_deref(),
@@ -352,8 +365,11 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.flights.forget(self.id);
+        if self.is_handed_on.load(Ordering::Relaxed) {
+            return;
+        }
         let tally = self.tally();
-        self.served.load().1.count(&tally);
+        self.served().1.count(&tally);
         if self.flights.has_access_log() {
             self.log(&tally);
         }

@@ -227,9 +227,14 @@ fn fingerprint(asked: &Asked, target: &Target) -> Fingerprint {
 /// How long the client hears nothing at most: our limit, or a little less than what it says it
 /// waits.
 pub(super) fn silence(limits: &Limits, headers: &HeaderMap) -> Duration {
-    let theirs = headers
-        .get("x-stainless-read-timeout")
-        .and_then(|value| value.to_str().ok()?.parse::<f64>().ok())
+    let theirs = headers.get("x-stainless-read-timeout").and_then(|value| value.to_str().ok());
+    silence_of(limits, theirs)
+}
+
+/// The same, by what a client says of how many seconds it waits.
+pub(super) fn silence_of(limits: &Limits, theirs: Option<&str>) -> Duration {
+    let theirs = theirs
+        .and_then(|seconds| seconds.parse::<f64>().ok())
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
         .map(|theirs| theirs.saturating_sub(BEFORE_DEADLINE).max(Duration::from_secs(1)));
     theirs.map_or(limits.silence, |theirs| theirs.min(limits.silence))

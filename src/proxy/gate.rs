@@ -160,6 +160,13 @@ impl Gate {
         Ok(Lease::new(gate, seat, request))
     }
 
+    /// Takes a seat if one is free, and nobody has to wait.
+    pub(super) fn try_lease(self: &Arc<Self>, request: Fingerprint) -> Option<Lease> {
+        let seat = self.seats.try_take().ok().flatten()?;
+        self.touch();
+        Some(Lease::new(Arc::clone(self), seat, request))
+    }
+
     async fn wait_for_seat(&self, lane: Lane, patience: Duration) -> Result<Seat, GateRefusal> {
         let _place = Place::take(self)?;
         match timeout(patience, self.seats.take(lane)).await {

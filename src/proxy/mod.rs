@@ -14,7 +14,9 @@ mod access;
 mod affinity;
 mod answer;
 mod body;
+mod bytes;
 mod control;
+mod cores;
 mod depth;
 mod dialect;
 mod engine_metrics;
@@ -61,7 +63,7 @@ mod usage;
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -70,6 +72,7 @@ use arc_swap::ArcSwap;
 pub use self::{
     access::{Access, Turns},
     control::Control,
+    cores::{Cores, Lanes},
     fall_through::FallThrough,
     flight::Stage,
     flights::{AccessLog, FlightView, Flights},
@@ -107,6 +110,22 @@ pub struct Shared {
     pub fall_through: Option<Arc<FallThrough>>,
     /// Who answers the orders of admin keys.
     pub control: Option<Control>,
+    /// Whether plain requests of the hot paths are passed on as bytes; the others are in any case hyper's.
+    pub byte_relay: ByteRelay,
+    /// Where connections are served.
+    pub lanes: Lanes,
+    /// Answers say when they were made.
+    pub clock: WallClock,
+}
+
+/// Whether plain requests of the hot paths are passed on as bytes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum ByteRelay {
+    /// They are.
+    #[default]
+    On,
+    /// They go the way of every other.
+    Off,
 }
 
 /// One connection of a client.
@@ -119,6 +138,8 @@ struct Client {
     local: Option<IpAddr>,
     /// What is spoken there.
     api: listeners::Api,
+    /// The request that is asked next was tried once already.
+    has_tried: AtomicBool,
     /// What becomes of the connection once the present answer is written.
     tunnel: Mutex<Option<Box<tunnel::Tunnel>>>,
 }

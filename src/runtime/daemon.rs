@@ -38,8 +38,8 @@ use crate::{
     mailbox::{self, Mailbox},
     process,
     proxy::{
-        self, AccessLog, Control, FlightView, Flights, Limits, Listeners, OllamaListener, Phase,
-        RouteTable, Shared,
+        self, AccessLog, ByteRelay, Control, Cores, FlightView, Flights, Limits, Listeners,
+        OllamaListener, Phase, RouteTable, Shared,
     },
     spec::SlotName,
     store::{Remembered, StateDir},
@@ -61,6 +61,8 @@ pub(super) struct Daemon {
     pub(super) addresses: Addresses,
     pub(super) doors: Doors,
     pub(super) next: Next,
+    /// Threads of the endpoint's connections; they outlive those.
+    pub(super) cores: Cores,
 }
 
 /// How a daemon ended.
@@ -219,6 +221,9 @@ impl Daemon {
             access: self.doors.access(settings),
             choices: Arc::default(),
             flights: Flights::new(access_log),
+            byte_relay: if settings.byte_relay { ByteRelay::On } else { ByteRelay::Off },
+            lanes: self.cores.lanes(),
+            clock: clock::unix_ms,
             fall_through: self.doors.fall_through(),
             control: None,
         }

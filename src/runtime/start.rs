@@ -28,7 +28,9 @@ use crate::{
     models::{Checks, Places, hub_cache_dir},
     process::{
         Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault, give_back_cgroup,
+        raise_file_limit,
     },
+    proxy::Cores,
     sensor,
     store::{OpenFault, StateDir},
 };
@@ -114,6 +116,7 @@ pub async fn run(
     mut settings: Settings,
     listening: impl FnOnce(Addresses),
 ) -> Result<(), StartFault> {
+    raise_file_limit();
     let clock = Clock::start();
     let signals = Signals::listen()?;
     let state = StateDir::open(&settings.state_dir, process::id())?;
@@ -145,6 +148,7 @@ pub async fn run(
         addresses,
         doors,
         next,
+        cores: Cores::start()?,
     };
     match daemon.run(sockets, listening).await? {
         Ending::Stop => {

@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod bytes;
 mod client;
 mod corpus;
 mod engine;

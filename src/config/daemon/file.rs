@@ -25,7 +25,7 @@ use super::{
 use crate::spec::Bytes;
 
 /// Every key, in the order that documents use.
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 21] = [
     "listen",
     "ollama_listen",
     "keys",
@@ -43,6 +43,7 @@ const KEYS: [&str; 20] = [
     "climb_after",
     "log_format",
     "access_log",
+    "byte_relay",
     "max_in_flight",
     "request_timeout",
     "fall_through",
@@ -92,6 +93,7 @@ pub(super) struct DaemonFile {
     pub(super) climb_after: Option<Duration>,
     pub(super) log_format: Option<LogFormat>,
     pub(super) access_log: Option<bool>,
+    pub(super) byte_relay: Option<bool>,
     pub(super) max_in_flight: Option<u32>,
     pub(super) request_timeout: Option<Duration>,
     pub(super) fall_through: Option<FallThrough>,
@@ -131,6 +133,7 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
         log_format: walk
             .take_choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         access_log: walk.take_flag("access_log"),
+        byte_relay: walk.take_flag("byte_relay"),
         max_in_flight: walk.take_number(
             "max_in_flight",
             &MAX_IN_FLIGHT,

@@ -95,6 +95,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Whether each request gets a line in the log.
     pub access_log: bool,
+    /// Whether plain requests of the hot paths are passed on as bytes.
+    pub byte_relay: bool,
     /// How many requests each key may have in flight whose own line does not say.
     pub max_in_flight: Option<u32>,
     /// How long a request may take, its answer included.
@@ -146,8 +148,6 @@ impl Settings {
         let runtime_dir = runtime_dir(&state_dir, given_state.is_some(), environment);
         let control = sockets::control(flags, &runtime_dir, environment, &mut faults);
         faults.extend(sockets::no_room_for_engines(&runtime_dir));
-        let mut model_dirs: Vec<PathBuf> = typed.model_dirs.iter().map(|dir| whole(dir)).collect();
-        model_dirs.push(cache_dir.join("models"));
         let settings = Self {
             file,
             listen: listen.or(typed.listen).unwrap_or(LISTEN),
@@ -160,8 +160,8 @@ impl Settings {
             state_dir,
             runtime_dir,
             control,
+            model_dirs: model_dirs(&typed.model_dirs, &cache_dir),
             cache_dir,
-            model_dirs,
             llama_server: typed.llama_server.map(|path| whole(&path)),
             home,
             queue_limit: typed.queue_limit.unwrap_or(256),
@@ -170,6 +170,7 @@ impl Settings {
             climb_after: typed.climb_after.unwrap_or(Duration::from_mins(10)),
             log_format: typed.log_format.unwrap_or(LogFormat::Text),
             access_log: typed.access_log.unwrap_or_default(),
+            byte_relay: typed.byte_relay.unwrap_or(true),
             max_in_flight: typed.max_in_flight,
             request_timeout: typed.request_timeout,
             fall_through: typed.fall_through.map(FallThrough::whole),
@@ -247,6 +248,12 @@ fn runtime_dir(state_dir: &Path, is_state_given: bool, environment: Environment<
         None if is_state_given => inside,    // (2)
         None => desktop().unwrap_or(inside), // (3) (4)
     }
+}
+
+/// The configured ones, then `models` in the cache.
+fn model_dirs(typed: &[PathBuf], cache_dir: &Path) -> Vec<PathBuf> {
+    let typed = typed.iter().map(|dir| whole(dir));
+    typed.chain([cache_dir.join("models")]).collect()
 }
 
 /// Makes a path absolute, without looking at the disk.

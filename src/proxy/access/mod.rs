@@ -41,6 +41,21 @@ pub(super) struct Caller {
     most: Option<u32>,
 }
 
+/// A key has as many requests in flight as it may.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NoTurn;
+
+/// Who asks models.
+#[derive(Clone, Debug)]
+pub(super) enum Asker {
+    /// Nobody is asked for a key.
+    Anybody,
+    /// The one with this key.
+    Known(Caller),
+    /// Somebody without the key that it takes.
+    Nobody,
+}
+
 /// What decides who may speak to the endpoint; the default is this machine alone, without keys.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
@@ -70,6 +85,30 @@ impl Access {
         site.check(request.uri(), request.headers())
     }
 
+    /// Tells whether a `Host` names this machine.
+    pub(super) fn is_host(&self, host: &str, local: Option<IpAddr>) -> bool {
+        Site { hosts: &self.hosts, origins: &self.origins, local }.is_ours(host)
+    }
+
+    /// Looks for the key of somebody who asks models, by the values of `authorization` and `x-api-key`.
+    pub(super) fn asker(
+        &self,
+        (authorization, x_api_key): (Option<&[u8]>, Option<&[u8]>),
+    ) -> Asker {
+        let keys = self.keys.load();
+        if **keys == Keys::Unasked {
+            return Asker::Anybody;
+        }
+        let shown = [authorization.and_then(bearer), x_api_key].into_iter().flatten();
+        let shown = shown.map(<[u8]>::trim_ascii).filter(|key| !key.is_empty());
+        let key = shown.filter_map(|key| keys.find(key)).find(|key| key.role == Role::Infer);
+        key.map_or(Asker::Nobody, |key| Asker::Known(self.known(key)))
+    }
+
+    fn known(&self, key: &Key) -> Caller {
+        Caller { name: key.name.as_str().into(), most: key.max_in_flight.or(self.max_in_flight) }
+    }
+
     /// Refuses requests whose key does not open their path. Returns the key.
     pub(super) fn caller<T>(&self, request: &Request<T>) -> Result<Option<Caller>, Fault> {
         let Some(role) = needed(request.method(), request.uri().path()) else { return Ok(None) };
@@ -84,13 +123,18 @@ impl Access {
         // A client may send what it always sends in one header, and the right key in another.
         let known: Vec<&Key> = shown.into_iter().filter_map(|key| keys.find(key)).collect();
         match (known.iter().find(|key| key.role == role), known.first()) {
-            (Some(key), _) => {
-                let most = key.max_in_flight.or(self.max_in_flight);
-                Ok(Some(Caller { name: key.name.as_str().into(), most }))
-            }
+            (Some(key), _) => Ok(Some(self.known(key))),
             (None, Some(key)) => Err(wrong_role(key, role)),
             (None, None) => Err(refused("invalid_api_key", role, "the key is not known here")),
         }
+    }
+
+    /// Counts a request of a key if there is a turn for it. Nothing is counted, nobody is refused if not.
+    pub(super) fn free_turn(&self, caller: Option<&Caller>) -> Result<Option<Arc<Turn>>, NoTurn> {
+        let Some((caller, most)) = caller.and_then(|caller| Some((caller, caller.most?))) else {
+            return Ok(None);
+        };
+        self.turns.try_take(&caller.name, most).map(Some).ok_or(NoTurn)
     }
 
     /// Counts a request of a key, until the turn is let go of.
@@ -131,12 +175,15 @@ pub(super) fn is_control(path: &str) -> bool {
     })
 }
 
+/// Returns the key in a value of `authorization`.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
+}
+
 /// Returns the keys that a request shows, one a header at most.
 fn presented(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
-    let bearer = headers.get(AUTHORIZATION).and_then(|value| {
-        let (scheme, key) = value.as_bytes().split_at_checked(7)?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
-    });
+    let bearer = headers.get(AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
     let plain = headers.get(X_API_KEY).map(HeaderValue::as_bytes);
     let keys = [bearer, plain, subprotocol_key(headers)].into_iter().flatten();
     keys.map(<[u8]>::trim_ascii).filter(|key| !key.is_empty())

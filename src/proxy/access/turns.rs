@@ -27,10 +27,24 @@ pub(in super::super) struct Turn {
 impl Turns {
     /// Takes one of `most` turns of a key; `None` if all are taken, which is counted.
     pub(in super::super) fn take(self: &Arc<Self>, key: &Arc<str>, most: u32) -> Option<Arc<Turn>> {
+        let turn = self.try_take(key, most);
+        if turn.is_none() {
+            let mut keys = self.keys();
+            let counts = keys.entry(Arc::clone(key)).or_default();
+            counts.refused = counts.refused.saturating_add(1);
+        }
+        turn
+    }
+
+    /// Takes one of `most` turns of a key; `None` if all are taken, which is nobody's news.
+    pub(in super::super) fn try_take(
+        self: &Arc<Self>,
+        key: &Arc<str>,
+        most: u32,
+    ) -> Option<Arc<Turn>> {
         let mut keys = self.keys();
         let counts = keys.entry(Arc::clone(key)).or_default();
         if counts.in_flight >= most {
-            counts.refused = counts.refused.saturating_add(1);
             return None;
         }
         counts.in_flight = counts.in_flight.saturating_add(1);

@@ -269,7 +269,6 @@ pub(crate) async fn short_streams(address: SocketAddr, key: &str, count: usize) 
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    clippy::as_conversions,
     reason = "a place in a list"
 )]
 pub(crate) fn percentile(times: &mut [u64], share: f64) -> f64 {

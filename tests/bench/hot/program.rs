@@ -8,7 +8,12 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::print_stderr,
     clippy::indexing_slicing,
+    clippy::as_conversions,
+    clippy::too_many_lines,
+    clippy::infinite_loop,
+    clippy::disallowed_methods,
     reason = "a benchmark that cannot be set up ends with the place where it broke"
 )]
 
@@ -22,7 +27,7 @@ mod table;
 mod target;
 mod visit;
 
-use std::{env, path::PathBuf};
+use std::{env, path::PathBuf, time::Duration};
 
 /// The programs that take part.
 struct Programs {
@@ -47,6 +52,14 @@ async fn main() {
         ["rounds", slotd, more @ ..] => {
             let count = more.iter().find_map(|word| word.parse().ok()).unwrap_or(3);
             rounds::rounds(&programs(slotd), count, more.contains(&"peers")).await;
+        }
+        // For a profiler beside it.
+        ["load", address, key, connections, seconds] => {
+            let request = load::request(key, 300, "");
+            let until = load::Until::Time(Duration::from_secs(seconds.parse().unwrap()));
+            let (address, connections) = (address.parse().unwrap(), connections.parse().unwrap());
+            sys::move_to_core(target::LOAD_CORE);
+            eprintln!("{:?}", load::closed_loop(address, &request, connections, until).await);
         }
         ["crowd", slotd, more @ ..] => {
             let mut numbers = more.iter().filter_map(|word| word.parse::<u64>().ok());

@@ -12,7 +12,7 @@ use super::{
 pub(crate) type Found = Vec<BTreeMap<Kind, Visit>>;
 
 /// Measures every target once a round, and prints tables.
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "the report, and how far it is")]
+#[expect(clippy::print_stdout, reason = "the report, and how far it is")]
 pub(crate) async fn rounds(programs: &Programs, count: usize, with_peers: bool) {
     sys::move_to_core(LOAD_CORE);
     let kinds = Kind::found(with_peers);

@@ -40,9 +40,10 @@ pub(crate) enum Kind {
     SlotdUnix,
     Nginx,
     Haproxy,
-    /// HAProxy that reads `model` of the body and chooses by it.
+    /// The same, but it reads `model` of the body and chooses by it.
     HaproxyModel,
     LlamaSwap,
+    Llamastash,
 }
 
 impl Kind {
@@ -56,6 +57,7 @@ impl Kind {
             Self::Haproxy => "HAProxy",
             Self::HaproxyModel => "HAProxy reading `model`",
             Self::LlamaSwap => "llama-swap",
+            Self::Llamastash => "llamastash",
         }
     }
 
@@ -71,6 +73,7 @@ impl Kind {
             (Self::Haproxy, "haproxy", "SLOTD_BENCH_HAPROXY"),
             (Self::HaproxyModel, "haproxy", "SLOTD_BENCH_HAPROXY"),
             (Self::LlamaSwap, "llama-swap", "SLOTD_BENCH_LLAMA_SWAP"),
+            (Self::Llamastash, "llamastash", "SLOTD_BENCH_LLAMASTASH"),
         ];
         for (kind, program, variable) in peers {
             if peer(program, variable).is_some() {
@@ -162,7 +165,14 @@ impl Target {
                     Kind::SlotdUnix => {
                         format!("unix:{}", origin.dir.path().join("o.sock").display())
                     }
-                    _ => format!("http://{}", origin.address()),
+                    Kind::Slotd
+                    | Kind::Direct
+                    | Kind::Relay
+                    | Kind::Nginx
+                    | Kind::Haproxy
+                    | Kind::HaproxyModel
+                    | Kind::LlamaSwap
+                    | Kind::Llamastash => format!("http://{}", origin.address()),
                 };
                 key = write_slotd(programs, dir.path(), &url);
                 (Some(slotd(programs, dir.path(), address)), address)
@@ -175,6 +185,7 @@ impl Target {
                 (Some(haproxy(dir.path(), address, (origin.address(), true))), address)
             }
             Kind::LlamaSwap => (Some(llama_swap(programs, dir.path(), address)), address),
+            Kind::Llamastash => (Some(llamastash(programs, dir.path(), address)), address),
         };
         let children = command.iter_mut().map(|command| command.spawn().unwrap()).collect();
         let target = Self { children, own, address: at, key, _dir: dir };
@@ -199,7 +210,12 @@ impl Target {
     pub(crate) fn pids(&self) -> BTreeSet<u32> {
         let roots = self.children.iter().map(Child::id);
         let own = self.own.iter().flat_map(Origin::pids);
-        roots.flat_map(family).chain(own).collect()
+        // What a peer has started as its engine is none of the peer.
+        let is_engine = |pid: &u32| {
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&words).contains("origin-tcp")
+        };
+        roots.flat_map(family).filter(|pid| !is_engine(pid)).chain(own).collect()
     }
 }
 
@@ -294,7 +310,7 @@ fn haproxy(dir: &Path, address: SocketAddr, (origin, reads_model): (SocketAddr, 
     let text = format!(
         "global\nnbthread 1\nmaxconn 9000\n{size}\
          defaults\nmode http\ntimeout connect 5s\ntimeout client 120s\ntimeout server 120s\n\
-         option http-keep-alive\nhttp-reuse always\n\
+         option http-keep-alive\noption http-no-delay\nhttp-reuse always\n\
          frontend in\nbind {address} backlog 4096\n{choice}\
          backend origin\nserver origin {origin}\n"
     );
@@ -313,6 +329,32 @@ fn llama_swap(programs: &Programs, dir: &Path, address: SocketAddr) -> Command {
     fs::write(dir.join("config.yaml"), text).unwrap();
     let mut command = on_core(PROXY_CORE, &peer("llama-swap", "SLOTD_BENCH_LLAMA_SWAP").unwrap());
     command.arg("-config").arg(dir.join("config.yaml")).arg("-listen").arg(address.to_string());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+fn llamastash(programs: &Programs, dir: &Path, address: SocketAddr) -> Command {
+    let text = format!(
+        "backend:\n  generic:\n    servers:\n      - name: bench\n        binary: /usr/bin/taskset\n        \
+         args: [\"-c\", \"{LOAD_CORE}\", \"{}\", \"origin-tcp\", \"127.0.0.1:{{port}}\"]\n        \
+         ready: /health\n        memory_gib: 1\n        modes: [chat]\n",
+        programs.own.display()
+    );
+    fs::write(dir.join("config.yaml"), text).unwrap();
+    let mut command = on_core(PROXY_CORE, &peer("llamastash", "SLOTD_BENCH_LLAMASTASH").unwrap());
+    command.arg("--config").arg(dir.join("config.yaml"));
+    command.args(["daemon", "start", "--foreground", "--proxy-port", &address.port().to_string()]);
+    for (name, folder) in [
+        ("HOME", "home"),
+        ("XDG_CONFIG_HOME", "c"),
+        ("XDG_STATE_HOME", "s"),
+        ("XDG_DATA_HOME", "d"),
+        ("XDG_CACHE_HOME", "k"),
+        ("XDG_RUNTIME_DIR", "r"),
+    ] {
+        fs::create_dir_all(dir.join(folder)).unwrap();
+        command.env(name, dir.join(folder));
+    }
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
