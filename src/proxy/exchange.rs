@@ -49,6 +49,8 @@ pub(super) struct Order {
     pub(super) asked: Asked,
     pub(super) fingerprint: Fingerprint,
     pub(super) refusals: Refusals,
+    /// It loads no engine, and is no use of one.
+    pub(super) is_look: bool,
     /// Until when the request may wait for an engine. The engine's own work has no deadline.
     pub(super) deadline: Instant,
     pub(super) flight: Arc<Flight>,
@@ -145,11 +147,19 @@ pub(super) async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault>
                 Ok(lease) if lease.gate().is_guilty(order.fingerprint) => {
                     return Err(Fault::poison(gate.slot()));
                 }
-                Ok(lease) => return Ok(lease), // (1)
+                Ok(mut lease) => {
+                    if order.is_look {
+                        lease.only_look();
+                    }
+                    return Ok(lease); // (1)
+                }
                 Err(GateRefusal::Closed) if candidates.has_another(shared, &gate) => continue,
                 Err(GateRefusal::Closed) => {}
                 Err(refusal) => return Err(Fault::of_gate(&gate, refusal)),
             }
+        }
+        if order.is_look {
+            return Err(Fault::not_loaded(&candidates.first));
         }
         let began = Instant::now();
         order.flight.enter(Stage::Loading);

@@ -69,7 +69,8 @@ pub(super) async fn forward(
             if let Some(params) = target.profile.requests.params_of(asked.model.as_deref()) {
                 asked.change(&params);
             }
-            go(client, head, (target, work.form), (asked, upgrade)).await
+            let form = work.form_of(&head.method);
+            go(client, head, (target, form), (asked, upgrade)).await
         }
         Err(fault) => (None, fault.response_in(work.form.dialect)),
     }
@@ -209,6 +210,7 @@ fn order(head: Parts, (target, form, flight): What, asked: Asked, deadline: Inst
         headers: head.headers,
         asked,
         refusals: form.refusals,
+        is_look: form.is_look,
         deadline,
     }
 }

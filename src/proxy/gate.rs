@@ -156,7 +156,6 @@ impl Gate {
             Ok(None) => self.wait_for_seat(lane, patience).await?,
             Err(Closed) => return Err(GateRefusal::Closed),
         };
-        self.touch();
         let gate = Arc::clone(self);
         Ok(Lease::new(gate, seat, request))
     }

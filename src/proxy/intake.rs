@@ -28,7 +28,11 @@ pub(super) async fn read(
             let model = queried_model(&head.uri).or_else(|| body::named_model(&bytes));
             Ok(Asked::unread(bytes, model))
         }
-        Intake::Query | Intake::QueryOrJson => {
+        Intake::Bare => {
+            let bytes = body::collect(&head.headers, body, limit).await?;
+            Ok(Asked::unread(bytes, queried_model(&head.uri)))
+        }
+        Intake::Query | Intake::QueryOrJson | Intake::Kept => {
             Ok(Asked::unread(Bytes::new(), queried_model(&head.uri)))
         }
         Intake::Form | Intake::Json => {

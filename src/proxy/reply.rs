@@ -183,6 +183,14 @@ impl Fault {
         Self::of_server(StatusCode::GATEWAY_TIMEOUT, "request_timeout", message).never_again()
     }
 
+    /// The request only looks at the engine, and there is none.
+    pub(super) fn not_loaded(slot: &SlotName) -> Self {
+        let message = format!(
+            "slot `{slot}` is not loaded, and a look at its engine loads none; `slotd load {slot}` does"
+        );
+        Self::of_server(StatusCode::SERVICE_UNAVAILABLE, "slot_not_loaded", message).never_again()
+    }
+
     /// The wait was as long as it may be.
     /// `eta` is how long it should still take to load.
     pub(super) fn still_loading(slot: &SlotName, eta: Option<Duration>) -> Self {

@@ -38,7 +38,13 @@ pub(super) fn of_work(
         None => table
             .only(work.capability, is_fit)
             .and_then(|route| table.replicas(route.slot.as_str()))
-            .ok_or_else(|| nobody_named(table, work, uri.path()))?, // (2)
+            .ok_or_else(|| {
+                if work.is_kept() {
+                    unknown_response(table, work)
+                } else {
+                    nobody_named(table, work, uri.path())
+                }
+            })?, // (2)
     };
     let can = |slot: &&SlotName| {
         let route = table.slot(slot);
@@ -105,6 +111,16 @@ fn path_at(route: &Route, uri: &Uri) -> Uri {
         return Uri::from_static("/v1/rerank");
     }
     uri.path_and_query().cloned().map_or_else(|| uri.clone(), Uri::from)
+}
+
+/// slotd keeps no responses, and which engine may is not known.
+fn unknown_response(table: &RouteTable, work: Work) -> Fault {
+    let message = format!(
+        "slotd keeps no responses, and which engine may have this one is not known: name its slot as \
+         `?model=` if it keeps them; {}",
+        who_can(table, work)
+    );
+    Fault::not_found("response_not_found", message)
 }
 
 fn nobody_named(table: &RouteTable, work: Work, path: &str) -> Fault {

@@ -4,14 +4,22 @@
 
 mod activity;
 mod cores;
+mod gauge;
 mod gpu;
+mod gpus;
 mod host;
+mod memory;
 mod processes;
 mod room;
+mod stall;
 
 pub use activity::{Activity, activity};
 pub use cores::usable_cores;
+pub use gauge::{Gauge, Pressure};
 pub use gpu::has_gpu;
+pub use gpus::{GpuOptions, GpuUse, Gpus};
 pub use host::{HostMemory, host_memory, machine_oom_kills};
+pub use memory::read_memory;
 pub use processes::Processes;
 pub use room::{free_memory, host_room};
+pub use stall::{Stalls, stalls};

@@ -7,6 +7,7 @@
 mod engines;
 mod lock;
 mod memory;
+mod peaks;
 
 use std::{
     fs,
@@ -20,6 +21,7 @@ use thiserror::Error;
 use crate::spec::{Generation, SlotName};
 pub use engines::{EngineRecord, EngineRecords};
 pub use memory::{Loaded, Remembered, SaveFault, SetAside, SlotMemory, VERSION};
+pub use peaks::Peaks;
 
 /// A state directory that this process holds. Released when dropped, and by the kernel when the
 /// process ends in any way.
@@ -99,6 +101,19 @@ impl StateDir {
     /// [`SaveFault`]; what was there before is then still there.
     pub fn save(&self, remembered: &Remembered) -> Result<(), SaveFault> {
         memory::save(&self.path, remembered)
+    }
+
+    /// Reads what engines took at most before. Blocks on the disk.
+    pub fn peaks(&self) -> Peaks {
+        peaks::load(&self.path)
+    }
+
+    /// Writes what engines took at most. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`SaveFault`]; what was there before is then still there.
+    pub fn save_peaks(&self, peaks: &Peaks) -> Result<(), SaveFault> {
+        peaks::save(&self.path, peaks)
     }
 
     /// Writes down an engine that is to outlive the daemon; it is on the disk when this returns.

@@ -16,7 +16,7 @@ where a client saw what it must not see, or a process was left behind.
 ## Engines
 
 {engines}
-No cross-encoder with its weights is in a package, and this machine fetches from no other place: llama-server
+No package of an index that was searched carries a cross-encoder with its weights: llama-server
 ranks with the chat model, started for reranking. The path is real, the order of the documents says nothing.
 Piper's own HTTP server speaks an API of its own and has no path that tells whether it is ready, so a few
 lines of Python put the library behind `/v1/audio/speech`.

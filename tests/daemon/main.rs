@@ -15,6 +15,7 @@ mod access;
 mod canaries;
 mod common;
 mod containers;
+mod doors;
 mod edits;
 mod ends;
 mod external;

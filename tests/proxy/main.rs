@@ -17,6 +17,7 @@ mod fall_through;
 mod flights;
 mod holding;
 mod limits;
+mod looks;
 mod models;
 mod ollama;
 mod params;

@@ -140,12 +140,11 @@ impl Settings {
         });
         let keys = network::keys_file(flags, typed.keys, environment, profile_dirs.as_deref());
         let (Some(state_dir), Some(cache_dir), Some(profile_dirs)) =
-            (state_dir, cache_dir, profile_dirs)
+            (state_dir.map(|dir| whole(&dir)), cache_dir, profile_dirs)
         else {
             return Err(faults);
         };
 
-        let state_dir = whole(&state_dir);
         let runtime_dir = runtime_dir(&state_dir, given_state.is_some(), environment);
         let control = sockets::control(flags, &runtime_dir, environment, &mut faults);
         faults.extend(sockets::no_room_for_engines(&runtime_dir));

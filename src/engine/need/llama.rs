@@ -111,7 +111,7 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
         compute: Bytes(buffer),
         context: Bytes(DRIVER_CONTEXT),
     });
-    Estimate { host, gpu, basis: Basis::Header }
+    Estimate { host, gpu, basis: Basis::Header, measured: None }
 }
 
 /// How much the parts of llama-server may take that grow as it is used: the prompt cache, in MiB, and

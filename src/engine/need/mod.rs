@@ -9,12 +9,14 @@ mod arguments;
 mod cache;
 mod compute;
 mod llama;
+mod peak;
 mod worker;
 
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::llama::limits;
-use super::{EngineKind, Flags};
+pub use self::peak::peak_key;
+use super::{EngineKind, Flags, Launch};
 use crate::spec::{
     Bytes,
     ladder::Rung,
@@ -53,6 +55,8 @@ pub struct Estimate {
     pub gpu: Option<GpuParts>,
     /// What the figures come from.
     pub basis: Basis,
+    /// The most that it took of the host's memory in earlier runs.
+    pub measured: Option<Bytes>,
 }
 
 /// What an engine takes of the host's memory.
@@ -97,7 +101,8 @@ impl Estimate {
             spread: total([gpu.weights, gpu.cache]),
             each: total([gpu.compute, gpu.context]),
         });
-        Need { host: self.host.sum(), gpu, basis: self.basis }
+        let (host, basis) = self.host_need();
+        Need { host, gpu, basis }
     }
 }
 
@@ -119,8 +124,8 @@ fn of_files(files: Option<Bytes>) -> Estimate {
     match files {
         Some(weights) => Estimate {
             host: HostParts { weights, ..HostParts::default() },
-            gpu: None,
             basis: Basis::Files,
+            ..Estimate::default()
         },
         None => Estimate::default(),
     }

@@ -73,7 +73,7 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
         compute: Bytes(compute(facts, width, sequences).saturating_add(rotations)),
         context: Bytes(DRIVER_CONTEXT),
     });
-    Estimate { host, gpu, basis: Basis::Header }
+    Estimate { host, gpu, basis: Basis::Header, measured: None }
 }
 
 /// A part of the prompt in the widest step of a layer, and the largest matrix of the layer unpacked.

@@ -1,0 +1,137 @@
+//! NVIDIA's GPUs, by the driver's own library.
+//!
+//! A call into a driver that hangs does not come back, so each GPU is read by a thread of its own, and
+//! whoever asks gets what was read last, with its age: nobody here waits for a driver. The library is
+//! loaded when it is there; before the driver is up, and without one, there are no GPUs.
+//!
+//! ```text
+//!  finder: load ▶ count ▶ a thread for each GPU          board: what was read last, and when
+//!  reader 0: ask ▶ board ▶ pause ▶ ask …                 look(now): Present, Silent, Lost by age
+//! ```
+
+mod nvml;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::spec::{
+    Bytes,
+    memory::{GpuReading, GpuState, Room},
+};
+
+/// How GPUs are looked at.
+#[derive(Clone, Debug)]
+pub struct GpuOptions {
+    /// NVML, where it is not to be looked for: `SLOTD_NVML_LIBRARY` of the daemon.
+    pub library: Option<PathBuf>,
+    /// The time between two looks at one GPU.
+    pub period: Duration,
+    /// How old a reading may be. What is older is no reading: the GPU is silent.
+    pub deadline: Duration,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        Self { library: None, period: Duration::from_secs(1), deadline: Duration::from_secs(4) }
+    }
+}
+
+/// What one GPU does, beside its memory.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct GpuUse {
+    /// How much of the last second it computed, in percent; `None` if it does not say.
+    pub busy_percent: Option<u32>,
+    /// What each process holds there. Empty in containers that hide processes.
+    pub processes: BTreeMap<u32, Bytes>,
+}
+
+/// Looks at the GPUs of the machine until it is dropped.
+#[derive(Debug)]
+pub struct Gpus {
+    board: Board,
+    deadline: Duration,
+    /// Closed when nobody asks any more: threads that can then end do.
+    _open: mpsc::Sender<()>,
+    /// The finder's; it owns the readers' in turn. One that hangs in the driver is left behind, which is
+    /// all that can be done with it.
+    _finder: Option<JoinHandle<()>>,
+}
+
+/// What was read last, by the GPUs' indices.
+type Board = Arc<Mutex<BTreeMap<u32, Seen>>>;
+
+/// One GPU as it was seen last.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    uuid: String,
+    name: String,
+    last: Option<Room>,
+    used: GpuUse,
+    /// When something was heard of it; `None` before the first time.
+    heard: Option<Instant>,
+    /// Why it is gone.
+    lost: Option<String>,
+}
+
+impl Gpus {
+    /// Begins to look; nothing is known yet.
+    pub fn start(options: &GpuOptions) -> Self {
+        let board = Board::default();
+        let (open, closed) = mpsc::channel();
+        let finder = {
+            let (board, options) = (Arc::clone(&board), options.clone());
+            let name = "gpus".to_owned();
+            thread::Builder::new().name(name).spawn(move || nvml::find(&board, &options, &closed))
+        };
+        // Without a thread there is no reading, as without a driver.
+        Self { board, deadline: options.deadline, _open: open, _finder: finder.ok() }
+    }
+
+    /// Returns what is known of each GPU now. Never waits for a driver.
+    pub fn look_now(&self) -> BTreeMap<u32, GpuReading> {
+        self.look(Instant::now())
+    }
+
+    /// Returns what is known of each GPU at `now`. Never waits for a driver.
+    pub fn look(&self, now: Instant) -> BTreeMap<u32, GpuReading> {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        board.iter().map(|(index, seen)| (*index, seen.reading(now, self.deadline))).collect()
+    }
+
+    /// Returns what each GPU that answers does beside holding memory.
+    pub fn uses(&self, now: Instant) -> BTreeMap<u32, GpuUse> {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = board.iter().filter(|(_, seen)| seen.is_fresh(now, self.deadline));
+        fresh.map(|(index, seen)| (*index, seen.used.clone())).collect()
+    }
+}
+
+impl Seen {
+    fn is_fresh(&self, now: Instant, deadline: Duration) -> bool {
+        self.heard.is_some_and(|heard| now.saturating_duration_since(heard) <= deadline)
+    }
+
+    fn reading(&self, now: Instant, deadline: Duration) -> GpuReading {
+        let state = match (&self.lost, self.last) {
+            (Some(reason), _) => GpuState::Lost { reason: reason.clone() },
+            (None, Some(room)) if self.is_fresh(now, deadline) => GpuState::Present(room),
+            (None, last) => GpuState::Silent { last },
+        };
+        GpuReading { uuid: self.uuid.clone(), name: self.name.clone(), state }
+    }
+}
+
+fn note(board: &Board, index: u32, change: impl FnOnce(&mut Seen)) {
+    let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
+    change(board.entry(index).or_default());
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! A library made here is loaded by the real wrapper.
+
+use std::{fs, path::Path, process::Command};
+
+use super::*;
+
+const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/sensor/gpus/fake_nvml.c");
+/// Far above what a look takes, on a machine that does other things as well.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A driver with the GPUs of a file.
+struct Driver(tempfile::TempDir);
+
+impl Driver {
+    fn new(lines: &str) -> Self {
+        let driver = Self(tempfile::tempdir().unwrap());
+        driver.set(lines);
+        let status = Command::new("cc")
+            .args(["-shared", "-fPIC", "-o"])
+            .arg(driver.library())
+            .arg(format!("-DCONTROL=\"{}\"", driver.control().display()))
+            .arg(SOURCE)
+            .status();
+        assert!(status.unwrap().success());
+        driver
+    }
+
+    fn library(&self) -> PathBuf {
+        self.0.path().join("libnvidia-ml.so.1")
+    }
+
+    fn control(&self) -> PathBuf {
+        self.0.path().join("gpus")
+    }
+
+    /// At once for those who read at the same time.
+    fn set(&self, lines: &str) {
+        let new = self.0.path().join("new");
+        fs::write(&new, lines).unwrap();
+        fs::rename(new, self.control()).unwrap();
+    }
+
+    fn gpus(&self) -> Gpus {
+        start(&self.library())
+    }
+}
+
+fn start(library: &Path) -> Gpus {
+    Gpus::start(&GpuOptions {
+        library: Some(library.to_owned()),
+        period: Duration::from_millis(5),
+        deadline: PATIENCE,
+    })
+}
+
+/// Looks until it is as `wanted`: nobody tells when a driver was asked.
+fn until(
+    gpus: &Gpus,
+    wanted: impl Fn(&BTreeMap<u32, GpuReading>) -> bool,
+) -> BTreeMap<u32, GpuReading> {
+    let begun = Instant::now();
+    loop {
+        let seen = gpus.look(Instant::now());
+        if wanted(&seen) {
+            return seen;
+        }
+        assert!(Instant::now() < begun + PATIENCE, "{seen:?}");
+        thread::yield_now();
+    }
+}
+
+fn room(total: u64, free: u64) -> Room {
+    Room { total: Bytes(total << 20), free: Bytes(free << 20) }
+}
+
+fn is_present(seen: &BTreeMap<u32, GpuReading>, index: u32) -> bool {
+    matches!(seen.get(&index), Some(GpuReading { state: GpuState::Present(_), .. }))
+}
+
+#[test]
+fn eight_gpus_are_read_and_one_more_is_found() {
+    let eight: Vec<String> = (0..8).map(|at| format!("present 81920 {}\n", 80_000 - at)).collect();
+    let driver = Driver::new(&eight.concat());
+    let gpus = driver.gpus();
+    let seen = until(&gpus, |seen| (0..8).all(|index| is_present(seen, index)));
+    assert_eq!(seen[&7].state, GpuState::Present(room(81_920, 79_993)));
+    assert_eq!((seen[&7].uuid.as_str(), seen[&7].name.as_str()), ("GPU-00000007", "Fake 7"));
+    assert_eq!(gpus.uses(Instant::now())[&3].busy_percent, Some(30));
+    driver.set(&(eight.concat() + "present 24576 1\n"));
+    until(&gpus, |seen| is_present(seen, 8));
+}
+
+#[test]
+fn one_that_hangs_is_silent_with_what_was_read_last_and_the_others_go_on() {
+    let driver = Driver::new("present 100 50\npresent 100 60\n");
+    let gpus = driver.gpus();
+    until(&gpus, |seen| is_present(seen, 0) && is_present(seen, 1));
+    driver.set("hang\npresent 100 70\n");
+    let fresh = GpuState::Present(room(100, 70));
+    until(&gpus, |seen| seen[&1].state == fresh);
+    // What was read of it grows old while nobody comes back from the driver.
+    let later = Instant::now() + PATIENCE + PATIENCE;
+    assert_eq!(gpus.look(later)[&0].state, GpuState::Silent { last: Some(room(100, 50)) });
+    assert_eq!(gpus.uses(later).len(), 0);
+    driver.set("present 100 10\npresent 100 70\n");
+    until(&gpus, |seen| seen[&0].state == GpuState::Present(room(100, 10)));
+}
+
+#[test]
+fn a_driver_that_hangs_from_the_start_is_no_reading_and_keeps_nobody_waiting() {
+    let driver = Driver::new(&"hang\n".repeat(8));
+    let gpus = driver.gpus();
+    let seen = until(&gpus, |seen| seen.len() == 8);
+    assert!(seen.values().all(|gpu| gpu.state == GpuState::Silent { last: None }), "{seen:?}");
+    // Its threads must find their way out before the library goes.
+    driver.set("");
+    until(&gpus, |seen| seen.values().all(|gpu| matches!(gpu.state, GpuState::Lost { .. })));
+}
+
+#[test]
+fn one_that_is_lost_keeps_its_place_and_comes_back() {
+    let driver = Driver::new("present 100 50\npresent 200 60\n");
+    let gpus = driver.gpus();
+    until(&gpus, |seen| is_present(seen, 1));
+    driver.set("lost\npresent 200 60\n");
+    let seen = until(&gpus, |seen| matches!(seen[&0].state, GpuState::Lost { .. }));
+    assert_eq!(seen[&1].state, GpuState::Present(room(200, 60)));
+    driver.set("present 100 90\npresent 200 60\n");
+    until(&gpus, |seen| seen[&0].state == GpuState::Present(room(100, 90)));
+    // The driver lists one only: the other is gone.
+    driver.set("present 100 90\n");
+    until(&gpus, |seen| matches!(seen[&1].state, GpuState::Lost { .. }));
+}
+
+#[test]
+fn without_a_library_there_are_no_gpus() {
+    let gpus = start(Path::new("/nonexistent/libnvidia-ml.so.1"));
+    assert_eq!(gpus.look(Instant::now()), BTreeMap::new());
+}

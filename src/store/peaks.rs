@@ -1,0 +1,105 @@
+//! What engines took at most in earlier runs: one small file that may be lost without harm.
+
+use std::{fs, io, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::{SaveFault, memory, read_bounded};
+use crate::spec::Bytes;
+
+const FILE: &str = "peaks.json";
+const TEMPORARY: &str = "peaks.json.new";
+/// More engines than a box has profiles, edits of some months included.
+const MOST: usize = 512;
+/// A larger file is not ours: a peak takes about 80 bytes.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The peaks, by what the engine was: its model's file, its version, its arguments.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Peaks {
+    /// Those that were heard of last stand last.
+    peaks: Vec<Peak>,
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+struct Peak {
+    key: String,
+    host_bytes: Bytes,
+}
+
+impl Peaks {
+    /// Returns the most that the engine with this key took.
+    pub fn of(&self, key: &str) -> Option<Bytes> {
+        self.peaks.iter().find(|peak| peak.key == key).map(|peak| peak.host_bytes)
+    }
+
+    /// Takes in what it took at most in one run; less than before changes nothing but its turn to be
+    /// forgotten. Returns whether there is something new to be written.
+    pub fn note(&mut self, key: &str, host_bytes: Bytes) -> bool {
+        let before = self.of(key);
+        let most = before.map_or(host_bytes, |before| before.max(host_bytes));
+        self.peaks.retain(|peak| peak.key != key);
+        self.peaks.push(Peak { key: key.to_owned(), host_bytes: most });
+        let excess = self.peaks.len().saturating_sub(MOST);
+        self.peaks.drain(..excess);
+        before != Some(most)
+    }
+}
+
+/// Reads them. A file that cannot be understood is as good as none: what it had is measured again.
+pub(super) fn load(dir: &Path) -> Peaks {
+    let read = || -> io::Result<Peaks> {
+        let bytes = read_bounded(&dir.join(FILE), MAX_BYTES)?;
+        Ok(serde_json::from_slice(&bytes)?)
+    };
+    read().unwrap_or_default()
+}
+
+pub(super) fn save(dir: &Path, peaks: &Peaks) -> Result<(), SaveFault> {
+    let (path, temporary) = (dir.join(FILE), dir.join(TEMPORARY));
+    let write = || {
+        let bytes = serde_json::to_vec(peaks)?;
+        memory::write(dir, &temporary, &path, &bytes).inspect_err(|_| {
+            // Left behind it would do no harm either.
+            drop(fs::remove_file(&temporary));
+        })
+    };
+    write().map_err(|source| SaveFault { path: path.clone(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_of_all_runs_counts_and_is_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut peaks = load(folder.path());
+        assert_eq!(peaks.of("a"), None);
+        assert!(peaks.note("a", Bytes(5)));
+        assert!(!peaks.note("a", Bytes(3)), "less is no news");
+        assert!(peaks.note("a", Bytes(7)));
+        save(folder.path(), &peaks).unwrap();
+        assert_eq!(load(folder.path()), peaks);
+        assert_eq!(load(folder.path()).of("a"), Some(Bytes(7)));
+    }
+
+    #[test]
+    fn those_that_were_not_heard_of_for_longest_are_forgotten() {
+        let mut peaks = Peaks::default();
+        for at in 0..MOST {
+            peaks.note(&at.to_string(), Bytes(1));
+        }
+        peaks.note("0", Bytes(1));
+        peaks.note("one more", Bytes(1));
+        assert_eq!(peaks.peaks.len(), MOST);
+        assert_eq!((peaks.of("0"), peaks.of("1")), (Some(Bytes(1)), None));
+    }
+
+    #[test]
+    fn a_damaged_file_is_as_good_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(FILE), "{").unwrap();
+        assert_eq!(load(folder.path()), Peaks::default());
+    }
+}
