@@ -163,7 +163,6 @@ impl Gate {
     /// Takes a seat if one is free, and nobody has to wait.
     pub(super) fn try_lease(self: &Arc<Self>, request: Fingerprint) -> Option<Lease> {
         let seat = self.seats.try_take().ok().flatten()?;
-        self.touch();
         Some(Lease::new(Arc::clone(self), seat, request))
     }
 

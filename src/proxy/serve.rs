@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     hash::{BuildHasher, RandomState},
     io,
     pin::pin,
@@ -9,6 +10,7 @@ use std::{
         Arc, LazyLock, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -226,14 +228,24 @@ async fn converse(stream: TcpStream, client: Arc<Client>, phase: watch::Receiver
     let end = {
         let mut watched = phase.clone();
         let mut talk = pin!(bytes::converse(stream, &client, &life));
-        let ended = pin!(leaves(&mut watched, life.begun()));
-        tokio::select! {
-            biased;
-            end = talk.as_mut() => end,
-            () = ended => {
-                life.close();
-                talk.await
+        let mut ended = pin!(leaves(&mut watched, life.begun()));
+        let mut is_watched = false;
+        let end = poll_fn(|context| {
+            if let Poll::Ready(end) = talk.as_mut().poll(context) {
+                return Poll::Ready(Some(end));
             }
+            // Once it is watched, a change wakes this task: until then there is nothing to see.
+            if is_watched && matches!(phase.has_changed(), Ok(false)) {
+                return Poll::Pending;
+            }
+            is_watched = true;
+            ended.as_mut().poll(context).map(|()| None)
+        });
+        if let Some(end) = end.await {
+            end
+        } else {
+            life.close();
+            talk.await
         }
     };
     if let bytes::End::Elsewhere(stream, read) = end {

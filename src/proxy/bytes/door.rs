@@ -20,6 +20,9 @@ use super::{super::flush::STALL, scratch};
 /// How many bytes of later requests are taken in while one is at work.
 const MOST_AHEAD: usize = 64 << 10;
 
+/// The most room that a connection keeps while it waits for its next request.
+const MOST_KEPT: usize = 2 << 10;
+
 /// One client's connection.
 #[derive(Debug)]
 pub(super) struct Door {
@@ -104,6 +107,14 @@ impl Door {
             }
         }
         Poll::Pending
+    }
+
+    /// Takes back the room of a request that was used, where nothing has come since.
+    pub(super) fn give_back(&mut self, mut room: Vec<u8>) {
+        if self.buffer.capacity() == 0 && room.capacity() <= MOST_KEPT {
+            room.clear();
+            self.buffer = room;
+        }
     }
 
     /// Sends bytes, as many as there is room for at once; the rest waits for room, but not for ever.

@@ -42,7 +42,8 @@ pub(super) struct Asking {
     pub(super) body: Range<usize>,
     /// The head as it goes to the engine, but for the length of the body and the end.
     pub(super) forward: Vec<u8>,
-    pub(super) request_id: HeaderValue,
+    /// What the flight takes along.
+    pub(super) request_id: Option<HeaderValue>,
     pub(super) agent: Option<HeaderValue>,
     /// Its key.
     pub(super) caller: Option<Caller>,
@@ -141,7 +142,7 @@ fn sure(request: &httparse::Request<'_, '_>, head: usize, client: &Client) -> Op
         work,
         body: head..head.checked_add(length)?,
         forward,
-        request_id,
+        request_id: Some(request_id),
         agent: gathered.agent.and_then(|agent| HeaderValue::from_bytes(agent).ok()),
         caller,
         silence: silence_of(&client.shared.limits, gathered.read_timeout),

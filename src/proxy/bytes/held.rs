@@ -63,7 +63,7 @@ pub(super) fn order(
         fingerprint: Fingerprint::of(&body),
         asked: Asked { is_stream: true, ..Asked::unread(body, None) },
         refusals: form.refusals,
-        is_look: false,
+        is_look: form.is_look,
         deadline: Instant::now() + hold,
         flight: Arc::clone(flight),
     })

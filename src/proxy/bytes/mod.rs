@@ -171,8 +171,9 @@ async fn more(
 }
 
 async fn serve(door: &mut Door, client: &Arc<Client>, asking: Box<Asking>, life: &Life) -> Served {
+    let mut asking = asking;
     let body = door.buffer.get(asking.body.clone()).unwrap_or_default();
-    let Some(way) = way::find(client, &asking, body) else { return Served::Left };
+    let Some(way) = way::find(client, &mut asking, body) else { return Served::Left };
     let mut request = std::mem::take(&mut door.buffer);
     door.buffer = request.split_off(asking.body.end.min(request.len()));
     let gate = Arc::clone(way.lease.gate());

@@ -291,8 +291,8 @@ impl Passage<'_, '_> {
     fn answer(&mut self, reply: Box<Reply>, begun: &[u8], out: &mut Vec<u8>) -> Heard {
         self.way.lease.note_word();
         self.alarm = None;
-        if self.sending == Sending::Done {
-            // Nobody will send it again. Its room is another's.
+        if self.sending == Sending::Done && reply.is_events {
+            // Nobody will send it again, and a stream may take long: its room is another's.
             (self.request, self.asking.forward, self.way.body) = (Vec::new(), Vec::new(), None);
         }
         if !reply.status.is_success() || (self.is_committed && !reply.is_events) {
@@ -330,12 +330,15 @@ impl Passage<'_, '_> {
 
     /// What every answer says.
     fn put_said(&self, out: &mut Vec<u8>, has_date: bool) {
-        let request_id = self.asking.request_id.to_str().ok();
+        let id = self.way.flight.sender.request_id.as_ref();
+        let request_id = id.and_then(|id| id.to_str().ok());
         debug!(request_id, slot = self.gate.slot().as_str(), "request answered");
         if !has_date {
             put(out, "date", &date::now(self.client.shared.clock));
         }
-        put(out, "x-request-id", self.asking.request_id.as_bytes());
+        if let Some(id) = id {
+            put(out, "x-request-id", id.as_bytes());
+        }
         put(out, "x-slotd-slot", self.gate.slot().as_str().as_bytes());
         if self.life.is_closing() {
             put(out, "connection", b"close");
@@ -415,6 +418,7 @@ impl Passage<'_, '_> {
         if body.is_kept && self.sending == Sending::Done {
             wire::keep(self.gate, wire);
         }
+        self.door.give_back(std::mem::take(&mut self.request));
         self.kept_or_over()
     }
 

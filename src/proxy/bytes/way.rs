@@ -42,7 +42,7 @@ struct Peek<'a> {
 
 /// Finds the way of a request. `None` if there is anything to wait for, to choose, to change or to
 /// refuse: nothing has happened then.
-pub(super) fn find(client: &Client, asking: &Asking, body: &[u8]) -> Option<Way> {
+pub(super) fn find(client: &Client, asking: &mut Asking, body: &[u8]) -> Option<Way> {
     if body.trim_ascii_start().first() != Some(&b'{') {
         return None;
     }
@@ -74,8 +74,8 @@ pub(super) fn find(client: &Client, asking: &Asking, body: &[u8]) -> Option<Way>
     let lease = gate.try_lease(request)?;
     let sender = Sender {
         peer: client.peer,
-        agent: asking.agent.clone(),
-        request_id: Some(asking.request_id.clone()),
+        agent: asking.agent.take(),
+        request_id: asking.request_id.take(),
         key: asking.caller.as_ref().map(|caller| Arc::clone(&caller.name)),
         lane: wishes.lane,
         _turn: turn,
