@@ -11,7 +11,7 @@ SECONDS ?=
 CHECKS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run model engine build check test test-systemd sim deaths clients chaos bench install uninstall clean fit-table
+.PHONY: help run model engine build check test test-systemd sim deaths clients chaos bench bench-peers fit-table install uninstall clean
 
 help: ## List the targets
 	@awk -F ': .*## |: ## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,9 @@ chaos: ## Real processes under random faults; SEED=… repeats one, SECONDS=… 
 
 bench: build ## What slotd costs, as ratios measured side by side
 	@scripts/bench
+
+bench-peers: ## The endpoint beside nginx, HAProxy and, where found, llama-swap (ROUNDS=… says how often)
+	@scripts/bench-peers
 
 install: ## Install what was built below PREFIX (/usr/local) and DESTDIR
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install

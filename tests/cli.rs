@@ -94,10 +94,14 @@ async fn help_names_every_subcommand_and_exit_code() {
       man          Write the manual pages
 
     Options:
-          --control <PATH>  The daemon's control socket; `SLOTD_CONTROL` if absent, else `control.sock`
-                            in its runtime directory
-      -h, --help            Print help
-      -V, --version         Print version
+          --control <PATH>   The daemon's control socket; `SLOTD_CONTROL` if absent, else `control.sock`
+                             in its runtime directory
+          --url <URL>        The endpoint of a daemon to talk to instead, `http://HOST:PORT`;
+                             `SLOTD_URL` if absent
+          --key-file <FILE>  A file with the admin key for `--url`; `SLOTD_KEY_FILE` if absent, else
+                             `SLOTD_ADMIN_KEY` is the key
+      -h, --help             Print help
+      -V, --version          Print version
 
     Exit codes:
         0  done

@@ -2,7 +2,7 @@
 //!
 //! Owns the connections of that socket. It decides nothing: it shows the core's snapshot and puts
 //! what is asked for into the mailbox. It reads no clock and no disk; `runtime` hands in the ways to
-//! both. Who may talk to it is who may open the socket.
+//! both. Who may talk to it is who may open the socket, and who has an admin key at the endpoint.
 //!
 //! ```text
 //! GET  /v1/slots                     every slot, an array
@@ -25,6 +25,7 @@
 mod daemon;
 mod plan;
 mod refusal;
+mod remote;
 mod request;
 mod routes;
 mod serve;
@@ -43,6 +44,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::{
     daemon::{DaemonObject, FaultObject},
     plan::{Action, OtherObject, PlanObject, PlanRequest, PlannedObject},
+    remote::Remote,
     request::RequestObject,
     serve::serve,
     slot::{DeathObject, RejectedObject, SlotObject},

@@ -7,14 +7,20 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{Method, Response};
+use reqwest::{
+    Method, Response,
+    header::{HeaderMap, HeaderValue},
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::failure::Failure;
 use crate::{
     admin::{DaemonObject, PlanObject, PlanRequest, RequestObject, SlotObject},
-    config::daemon::{Flags, Settings},
+    config::{
+        daemon::{Flags, Settings},
+        keys,
+    },
     spec::SlotName,
 };
 
@@ -26,10 +32,32 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest line that a watch may send.
 const LONGEST_LINE: usize = 4 << 20;
 
+/// What was said of where the daemon is.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    /// Its control socket.
+    pub(super) control: Option<PathBuf>,
+    /// Its endpoint, instead.
+    pub(super) url: Option<String>,
+    /// The file of the admin key for the endpoint.
+    pub(super) key_file: Option<PathBuf>,
+}
+
+impl Place {
+    /// Returns the URL that was given, unless a socket was.
+    fn url(&self) -> Option<String> {
+        let given = self.url.clone().or_else(|| env::var("SLOTD_URL").ok());
+        given.filter(|url| !url.is_empty() && self.control.is_none())
+    }
+}
+
 /// A daemon to talk to.
 #[derive(Debug)]
 pub(super) struct Client {
     http: reqwest::Client,
+    /// What stands before each path.
+    base: String,
+    /// Its socket, or its URL.
     socket: PathBuf,
 }
 
@@ -53,19 +81,24 @@ impl Order {
 }
 
 impl Client {
-    /// Finds the socket; nothing is sent yet.
+    /// Finds the socket, or takes the URL; nothing is sent yet.
     ///
     /// # Errors
     /// [`Failure::Settings`] when no socket was named and the settings that would name it have
-    /// faults.
-    pub(super) fn new(control: Option<&Path>) -> Result<Self, Failure> {
-        let socket = find_socket(control)?;
-        let http = reqwest::Client::builder()
-            .unix_socket(socket.clone())
-            .no_proxy()
+    /// faults, [`Failure::Url`] and [`Failure::Settings`] when the URL or its key cannot be used.
+    pub(super) fn new(place: &Place) -> Result<Self, Failure> {
+        let builder = reqwest::Client::builder().no_proxy();
+        let (builder, base, socket) = if let Some(url) = place.url() {
+            let base = base_of(&url)?;
+            (builder.default_headers(key_of(place)?), base.clone(), PathBuf::from(base))
+        } else {
+            let socket = find_socket(place.control.as_deref())?;
+            (builder.unix_socket(socket.clone()), "http://slotd".to_owned(), socket)
+        };
+        let http = builder
             .build()
             .map_err(|error| Failure::Talk { path: socket.clone(), source: error.into() })?;
-        Ok(Self { http, socket })
+        Ok(Self { http, base, socket })
     }
 
     /// Returns every slot, as the daemon wrote it.
@@ -145,7 +178,7 @@ impl Client {
 
     /// Returns what these profiles would change.
     pub(super) async fn plan(&self, request: &PlanRequest) -> Result<PlanObject, Failure> {
-        let sent = self.http.post("http://slotd/v1/plan").json(request).timeout(PATIENCE);
+        let sent = self.http.post(format!("{}/v1/plan", self.base)).json(request).timeout(PATIENCE);
         let response = self.receive(sent).await?;
         let body = response.bytes().await.map_err(|error| self.failure(error))?;
         serde_json::from_slice(&body).map_err(Failure::Answer)
@@ -168,7 +201,7 @@ impl Client {
         path: &str,
         patience: Option<Duration>,
     ) -> Result<Response, Failure> {
-        let mut request = self.http.request(method, format!("http://slotd{path}"));
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
         if let Some(patience) = patience {
             request = request.timeout(patience);
         }
@@ -226,6 +259,35 @@ impl Changes {
             }
         }
     }
+}
+
+/// Returns what stands before each path.
+fn base_of(url: &str) -> Result<String, Failure> {
+    let base = url.trim_end_matches('/');
+    let base = base.strip_suffix("/v1").unwrap_or(base);
+    if base.strip_prefix("http://").is_some_and(|host| !host.is_empty() && !host.contains('/')) {
+        return Ok(base.to_owned());
+    }
+    Err(Failure::Url { url: url.to_owned() })
+}
+
+/// Returns the headers that show the admin key: the file's, else the environment's, else none.
+fn key_of(place: &Place) -> Result<HeaderMap, Failure> {
+    let named = || env::var_os("SLOTD_KEY_FILE").filter(|file| !file.is_empty());
+    let key = match place.key_file.clone().or_else(|| named().map(PathBuf::from)) {
+        Some(file) => {
+            let read = keys::read_secret(&file).map_err(|fault| Failure::Settings(vec![*fault]))?;
+            Some(read.ok_or_else(|| Failure::NoKey { path: file.clone() })?)
+        }
+        None => env::var("SLOTD_ADMIN_KEY").ok(),
+    };
+    let mut headers = HeaderMap::new();
+    let key = key.as_deref().map(str::trim).filter(|key| !key.is_empty());
+    if let Some(Ok(mut key)) = key.map(HeaderValue::from_str) {
+        key.set_sensitive(true);
+        headers.insert("x-api-key", key);
+    }
+    Ok(headers)
 }
 
 /// The socket that was named, else that of the settings, else that of the system if only it is there.

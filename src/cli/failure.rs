@@ -34,6 +34,20 @@ pub(super) enum Failure {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// What was given for a daemon's endpoint is none that can be talked to.
+    #[error(
+        "`{url}` is not `http://HOST:PORT`, all that orders go to over the network; for one that speaks TLS, ask on its machine or with curl"
+    )]
+    Url {
+        /// What was given.
+        url: String,
+    },
+    /// The file of the admin key is not there.
+    #[error("there is no key in `{}`; `slotd key new --admin NAME` shows one to put there", path.display())]
+    NoKey {
+        /// The file.
+        path: PathBuf,
+    },
     /// The daemon refused: its own sentence.
     #[error("{message}")]
     Refused {
@@ -103,8 +117,10 @@ impl Failure {
             | Self::Gone { .. }
             | Self::Outcome { .. } => Exit::Unavailable,
             Self::Denied { .. } => Exit::NoPermission,
-            Self::Settings(_) | Self::Key(EditFault::Faults(_)) => Exit::BadConfig,
-            Self::Key(EditFault::Name(_)) => Exit::Usage,
+            Self::Settings(_) | Self::Key(EditFault::Faults(_)) | Self::NoKey { .. } => {
+                Exit::BadConfig
+            }
+            Self::Key(EditFault::Name(_)) | Self::Url { .. } => Exit::Usage,
             Self::Key(EditFault::Write { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
@@ -134,6 +150,8 @@ impl Failure {
             Self::Key(EditFault::Name(_) | EditFault::Taken { .. })
             | Self::NoDaemon { .. }
             | Self::Denied { .. }
+            | Self::Url { .. }
+            | Self::NoKey { .. }
             | Self::Refused { .. }
             | Self::Gone { .. }
             | Self::Outcome { .. }

@@ -35,18 +35,14 @@ mod validate;
 mod why;
 mod worker;
 
-use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
 
 pub use self::exit::Exit;
 use self::{
-    client::{Client, Order},
+    client::{Client, Order, Place},
     failure::Failure,
 };
 
@@ -65,6 +61,13 @@ struct Cli {
     /// directory
     #[arg(long, global = true, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// The endpoint of a daemon to talk to instead, `http://HOST:PORT`; `SLOTD_URL` if absent
+    #[arg(long, global = true, value_name = "URL")]
+    url: Option<String>,
+    /// A file with the admin key for `--url`; `SLOTD_KEY_FILE` if absent, else `SLOTD_ADMIN_KEY` is
+    /// the key
+    #[arg(long, global = true, value_name = "FILE")]
+    key_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -128,9 +131,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> ExitCode {
-    let control = cli.control;
+    let place = Place { control: cli.control, url: cli.url, key_file: cli.key_file };
     match cli.command {
-        Command::Serve(options) => end(serve::run(options, control)),
+        Command::Serve(options) => end(serve::run(options, place.control)),
         Command::Worker(options) => worker::run(options),
         Command::Guard => guard::run(),
         Command::Validate(options) => end(validate::run(options)),
@@ -138,54 +141,44 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Key(options) => end(key::run(options)),
         Command::Completions(options) => end(completions::run(&options)),
         Command::Man(options) => end(man::run(options)),
-        Command::Ps(options) => {
-            talk(control.as_deref(), async |client| ps::run(&options, client).await)
-        }
+        Command::Ps(options) => talk(&place, async |client| ps::run(&options, client).await),
         Command::Requests(options) => {
-            talk(control.as_deref(), async |client| requests::run(&options, client).await)
+            talk(&place, async |client| requests::run(&options, client).await)
         }
         Command::Cancel(options) => {
-            talk(control.as_deref(), async |client| cancel::run(&options, client).await)
+            talk(&place, async |client| cancel::run(&options, client).await)
         }
         Command::Status(options) => {
-            talk(control.as_deref(), async |client| status::run(&options, client).await)
+            talk(&place, async |client| status::run(&options, client).await)
         }
-        Command::Why(options) => {
-            talk(control.as_deref(), async |client| why::run(&options, client).await)
-        }
-        Command::Logs(options) => {
-            talk(control.as_deref(), async |client| logs::run(&options, client).await)
-        }
-        Command::Plan(options) => {
-            talk(control.as_deref(), async |client| plan::run(&options, client).await)
-        }
-        Command::Fit(options) => {
-            talk(control.as_deref(), async |client| fit::run(&options, client).await)
-        }
+        Command::Why(options) => talk(&place, async |client| why::run(&options, client).await),
+        Command::Logs(options) => talk(&place, async |client| logs::run(&options, client).await),
+        Command::Plan(options) => talk(&place, async |client| plan::run(&options, client).await),
+        Command::Fit(options) => talk(&place, async |client| fit::run(&options, client).await),
         Command::Upgrade(options) => {
-            talk(control.as_deref(), async |client| upgrade::run(&options, client).await)
+            talk(&place, async |client| upgrade::run(&options, client).await)
         }
         Command::Load(options) => {
-            talk(control.as_deref(), async |client| order::run(Order::Load, &options, client).await)
+            talk(&place, async |client| order::run(Order::Load, &options, client).await)
         }
-        Command::Unload(options) => talk(control.as_deref(), async |client| {
-            order::run(Order::Unload, &options, client).await
-        }),
-        Command::Restart(options) => talk(control.as_deref(), async |client| {
-            order::run(Order::Restart, &options, client).await
-        }),
+        Command::Unload(options) => {
+            talk(&place, async |client| order::run(Order::Unload, &options, client).await)
+        }
+        Command::Restart(options) => {
+            talk(&place, async |client| order::run(Order::Restart, &options, client).await)
+        }
     }
 }
 
 /// Talks to the daemon.
 fn talk(
-    control: Option<&Path>,
+    place: &Place,
     conversation: impl AsyncFnOnce(&Client) -> Result<Exit, Failure>,
 ) -> ExitCode {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(Failure::System);
     end(runtime.and_then(|runtime| {
         runtime.block_on(async {
-            let client = Client::new(control)?;
+            let client = Client::new(place)?;
             conversation(&client).await
         })
     }))

@@ -95,8 +95,9 @@ pub(super) struct ProfileFile {
     #[schemars(with = "u32", range(min = 256, max = 1_048_576))]
     pub(super) context: Option<u32>,
 
-    /// How many requests the engine works on at once, 1 to 256. Default: the engine's own.
-    #[schemars(with = "u32", range(min = 1, max = 256))]
+    /// How many requests the engine works on at once, 1 to 256; `command` and `external` engines up to
+    /// 16384. Default: the engine's own.
+    #[schemars(with = "u32", range(min = 1, max = 16_384))]
     pub(super) parallel: Option<u32>,
 
     /// CPU threads of the engine, 1 to 1024. Default: its share of the machine's cores.
@@ -241,13 +242,15 @@ impl ProfileFile {
         walk.refuse_unknown(&KEYS, better_key);
         let Requests { lane, queue_timeout, on_client_gone, .. } = requests::take(walk);
         let has_engine = walk.offset_of_key("engine").is_some();
+        let engine =
+            if has_engine { walk.take_choice("engine", &ENGINES) } else { Some(EngineKey::Auto) };
+        let parallel = match engine {
+            Some(EngineKey::Command | EngineKey::External) => &PARALLEL_OF_OTHERS,
+            Some(EngineKey::Auto | EngineKey::LlamaServer | EngineKey::Candle) | None => &PARALLEL,
+        };
         Self {
             model: walk.take_text("model"),
-            engine: if has_engine {
-                walk.take_choice("engine", &ENGINES)
-            } else {
-                Some(EngineKey::Auto)
-            },
+            engine,
             command: walk.take_texts("command", MayBeEmpty::Yes),
             stop_command: walk.take_texts("stop_command", MayBeEmpty::Yes).unwrap_or_default(),
             url: walk.take_text("url"),
@@ -260,7 +263,7 @@ impl ProfileFile {
                 .take_choices("capabilities", &Capability::ALL.map(|c| (c.as_str(), c)))
                 .unwrap_or_default(),
             context: walk.take_number("context", &CONTEXT, OWN_DEFAULT),
-            parallel: walk.take_number("parallel", &PARALLEL, OWN_DEFAULT),
+            parallel: walk.take_number("parallel", parallel, OWN_DEFAULT),
             threads: walk.take_number("threads", &THREADS, OWN_DEFAULT),
             gpu_layers: walk.take_number("gpu_layers", &GPU_LAYERS, OWN_DEFAULT),
             ladder: ladder::take(walk),
@@ -347,7 +350,9 @@ pub(super) const OWN_DEFAULT: &str = "leave the key out to use the engine's own 
 const NEVER_GIVE_UP: &str = "to never give up on the slot, set `essential = true`";
 
 pub(super) const CONTEXT: RangeInclusive<u32> = 256..=1_048_576;
+/// Source: llama.cpp, `LLAMA_MAX_SEQ`.
 pub(super) const PARALLEL: RangeInclusive<u32> = 1..=256;
+const PARALLEL_OF_OTHERS: RangeInclusive<u32> = 1..=16_384;
 const THREADS: RangeInclusive<u32> = 1..=1024;
 pub(super) const GPU_LAYERS: RangeInclusive<u32> = 0..=10_000;
 const MAX_RESTARTS: RangeInclusive<u32> = 0..=1000;

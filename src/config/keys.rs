@@ -3,6 +3,7 @@
 //! ```text
 //! # comment
 //! infer laptop sha256:9f86d0…      asks models
+//! infer phone  sha256:2c624…  max_in_flight=2
 //! admin ops    sha256:60303a…      gives orders to the daemon
 //! ```
 //!
@@ -28,6 +29,8 @@ use super::fault::Fault;
 
 /// The largest file of keys that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
+/// The most requests that one key may be bounded to.
+pub(super) const MOST_IN_FLIGHT: u32 = 65_536;
 const SHA256: &str = "sha256:";
 const FORM: &str = "write `infer NAME sha256:…` or `admin NAME sha256:…`, as `slotd key new` does";
 
@@ -57,6 +60,8 @@ pub struct Key {
     pub name: String,
     /// What it is for.
     pub role: Role,
+    /// How many of its requests may be in flight, where its line says.
+    pub max_in_flight: Option<u32>,
     digest: [u8; 32],
 }
 
@@ -111,6 +116,14 @@ pub fn read(file: &Path) -> Result<Option<Vec<Key>>, Vec<Fault>> {
         Ok(None) => Ok(None),
         Err(fault) => Err(vec![*fault]),
     }
+}
+
+/// Reads a file that holds a secret, by the same rules; `None` when there is none. Blocks on the disk.
+///
+/// # Errors
+/// The fault of the file.
+pub fn read_secret(file: &Path) -> Result<Option<String>, Box<Fault>> {
+    open(file)
 }
 
 fn open(file: &Path) -> Result<Option<String>, Box<Fault>> {
@@ -183,11 +196,12 @@ fn parse(file: &Path, text: &str) -> Result<Vec<Key>, Vec<Fault>> {
 /// Reads one line. What stands in the place of a digest may be a key: it is never said again.
 fn parse_line(line: &str, before: &[Key]) -> Result<Key, String> {
     let mut words = line.split_ascii_whitespace();
-    let (Some(role), Some(name), Some(digest), None) =
-        (words.next(), words.next(), words.next(), words.next())
+    let (Some(role), Some(name), Some(digest), limit, None) =
+        (words.next(), words.next(), words.next(), words.next(), words.next())
     else {
         return Err("is not a role, a name and a digest".to_owned());
     };
+    let max_in_flight = limit.map(parse_limit).transpose()?;
     let role = match role {
         "infer" => Role::Infer,
         "admin" => Role::Admin,
@@ -203,7 +217,14 @@ fn parse_line(line: &str, before: &[Key]) -> Result<Key, String> {
     if before.iter().any(|key| key.digest == digest) {
         return Err(format!("the key of `{name}` is there twice"));
     }
-    Ok(Key { name: name.to_owned(), role, digest })
+    Ok(Key { name: name.to_owned(), role, max_in_flight, digest })
+}
+
+fn parse_limit(word: &str) -> Result<u32, String> {
+    let limit = word.strip_prefix("max_in_flight=").and_then(|count| count.parse().ok());
+    limit.filter(|limit| (1..=MOST_IN_FLIGHT).contains(limit)).ok_or_else(|| {
+        format!("what follows the digest is not `max_in_flight=N`, N in 1..={MOST_IN_FLIGHT}")
+    })
 }
 
 /// Tells whether a key can have this name: logs show it.
@@ -275,6 +296,17 @@ mod tests {
         fs::write(&file, text.trim_end()).unwrap();
         add(&file, "two", Role::Infer).unwrap();
         assert_eq!(read(&file).unwrap().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_key_may_be_bounded_in_its_line() {
+        let digest = "0".repeat(64);
+        let parse = |end: &str| parse(Path::new("keys"), &format!("infer a sha256:{digest}{end}"));
+        assert_eq!(parse("").unwrap()[0].max_in_flight, None);
+        assert_eq!(parse(" max_in_flight=2").unwrap()[0].max_in_flight, Some(2));
+        for wrong in [" max_in_flight=0", " max_in_flight=x", " 2", " max_in_flight=2 3"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

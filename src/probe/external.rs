@@ -10,7 +10,7 @@ use reqwest::StatusCode;
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::{Health, Probe, stranger};
+use super::{Health, MAX_BODY, Probe, stranger};
 use crate::engine::{Endpoint, EngineKind};
 
 /// What a look at an engine found.
@@ -67,6 +67,8 @@ impl ExternalProbe {
         match self.probe.get("/v1/models").await {
             // An engine that wants a key hides its list; its health has to do.
             Ok(answer) if answer.status != StatusCode::OK => Health::Ready,
+            // A proxy may list thousands: what was cut does not say what is missing in it.
+            Ok(answer) if answer.body.len() >= MAX_BODY => Health::Ready,
             Ok(answer) => match stranger(&answer.body, model) {
                 Some(found) => Health::Impostor { found },
                 None => Health::Ready,

@@ -34,7 +34,7 @@ use super::{
     cgroup::{Cell, Hierarchies},
     child::{Child, Hold, Parts},
     fault::{SpawnFault, StartFault, is_shortage},
-    identity, leaf,
+    files, identity, leaf,
     register::{Entry, Register},
     sys::{self, Peek, Setup},
 };
@@ -326,6 +326,7 @@ impl Forge {
             parent: Pid::this(),
             joins: cell.joins(),
             oom_score: oom_score(),
+            files: files::first(),
             report: OwnedFd::from(report),
         };
         sys::run_before_exec(&mut command, setup);

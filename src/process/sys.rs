@@ -16,7 +16,7 @@ use nix::{
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        resource::{Resource, setrlimit},
+        resource::{Resource, rlim_t, setrlimit},
         signal::{SigSet, Signal},
         stat::{Mode, umask},
     },
@@ -38,6 +38,8 @@ pub(super) struct Setup {
     pub(super) joins: Vec<(OwnedFd, u8)>,
     /// What to write to `oom_score_adj`.
     pub(super) oom_score: Vec<u8>,
+    /// The soft and the hard limit of open files, where the daemon has raised its own.
+    pub(super) files: Option<(rlim_t, rlim_t)>,
     /// Takes one byte for each thing that could not be done and that an engine can live without.
     pub(super) report: OwnedFd,
 }
@@ -79,6 +81,9 @@ impl Setup {
             self.report(NO_OOM_SCORE);
         }
         setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+        if let Some((soft, hard)) = self.files {
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+        }
         umask(Mode::from_bits_truncate(0o077));
         reset_signals()?;
         mark_close_on_exec();

@@ -128,7 +128,7 @@ impl Answer {
             () = whole => {}
             () = ended.cancelled() => return,
             () = flight.cancelled() => {
-                flight.end(Outcome::Cancelled);
+                drop(flight.end_cancelled());
                 return;
             }
         }

@@ -14,11 +14,11 @@ use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use super::{params, payload::Payload, reply::Fault};
+use super::{depth, params, payload::Payload, reply::Fault};
 use crate::spec::params::Params;
 
 /// How long a client may pause within a body.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How long a body of somebody who is turned away is read.
 const LONGEST_DISCARD: Duration = Duration::from_secs(5);
 /// How much of a body over the limit is read and thrown away, as a multiple of the limit: a client
@@ -164,6 +164,7 @@ async fn throw_away(mut body: Incoming, most: u64) {
 }
 
 fn peek(bytes: Bytes) -> Result<Asked, Fault> {
+    depth::check(&bytes)?;
     let invalid = |param, message| Fault::bad_request(param, "invalid_json", message);
     let peek: Result<Peek<'_>, _> = serde_json::from_slice(&bytes);
     // Asked first: a list would be read as the fields in their order.
@@ -189,7 +190,7 @@ pub(super) fn named_model(bytes: &[u8]) -> Option<String> {
 
 /// Puts `name` in the place of the top-level `model`, and leaves every other byte as it came. `None`
 /// if there is no `model`.
-fn rename_model(bytes: &Bytes, name: &str) -> Option<Bytes> {
+pub(super) fn rename_model(bytes: &Bytes, name: &str) -> Option<Bytes> {
     #[derive(Deserialize)]
     struct Raw<'a> {
         #[serde(borrow)]

@@ -1,7 +1,10 @@
 //! One exchange with an engine: the request rebuilt, sent once, and once more if its engine died
 //! before it had said anything.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use hyper::{
@@ -12,11 +15,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     Client, Shared,
+    access::without_key,
     answer::Answer,
     body::Asked,
     flight::{Flight, Stage},
     gate::{Ending, Gate, GateRefusal, Lease},
-    meters::Outcome,
     normalise,
     payload::{Payload, Sending},
     record::Fingerprint,
@@ -32,8 +35,8 @@ const NEWS_OF_DEATH: Duration = Duration::from_secs(2);
 /// How often a request may find its slot gone again before it is turned away.
 const ROUNDS: usize = 8;
 /// The most of an engine's refusal that is read, and how long that may take.
-const REFUSAL_BYTES: usize = 64 << 10;
-const REFUSAL_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const REFUSAL_BYTES: usize = 64 << 10;
+pub(super) const REFUSAL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A request as it will be sent, as often as it has to be.
 #[derive(Clone, Debug)]
@@ -46,6 +49,8 @@ pub(super) struct Order {
     pub(super) asked: Asked,
     pub(super) fingerprint: Fingerprint,
     pub(super) refusals: Refusals,
+    /// It loads no engine, and is no use of one.
+    pub(super) is_look: bool,
     /// Until when the request may wait for an engine. The engine's own work has no deadline.
     pub(super) deadline: Instant,
     pub(super) flight: Arc<Flight>,
@@ -79,8 +84,7 @@ pub(super) async fn reach(client: Arc<Client>, order: Order) -> Result<Answer, F
     tokio::select! {
         biased;
         () = flight.cancelled() => {
-            flight.end(Outcome::Cancelled);
-            Err(Fault::cancelled())
+            Err(flight.end_cancelled())
         }
         answer = reach_engine(client, order) => answer,
     }
@@ -92,7 +96,7 @@ async fn reach_engine(client: Arc<Client>, order: Order) -> Result<Answer, Fault
         // No engine is loaded only to be spared.
         return Err(Fault::poison(&order.candidates.first));
     }
-    let mut may_try_again = true;
+    let mut may_try_again = !client.has_tried.swap(false, Ordering::Relaxed);
     loop {
         let mut lease = turn(shared, &order).await?;
         let slot = lease.gate().slot().clone();
@@ -143,11 +147,19 @@ pub(super) async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault>
                 Ok(lease) if lease.gate().is_guilty(order.fingerprint) => {
                     return Err(Fault::poison(gate.slot()));
                 }
-                Ok(lease) => return Ok(lease), // (1)
+                Ok(mut lease) => {
+                    if order.is_look {
+                        lease.only_look();
+                    }
+                    return Ok(lease); // (1)
+                }
                 Err(GateRefusal::Closed) if candidates.has_another(shared, &gate) => continue,
                 Err(GateRefusal::Closed) => {}
                 Err(refusal) => return Err(Fault::of_gate(&gate, refusal)),
             }
+        }
+        if order.is_look {
+            return Err(Fault::not_loaded(&candidates.first));
         }
         let began = Instant::now();
         order.flight.enter(Stage::Loading);
@@ -188,6 +200,16 @@ async fn send(
 /// the client's, and nothing that says where it came from. The answer must come uncompressed: its end
 /// is read.
 pub(super) fn rebuild(order: &Order, body: Sending) -> Request<Sending> {
+    let mut request = Request::new(body);
+    *request.method_mut() = order.method.clone();
+    *request.uri_mut() = order.path.clone();
+    keep_headers(&order.headers, request.headers_mut());
+    request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost"));
+    request
+}
+
+/// Takes over those headers of a client's request that may go further.
+pub(super) fn keep_headers(from: &HeaderMap, to: &mut HeaderMap) {
     const KEPT_BACK: [HeaderName; 11] = [
         HeaderName::from_static("api-key"),
         HeaderName::from_static("x-api-key"),
@@ -201,21 +223,20 @@ pub(super) fn rebuild(order: &Order, body: Sending) -> Request<Sending> {
         header::PROXY_AUTHORIZATION,
         header::REFERER,
     ];
-    let mut request = Request::new(body);
-    *request.method_mut() = order.method.clone();
-    *request.uri_mut() = order.path.clone();
-    let headers = request.headers_mut();
-    headers.reserve(order.headers.len());
-    for (name, value) in &order.headers {
+    to.reserve(from.len());
+    for (name, value) in from {
         let is_kept_back = KEPT_BACK.contains(name)
             || name.as_str().starts_with("x-forwarded-")
-            || is_hop_by_hop(name, &order.headers);
-        if !is_kept_back {
-            headers.append(name, value.clone());
+            || is_hop_by_hop(name, from);
+        if is_kept_back {
+            continue;
+        }
+        if name == header::SEC_WEBSOCKET_PROTOCOL {
+            to.extend(without_key(value).map(|kept| (name.clone(), kept)));
+        } else {
+            to.append(name, value.clone());
         }
     }
-    headers.insert(header::HOST, HeaderValue::from_static("localhost"));
-    request
 }
 
 /// Lets an answer through; reads a refusal and gives it the form that clients know.
@@ -224,10 +245,7 @@ async fn accepted(mut answer: Answer, (order, slot): (&Order, &SlotName)) -> Res
         return Ok(answer);
     }
     let (status, mut headers) = (answer.status, HeaderMap::new());
-    // What it cannot do at all, or not yet, says nothing of what it can.
-    let says_little =
-        matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE);
-    if status.is_server_error() && !says_little {
+    if status.is_server_error() && !says_little(status) {
         answer.note_failure();
     }
     if order.refusals == Refusals::AsTheyAre {
@@ -242,6 +260,11 @@ async fn accepted(mut answer: Answer, (order, slot): (&Order, &SlotName)) -> Res
             Err(Fault::engine_died(slot, "broke off while it refused the request"))
         }
     }
+}
+
+/// What an engine cannot do at all, or not yet, says nothing of what it can.
+pub(super) fn says_little(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::SERVICE_UNAVAILABLE)
 }
 
 /// Passes an engine's headers on, but for those about its connection, its name, its cookies and what

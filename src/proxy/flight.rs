@@ -7,22 +7,23 @@ use std::{
     future::poll_fn,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use futures_util::task::AtomicWaker;
 use hyper::{StatusCode, header::HeaderValue};
 use tokio::time::Instant;
 use tracing::info;
 
 use super::{
+    access::Turn,
     flights::Flights,
     meters::{Meters, Outcome, Tally, micros},
+    reply::Fault,
     usage::{Usage, events},
 };
 use crate::spec::{
@@ -71,6 +72,8 @@ pub(super) struct Sender {
     /// The name of its key; `None` where there are no keys.
     pub(super) key: Option<Arc<str>>,
     pub(super) lane: Lane,
+    /// Its turn among the requests of its key, where those are counted.
+    pub(super) _turn: Option<Arc<Turn>>,
 }
 
 /// One request in flight.
@@ -78,7 +81,7 @@ pub(super) struct Sender {
 pub(super) struct Flight {
     pub(super) id: u64,
     /// The slot that serves it, or the one that speaks for those that may, and its counters.
-    served: ArcSwap<(SlotName, Arc<Meters>)>,
+    served: Mutex<(SlotName, Arc<Meters>)>,
     pub(super) sender: Sender,
     pub(super) on_client_gone: OnClientGone,
     pub(super) began: Instant,
@@ -101,7 +104,11 @@ pub(super) struct Flight {
     prompt_us: AtomicU64,
     generated_us: AtomicU64,
     is_cancelled: AtomicBool,
+    /// It was cancelled because it took too long.
+    is_late: AtomicBool,
     is_abandoned: AtomicBool,
+    /// Another flight has taken its place: it is not counted.
+    is_handed_on: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -118,7 +125,7 @@ impl Flight {
         let zero = || AtomicU64::new(0);
         Self {
             id,
-            served: ArcSwap::from_pointee(served),
+            served: Mutex::new(served),
             sender,
             on_client_gone,
             began: Instant::now(),
@@ -137,22 +144,30 @@ impl Flight {
             prompt_us: zero(),
             generated_us: zero(),
             is_cancelled: AtomicBool::new(false),
+            is_late: AtomicBool::new(false),
             is_abandoned: AtomicBool::new(false),
+            is_handed_on: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         }
     }
 
     /// Returns the slot that serves it, or the one that speaks for those that may.
     pub(super) fn slot(&self) -> SlotName {
-        self.served.load().0.clone()
+        self.served().0.clone()
+    }
+
+    fn served(&self) -> MutexGuard<'_, (SlotName, Arc<Meters>)> {
+        // A panic elsewhere cannot leave it half changed: each use is one call.
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that an engine of this slot has it now.
     pub(super) fn serve(&self, slot: &SlotName) {
-        if self.served.load().0 != *slot {
-            let meters = self.flights.meters(slot);
-            self.served.store(Arc::new((slot.clone(), meters)));
+        let mut served = self.served();
+        if served.0 != *slot {
+            *served = (slot.clone(), self.flights.meters(slot));
         }
+        drop(served);
         self.enter(Stage::Waiting);
     }
 
@@ -244,6 +259,22 @@ impl Flight {
         self.waker.wake();
     }
 
+    /// Ends it with an error because it has taken as long as it may.
+    pub(super) fn expire(&self) {
+        self.is_late.store(true, Ordering::Release);
+        self.cancel();
+    }
+
+    /// Decides how it ended once it was cancelled, and returns what its client is told.
+    pub(super) fn end_cancelled(&self) -> Fault {
+        if self.is_late.load(Ordering::Acquire) {
+            self.end(Outcome::Broken);
+            return Fault::too_late();
+        }
+        self.end(Outcome::Cancelled);
+        Fault::cancelled()
+    }
+
     /// Waits until it is cancelled. One task at a time is woken.
     pub(super) fn poll_cancelled(&self, context: &mut Context<'_>) -> Poll<()> {
         self.waker.register(context.waker());
@@ -265,6 +296,11 @@ impl Flight {
     pub(super) fn abandon(&self, rest: impl Future<Output = ()> + Send + 'static) {
         self.is_abandoned.store(true, Ordering::Relaxed);
         self.flights.go_on(rest);
+    }
+
+    /// Lets another flight take its place: what becomes of the request is counted there.
+    pub(super) fn hand_on(&self) {
+        self.is_handed_on.store(true, Ordering::Relaxed);
     }
 
     /// Tells whether the engine goes on when the client leaves.
@@ -306,7 +342,7 @@ impl Flight {
         info!(
             target: "slotd::access",
             request_id,
-            slot = %self.served.load().0,
+            slot = %self.served().0,
             peer = %self.sender.peer,
             agent,
             key = self.sender.key.as_deref(),
@@ -329,8 +365,11 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.flights.forget(self.id);
+        if self.is_handed_on.load(Ordering::Relaxed) {
+            return;
+        }
         let tally = self.tally();
-        self.served.load().1.count(&tally);
+        self.served().1.count(&tally);
         if self.flights.has_access_log() {
             self.log(&tally);
         }

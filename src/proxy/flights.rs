@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::{runtime::Handle, task::JoinSet};
+use tokio::{runtime::Handle, task::JoinSet, time::sleep};
 
 use super::{
     flight::{Flight, Sender, Stage},
@@ -24,6 +24,10 @@ use crate::spec::{
 
 /// Into how many parts the list is cut, so that cores seldom meet.
 const PARTS: usize = 8;
+
+/// How often requests are looked at that have taken too long.
+const SHORTEST_LOOK: Duration = Duration::from_millis(10);
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 type Part = Mutex<BTreeMap<u64, Weak<Flight>>>;
 
@@ -116,6 +120,19 @@ impl Flights {
             flight.cancel();
             true
         })
+    }
+
+    /// Ends every request that has taken longer than `limit`. Never returns.
+    #[expect(clippy::infinite_loop, reason = "it ends by being dropped")]
+    pub(super) async fn end_late(&self, limit: Duration) {
+        loop {
+            sleep((limit / 20).clamp(SHORTEST_LOOK, LONGEST_LOOK)).await;
+            for flight in self.all() {
+                if flight.began.elapsed() >= limit {
+                    flight.expire();
+                }
+            }
+        }
     }
 
     fn all(&self) -> Vec<Arc<Flight>> {

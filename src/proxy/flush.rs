@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
@@ -39,6 +40,12 @@ impl Flushes {
         self.count.load(Ordering::Acquire)
     }
 
+    /// Notes that everything was written.
+    pub(super) fn note(&self) {
+        self.count.fetch_add(1, Ordering::Release);
+        self.waker.wake();
+    }
+
     /// Waits until everything has been written once more since the count was `before`.
     pub(super) fn poll_after(&self, before: u64, context: &mut Context<'_>) -> Poll<()> {
         self.waker.register(context.waker());
@@ -53,7 +60,7 @@ impl fmt::Debug for Flushes {
 }
 
 /// How long a client may take nothing while there is something to take. It holds a seat at the engine.
-const STALL: Duration = Duration::from_mins(1);
+pub(super) const STALL: Duration = Duration::from_mins(1);
 
 /// What a client's connection is made of.
 pub(super) trait Hangs {
@@ -76,6 +83,73 @@ impl Hangs for TokioIo<TlsStream<TcpStream>> {
         let mut buffer = ReadBuf::uninit(&mut byte);
         // A record that is not read yet may be a farewell: hyper reads it.
         matches!(self.inner().get_ref().0.poll_peek(context, &mut buffer), Poll::Ready(Ok(0)))
+    }
+}
+
+/// A client's connection of which something was read already.
+#[derive(Debug)]
+pub(super) struct Rewound<T> {
+    inner: T,
+    read: Bytes,
+}
+
+impl<T> Rewound<T> {
+    pub(super) fn new(inner: T, read: Bytes) -> Self {
+        Self { inner, read }
+    }
+}
+
+impl<T: Read + Unpin> Read for Rewound<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        mut buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(context, buffer);
+        }
+        let count = self.read.len().min(buffer.remaining());
+        buffer.put_slice(&self.read.split_to(count));
+        if self.read.is_empty() {
+            self.read = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: Write + Unpin> Write for Rewound<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(context, buffers)
+    }
+}
+
+impl<T: Hangs> Hangs for Rewound<T> {
+    fn poll_hung_up(&mut self, context: &mut Context<'_>) -> bool {
+        self.inner.poll_hung_up(context)
     }
 }
 
@@ -133,9 +207,10 @@ impl<T: Write + Hangs + Unpin> Write for Counted<T> {
     /// hyper calls this once its own buffer is empty, and each time that something has happened. It
     /// does not look for the client's end itself while bytes of a next request lie in its buffer.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = ready!(Pin::new(&mut self.inner).poll_flush(context));
-        self.flushes.count.fetch_add(1, Ordering::Release);
-        self.flushes.waker.wake();
+        let flushed = Pin::new(&mut self.inner).poll_flush(context);
+        // TLS takes what its client does not, up to a limit, and waits here.
+        let flushed = ready!(self.patient(flushed, context));
+        self.flushes.note();
         if self.inner.poll_hung_up(context) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
@@ -143,7 +218,8 @@ impl<T: Write + Hangs + Unpin> Write for Counted<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
+        let shut = Pin::new(&mut self.inner).poll_shutdown(context);
+        self.patient(shut, context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -191,6 +267,13 @@ mod tests {
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
             Poll::Ready(Ok(()))
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_taken_in_and_never_comes_out_counts_too() {
+        let mut deaf = Counted::new(Deaf, Arc::default());
+        let flushed = poll_fn(|context| Pin::new(&mut deaf).poll_flush(context)).await;
+        assert_eq!(flushed.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test(start_paused = true)]

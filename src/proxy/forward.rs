@@ -14,10 +14,11 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     Client, Limits,
-    access::KeyName,
+    access::Caller,
     answer::Answer,
     body::{self, Asked},
     exchange::{Order, copy_headers, reach},
+    fall_through,
     flight::{Flight, Sender},
     hold::Held,
     intake,
@@ -55,15 +56,21 @@ pub(super) async fn forward(
         let limit = client.shared.limits.max_body;
         let spool = (limit, client.shared.spool_dir.as_path());
         let asked = intake::read(&head, incoming, work.intake, spool).await?;
+        let model = asked.model.as_deref().filter(|_| upgrade.is_none());
+        if fall_through::takes(&client.shared, model, &head.headers)? {
+            return Ok((asked, None));
+        }
         let target = target::of_work(&client.shared.routes.load(), &asked, (&head.uri, work))?;
-        Ok::<_, Fault>((asked, target))
+        Ok::<_, Fault>((asked, Some(target)))
     };
     match found.await {
-        Ok((mut asked, target)) => {
+        Ok((asked, None)) => fall_through::pass(client, head, work.form, asked).await,
+        Ok((mut asked, Some(target))) => {
             if let Some(params) = target.profile.requests.params_of(asked.model.as_deref()) {
                 asked.change(&params);
             }
-            go(client, head, (target, work.form), (asked, upgrade)).await
+            let form = work.form_of(&head.method);
+            go(client, head, (target, form), (asked, upgrade)).await
         }
         Err(fault) => (None, fault.response_in(work.form.dialect)),
     }
@@ -97,11 +104,10 @@ pub(super) async fn go(
 ) -> (Option<SlotName>, Response<Body>) {
     let profile = Arc::clone(&target.profile);
     let wishes = &profile.requests;
-    let lane = match lane(&head.headers) {
-        Ok(lane) => lane.unwrap_or(wishes.lane),
+    let sender = match sender(client, &head, wishes.lane) {
+        Ok(sender) => sender,
         Err(fault) => return (None, fault.response_in(form.dialect)),
     };
-    let sender = sender(client, &head, lane);
     let first = &target.candidates.first;
     let flight = client.shared.flights.begin(first, wishes.on_client_gone, sender);
     let hold = wishes.queue_timeout.unwrap_or(client.shared.limits.hold);
@@ -125,14 +131,18 @@ fn lane(headers: &HeaderMap) -> Result<Option<Lane>, Fault> {
     })
 }
 
-fn sender(client: &Client, head: &Parts, lane: Lane) -> Sender {
-    Sender {
+/// Says who sent a request; `usual` is the lane of one that names none.
+pub(super) fn sender(client: &Client, head: &Parts, usual: Lane) -> Result<Sender, Fault> {
+    let caller = head.extensions.get::<Caller>();
+    let lane = lane(&head.headers)?.unwrap_or(usual);
+    Ok(Sender {
         peer: client.peer,
         agent: head.headers.get(USER_AGENT).cloned(),
         request_id: head.headers.get("x-request-id").cloned(),
-        key: head.extensions.get::<KeyName>().map(|name| Arc::clone(&name.0)),
+        key: caller.map(|caller| Arc::clone(&caller.name)),
         lane,
-    }
+        _turn: client.shared.access.turn(caller)?,
+    })
 }
 
 /// Says how long the request has waited, where it has.
@@ -200,6 +210,7 @@ fn order(head: Parts, (target, form, flight): What, asked: Asked, deadline: Inst
         headers: head.headers,
         asked,
         refusals: form.refusals,
+        is_look: form.is_look,
         deadline,
     }
 }
@@ -216,9 +227,14 @@ fn fingerprint(asked: &Asked, target: &Target) -> Fingerprint {
 /// How long the client hears nothing at most: our limit, or a little less than what it says it
 /// waits.
 pub(super) fn silence(limits: &Limits, headers: &HeaderMap) -> Duration {
-    let theirs = headers
-        .get("x-stainless-read-timeout")
-        .and_then(|value| value.to_str().ok()?.parse::<f64>().ok())
+    let theirs = headers.get("x-stainless-read-timeout").and_then(|value| value.to_str().ok());
+    silence_of(limits, theirs)
+}
+
+/// The same, by what a client says of how many seconds it waits.
+pub(super) fn silence_of(limits: &Limits, theirs: Option<&str>) -> Duration {
+    let theirs = theirs
+        .and_then(|seconds| seconds.parse::<f64>().ok())
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
         .map(|theirs| theirs.saturating_sub(BEFORE_DEADLINE).max(Duration::from_secs(1)));
     theirs.map_or(limits.silence, |theirs| theirs.min(limits.silence))
@@ -280,7 +296,7 @@ fn held(
 
 /// Caches and proxies on the way must pass a stream on as it comes. Its length is open: an error may
 /// have to follow.
-fn mark_stream(headers: &mut HeaderMap) {
+pub(super) fn mark_stream(headers: &mut HeaderMap) {
     headers.remove(CONTENT_LENGTH);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));

@@ -156,9 +156,14 @@ impl Gate {
             Ok(None) => self.wait_for_seat(lane, patience).await?,
             Err(Closed) => return Err(GateRefusal::Closed),
         };
-        self.touch();
         let gate = Arc::clone(self);
         Ok(Lease::new(gate, seat, request))
+    }
+
+    /// Takes a seat if one is free, and nobody has to wait.
+    pub(super) fn try_lease(self: &Arc<Self>, request: Fingerprint) -> Option<Lease> {
+        let seat = self.seats.try_take().ok().flatten()?;
+        Some(Lease::new(Arc::clone(self), seat, request))
     }
 
     async fn wait_for_seat(&self, lane: Lane, patience: Duration) -> Result<Seat, GateRefusal> {

@@ -7,6 +7,7 @@ use hyper::{Method, Uri, body::Incoming, header::CONTENT_TYPE, http::request::Pa
 
 use super::{
     body::{self, Asked},
+    depth,
     reply::Fault,
     spool,
     surface::Intake,
@@ -23,10 +24,15 @@ pub(super) async fn read(
     match intake {
         Intake::QueryOrJson if head.method == Method::POST => {
             let bytes = body::collect(&head.headers, body, limit).await?;
+            depth::check(&bytes)?;
             let model = queried_model(&head.uri).or_else(|| body::named_model(&bytes));
             Ok(Asked::unread(bytes, model))
         }
-        Intake::Query | Intake::QueryOrJson => {
+        Intake::Bare => {
+            let bytes = body::collect(&head.headers, body, limit).await?;
+            Ok(Asked::unread(bytes, queried_model(&head.uri)))
+        }
+        Intake::Query | Intake::QueryOrJson | Intake::Kept => {
             Ok(Asked::unread(Bytes::new(), queried_model(&head.uri)))
         }
         Intake::Form | Intake::Json => {

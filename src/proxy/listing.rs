@@ -4,6 +4,7 @@ use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::{
+    Shared,
     reply::{Body, Fault, json_response},
     routes::{Route, RouteTable},
 };
@@ -12,18 +13,32 @@ use crate::spec::profile::Capability;
 /// How many names an error lists at most.
 const SHOWN: usize = 20;
 
-/// Lists every slot and alias.
-pub(super) fn all(table: &RouteTable) -> Response<Body> {
-    let data: Vec<Value> = table.listed().map(|(name, route)| entry(name, route)).collect();
+/// Lists every slot and alias, and what the fall-through upstream is known to have.
+pub(super) fn all(shared: &Shared) -> Response<Body> {
+    let table = shared.routes.load();
+    let elsewhere = shared.fall_through.iter().flat_map(|upstream| upstream.names());
+    let elsewhere = elsewhere.filter(|name| table.find(name).is_none()).map(entry_elsewhere);
+    let data: Vec<Value> =
+        table.listed().map(|(name, route)| entry(name, route)).chain(elsewhere).collect();
     json_response(StatusCode::OK, &json!({"object": "list", "data": data}))
 }
 
 /// Shows one model by any name that leads to it.
-pub(super) fn one(table: &RouteTable, name: &str) -> Response<Body> {
+pub(super) fn one(shared: &Shared, name: &str) -> Response<Body> {
+    let table = shared.routes.load();
+    let mut elsewhere = shared.fall_through.iter().flat_map(|upstream| upstream.names());
     match table.find(name) {
         Some(route) => json_response(StatusCode::OK, &entry(name, route)),
-        None => unknown(table, name).response(),
+        None if elsewhere.any(|one| one == name) => {
+            json_response(StatusCode::OK, &entry_elsewhere(name))
+        }
+        None => unknown(&table, name).response(),
     }
+}
+
+/// Shows a model of the fall-through upstream, which is not asked.
+fn entry_elsewhere(name: &str) -> Value {
+    json!({"id": name, "object": "model", "created": 0, "owned_by": "fall-through"})
 }
 
 /// Says that no slot answers to `name`, and what there is.

@@ -15,7 +15,7 @@ use hyper::{
 };
 
 use super::{
-    Shared, engine_metrics,
+    Shared, Turns, engine_metrics,
     flights::Flights,
     meters::{Histogram, Meters},
     reply::{Body, full},
@@ -93,9 +93,14 @@ const PROMPT_TIME: Family =
 const GENERATED_TIME: Family =
     counter("slotd_generation_seconds_total", "Time that engines say they generated.");
 
+const KEY_REFUSED: Family = counter(
+    "slotd_key_limit_refused_total",
+    "Requests refused because their key (label `key`) had as many in flight as it may.",
+);
+
 /// Every family of slotd's own, in the order of the page.
 #[cfg(test)]
-const FAMILIES: [Family; 19] = [
+const FAMILIES: [Family; 20] = [
     BUILD,
     INFO,
     STATE,
@@ -115,6 +120,7 @@ const FAMILIES: [Family; 19] = [
     GENERATED,
     PROMPT_TIME,
     GENERATED_TIME,
+    KEY_REFUSED,
 ];
 
 const STATES: [&str; 9] = [
@@ -125,14 +131,14 @@ const STATES: [&str; 9] = [
 /// Answers with the whole page.
 pub(super) async fn answer(shared: &Shared) -> Response<Body> {
     let table = shared.routes.load_full();
-    let mut page = page(&table, &shared.flights);
+    let mut page = page(&table, &shared.flights, &shared.access.turns);
     engine_metrics::add(&mut page, &table).await;
     let mut response = Response::new(full(Bytes::from(page.0)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TEXT));
     response
 }
 
-fn page(table: &RouteTable, flights: &Flights) -> Page {
+fn page(table: &RouteTable, flights: &Flights, turns: &Turns) -> Page {
     let mut page = Page(String::with_capacity(16 << 10));
     page.family(BUILD);
     page.sample(BUILD.name, &[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -143,6 +149,10 @@ fn page(table: &RouteTable, flights: &Flights) -> Page {
     }
     let all = flights.all_meters();
     requests(&mut page, &all.iter().collect::<Vec<_>>());
+    page.family(KEY_REFUSED);
+    for (key, refused) in turns.refused() {
+        page.sample(KEY_REFUSED.name, &[("key", &key)], refused);
+    }
     page
 }
 
@@ -289,7 +299,7 @@ mod tests {
     #[test]
     fn the_page_shows_exactly_the_families_that_are_documented() {
         let flights = Flights::new(super::super::AccessLog::Off);
-        let page = page(&RouteTable::default(), &flights);
+        let page = page(&RouteTable::default(), &flights, &Turns::default());
         let shown: Vec<_> = page
             .0
             .lines()

@@ -14,9 +14,14 @@ mod access;
 mod affinity;
 mod answer;
 mod body;
+mod bytes;
+mod control;
+mod cores;
+mod depth;
 mod dialect;
 mod engine_metrics;
 mod exchange;
+mod fall_through;
 mod fields;
 mod flight;
 mod flights;
@@ -26,6 +31,7 @@ mod forward;
 mod gate;
 mod hold;
 mod intake;
+mod keepalive;
 mod listeners;
 mod listing;
 mod meters;
@@ -57,14 +63,17 @@ mod usage;
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 
 pub use self::{
-    access::Access,
+    access::{Access, Turns},
+    control::Control,
+    cores::{Cores, Lanes},
+    fall_through::FallThrough,
     flight::Stage,
     flights::{AccessLog, FlightView, Flights},
     gate::{Blame, Gate},
@@ -97,6 +106,26 @@ pub struct Shared {
     pub choices: Arc<Choices>,
     /// Requests in flight, and what became of others.
     pub flights: Arc<Flights>,
+    /// Where requests go that name a model of nobody's here.
+    pub fall_through: Option<Arc<FallThrough>>,
+    /// Who answers the orders of admin keys.
+    pub control: Option<Control>,
+    /// Whether plain requests of the hot paths are passed on as bytes; the others are in any case hyper's.
+    pub byte_relay: ByteRelay,
+    /// Where connections are served.
+    pub lanes: Lanes,
+    /// Answers say when they were made.
+    pub clock: WallClock,
+}
+
+/// Whether plain requests of the hot paths are passed on as bytes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum ByteRelay {
+    /// They are.
+    #[default]
+    On,
+    /// They go the way of every other.
+    Off,
 }
 
 /// One connection of a client.
@@ -109,6 +138,8 @@ struct Client {
     local: Option<IpAddr>,
     /// What is spoken there.
     api: listeners::Api,
+    /// The request that is asked next was tried once already.
+    has_tried: AtomicBool,
     /// What becomes of the connection once the present answer is written.
     tunnel: Mutex<Option<Box<tunnel::Tunnel>>>,
 }
@@ -141,6 +172,8 @@ pub struct Limits {
     /// The longest that a request waits for an engine, or for its turn at one. How long the engine
     /// then takes is between it and the client.
     pub hold: Duration,
+    /// The longest that a request takes, its answer included; `None` bounds nothing.
+    pub total: Option<Duration>,
     /// The longest that a client hears nothing while its request waits.
     pub silence: Duration,
     /// How long a stream waits in silence for a real status before it is committed to 200.
@@ -158,6 +191,7 @@ impl Limits {
         Self {
             max_body,
             hold: queue_timeout,
+            total: None,
             silence: Duration::from_secs(290),
             quiet: Duration::from_secs(15),
             sign_of_life: Duration::from_secs(10),

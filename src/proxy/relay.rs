@@ -32,13 +32,17 @@ use super::{
 };
 
 /// How long a client may take to read the error that ends its stream.
-const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What is said of a stream that its engine ended in order, but too early.
-const UNFINISHED: &str = "ended its stream before it was whole";
+pub(super) const UNFINISHED: &str = "ended its stream before it was whole";
 
 /// What is said of one that a person ended.
-const CANCELLED: &str = "was told to stop working on the request";
+pub(super) const CANCELLED: &str = "was told to stop working on the request";
+
+/// What is said of one whose engine was stopped, and of one whose engine died.
+pub(super) const CUT: &str = "was stopped in mid-answer";
+pub(super) const DIED: &str = "died in mid-answer";
 
 /// The body of an answer that is passed on.
 #[derive(Debug)]
@@ -98,7 +102,7 @@ impl Relay {
         };
         let slot = answer.gate().slot();
         let fault = match answer.gate().ending() {
-            _ if what == CANCELLED => Fault::cancelled(),
+            _ if what == CANCELLED => answer.flight().end_cancelled(),
             None if what == UNFINISHED => Fault::engine_misbehaved(slot, what),
             Some(_) | None => Fault::engine_died(slot, what),
         };
@@ -136,10 +140,8 @@ impl Relay {
         mut ended: Pin<Box<WaitForCancellationFutureOwned>>,
         context: &mut Context<'_>,
     ) -> Poll<Item> {
-        const CUT: &str = "was stopped in mid-answer";
-        const DIED: &str = "died in mid-answer";
         if answer.flight().poll_cancelled(context).is_ready() {
-            answer.flight().end(Outcome::Cancelled);
+            drop(answer.flight().end_cancelled());
             return self.break_off(&mut answer, CANCELLED, context);
         }
         if answer.gate().ending() == Some(Ending::Cut) && !self.is_done() {

@@ -65,6 +65,11 @@ impl Candidates {
         }
     }
 
+    /// Returns all of the slots.
+    pub(super) fn slots(&self) -> &[SlotName] {
+        &self.slots
+    }
+
     /// Returns the open gate that the request is to go through; `None` while no slot is ready.
     pub(super) fn choose(&self, shared: &Shared) -> Option<Arc<Gate>> {
         let table = shared.routes.load();

@@ -129,6 +129,16 @@ impl Fault {
         Self::new(status, SERVER, code, message).retry_after(Duration::from_secs(5))
     }
 
+    /// Another server failed the request.
+    pub(super) fn of_server(status: StatusCode, code: &'static str, message: String) -> Self {
+        Self::new(status, SERVER, code, message)
+    }
+
+    /// Trying again is of no use before a person has done something.
+    pub(super) fn never_again(self) -> Self {
+        Self { retry: Retry::Never, ..self }
+    }
+
     /// No slot answers to the name.
     pub(super) fn unknown_model(message: String) -> Self {
         Self::new(StatusCode::NOT_FOUND, INVALID, "model_not_found", message).about(Some("model"))
@@ -164,6 +174,21 @@ impl Fault {
         let message = "the request was cancelled by the operator of this machine".to_owned();
         let fault = Self::refused(status, "request_cancelled", message);
         Self { retry: Retry::Never, ..fault }
+    }
+
+    /// The request took as long as it may.
+    pub(super) fn too_late() -> Self {
+        let message =
+            "the request took longer than `request_timeout` in slotd.toml allows".to_owned();
+        Self::of_server(StatusCode::GATEWAY_TIMEOUT, "request_timeout", message).never_again()
+    }
+
+    /// The request only looks at the engine, and there is none.
+    pub(super) fn not_loaded(slot: &SlotName) -> Self {
+        let message = format!(
+            "slot `{slot}` is not loaded, and a look at its engine loads none; `slotd load {slot}` does"
+        );
+        Self::of_server(StatusCode::SERVICE_UNAVAILABLE, "slot_not_loaded", message).never_again()
     }
 
     /// The wait was as long as it may be.
@@ -238,6 +263,16 @@ impl Fault {
                 Self { retry: Retry::Never, ..unavailable("slot_failed", message) }
             }
         }
+    }
+
+    /// The key has as many requests in flight as it may.
+    pub(super) fn key_is_busy(key: &str, most: u32) -> Self {
+        let message = format!(
+            "the key `{key}` has {most} requests in flight, which is as many as it may (`max_in_flight`); \
+             try again when one of them has ended"
+        );
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "key_limit", message)
+            .retry_after(BUSY)
     }
 
     fn queue_full(message: String, eta: Option<Duration>) -> Self {

@@ -2,11 +2,15 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     hash::{BuildHasher, RandomState},
+    io,
+    pin::pin,
     sync::{
         Arc, LazyLock, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -29,11 +33,10 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    Client, Shared, access,
-    access::KeyName,
-    body,
-    flush::{Counted, Hangs},
-    forward,
+    ByteRelay, Client, Shared, access, body, bytes,
+    cores::Lanes,
+    flush::{Counted, Hangs, Rewound},
+    forward, keepalive,
     listeners::{Api, Listeners},
     listing, metrics, ollama,
     reply::{Body, Fault, insert, text},
@@ -45,7 +48,7 @@ use super::{
 use crate::spec::SlotName;
 
 /// How long a client may take for a request's head, and a connection may idle.
-const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the listener rests when the system has no more files or memory for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Files that connections never take.
@@ -91,7 +94,12 @@ pub async fn serve(listeners: Listeners, shared: Shared, mut phase: watch::Recei
     let mut connections = JoinSet::new();
     let watcher = phase.clone();
     let most = most_connections();
-    let mut shortage = Shortage::default();
+    let (mut shortage, lanes) = (Shortage::default(), shared.lanes.clone());
+    let mut clock = JoinSet::new();
+    if let Some(limit) = shared.limits.total {
+        let flights = Arc::clone(&shared.flights);
+        clock.spawn(async move { flights.end_late(limit).await });
+    }
     loop {
         let is_full = connections.len() >= most;
         let accepted = tokio::select! {
@@ -105,8 +113,18 @@ pub async fn serve(listeners: Listeners, shared: Shared, mut phase: watch::Recei
                 let (shared, flushes) = (shared.clone(), Arc::default());
                 let local = stream.local_addr().ok().map(|address| address.ip());
                 let tunnel = Mutex::default();
-                let client = Arc::new(Client { shared, flushes, peer, local, api, tunnel });
-                connections.spawn(connection(stream, client, watcher.clone()));
+                let has_tried = AtomicBool::new(false);
+                let client = Client { shared, flushes, peer, local, api, has_tried, tunnel };
+                let client = Arc::new(client);
+                let stream = match moved(stream, &client.shared.lanes) {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        debug!(%error, "connection lost on its way to its thread");
+                        continue;
+                    }
+                };
+                let task = connection(stream, client, watcher.clone());
+                lanes.spawn(&mut connections, task);
                 if connections.len() >= most {
                     shortage.tell(&format!("{most} are open, the others wait"));
                 }
@@ -119,6 +137,7 @@ pub async fn serve(listeners: Listeners, shared: Shared, mut phase: watch::Recei
     }
     drop(listeners);
     end(connections, phase).await;
+    clock.shutdown().await;
 }
 
 /// Waits until open connections have ended; once the phase is [`Phase::Ended`], not for long.
@@ -144,13 +163,46 @@ fn most_connections() -> usize {
     (files.saturating_sub(RESERVED_FILES) / 2).max(MIN_CONNECTIONS)
 }
 
-async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Receiver<Phase>) {
+/// A connection on its way to the thread that serves it.
+enum Moved {
+    Here(TcpStream),
+    Elsewhere(std::net::TcpStream),
+}
+
+fn moved(stream: TcpStream, lanes: &Lanes) -> io::Result<Moved> {
+    Ok(if lanes.are_elsewhere() {
+        Moved::Elsewhere(stream.into_std()?)
+    } else {
+        Moved::Here(stream)
+    })
+}
+
+/// Takes a connection in on the thread that serves it.
+fn arrived(stream: Moved) -> io::Result<TcpStream> {
+    let stream = match stream {
+        Moved::Here(stream) => stream,
+        Moved::Elsewhere(stream) => TcpStream::from_std(stream)?,
+    };
     // Without it each streamed token may wait 40 ms for the client's acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "connection without TCP_NODELAY");
     }
+    if let Err(error) = keepalive::set(&stream) {
+        debug!(%error, "connection without keepalive");
+    }
+    Ok(stream)
+}
+
+async fn connection(stream: Moved, client: Arc<Client>, mut phase: watch::Receiver<Phase>) {
+    let stream = match arrived(stream) {
+        Ok(stream) => stream,
+        Err(error) => {
+            debug!(%error, "connection lost on its way to its thread");
+            return;
+        }
+    };
     let Some(certificate) = &client.shared.access.certificate else {
-        return speak(TokioIo::new(stream), client, phase).await;
+        return Box::pin(converse(stream, client, phase)).await;
     };
     let certificate = certificate.load_full();
     let shaken = tokio::select! {
@@ -161,6 +213,54 @@ async fn connection(stream: TcpStream, client: Arc<Client>, mut phase: watch::Re
         Ok(Ok(stream)) => Box::pin(speak(TokioIo::new(stream), client, phase)).await,
         Ok(Err(error)) => debug!(%error, "handshake failed"),
         Err(_) => debug!("handshake took too long"),
+    }
+}
+
+/// Speaks as bytes for as long as that is surely enough, then HTTP.
+async fn converse(stream: TcpStream, client: Arc<Client>, phase: watch::Receiver<Phase>) {
+    let is_plain = matches!(client.api, Api::Endpoint)
+        && client.shared.byte_relay == ByteRelay::On
+        && *phase.borrow() != Phase::Starting;
+    if !is_plain {
+        return Box::pin(speak(TokioIo::new(stream), client, phase)).await;
+    }
+    let life = bytes::Life::default();
+    let end = {
+        let mut watched = phase.clone();
+        let mut talk = pin!(bytes::converse(stream, &client, &life));
+        let mut ended = pin!(leaves(&mut watched, life.begun()));
+        let mut is_watched = false;
+        let end = poll_fn(|context| {
+            if let Poll::Ready(end) = talk.as_mut().poll(context) {
+                return Poll::Ready(Some(end));
+            }
+            // Once it is watched, a change wakes this task: until then there is nothing to see.
+            if is_watched && matches!(phase.has_changed(), Ok(false)) {
+                return Poll::Pending;
+            }
+            is_watched = true;
+            ended.as_mut().poll(context).map(|()| None)
+        });
+        if let Some(end) = end.await {
+            end
+        } else {
+            life.close();
+            talk.await
+        }
+    };
+    if let bytes::End::Elsewhere(stream, read) = end {
+        Box::pin(speak(Rewound::new(TokioIo::new(stream), read), client, phase)).await;
+    }
+}
+
+/// Waits until connections are to end; one that has not asked anything yet is given a moment where the
+/// next daemon goes on.
+async fn leaves(phase: &mut watch::Receiver<Phase>, begun: impl Future<Output = ()>) {
+    let is_leaving =
+        phase.wait_for(|phase| phase.is_closed()).await.is_ok_and(|phase| *phase == Phase::Leaving);
+    if is_leaving {
+        // Who has just connected gets an answer: their request is on its way.
+        drop(timeout(FIRST_REQUEST, begun).await);
     }
 }
 
@@ -186,16 +286,7 @@ where
         .serve_connection(stream, service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
-    let ended = async {
-        let is_leaving = phase
-            .wait_for(|phase| phase.is_closed())
-            .await
-            .is_ok_and(|phase| *phase == Phase::Leaving);
-        if is_leaving {
-            // Who has just connected gets an answer: their request is on its way.
-            drop(timeout(FIRST_REQUEST, begun.notified()).await);
-        }
-    };
+    let ended = leaves(&mut phase, begun.notified());
     let served = tokio::select! {
         served = connection.as_mut() => Some(served),
         () = ended => None,
@@ -253,8 +344,8 @@ async fn admit(
     } else {
         match access.caller(&request) {
             Ok(caller) => {
-                if let Some(name) = caller {
-                    request.extensions_mut().insert(KeyName(name.into()));
+                if let Some(caller) = caller {
+                    request.extensions_mut().insert(caller);
                 }
                 Box::pin(route(client, phase, request)).await
             }
@@ -284,6 +375,9 @@ async fn route(
     {
         return Box::pin(ollama::answer((client, clock), phase, request)).await;
     }
+    if let Some(control) = client.shared.control.as_ref().filter(|_| access::is_control(path)) {
+        return (None, control.answer(request).await);
+    }
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     let work = surface::work(path);
     let is_upstream = path.starts_with(UPSTREAM);
@@ -310,9 +404,9 @@ async fn route(
         "/readyz" if phase == Phase::Serving => text(StatusCode::OK, "ok\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         "/metrics" => metrics::answer(&client.shared).await,
-        "/v1/models" | "/models" => listing::all(&client.shared.routes.load()),
+        "/v1/models" | "/models" => listing::all(&client.shared),
         _ => match path.strip_prefix(ONE_MODEL) {
-            Some(name) => listing::one(&client.shared.routes.load(), &decoded(name)),
+            Some(name) => listing::one(&client.shared, &decoded(name)),
             None => unknown_path(path),
         },
     };
@@ -358,15 +452,21 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Takes the client's id if it is one that logs can bear, else makes one.
 fn request_id(request: &Request<Incoming>) -> HeaderValue {
+    let theirs = request.headers().get(REQUEST_ID).filter(|id| is_request_id(id.as_bytes()));
+    theirs.cloned().unwrap_or_else(new_request_id)
+}
+
+/// Tells whether an id is one that logs can bear.
+pub(super) fn is_request_id(id: &[u8]) -> bool {
+    (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
+}
+
+/// Makes an id for a request that has none.
+pub(super) fn new_request_id() -> HeaderValue {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     /// Tells the ids of one life of the daemon from those of another.
     static LIFE: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one("life") >> 32);
-    let theirs = request.headers().get(REQUEST_ID).filter(|id| {
-        (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
-    });
-    theirs.cloned().unwrap_or_else(|| {
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        HeaderValue::try_from(format!("req-{:08x}-{count:x}", *LIFE))
-            .unwrap_or(HeaderValue::from_static("req"))
-    })
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    HeaderValue::try_from(format!("req-{:08x}-{count:x}", *LIFE))
+        .unwrap_or(HeaderValue::from_static("req"))
 }

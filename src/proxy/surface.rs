@@ -36,6 +36,8 @@ pub(super) struct Form {
     pub(super) whole: Whole,
     /// Whether a refusal is given the form of `dialect`, or passed on as it is.
     pub(super) refusals: Refusals,
+    /// Whether the request only looks at the engine: it loads none, and is no use of one.
+    pub(super) is_look: bool,
 }
 
 /// Which engines may have a path.
@@ -60,6 +62,10 @@ pub(super) enum Intake {
     Query,
     /// `GET`, or `POST` with a JSON value.
     QueryOrJson,
+    /// `GET` or `DELETE` without a body: what an engine keeps.
+    Kept,
+    /// `POST` with a body that says nothing to slotd, or none.
+    Bare,
 }
 
 /// When a stream of events is whole.
@@ -82,14 +88,18 @@ pub(super) enum Refusals {
 
 impl Form {
     /// What is passed on without a look into it.
-    pub(super) const RAW: Self =
-        Self { dialect: Dialect::OpenAi, whole: Whole::Framed, refusals: Refusals::AsTheyAre };
+    pub(super) const RAW: Self = Self {
+        dialect: Dialect::OpenAi,
+        whole: Whole::Framed,
+        refusals: Refusals::AsTheyAre,
+        is_look: false,
+    };
 }
 
 impl Work {
     const fn new(capability: Capability, engines: Engines, intake: Intake) -> Self {
         let (dialect, whole) = (Dialect::OpenAi, Whole::Framed);
-        let form = Form { dialect, whole, refusals: Refusals::Normalised };
+        let form = Form { dialect, whole, refusals: Refusals::Normalised, is_look: false };
         Self { capability, engines, intake, form }
     }
 
@@ -103,12 +113,29 @@ impl Work {
         self
     }
 
+    const fn looks(mut self) -> Self {
+        self.form.is_look = true;
+        self
+    }
+
+    /// Returns the form of the answers to a method: a `POST` to what is looked at changes it.
+    pub(super) fn form_of(self, method: &Method) -> Form {
+        let is_look = self.form.is_look && (*method != Method::POST || self.is_kept());
+        Form { is_look, ..self.form }
+    }
+
+    /// Tells whether the path is about something that an engine keeps from an earlier request.
+    pub(super) fn is_kept(self) -> bool {
+        matches!(self.intake, Intake::Kept | Intake::Bare)
+    }
+
     /// Returns the methods that the path takes.
     pub(super) fn methods(self) -> &'static str {
         match self.intake {
-            Intake::Json | Intake::Form => "POST",
+            Intake::Json | Intake::Form | Intake::Bare => "POST",
             Intake::Query => "GET, HEAD",
             Intake::QueryOrJson => "GET, HEAD, POST",
+            Intake::Kept => "GET, HEAD, DELETE",
         }
     }
 
@@ -166,14 +193,30 @@ pub(super) fn work(path: &str) -> Option<Work> {
         "/completion" | "/completions" | "/infill" | "/tokenize" | "/detokenize" => {
             json(Can::Completion, NotCandle)
         }
-        "/props" => Work::new(Can::Completion, Every, Intake::QueryOrJson),
-        "/lora-adapters" => Work::new(Can::Completion, NotCandle, Intake::QueryOrJson),
-        "/slots" => Work::new(Can::Completion, NotCandle, Intake::Query),
+        "/props" => Work::new(Can::Completion, Every, Intake::QueryOrJson).looks(),
+        "/lora-adapters" => Work::new(Can::Completion, NotCandle, Intake::QueryOrJson).looks(),
+        "/slots" => Work::new(Can::Completion, NotCandle, Intake::Query).looks(),
         _ if path.strip_prefix("/slots/").is_some_and(|id| !id.is_empty()) => {
-            Work::new(Can::Completion, NotCandle, Intake::QueryOrJson)
+            Work::new(Can::Completion, NotCandle, Intake::QueryOrJson).looks()
         }
-        _ => return None,
+        _ => {
+            let intake = kept_response(path)?;
+            Work::new(Can::Chat, NotOurs, intake).speaks(Dialect::Responses).ends(RESPONSE).looks()
+        }
     })
+}
+
+/// Tells how a path about a response is asked that its engine may keep: the response, its input, or
+/// the end of one that goes on by itself.
+fn kept_response(path: &str) -> Option<Intake> {
+    let rest = path.strip_prefix("/v1/responses/")?;
+    let (id, part) = rest.split_once('/').unwrap_or((rest, ""));
+    match part {
+        _ if id.is_empty() => None,
+        "" | "input_items" => Some(Intake::Kept),
+        "cancel" => Some(Intake::Bare),
+        _ => None,
+    }
 }
 
 /// Returns how errors are told to whoever asked for `path`.
@@ -192,6 +235,17 @@ mod tests {
         for path in paths.filter(|path| !ours.contains(path) && !path.starts_with(UPSTREAM)) {
             assert!(work(path).is_some(), "{path}");
         }
+    }
+
+    #[test]
+    fn a_look_is_no_use_and_a_change_is() {
+        let is_look = |path: &str, method| work(path).unwrap().form_of(&method).is_look;
+        assert!(is_look("/props", Method::GET) && !is_look("/props", Method::POST));
+        assert!(is_look("/slots", Method::GET) && !is_look("/slots/0", Method::POST));
+        assert!(is_look("/v1/responses/resp_1", Method::DELETE));
+        assert!(is_look("/v1/responses/resp_1/cancel", Method::POST));
+        assert!(!is_look("/v1/responses", Method::POST));
+        assert!(work("/v1/responses/").is_none() && work("/v1/responses/a/b").is_none());
     }
 
     #[test]

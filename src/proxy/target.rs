@@ -38,13 +38,24 @@ pub(super) fn of_work(
         None => table
             .only(work.capability, is_fit)
             .and_then(|route| table.replicas(route.slot.as_str()))
-            .ok_or_else(|| nobody_named(table, work, uri.path()))?, // (2)
+            .ok_or_else(|| {
+                if work.is_kept() {
+                    unknown_response(table, work)
+                } else {
+                    nobody_named(table, work, uri.path())
+                }
+            })?, // (2)
     };
     let can = |slot: &&SlotName| {
         let route = table.slot(slot);
         route.is_some_and(|route| is_fit(route) && route.profile.offers(work.capability))
     };
-    let fit: Vec<SlotName> = replicas.slots.iter().filter(can).cloned().collect();
+    let mut fit: Vec<SlotName> = replicas.slots.iter().filter(can).cloned().collect();
+    // They are sent the same path: one by which another engine knows the work is left out.
+    let known_as = |slot: &SlotName| table.slot(slot).map(|route| path_at(route, uri));
+    if let Some(path) = fit.first().and_then(known_as) {
+        fit.retain(|slot| known_as(slot).as_ref() == Some(&path));
+    }
     let replicas = match fit.first().and_then(|slot| table.slot(slot)) {
         Some(first) => Replicas { first, slots: &fit, ..replicas },
         // The refusals below say why.
@@ -100,6 +111,16 @@ fn path_at(route: &Route, uri: &Uri) -> Uri {
         return Uri::from_static("/v1/rerank");
     }
     uri.path_and_query().cloned().map_or_else(|| uri.clone(), Uri::from)
+}
+
+/// slotd keeps no responses, and which engine may is not known.
+fn unknown_response(table: &RouteTable, work: Work) -> Fault {
+    let message = format!(
+        "slotd keeps no responses, and which engine may have this one is not known: name its slot as \
+         `?model=` if it keeps them; {}",
+        who_can(table, work)
+    );
+    Fault::not_found("response_not_found", message)
 }
 
 fn nobody_named(table: &RouteTable, work: Work, path: &str) -> Fault {

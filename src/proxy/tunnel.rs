@@ -14,7 +14,10 @@ use hyper::{
     upgrade::{self, OnUpgrade, Upgraded},
 };
 use hyper_util::rt::TokioIo;
-use tokio::{io::copy_bidirectional, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, split},
+    time::timeout,
+};
 use tracing::debug;
 
 use super::{
@@ -31,6 +34,8 @@ use super::{
 
 /// How long an engine may take to say whether it takes over, and the most of its refusal.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_mins(1);
+/// How long the other side is given once one has ended.
+const FAREWELL: Duration = Duration::from_secs(2);
 const REFUSAL_BYTES: usize = 64 << 10;
 
 /// Both ends of a connection that was taken over, and its seat at the engine.
@@ -154,6 +159,26 @@ async fn shake(stream: Stream, order: &Order) -> Option<Shaken> {
     .await
 }
 
+/// Passes bytes both ways until one side ends. What the other one has to say to that it may say.
+async fn pass(client: impl AsyncRead + AsyncWrite, engine: impl AsyncRead + AsyncWrite) {
+    let (mut from_client, mut to_client) = split(client);
+    let (mut from_engine, mut to_engine) = split(engine);
+    let up = async {
+        // However a side ended, the other one is told that it did.
+        drop(copy(&mut from_client, &mut to_engine).await);
+        drop(to_engine.shutdown().await);
+    };
+    let down = async {
+        drop(copy(&mut from_engine, &mut to_client).await);
+        drop(to_client.shutdown().await);
+    };
+    let (mut up, mut down) = (pin!(up), pin!(down));
+    tokio::select! {
+        () = up.as_mut() => drop(timeout(FAREWELL, down).await),
+        () = down.as_mut() => drop(timeout(FAREWELL, up).await),
+    }
+}
+
 impl Tunnel {
     /// Passes bytes both ways until one side ends.
     pub(super) async fn run(self) {
@@ -162,13 +187,13 @@ impl Tunnel {
         let (mut client, mut engine) = (TokioIo::new(client), TokioIo::new(engine));
         let gate = Arc::clone(lease.gate());
         tokio::select! {
-            copied = copy_bidirectional(&mut client, &mut engine) => {
-                debug!(slot = %gate.slot(), ?copied, "tunnel ended");
-                lease.note_answer();
+            () = pass(&mut client, &mut engine) => {
+                debug!(slot = %gate.slot(), "tunnel ended");
+                lease.note_session();
                 flight.end(Outcome::Answered);
             }
             () = gate.ended().cancelled() => flight.end(Outcome::Broken),
-            () = flight.cancelled() => flight.end(Outcome::Cancelled),
+            () = flight.cancelled() => drop(flight.end_cancelled()),
         }
     }
 }

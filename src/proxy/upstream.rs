@@ -28,15 +28,17 @@ use tokio::{
 use tokio_util::either::Either;
 
 use super::{
+    bytes::{Wire, take_idle},
+    cores::lane,
     gate::{Ending, Gate},
     payload::Sending,
 };
 use crate::engine::Endpoint;
 
 /// How long a connection is kept for its next use.
-const LONGEST_IDLE: Duration = Duration::from_mins(1);
+pub(super) const LONGEST_IDLE: Duration = Duration::from_mins(1);
 /// How long the engine may take to accept. It is on this machine: only a full backlog takes time.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long to wait for room in the backlog of a Unix socket, which says "full" at once.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
 
@@ -61,7 +63,22 @@ pub(super) enum SendFault {
 /// The engine's address and the idle connections to it.
 pub(super) struct Upstream {
     endpoint: Endpoint,
-    idle: Mutex<Vec<Idle>>,
+    idle: [Mutex<Vec<Idle>>; LANES],
+    /// Those that the byte relay keeps, the longest idle first.
+    wires: [Mutex<Vec<(Wire, Instant)>>; LANES],
+}
+
+/// A connection is woken by the thread that opened it, so that each has its own idle ones.
+const LANES: usize = 8;
+
+fn of_lane<T>(lanes: &[T; LANES]) -> &T {
+    let [first, ..] = lanes;
+    lanes.get(lane()).unwrap_or(first)
+}
+
+fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere cannot leave a list half changed: each use is one call.
+    list.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Idle {
@@ -71,15 +88,21 @@ struct Idle {
 
 impl Upstream {
     pub(super) fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, idle: Mutex::new(Vec::new()) }
+        Self { endpoint, idle: Default::default(), wires: Default::default() }
     }
 
     /// Closes the connections that nobody uses.
     pub(super) fn drop_idle(&self) {
-        self.idle().clear();
+        self.idle.iter().for_each(|idle| lock(idle).clear());
+        self.wires.iter().for_each(|wires| lock(wires).clear());
     }
 
-    fn take_idle(&self) -> Option<Line> {
+    /// Returns the byte relay's idle connections of this thread.
+    pub(super) fn idle_wires(&self) -> MutexGuard<'_, Vec<(Wire, Instant)>> {
+        lock(of_lane(&self.wires))
+    }
+
+    pub(super) fn take_idle(&self) -> Option<Line> {
         loop {
             let Idle { mut line, since } = self.idle().pop()?;
             if since.elapsed() < LONGEST_IDLE && line.is_open() {
@@ -89,8 +112,7 @@ impl Upstream {
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
-        // A panic elsewhere cannot leave the list half changed: each use is one call.
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(of_lane(&self.idle))
     }
 
     /// Opens a connection to the engine.
@@ -107,9 +129,14 @@ impl Upstream {
     }
 
     async fn connect(&self) -> io::Result<Line> {
-        let stream = self.open().await?;
+        Line::over(self.open().await?).await
+    }
+}
+
+impl Line {
+    async fn over(stream: Stream) -> io::Result<Self> {
         let (sender, driver) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        Ok(Line { sender, driver: Some(driver) })
+        Ok(Self { sender, driver: Some(driver) })
     }
 }
 
@@ -146,6 +173,13 @@ impl Gate {
         request: impl Fn() -> Request<Sending>,
     ) -> Result<(Response<Incoming>, Line), SendFault> {
         if let Some(line) = self.upstream().take_idle() {
+            match line.exchange(request()).await {
+                Err(SendFault::Gone) => {}
+                answer => return answer,
+            }
+        } else if let Some(wire) = take_idle(self)
+            && let Ok(line) = Line::over(wire.0).await
+        {
             match line.exchange(request()).await {
                 Err(SendFault::Gone) => {}
                 answer => return answer,
@@ -218,6 +252,12 @@ impl Line {
     /// Lets the connection notice that its answer has ended.
     pub(super) fn settle(&mut self, context: &mut Context<'_>) {
         drive(&mut self.driver, context);
+    }
+
+    /// Takes the connection out of hyper's hands; `None` if something lies in them.
+    pub(super) fn into_wire(self) -> Option<Wire> {
+        let parts = self.driver?.into_parts();
+        parts.read_buf.is_empty().then(|| Wire(parts.io.into_inner()))
     }
 
     fn is_reusable(&self) -> bool {

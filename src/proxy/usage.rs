@@ -59,18 +59,17 @@ impl Usage {
         static USAGE: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"usage\":{"));
         static TIMINGS: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"\"timings\":{"));
         if let Some(object) = object(text, &USAGE) {
-            let tokens = |openai, anthropic| {
-                number(object, openai).or_else(|| number(object, anthropic)).map(whole)
-            };
+            let tokens =
+                |openai, anthropic| count(object, openai).or_else(|| count(object, anthropic));
             self.prompt = tokens("prompt_tokens", "input_tokens").or(self.prompt);
             self.generated = tokens("completion_tokens", "output_tokens").or(self.generated);
         }
         // Source: llama.cpp, `result_timings::to_json`: `prompt_n` leaves out what came from the cache.
         if let Some(object) = object(text, &TIMINGS) {
-            let cached = number(object, "cache_n").unwrap_or(0.0);
-            let prompt = number(object, "prompt_n").map(|fresh| whole(fresh + cached));
+            let cached = count(object, "cache_n").unwrap_or(0);
+            let prompt = count(object, "prompt_n").map(|fresh| fresh.saturating_add(cached));
             self.prompt = self.prompt.or(prompt);
-            self.generated = self.generated.or(number(object, "predicted_n").map(whole));
+            self.generated = self.generated.or(count(object, "predicted_n"));
             self.prompt_ms = number(object, "prompt_ms").or(self.prompt_ms);
             self.generated_ms = number(object, "predicted_ms").or(self.generated_ms);
         }
@@ -92,20 +91,31 @@ fn object<'a>(text: &'a [u8], key: &Finder<'_>) -> Option<&'a [u8]> {
     Some(rest.get(..REACH).unwrap_or(rest))
 }
 
-/// Reads the number behind a key.
-fn number(object: &[u8], key: &str) -> Option<f64> {
-    let key = format!("\"{key}\":");
-    let start = Finder::new(&key).find(object)?.saturating_add(key.len());
-    let rest = object.get(start..)?.trim_ascii_start();
+/// Returns the text of the number behind a key.
+fn digits<'a>(object: &'a [u8], key: &str) -> Option<&'a str> {
+    let behind = |at: usize| {
+        let rest = object.get(at.saturating_add(1)..)?.strip_prefix(key.as_bytes())?;
+        rest.strip_prefix(b"\":")
+    };
+    let rest = memchr_iter(b'"', object).find_map(behind)?.trim_ascii_start();
     let is_digit = |byte: &u8| byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'-' | b'+');
     let end = rest.iter().position(|byte| !is_digit(byte))?;
-    let number: f64 = std::str::from_utf8(rest.get(..end)?).ok()?.parse().ok()?;
+    std::str::from_utf8(rest.get(..end)?).ok()
+}
+
+/// Reads the number behind a key.
+fn number(object: &[u8], key: &str) -> Option<f64> {
+    let number: f64 = digits(object, key)?.parse().ok()?;
     (number.is_finite() && number >= 0.0).then_some(number)
 }
 
-/// Tokens are counted in whole numbers far below what a float holds exactly.
-fn whole(number: f64) -> u64 {
-    format!("{number:.0}").parse().unwrap_or(0)
+/// Reads a count behind a key; most engines write it as one.
+fn count(object: &[u8], key: &str) -> Option<u64> {
+    let text = digits(object, key)?;
+    text.parse().ok().or_else(|| {
+        let number: f64 = text.parse().ok()?;
+        (number.is_finite() && number >= 0.0).then(|| format!("{number:.0}").parse().ok())?
+    })
 }
 
 fn last(bytes: &[u8], most: usize) -> &[u8] {

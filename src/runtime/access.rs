@@ -18,7 +18,7 @@ use tokio::{
 };
 use tracing::{debug, error, info};
 
-use super::start::StartFault;
+use super::{fall_through::Below, start::StartFault};
 use crate::{
     config::{
         Fault,
@@ -26,7 +26,7 @@ use crate::{
         keys::{self, Keys, Role},
         watch::Watch,
     },
-    proxy::{Access, Certificate, TlsFault},
+    proxy::{Access, Certificate, FallThrough, TlsFault},
 };
 
 /// The files and what they said.
@@ -35,6 +35,7 @@ pub(super) struct Doors {
     keys_file: KeysFile,
     keys: Arc<ArcSwap<Keys>>,
     tls: Option<(TlsFiles, Arc<ArcSwap<Certificate>>)>,
+    below: Option<Below>,
 }
 
 impl Doors {
@@ -52,8 +53,10 @@ impl Doors {
                 Some((files.clone(), Arc::new(ArcSwap::from_pointee(certificate))))
             }
         };
+        let below = settings.fall_through.as_ref().map(Below::open).transpose();
+        let below = below.map_err(|fault| StartFault::Access(vec![*fault]))?;
         let keys = Arc::new(ArcSwap::from_pointee(keys));
-        Ok(Self { keys_file: settings.keys.clone(), keys, tls })
+        Ok(Self { keys_file: settings.keys.clone(), keys, tls, below })
     }
 
     /// Refuses to listen where other machines can come without a key.
@@ -75,8 +78,15 @@ impl Doors {
             keys: Arc::clone(&self.keys),
             hosts: settings.allowed_hosts.clone(),
             origins: settings.cors_origins.clone(),
+            max_in_flight: settings.max_in_flight,
+            turns: Arc::default(),
             certificate: self.tls.as_ref().map(|(_, certificate)| Arc::clone(certificate)),
         })
+    }
+
+    /// Returns where requests go that name a model of nobody's here.
+    pub(super) fn fall_through(&self) -> Option<Arc<FallThrough>> {
+        self.below.as_ref().map(Below::upstream)
     }
 
     /// Reads the files again when they change or on `SIGHUP`.
@@ -87,13 +97,16 @@ impl Doors {
             error!(%fault, "keys are not watched, `SIGHUP` reads them again");
         }
         let mut hang_up = signal(SignalKind::hangup()).ok();
-        let (mut told, mut told_of_tls) = (Vec::new(), None);
+        let (mut told, mut told_of_tls, mut told_of_key) = (Vec::new(), None, None);
         // The first look misses nothing that changed before the watch was set.
         let mut is_due = true;
         loop {
             if is_due {
                 self.read_again(&mut told).await;
                 self.certify_again(&mut told_of_tls).await;
+                if let Some(below) = self.below.clone() {
+                    told_of_key = below.read_key_again(told_of_key).await;
+                }
             }
             is_due = tokio::select! {
                 look = looks.recv() => look.is_some(),
@@ -107,6 +120,7 @@ impl Doors {
         if let Some((tls, _)) = &self.tls {
             files.extend([tls.cert.clone(), tls.key.clone()]);
         }
+        files.extend(self.below.iter().filter_map(Below::key_file).map(Path::to_owned));
         files
     }
 

@@ -38,8 +38,8 @@ use crate::{
     mailbox::{self, Mailbox},
     process,
     proxy::{
-        self, AccessLog, FlightView, Flights, Limits, Listeners, OllamaListener, Phase, RouteTable,
-        Shared,
+        self, AccessLog, ByteRelay, Control, Cores, FlightView, Flights, Limits, Listeners,
+        OllamaListener, Phase, RouteTable, Shared,
     },
     spec::SlotName,
     store::{Remembered, StateDir},
@@ -61,6 +61,8 @@ pub(super) struct Daemon {
     pub(super) addresses: Addresses,
     pub(super) doors: Doors,
     pub(super) next: Next,
+    /// Threads of the endpoint's connections; they outlive those.
+    pub(super) cores: Cores,
 }
 
 /// How a daemon ended.
@@ -77,6 +79,8 @@ struct Parts {
     mailbox: Mailbox,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     phase: watch::Sender<Phase>,
+    /// Ends streams of the control API that go over the endpoint.
+    close_orders: watch::Sender<bool>,
     /// Dropping it ends the control API.
     end_admin: oneshot::Sender<()>,
     /// What the endpoint serves with.
@@ -150,10 +154,13 @@ impl Daemon {
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
         let (publisher, snapshots) = Publisher::new(Arc::clone(&routes), self.clock);
         let phase = watch::Sender::new(Phase::Starting);
-        let shared = self.shared(&routes, &mailbox);
+        let mut shared = self.shared(&routes, &mailbox);
         let flights = Arc::clone(&shared.flights);
         let (end_admin, admin_ends) = oneshot::channel();
         let state = self.admin_state((&mailbox, &snapshots), (profiles, &routes), flights, ask);
+        let (close_orders, closing) = watch::channel(false);
+        let remote = admin::Remote::new(state.clone(), closing);
+        shared.control = Some(Control::new(move |request| remote.clone().answer(request)));
         let mut servers = JoinSet::new();
         let begun = has_begun(phase.subscribe());
         servers.spawn(async move {
@@ -185,6 +192,7 @@ impl Daemon {
             mailbox,
             snapshots,
             phase,
+            close_orders,
             end_admin,
             shared,
             endpoint: JoinSet::new(),
@@ -204,12 +212,20 @@ impl Daemon {
         Shared {
             routes: Arc::clone(routes),
             mailbox: mailbox.clone(),
-            limits: Limits::new(max_body, settings.queue_timeout),
+            limits: Limits {
+                total: settings.request_timeout,
+                ..Limits::new(max_body, settings.queue_timeout)
+            },
             suspects: Arc::clone(&self.tools.suspects),
             spool_dir: settings.state_dir.clone(),
             access: self.doors.access(settings),
             choices: Arc::default(),
             flights: Flights::new(access_log),
+            byte_relay: if settings.byte_relay { ByteRelay::On } else { ByteRelay::Off },
+            lanes: self.cores.lanes(),
+            clock: clock::unix_ms,
+            fall_through: self.doors.fall_through(),
+            control: None,
         }
     }
 
@@ -247,6 +263,7 @@ impl Daemon {
 
     /// Ends what is around the slots, once all of them are down.
     async fn wind_up(&self, mut parts: Parts, memory: BTreeMap<SlotName, Memory>) {
+        parts.close_orders.send_replace(true);
         parts.phase.send_replace(Phase::Ended);
         drop(parts.end_admin);
         while parts.endpoint.join_next().await.is_some() {}
@@ -339,6 +356,7 @@ async fn close_the_door(parts: &mut Parts) {
         let snapshot = parts.snapshots.borrow();
         snapshot.slots.values().map(|slot| slot.profile.stop_timeout).max()
     };
+    parts.close_orders.send_replace(true);
     parts.phase.send_replace(Phase::Leaving);
     let ended = timeout(limit.unwrap_or_default(), async {
         while parts.endpoint.join_next().await.is_some() {}

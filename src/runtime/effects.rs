@@ -272,7 +272,15 @@ impl Effects {
         let gate = outside::gate(&self.tools, (slot.clone(), generation), profile, external);
         self.gates.insert(slot.clone(), Arc::clone(&gate));
         let reporter = self.reporter_for(slot.clone(), generation);
-        let watching = outside::watch(external.clone(), Arc::clone(&gate), reporter);
+        let is_own = outside::is_own(&external.endpoint, &self.tools.settings);
+        let (external, watched) = (external.clone(), Arc::clone(&gate));
+        let watching = async move {
+            if is_own {
+                outside::refuse(external, reporter).await;
+            } else {
+                outside::watch(external, watched, reporter).await;
+            }
+        };
         let owner = (slot.clone(), generation);
         let task = self.tasks.spawn(async move {
             let ended = AssertUnwindSafe(watching).catch_unwind().await;

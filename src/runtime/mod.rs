@@ -13,6 +13,7 @@ mod daemon;
 mod driver;
 mod effects;
 mod engine_task;
+mod fall_through;
 mod farewell;
 mod keep;
 mod last_seconds;

@@ -4,7 +4,7 @@
 //! not wait for them: a request that breaks has the engine looked at once, and a request for an engine
 //! that is not there begins a new watch. No look wakes an engine that sleeps.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use tokio::{
     task::AbortHandle,
@@ -14,10 +14,11 @@ use tracing::{debug, warn};
 
 use super::engine_task::{Reporter, Tools};
 use crate::{
+    config::daemon::Settings,
     probe::{ExternalProbe, Health, Look},
     proxy::{Blame, Gate},
     spec::{
-        Generation, SlotName,
+        Endpoint, Generation, SlotName,
         profile::{External, Profile},
     },
     supervisor::{ChildEvent, Sight},
@@ -75,12 +76,27 @@ pub(super) fn gate(
     )
 }
 
+/// Tells whether an address is one that slotd itself listens on: its requests would come back to it.
+pub(super) fn is_own(endpoint: &Endpoint, settings: &Settings) -> bool {
+    let Endpoint::Tcp(address) = endpoint else { return false };
+    let listens = [Some(settings.listen), settings.ollama_listen];
+    listens.into_iter().flatten().any(|own| {
+        let is_any = own.ip().is_unspecified() && address.ip().is_loopback();
+        own.port() == address.port() && (own.ip() == address.ip() || is_any)
+    })
+}
+
+/// Says of an engine whose address is slotd's own that it is not there; there is nothing to watch.
+pub(super) async fn refuse(external: External, reporter: Reporter) {
+    let url = external.endpoint.url();
+    let reason = format!("{url} is slotd's own address, and the engine's has to stand in `url`");
+    reporter.tell(ChildEvent::Looked { sight: Sight::Absent { reason } }).await;
+    pending::<()>().await;
+}
+
 /// Watches until it is aborted.
 #[expect(clippy::infinite_loop, reason = "it ends by being aborted")]
 pub(super) async fn watch(external: External, gate: Arc<Gate>, reporter: Reporter) {
-    if !external.endpoint.is_local() {
-        warn!(slot = %gate.slot(), url = external.endpoint.url(), "engine is on another machine: prompts go there");
-    }
     let probe = ExternalProbe::new(&external.endpoint, external.model.as_deref());
     let mut watch = Watch { external, gate, told: None, unanswered: 0, pause: ABSENT_PAUSE };
     loop {
@@ -89,6 +105,7 @@ pub(super) async fn watch(external: External, gate: Arc<Gate>, reporter: Reporte
         if let Some(sight) = watch.see(look)
             && watch.told.as_ref() != Some(&sight)
         {
+            watch.warn(&sight);
             watch.told = Some(sight.clone());
             reporter.tell(ChildEvent::Looked { sight }).await;
         }
@@ -110,6 +127,15 @@ struct Watch {
 }
 
 impl Watch {
+    /// Says where prompts go from here on, once the engine is there.
+    fn warn(&self, sight: &Sight) {
+        let endpoint = &self.external.endpoint;
+        if matches!(sight, Sight::Present { .. }) && !self.was_there() && !endpoint.is_local() {
+            let (slot, url) = (self.gate.slot(), endpoint.url());
+            warn!(%slot, url, "engine is on another machine: prompts go there");
+        }
+    }
+
     fn deadline(&self) -> Duration {
         match self.told {
             None | Some(Sight::Absent { .. }) => FIRST_DEADLINE,
@@ -178,7 +204,6 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::Endpoint;
 
     fn watch() -> Watch {
         let endpoint = Endpoint::Tcp("127.0.0.1:8080".parse().unwrap());

@@ -28,7 +28,9 @@ use crate::{
     models::{Checks, Places, hub_cache_dir},
     process::{
         Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault, give_back_cgroup,
+        raise_file_limit,
     },
+    proxy::Cores,
     sensor,
     store::{OpenFault, StateDir},
 };
@@ -110,7 +112,11 @@ pub enum StartFault {
 /// # Errors
 /// [`StartFault`], each variant as it says. A daemon that has started ends without one but for
 /// [`StartFault::Broken`].
-pub async fn run(settings: Settings, listening: impl FnOnce(Addresses)) -> Result<(), StartFault> {
+pub async fn run(
+    mut settings: Settings,
+    listening: impl FnOnce(Addresses),
+) -> Result<(), StartFault> {
+    raise_file_limit();
     let clock = Clock::start();
     let signals = Signals::listen()?;
     let state = StateDir::open(&settings.state_dir, process::id())?;
@@ -123,6 +129,8 @@ pub async fn run(settings: Settings, listening: impl FnOnce(Addresses)) -> Resul
     let doors = Doors::open(&settings)?;
     let sockets = listen::open(&settings, &doors)?;
     let addresses = sockets.addresses()?;
+    // A port that was picked, or a socket that was inherited.
+    (settings.listen, settings.ollama_listen) = (addresses.endpoint, addresses.ollama);
     let next = Next::of_this_program()?;
     let state = Arc::new(state);
     let found = adopt::find(&state, &loaded.remembered, clock::unix_ms())?;
@@ -140,6 +148,7 @@ pub async fn run(settings: Settings, listening: impl FnOnce(Addresses)) -> Resul
         addresses,
         doors,
         next,
+        cores: Cores::start()?,
     };
     match daemon.run(sockets, listening).await? {
         Ending::Stop => {

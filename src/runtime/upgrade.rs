@@ -14,7 +14,7 @@ use std::{
 use tokio::{process::Command, sync::oneshot, time::timeout};
 
 use super::listen::Kept;
-use crate::process::STALE_AFTER_HANDOVER;
+use crate::process::{STALE_AFTER_HANDOVER, restore_file_limit};
 
 /// How long the new program may take to say its version.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -79,6 +79,7 @@ impl Next {
         for stale in STALE_AFTER_HANDOVER {
             command.env_remove(stale);
         }
+        restore_file_limit();
         command.env(name, told).exec()
     }
 }

@@ -11,6 +11,7 @@
     reason = "a benchmark that cannot be set up ends with the place where it broke"
 )]
 
+mod affinity;
 mod client;
 mod daemon;
 mod detection;
@@ -51,6 +52,10 @@ async fn main() {
     }
     if is_asked("SLOTD_BENCH_RESUME") {
         resume::resume(&programs).await;
+        return;
+    }
+    if is_asked("SLOTD_BENCH_AFFINITY") {
+        affinity::affinity(&programs).await;
         return;
     }
     starts(&programs).await;

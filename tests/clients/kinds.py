@@ -20,17 +20,25 @@ class Kind:
     slots: dict = dataclasses.field(default_factory=dict)
     # The behaviours that make sense for it; all if empty.
     only: tuple = ()
-    # Whether it asks the candle worker too: slow, and the same for all that speak one API.
+    # Whether it asks the engines too that are slow, and the same for all that speak one API.
     works: bool = False
+    # Whether it comes to the listener for Ollama's clients.
+    ollama: bool = False
+    # Whether it cannot say that a tool has to be called.
+    called: bool = False
     # Whether its API is one whose streams are continued.
     resumed: bool = True
     # What the client or the engine does that slotd cannot mend, by behaviour: a sentence each.
     known: dict = dataclasses.field(default_factory=dict)
 
     def does(self, behaviour):
-        if behaviour.startswith("worker-"):
+        if behaviour.startswith(("worker-", "mlx-", "llama-")):
             return self.works
         return not self.only or behaviour in self.only
+
+    def slot(self, slot):
+        """The name under which it asks a slot."""
+        return "called" if self.called and slot == "tools" else self.slots.get(slot, slot)
 
     def command(self, tools, sdk):
         if self.file.endswith(".mjs"):
@@ -70,8 +78,11 @@ UNTOLD = {
     "schema": "the client sends the schema as TGI wants it (`value` of a `json_object`), and llama-server "
     "does not look there: JSON comes, of another form",
 }
+UNTYPED = {
+    "stream": "llama-server's `response.created` has no `created_at` and no `model`, asked directly too: the "
+    "client takes no event without them",
+}
 RANKING = {"chat": "rerank", "cold": "rerank"}
-# Ollama's own clients speak to another listener: their place is below, with a `Kind` each.
 KINDS = [
     Kind("openai (Python)", "try_openai.py", "openai", works=True),
     Kind("openai (Node)", "try_openai.mjs", "openai", works=True),
@@ -81,8 +92,16 @@ KINDS = [
     Kind("langchain-openai", "try_langchain.py", "langchain-openai"),
     Kind("@langchain/openai", "try_langchain.mjs", "@langchain/openai"),
     Kind("ai + @ai-sdk/openai-compatible", "try_vercel.mjs", "ai"),
+    Kind("ai + @ai-sdk/openai", "try_vercel_openai.mjs", "@ai-sdk/openai"),
+    Kind(
+        "the same, responses", "try_vercel_responses.mjs", "@ai-sdk/openai", resumed=False,
+        only=("plain", "stream", "tools", "schema", "cold", "killed-before", "unknown-model", "bad-key"),
+        known=UNFORMED | UNTYPED,
+    ),
+    Kind("ollama (Python)", "try_ollama.py", "ollama", ollama=True, called=True),
+    Kind("ollama (Node)", "try_ollama.mjs", "ollama", ollama=True, called=True),
     Kind("instructor", "try_instructor.py", "instructor"),
-    Kind("llm", "try_llm.py", "llm", known=LINGERS),
+    Kind("llm", "try_llm.py", "llm", called=True, known=LINGERS),
     Kind("openai-agents", "try_agents.py", "openai-agents", resumed=False, known=UNFORMED),
     Kind("huggingface_hub", "try_huggingface.py", "huggingface_hub", known=UNTOLD),
     Kind(

@@ -129,7 +129,7 @@ async fn keys_are_asked_for_from_the_moment_that_there_are_any() {
     assert_eq!(status(&daemon, "/healthz", None).await, 200);
 }
 
-async fn until_logged(daemon: &Daemon, text: &str) {
+pub(crate) async fn until_logged(daemon: &Daemon, text: &str) {
     let begin = Instant::now();
     while !daemon.log().contains(text) {
         assert!(begin.elapsed() < DEADLINE, "never logged {text}:\n{}", daemon.log());

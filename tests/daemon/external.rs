@@ -258,3 +258,16 @@ async fn a_sleeping_llama_server_is_ready_is_left_asleep_and_wakes_for_a_request
     daemon.until_state("remote", "ready").await;
     assert_eq!(daemon.chat("up").await.status(), 200);
 }
+
+#[tokio::test]
+async fn slotds_own_address_is_no_engines() {
+    let daemon = Daemon::start(scratch(&[])).await;
+    let text = format!("engine = \"external\"\nurl = \"{}\"\n", daemon.url);
+    daemon.write_profile("mirror", &text);
+    let view = daemon.until("mirror", "absent", |slot| slot["absence"].is_string()).await;
+    let answer = daemon.chat("mirror").await;
+    assert_eq!(answer.status(), 503, "{view:#}");
+    let answer: Value = answer.json().await.unwrap();
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(message.contains("is slotd's own address"), "{message}");
+}

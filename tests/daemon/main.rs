@@ -15,12 +15,15 @@ mod access;
 mod canaries;
 mod common;
 mod containers;
+mod doors;
 mod edits;
 mod ends;
 mod external;
+mod fall_through;
 mod faults;
 mod hangs;
 mod ladder;
+mod orders;
 #[cfg(feature = "worker")]
 mod real;
 mod restarts;

@@ -127,6 +127,23 @@ async fn a_key_goes_no_further_than_the_endpoint() {
 }
 
 #[tokio::test]
+async fn a_wrong_key_in_one_header_hides_no_right_one_in_the_other() {
+    let (ring, world, _engine) = locked().await;
+    let mut client = world.client().await;
+    for (bearer, plain, status) in [
+        ("sk-none", ring.infer.as_str(), 200),
+        (ring.infer.as_str(), "sk-none", 200),
+        (ring.admin.as_str(), ring.infer.as_str(), 200),
+        ("sk-none", ring.admin.as_str(), 403),
+        ("sk-none", "sk-other", 401),
+    ] {
+        let headers = format!("authorization: Bearer {bearer}\r\nx-api-key: {plain}\r\n");
+        let answer = ask(&mut client, "GET /v1/models", &headers).await;
+        assert_eq!(answer.head.status, status);
+    }
+}
+
+#[tokio::test]
 async fn a_key_that_was_taken_away_opens_nothing_on_an_open_connection() {
     let (ring, world, _engine) = locked().await;
     let mut client = world.client().await;

@@ -1,7 +1,7 @@
 //! An engine that the test plays: it takes connections and requests one by one, and says what it
 //! likes.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use slotd::engine::Endpoint;
 use tokio::{
@@ -61,6 +61,12 @@ impl Engine {
         }
     }
 
+    /// Takes the next connection, however long it takes.
+    pub(crate) async fn accept_next(&self) -> Option<Line> {
+        let (stream, _) = self.listener.accept().await.ok()?;
+        Some(Line { stream, buffer: Vec::new() })
+    }
+
     /// Takes the next connection and the request on it.
     pub(crate) async fn request(&self) -> (Line, Request) {
         let mut line = self.accept().await;
@@ -86,7 +92,7 @@ impl Line {
     }
 
     /// Reads the next request, or nothing when the endpoint hangs up.
-    async fn next_request(&mut self) -> Option<Request> {
+    pub(crate) async fn next_request(&mut self) -> Option<Request> {
         if self.buffer.is_empty() && self.stream.read_buf(&mut self.buffer).await.ok()? == 0 {
             return None;
         }
@@ -132,6 +138,11 @@ impl Line {
 
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// Sends bytes to an endpoint that may have hung up.
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await
     }
 
     /// Begins a stream of events.

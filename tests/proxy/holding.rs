@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use slotd::{
-    proxy::Gate,
+    proxy::{Blame, Gate},
     spec::{Monotime, death::Verdict},
     supervisor::{Refusal, StateView},
 };
@@ -110,6 +110,39 @@ async fn a_held_stream_whose_engine_refuses_gets_the_engines_reason() {
     assert!(!answer.is_whole);
     assert!(answer.text().starts_with(": chat is busy\n\n"), "{}", answer.text());
     assert_eq!(answer.last_event_error()["message"], "no");
+}
+
+#[tokio::test]
+async fn a_held_stream_whose_engine_dies_without_a_word_goes_on_with_the_next() {
+    let mut limits = limits();
+    limits.quiet = Duration::from_millis(10);
+    let mut world = World::start(limits).await;
+    let (engine, gate) = world.make_ready("chat", 1, (1, 0));
+    let mut client = world.client().await;
+    client.post(chat("chat", true)).await;
+    let (line, first) = engine.request().await;
+    let head = client.head().await;
+    world.set_state("chat", StateView::Offline);
+    gate.mark_dead(Blame::Nobody);
+    drop((line, engine));
+    let waiter = world.demanded().await;
+    let (engine, _gate) = world.make_ready("chat", 2, (1, 0));
+    world.answer(waiter, Ok(()));
+    let (mut line, second) = engine.request().await;
+    assert_eq!((first.body, first.head), (second.body, second.head));
+    line.begin_stream().await;
+    line.chunk("data: {}\n\n").await;
+    line.chunk("data: [DONE]\n\n").await;
+    line.end_stream().await;
+    let answer = client.rest(head).await;
+    assert!(answer.is_whole);
+    assert!(answer.text().starts_with(": chat is busy\n\n"), "{}", answer.text());
+    assert!(answer.text().ends_with("data: {}\n\ndata: [DONE]\n\n"), "{}", answer.text());
+    // Its connection takes the next request.
+    client.post(chat("chat", false)).await;
+    line.request().await;
+    line.answer("200 OK", "{}").await;
+    assert_eq!(client.answer().await.head.status, 200);
 }
 
 #[tokio::test]

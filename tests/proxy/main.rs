@@ -9,11 +9,15 @@
 )]
 
 mod access;
+mod bytes;
 mod client;
 mod corpus;
 mod engine;
+mod fall_through;
 mod flights;
 mod holding;
+mod limits;
+mod looks;
 mod models;
 mod ollama;
 mod params;

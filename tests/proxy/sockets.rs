@@ -1,11 +1,17 @@
 //! Web sockets: taken over by the engine, bytes both ways, ended with either side.
 
-use slotd::proxy::Blame;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use slotd::{
+    config::keys::{self, Keys, Role},
+    proxy::{Access, Blame},
+};
 
 use crate::{
     client::Client,
     engine::{Engine, Line},
-    world::World,
+    world::{World, limits, soon},
 };
 
 const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
@@ -73,4 +79,55 @@ async fn an_engine_that_refuses_is_told_in_words() {
         (answer.head.status, answer.error()["message"].as_str()),
         (404, Some("no such path"))
     );
+}
+
+#[tokio::test]
+async fn a_key_among_the_protocols_is_a_key_and_goes_no_further() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys");
+    let key = keys::add(&file, "page", Role::Infer).unwrap();
+    let known = Keys::Asked(keys::read(&file).unwrap().unwrap());
+    let access = Access { keys: Arc::new(ArcSwap::from_pointee(known)), ..Access::default() };
+    let mut world = World::start_with(limits(), access).await;
+    let (engine, _gate) = world.make_ready("chat", 1, (4, 16));
+    let open = |key: &str| {
+        format!(
+            "GET /upstream/chat/v1/realtime HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\n\
+             upgrade: websocket\r\nsec-websocket-key: xyz\r\nsec-websocket-protocol: realtime, \
+             openai-insecure-api-key.{key}, openai-beta.realtime-v1\r\n\r\n"
+        )
+    };
+    let mut stranger = world.client().await;
+    stranger.send(open("sk-wrong")).await;
+    assert_eq!(stranger.answer().await.head.status, 401);
+    let mut client = world.client().await;
+    client.send(open(&key)).await;
+    let (mut line, seen) = engine.request().await;
+    let protocols = seen.header("sec-websocket-protocol");
+    assert_eq!(protocols, Some("realtime, openai-beta.realtime-v1"));
+    assert!(!seen.head.contains(&key));
+    line.send(SWITCH).await;
+    assert_eq!(client.head().await.status, 101);
+}
+
+#[tokio::test]
+async fn a_seat_is_free_again_once_either_side_has_ended() {
+    let (world, engine, gate) = World::ready().await;
+    let free = async || {
+        soon("the seat", async {
+            while gate.in_flight() > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    };
+    // The engine holds its side open, and the client holds its own.
+    let (client, line) = open(&world, &engine).await;
+    drop(client);
+    free().await;
+    drop(line);
+    let (client, line) = open(&world, &engine).await;
+    drop(line);
+    free().await;
+    drop(client);
 }

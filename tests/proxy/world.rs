@@ -12,8 +12,8 @@ use arc_swap::ArcSwap;
 use slotd::{
     mailbox::{self, Inbox},
     proxy::{
-        Access, AccessLog, Flights, Gate, Limits, Listeners, OllamaListener, Phase, RouteTable,
-        Shared, Suspects, serve,
+        Access, AccessLog, ByteRelay, FallThrough, Flights, Gate, Lanes, Limits, Listeners,
+        OllamaListener, Phase, RouteTable, Shared, Suspects, serve,
     },
     spec::{
         Generation, Monotime, SlotName, WaiterId,
@@ -63,8 +63,31 @@ impl World {
         Self::start_with(limits, Access::default()).await
     }
 
+    /// Serves an endpoint without slots whose plain requests go one way or the other.
+    pub(crate) async fn start_by(limits: Limits, byte_relay: ByteRelay) -> Self {
+        Self::start_all(limits, Access::default(), byte_relay, |_| None).await
+    }
+
     /// Serves an endpoint without slots to those whom `access` lets in.
     pub(crate) async fn start_with(limits: Limits, access: Access) -> Self {
+        Self::start_above(limits, access, |_| None).await
+    }
+
+    /// Serves an endpoint without slots, above what `below` makes of its address.
+    pub(crate) async fn start_above(
+        limits: Limits,
+        access: Access,
+        below: impl FnOnce(SocketAddr) -> Option<FallThrough>,
+    ) -> Self {
+        Self::start_all(limits, access, ByteRelay::default(), below).await
+    }
+
+    async fn start_all(
+        limits: Limits,
+        access: Access,
+        byte_relay: ByteRelay,
+        below: impl FnOnce(SocketAddr) -> Option<FallThrough>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -85,6 +108,11 @@ impl World {
             choices,
             flights: Arc::clone(&flights),
             access: Arc::new(access),
+            byte_relay,
+            lanes: Lanes::default(),
+            clock: || 0,
+            control: None,
+            fall_through: below(address).map(Arc::new),
         };
         let mut server = JoinSet::new();
         let door = OllamaListener { socket, clock: || 0 };

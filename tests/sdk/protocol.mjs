@@ -1,5 +1,5 @@
 // What every Node client under test shares: a case in, what the client saw out, both lines of JSON.
-// A client's file hands over functions: `plain`, `tools` and `schema` return text, `stream` yields it.
+// A client's file hands over functions: `stream` yields text, all the others return it.
 // Argument: NODE_MODULES, whose clients `load` finds.
 import { createRequire } from "node:module";
 import path from "node:path";
@@ -26,6 +26,25 @@ export const RESPONSE_FORMAT = {
   type: "json_schema",
   json_schema: { name: "place", strict: true, schema: PARAMETERS },
 };
+
+export const BEGINNING = "The capital of France is";
+export const WORDS = ["a cat", "a kitten", "tax law"];
+
+const product = (one, other) => one.reduce((sum, value, at) => sum + value * other[at], 0);
+const cosine = (one, other) => product(one, other) / Math.sqrt(product(one, one) * product(other, other));
+
+// What there is to say of the embeddings of `WORDS`.
+export function vectors(found) {
+  const [near, far] = found.slice(1).map((other) => cosine(found[0], other).toFixed(2));
+  return `${found.length} of ${found[0].length}: cat and kitten ${near}, cat and tax ${far}`;
+}
+
+// What there is to say of a file of sound, 16 bit and mono.
+export function sound(data) {
+  const bytes = Buffer.from(data);
+  const seconds = (bytes.length - 44) / 2 / bytes.readUInt32LE(24);
+  return `${bytes.subarray(0, 4)}, ${seconds.toFixed(1)} s of speech`;
+}
 
 export const messages = (question = QUESTION) => [{ role: "user", content: question }];
 

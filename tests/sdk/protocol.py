@@ -1,11 +1,13 @@
 """What every Python client under test shares: a case in, what the client saw out, both lines of JSON.
 
-A client's file hands over functions: `plain`, `tools` and `schema` return text, `stream` yields it.
+A client's file hands over functions: `stream` yields text, all the others return it.
 The client is made anew for each case, as a program would make it, with no setting but address and key.
 """
 
 import json
+import math
 import os
+import struct
 import sys
 import time
 import types
@@ -30,8 +32,28 @@ RESPONSE_FORMAT = {
 }
 
 
+BEGINNING = "The capital of France is"
+WORDS = ["a cat", "a kitten", "tax law"]
+
+
 def messages(question=QUESTION):
     return [{"role": "user", "content": question}]
+
+
+def vectors(found):
+    """What there is to say of the embeddings of `WORDS`."""
+    near, far = (cosine(found[0], other) for other in found[1:])
+    return f"{len(found)} of {len(found[0])}: cat and kitten {near:.2f}, cat and tax {far:.2f}"
+
+
+def cosine(one, other):
+    return sum(a * b for a, b in zip(one, other)) / math.hypot(*one) / math.hypot(*other)
+
+
+def sound(data):
+    """What there is to say of a file of sound, 16 bit and mono."""
+    form, rate = data[:4].decode(), struct.unpack("<I", data[24:28])[0]
+    return f"{form}, {(len(data) - 44) / 2 / rate:.1f} s of speech"
 
 
 def serve(**calls):

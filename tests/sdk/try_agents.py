@@ -55,7 +55,7 @@ def tools(case):
     asked = []
 
     @agents.function_tool(name_override=TOOL)
-    def weather(city: str) -> str:
+    def weather(city: typing.Annotated[str, pydantic.Field(max_length=20)]) -> str:
         """The weather of a city."""
         asked.append(f"{TOOL} {city}")
         return "Sunny."

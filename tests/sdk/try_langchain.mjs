@@ -1,7 +1,9 @@
 // LangChain's ChatOpenAI for Node.
-import { FUNCTION, PARAMETERS, QUESTION, SCHEMA_QUESTION, TOOL_QUESTION, load, serve } from "./protocol.mjs";
+import {
+  FUNCTION, PARAMETERS, QUESTION, SCHEMA_QUESTION, TOOL_QUESTION, WORDS, load, serve, vectors,
+} from "./protocol.mjs";
 
-const { ChatOpenAI } = load("@langchain/openai");
+const { ChatOpenAI, OpenAIEmbeddings } = load("@langchain/openai");
 
 const client = (asked) =>
   new ChatOpenAI({
@@ -29,9 +31,16 @@ async function schema(asked) {
   return JSON.stringify(answer);
 }
 
+async function embed(asked) {
+  const configuration = { baseURL: `${asked.url}/v1` };
+  const embeddings = new OpenAIEmbeddings({ configuration, apiKey: asked.key, model: asked.model });
+  return vectors(await embeddings.embedDocuments(WORDS));
+}
+
 await serve({
   plain: async (asked) => (await client(asked).invoke(QUESTION)).content,
   stream,
   tools,
   schema,
+  embed,
 });

@@ -1,7 +1,9 @@
 """LangChain's ChatOpenAI for Python."""
 
-from langchain_openai import ChatOpenAI
-from protocol import FUNCTION, PARAMETERS, QUESTION, SCHEMA_QUESTION, TOOL_QUESTION, serve
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from protocol import (
+    FUNCTION, PARAMETERS, QUESTION, SCHEMA_QUESTION, TOOL_QUESTION, WORDS, serve, vectors,
+)
 
 
 def client(case):
@@ -30,4 +32,12 @@ def schema(case):
     return str(asked.invoke(SCHEMA_QUESTION))
 
 
-serve(plain=plain, stream=stream, tools=tools, schema=schema)
+def embed(case):
+    # With the check it cuts texts into tokens of OpenAI's, for which it asks the network.
+    asked = OpenAIEmbeddings(
+        base_url=f"{case.url}/v1", api_key=case.key, model=case.model, check_embedding_ctx_length=False
+    )
+    return vectors(asked.embed_documents(WORDS))
+
+
+serve(plain=plain, stream=stream, tools=tools, schema=schema, embed=embed)

@@ -13,16 +13,19 @@ use toml::de::DeTable;
 use super::{
     super::{
         fault::Fault,
-        file, syntax,
+        file,
+        keys::MOST_IN_FLIGHT,
+        syntax,
         walk::{At, MayBeEmpty, Walk},
         words::cut,
     },
+    fall_through::{self, FallThrough},
     network::{self, TlsFiles},
 };
 use crate::spec::Bytes;
 
 /// Every key, in the order that documents use.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 21] = [
     "listen",
     "ollama_listen",
     "keys",
@@ -40,6 +43,10 @@ const KEYS: [&str; 17] = [
     "climb_after",
     "log_format",
     "access_log",
+    "byte_relay",
+    "max_in_flight",
+    "request_timeout",
+    "fall_through",
 ];
 
 /// Where slotd listens by default.
@@ -52,6 +59,8 @@ const QUEUE_LIMIT: RangeInclusive<u32> = 0..=65_536;
 const QUEUE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
 const CLIMB_AFTER: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_hours(24 * 365);
+const MAX_IN_FLIGHT: RangeInclusive<u32> = 1..=MOST_IN_FLIGHT;
+const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
 const MAX_BODY: RangeInclusive<Bytes> = Bytes(1 << 10)..=Bytes(1 << 30);
 
 /// How the daemon writes its own log.
@@ -84,6 +93,10 @@ pub(super) struct DaemonFile {
     pub(super) climb_after: Option<Duration>,
     pub(super) log_format: Option<LogFormat>,
     pub(super) access_log: Option<bool>,
+    pub(super) byte_relay: Option<bool>,
+    pub(super) max_in_flight: Option<u32>,
+    pub(super) request_timeout: Option<Duration>,
+    pub(super) fall_through: Option<FallThrough>,
 }
 
 /// Reads the text of a `slotd.toml`.
@@ -120,6 +133,14 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
         log_format: walk
             .take_choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         access_log: walk.take_flag("access_log"),
+        byte_relay: walk.take_flag("byte_relay"),
+        max_in_flight: walk.take_number(
+            "max_in_flight",
+            &MAX_IN_FLIGHT,
+            "leave the key out to bound no key",
+        ),
+        request_timeout: walk.take_duration("request_timeout", &REQUEST_TIMEOUT),
+        fall_through: fall_through::take(&mut walk, folder),
     };
     let faults = walk.into_faults();
     if faults.is_empty() { Ok(read) } else { Err(faults) }

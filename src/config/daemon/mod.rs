@@ -2,6 +2,7 @@
 //! environment before the home directory.
 
 mod directories;
+mod fall_through;
 mod file;
 mod network;
 mod sockets;
@@ -20,6 +21,7 @@ use self::{
     file::{DaemonFile, LISTEN, OLLAMA, parse_listen},
 };
 pub use self::{
+    fall_through::{BaseUrl, FallThrough, Scheme},
     file::LogFormat,
     network::{KeysFile, TlsFiles},
 };
@@ -93,6 +95,14 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Whether each request gets a line in the log.
     pub access_log: bool,
+    /// Whether plain requests of the hot paths are passed on as bytes.
+    pub byte_relay: bool,
+    /// How many requests each key may have in flight whose own line does not say.
+    pub max_in_flight: Option<u32>,
+    /// How long a request may take, its answer included.
+    pub request_timeout: Option<Duration>,
+    /// Where requests go that name a model of nobody's here.
+    pub fall_through: Option<FallThrough>,
 }
 
 impl Settings {
@@ -130,17 +140,14 @@ impl Settings {
         });
         let keys = network::keys_file(flags, typed.keys, environment, profile_dirs.as_deref());
         let (Some(state_dir), Some(cache_dir), Some(profile_dirs)) =
-            (state_dir, cache_dir, profile_dirs)
+            (state_dir.map(|dir| whole(&dir)), cache_dir, profile_dirs)
         else {
             return Err(faults);
         };
 
-        let state_dir = whole(&state_dir);
         let runtime_dir = runtime_dir(&state_dir, given_state.is_some(), environment);
         let control = sockets::control(flags, &runtime_dir, environment, &mut faults);
         faults.extend(sockets::no_room_for_engines(&runtime_dir));
-        let mut model_dirs: Vec<PathBuf> = typed.model_dirs.iter().map(|dir| whole(dir)).collect();
-        model_dirs.push(cache_dir.join("models"));
         let settings = Self {
             file,
             listen: listen.or(typed.listen).unwrap_or(LISTEN),
@@ -153,8 +160,8 @@ impl Settings {
             state_dir,
             runtime_dir,
             control,
+            model_dirs: model_dirs(&typed.model_dirs, &cache_dir),
             cache_dir,
-            model_dirs,
             llama_server: typed.llama_server.map(|path| whole(&path)),
             home,
             queue_limit: typed.queue_limit.unwrap_or(256),
@@ -163,6 +170,10 @@ impl Settings {
             climb_after: typed.climb_after.unwrap_or(Duration::from_mins(10)),
             log_format: typed.log_format.unwrap_or(LogFormat::Text),
             access_log: typed.access_log.unwrap_or_default(),
+            byte_relay: typed.byte_relay.unwrap_or(true),
+            max_in_flight: typed.max_in_flight,
+            request_timeout: typed.request_timeout,
+            fall_through: typed.fall_through.map(FallThrough::whole),
         };
         if faults.is_empty() { Ok(settings) } else { Err(faults) }
     }
@@ -237,6 +248,12 @@ fn runtime_dir(state_dir: &Path, is_state_given: bool, environment: Environment<
         None if is_state_given => inside,    // (2)
         None => desktop().unwrap_or(inside), // (3) (4)
     }
+}
+
+/// The configured ones, then `models` in the cache.
+fn model_dirs(typed: &[PathBuf], cache_dir: &Path) -> Vec<PathBuf> {
+    let typed = typed.iter().map(|dir| whole(dir));
+    typed.chain([cache_dir.join("models")]).collect()
 }
 
 /// Makes a path absolute, without looking at the disk.

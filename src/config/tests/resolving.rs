@@ -183,3 +183,41 @@ fn a_file_that_was_named_has_to_be_there() {
       hint: check the name; a link may lead nowhere
     "#);
 }
+
+#[test]
+fn what_is_wrong_with_the_fall_through_is_told_with_its_place() {
+    let folder = Folder::with(&[(
+        "slotd.toml",
+        "[fall_through]\nurl = 'api.example'\napi_key = 'sk-x'\ntimeout = '0s'\nmodels = ['a*b', 'c']",
+    )]);
+    let flags = Flags { config: Some(folder.path("slotd.toml")), ..Flags::default() };
+    let faults = resolve(&flags, &[HOME]).unwrap_err();
+    assert_snapshot!(faults.replace(&folder.path("").display().to_string(), ""), @r#"
+    slotd.toml:2:7: fall_through.url: `api.example` is neither `https://…` nor `http://…`
+      hint: write the base URL as clients are given it: `https://api.openai.com/v1`
+    slotd.toml:3:1: fall_through.api_key: unknown key
+      hint: write the key into a file of its own (mode 600) and name it: `key_file = "…"`
+    slotd.toml:4:11: fall_through.timeout: `0s` is out of range, expected 1s..=1d
+      hint: write a whole number and a unit: `"90s"`, `"5m"`
+    slotd.toml:5:11: fall_through.models[0]: `a*b` is no name of a model
+      hint: `*` stands at the end of a name alone: `gpt-*`
+    "#);
+    let folder = Folder::with(&[("slotd.toml", "[fall_through]\nkey_file = 'k'")]);
+    let flags = Flags { config: Some(folder.path("slotd.toml")), ..Flags::default() };
+    let faults = resolve(&flags, &[HOME]).unwrap_err();
+    assert_snapshot!(faults.replace(&folder.path("").display().to_string(), ""), @"
+    slotd.toml:1:1: fall_through: has no `url`, which says where requests go
+      hint: write the base URL as clients are given it: `https://api.openai.com/v1`
+    ");
+}
+
+#[test]
+fn a_fall_through_has_its_files_beside_the_daemons_own() {
+    let text = "[fall_through]\nurl = 'https://api.example'\nkey_file = 'k'\nca_file = '~/ca.pem'";
+    let folder = Folder::with(&[("slotd.toml", text)]);
+    let flags = Flags { config: Some(folder.path("slotd.toml")), ..Flags::default() };
+    let below = settings(&flags, &[HOME]).fall_through.unwrap();
+    assert_eq!(below.key_file, Some(folder.path("k")));
+    assert_eq!(below.ca_file, Some(PathBuf::from("/nowhere/ada/ca.pem")));
+    assert_eq!((below.url.path.as_str(), below.timeout.as_secs()), ("/v1", 600));
+}

@@ -76,12 +76,26 @@ fn the_schema_and_the_loader_have_the_same_ranges() {
             continue;
         };
         for (value, is_good) in [(low, true), (high, true), (low - 1, false), (high + 1, false)] {
-            let found = faults(&with(&key, &value.to_string()));
+            // So many at once only engines of others may say that they can.
+            let text = if key == "parallel" {
+                format!(
+                    "engine = \"command\"\ncommand = [\"x\", \"{{port}}\"]\nparallel = {value}\n"
+                )
+            } else {
+                with(&key, &value.to_string())
+            };
+            let found = faults(&text);
             assert_eq!(found.is_empty(), is_good, "{key} = {value}: {found}");
         }
         count += 1;
     }
     assert_eq!(count, 5);
+}
+
+#[test]
+fn engines_of_slotds_own_kinds_take_fewer_requests_at_once() {
+    assert_eq!(faults(&with("parallel", "256")), "");
+    assert!(faults(&with("parallel", "257")).contains("expected 1..=256"));
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl Site<'_> {
     }
 
     /// Reads `name` or `name:port`.
-    fn is_ours(self, authority: &str) -> bool {
+    pub(super) fn is_ours(self, authority: &str) -> bool {
         let name = name_of(authority);
         is_loopback(name)
             || self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name))

@@ -14,6 +14,7 @@ pub(in crate::proxy) struct Lease {
     seat: Option<Seat>,
     request: Fingerprint,
     since: Instant,
+    is_use: bool,
     outcome: Outcome,
 }
 
@@ -34,7 +35,12 @@ impl Lease {
     /// Makes the lease of a seat that has just been taken.
     pub(super) fn new(gate: Arc<Gate>, seat: Seat, request: Fingerprint) -> Self {
         let since = Instant::now();
-        Self { gate, seat: Some(seat), request, since, outcome: Outcome::Nothing }
+        Self { gate, seat: Some(seat), request, since, is_use: true, outcome: Outcome::Nothing }
+    }
+
+    /// Lets the engine's idle time go on: somebody only looks at it.
+    pub(in crate::proxy) fn only_look(&mut self) {
+        self.is_use = false;
     }
 
     /// Notes that the engine said something, if only that it will not.
@@ -47,6 +53,14 @@ impl Lease {
     pub(in crate::proxy) fn note_answer(&mut self) {
         self.outcome = Outcome::Answered;
         self.gate.note_held(self.since.elapsed());
+        self.gate.record.note_answer();
+        self.gate.suspects.clear(self.request);
+    }
+
+    /// Notes that a connection that was taken over has ended. How long it was says nothing of how long
+    /// the next request takes.
+    pub(in crate::proxy) fn note_session(&mut self) {
+        self.outcome = Outcome::Answered;
         self.gate.record.note_answer();
         self.gate.suspects.clear(self.request);
     }
@@ -84,7 +98,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.gate.touch();
+        if self.is_use {
+            self.gate.touch();
+        }
         // Whether it was to blame for an end may be told later.
         let may_be_blamed =
             self.gate.is_blamed.load(Ordering::SeqCst) || self.gate.awaits_verdict();

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::super::{
-    listing,
+    depth, listing,
     reply::{Body, Fault, json_response},
     routes::{Route, RouteTable},
 };
@@ -28,6 +28,11 @@ const ARCHITECTURE: &str = "llm";
 pub(super) fn find<'a>(table: &RouteTable, name: &'a str) -> Option<&'a str> {
     let untagged = name.strip_suffix(LATEST);
     [Some(name), untagged].into_iter().flatten().find(|name| table.find(name).is_some())
+}
+
+/// Returns a name without the tag `latest`.
+pub(super) fn untagged(name: &str) -> &str {
+    name.strip_suffix(LATEST).unwrap_or(name)
 }
 
 /// Lists every name that can be asked for what this API has.
@@ -98,6 +103,7 @@ pub(super) fn show(table: &RouteTable, body: &[u8]) -> Result<Response<Body>, Fa
 /// Reads the body of a request.
 pub(super) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     let invalid = |message| Fault::bad_request(None, "invalid_json", message);
+    depth::check(body)?;
     // Asked first: a list would be read as the fields in their order.
     if matches!(body.trim_ascii_start().first(), Some(first) if *first != b'{') {
         return Err(invalid("the request body is no JSON object".to_owned()));

@@ -39,7 +39,14 @@ pub(super) async fn answer(
     };
     let slot = target.candidates.first.clone();
     let reason = if is_last {
-        if !leave(shared, &slot).await {
+        let mut busy = None;
+        // The name stands for all of them.
+        for slot in target.candidates.slots() {
+            if !leave(shared, slot).await {
+                busy = Some(slot);
+            }
+        }
+        if let Some(slot) = busy {
             let message = format!("slot `{slot}` is at work for others and stays loaded");
             return Err(Fault::refused(StatusCode::CONFLICT, "slot_busy", message));
         }

@@ -18,6 +18,7 @@ use super::{
         Client,
         body::{self, Asked},
         dialect::Dialect,
+        fall_through,
         forward::{self, COLD_START},
         payload::Payload,
         reply::{Body, Fault, full},
@@ -118,9 +119,16 @@ pub(super) async fn send(
     (path, mut told, name): (&'static str, Map<String, Value>, Option<String>),
     is_stream: bool,
 ) -> Result<Answered, Fault> {
-    let (work, asked, target) = {
+    let work = work_of(path)?;
+    let form = Form { dialect: Dialect::Ollama, ..work.form };
+    let (asked, target) = {
         let table = client.shared.routes.load();
-        let name = name.map(|name| listing::find(&table, &name).map(str::to_owned).unwrap_or(name));
+        let name = name.map(|name| match listing::find(&table, &name) {
+            Some(name) => name.to_owned(),
+            // Another server does not know the tag that Ollama's clients add.
+            None if client.shared.fall_through.is_some() => listing::untagged(&name).to_owned(),
+            None => name,
+        });
         if let Some(name) = &name {
             told.insert("model".to_owned(), name.as_str().into());
         }
@@ -129,13 +137,16 @@ pub(super) async fn send(
         let asked = Asked { payload, model: name, is_stream, model_at: None };
         head.method = Method::POST;
         head.uri = Uri::from_static(path);
-        let work = work_of(path)?;
-        let target = target::of_work(&table, &asked, (&head.uri, work))?;
-        (work, asked, target)
+        let falls = fall_through::takes(&client.shared, asked.model.as_deref(), &head.headers)?;
+        let target =
+            if falls { None } else { Some(target::of_work(&table, &asked, (&head.uri, work))?) };
+        (asked, target)
     };
     head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let form = Form { dialect: Dialect::Ollama, ..work.form };
-    Ok(forward::go(client, head, (target, form), (asked, None)).await)
+    Ok(match target {
+        Some(target) => forward::go(client, head, (target, form), (asked, None)).await,
+        None => fall_through::pass(client, head, form, asked).await,
+    })
 }
 
 /// Returns what the endpoint knows of a path.

@@ -114,8 +114,8 @@ impl Resuming {
         context: &mut Context<'_>,
     ) -> Looked {
         if answer.flight().poll_cancelled(context).is_ready() {
-            answer.flight().end(Outcome::Cancelled);
-            return Some(self.break_off(&Fault::cancelled()));
+            let fault = answer.flight().end_cancelled();
+            return Some(self.break_off(&fault));
         }
         if answer.gate().ending() == Some(Ending::Cut) && !self.said.is_done {
             return self.broken(answer);

@@ -7,7 +7,7 @@ use crate::client::chat;
 
 /// What has to become of a case.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Expected {
+pub(crate) enum Expected {
     /// So many requests reach the engine, each answered.
     Passes(usize),
     /// Nothing reaches the engine; every answer, if there is one, is a refusal.
@@ -22,10 +22,10 @@ pub(super) enum Expected {
 
 use Expected::{AtMostOne, Ours, Passes, Refused, Waits};
 
-pub(super) struct Case {
-    pub(super) name: &'static str,
-    pub(super) bytes: Vec<u8>,
-    pub(super) expected: Expected,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) expected: Expected,
 }
 
 const LINE: &str = "POST /v1/chat/completions HTTP/1.1\r\n";
@@ -53,7 +53,7 @@ fn chunked() -> String {
 }
 
 /// Every case.
-pub(super) fn all() -> Vec<Case> {
+pub(crate) fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     for group in
         [lengths(), encodings(), chunks(), fields(), lines(), hosts(), floods(), orders(), bodies()]

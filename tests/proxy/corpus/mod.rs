@@ -3,7 +3,7 @@
 //! The engine never sees more than one request for one, and never what was hidden in another; a
 //! client beside them is answered all along.
 
-mod cases;
+pub(crate) mod cases;
 mod crowds;
 
 use std::{
