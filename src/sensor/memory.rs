@@ -46,7 +46,7 @@ mod tests {
         let library = Some("/nonexistent/libnvidia-ml.so.1".into());
         let gpus = Gpus::start(&GpuOptions { library, ..GpuOptions::default() });
         let (tell, mut told) = watch::channel(MemoryReading::default());
-        let reading = read_memory(gpus, Duration::from_secs(3600), tell);
+        let reading = read_memory(gpus, Duration::from_hours(1), tell);
         tokio::select! {
             never = reading => match never {},
             changed = told.changed() => changed.unwrap(),
