@@ -79,6 +79,23 @@ async fn a_closed_gate_hangs_up_on_idle_connections() {
 }
 
 #[tokio::test]
+async fn an_engine_that_answers_before_it_has_read_all_gets_nothing_more_on_that_connection() {
+    let (world, engine, _gate) = World::ready().await;
+    let mut client = world.client().await;
+    let prompt = "x".repeat(900 << 10);
+    client.post(format!("{{\"prompt\":\"{prompt}\",\"model\":\"chat\"}}")).await;
+    let mut line = engine.accept().await;
+    line.raw(100).await;
+    line.answer("413 Payload Too Large", r#"{"error":{"message":"big"}}"#).await;
+    let answer = client.answer().await;
+    assert_eq!((answer.head.status, answer.error()["message"].as_str()), (413, Some("big")));
+    client.post(chat("chat", false)).await;
+    let (mut next, _) = engine.request().await;
+    next.answer("200 OK", "{}").await;
+    assert_eq!(client.answer().await.head.status, 200);
+}
+
+#[tokio::test]
 async fn a_request_whose_engine_died_unheard_goes_to_the_next_engine() {
     for stream in [false, true] {
         let mut world = World::start(crate::world::limits()).await;
