@@ -124,7 +124,6 @@ fn print(name: &str, row: &Row, measured: &engine::Measured) -> bool {
     is_off
 }
 
-#[expect(clippy::too_many_lines, reason = "a table, read at one go")]
 fn rows() -> Vec<Row> {
     let llama = |shape, context, parallel, cache| Row {
         engine: "llama-server",
