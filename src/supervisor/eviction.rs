@@ -106,21 +106,31 @@ pub(super) fn choose<'a>(
             return Some(vec![one]); // (3)
         }
     }
-    Some(pruned(head.to_vec(), &suffices))
+    Some(pruned(wanted, (pools.clone(), limits.clone()), head))
 }
 
 /// Spares whoever is not needed, the most valuable first.
 fn pruned<'a>(
-    mut chosen: Vec<&'a Candidate<'a>>,
-    suffices: &dyn Fn(&[&Candidate<'_>]) -> bool,
+    wanted: Wanted<'_>,
+    (mut pools, mut limits): (Pools, Limits),
+    head: &[&'a Candidate<'a>],
 ) -> Vec<&'a Candidate<'a>> {
-    for index in (0..chosen.len()).rev() {
-        let spared = chosen.remove(index);
-        if !suffices(&chosen) {
-            chosen.insert(index, spared);
+    for one in head {
+        pools.release(&one.share);
+        limits.leave(one.capabilities);
+    }
+    let mut needed = Vec::new();
+    for one in head.iter().rev().copied() {
+        pools.hold(&one.share);
+        limits.come(one.capabilities);
+        if !limits.admits(wanted.capabilities) || fit(wanted.need, &pools).is_err() {
+            pools.release(&one.share);
+            limits.leave(one.capabilities);
+            needed.push(one);
         }
     }
-    chosen
+    needed.reverse();
+    needed
 }
 
 #[cfg(test)]
