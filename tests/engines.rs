@@ -22,6 +22,7 @@ use slotd::{
         ladder::{LadderChoice, Rung},
         profile::{Capability, EngineChoice, ModelSource, OnExit, Profile},
         requests::Requests,
+        residence::Residence,
     },
 };
 use tempfile::TempDir;
@@ -97,6 +98,7 @@ impl Machine {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            residence: Residence::default(),
             requests: Requests::default(),
         }
     }

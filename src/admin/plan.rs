@@ -150,6 +150,7 @@ impl PlannedObject {
 fn has_engine(state: &StateView) -> bool {
     match state {
         StateView::Offline
+        | StateView::Queued { .. }
         | StateView::Backoff { .. }
         | StateView::Failed
         | StateView::Absent { .. } => false,

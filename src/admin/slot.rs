@@ -10,6 +10,7 @@ use crate::{
         death::{Confidence, Death, Evidence, Phase, Verdict},
         edit::Rejected,
         ladder::RungView,
+        memory::{Basis, GpuNeed, Need},
         profile::Capability,
     },
     supervisor::{SlotView, StateView},
@@ -20,7 +21,7 @@ use crate::{
 pub struct SlotObject {
     /// Its name.
     pub slot: SlotName,
-    /// `offline`, `starting`, `ready`, `unready`, `draining`, `stopping`, `reaping`, `backoff` or
+    /// `offline`, `queued`, `starting`, `ready`, `unready`, `draining`, `stopping`, `reaping`, `backoff` or
     /// `failed`.
     pub state: String,
     /// The engine in use or last used, else what the profile asks for.
@@ -66,6 +67,18 @@ pub struct SlotObject {
     pub expected_load_ms: Option<u64>,
     /// While backing off: how long until the next attempt.
     pub retry_in_ms: Option<u64>,
+    /// While queued: what it waits for, one sentence with the numbers.
+    #[serde(default)]
+    pub waits_for: Option<String>,
+    /// While queued: what it will take of the host's memory, where that is known.
+    #[serde(default)]
+    pub need_bytes: Option<Bytes>,
+    /// While queued: what it will take of the memory of GPUs; `null` where it takes none.
+    #[serde(default)]
+    pub need_gpu_bytes: Option<Bytes>,
+    /// The slot that it has made room for, while it is down for that.
+    #[serde(default)]
+    pub displaced_by: Option<SlotName>,
     /// Requests that the engine works on; `null` without one.
     pub in_flight: Option<u32>,
     /// Requests that wait for the slot.
@@ -147,15 +160,10 @@ impl SlotObject {
         if let StateView::Starting { attempt: nth, percent: told, .. } = view.state {
             (attempt, percent, elapsed_ms) = (Some(nth), told, Some(ms(since)));
         }
-        let (mut absence, mut asleep) = (None, None);
+        let (absence, asleep) = outside(&view.state);
+        let (waits_for, need) = waiting(&view.state);
         if let StateView::Coming { percent: told } = view.state {
             (percent, elapsed_ms) = (told, Some(ms(since)));
-        }
-        if let StateView::Absent { reason } = &view.state {
-            absence.clone_from(reason);
-        }
-        if let StateView::Present { is_asleep } = view.state {
-            asleep = Some(is_asleep);
         }
         if let StateView::Backoff { retry_at } = view.state {
             retry_in_ms = Some(ms(retry_at.since(now)));
@@ -183,6 +191,10 @@ impl SlotObject {
             elapsed_ms,
             expected_load_ms: view.expected_load.map(ms),
             retry_in_ms,
+            waits_for,
+            need_bytes: need.map(|need| need.host),
+            need_gpu_bytes: need.and_then(|need| need.gpu.as_ref()).map(GpuNeed::least),
+            displaced_by: view.displaced_by.clone(),
             in_flight,
             waiting: view.waiting,
             rung: view.rung.clone(),
@@ -198,6 +210,21 @@ impl SlotObject {
             deaths: view.deaths.iter().map(|death| DeathObject::of(death)).collect(),
         }
     }
+}
+
+/// Returns why an engine that somebody else runs is absent, or whether it sleeps.
+fn outside(state: &StateView) -> (Option<String>, Option<bool>) {
+    let StateView::Absent { reason } = state else {
+        let StateView::Present { is_asleep } = state else { return (None, None) };
+        return (None, Some(*is_asleep));
+    };
+    (reason.clone(), None)
+}
+
+/// Returns what a slot in line waits for, and what it needs where that is known.
+fn waiting(state: &StateView) -> (Option<String>, Option<&Need>) {
+    let StateView::Queued { need, wait } = state else { return (None, None) };
+    (Some(wait.sentence()), Some(need).filter(|need| need.basis != Basis::Unknown))
 }
 
 impl RejectedObject {

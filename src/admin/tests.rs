@@ -25,6 +25,7 @@ use crate::{
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile},
         requests::Requests,
+        residence::Residence,
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, StateView},
 };
@@ -202,6 +203,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        residence: Residence::default(),
         requests: Requests::default(),
     };
     SlotView {
@@ -216,6 +218,8 @@ fn view(slot: &str, state: StateView) -> SlotView {
         tally: 1,
         restarts: 1,
         waiting: 2,
+        promised: None,
+        displaced_by: None,
         expected_load: Some(Duration::from_millis(1300)),
         rss: Some(MemoryBytes(98_362_432)),
         deaths: Vec::new(),
@@ -298,6 +302,10 @@ async fn a_slot_is_shown_with_every_key() {
       "elapsed_ms": 3000,
       "expected_load_ms": 1300,
       "retry_in_ms": null,
+      "waits_for": null,
+      "need_bytes": null,
+      "need_gpu_bytes": null,
+      "displaced_by": null,
       "in_flight": 2,
       "waiting": 2,
       "rung": null,

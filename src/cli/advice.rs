@@ -17,10 +17,19 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
         "ready" if slot.rejected_edit.is_some() => after_rejection(slot),
         "ready" => "nothing to do".to_owned(),
         "starting" => format!("it loads; `slotd logs -f {name}` shows what it writes"),
+        "queued" => format!(
+            "wait: it is loaded as soon as there is room; `slotd unload {name}` takes it out of the line"
+        ),
         "unready" => format!(
             "it runs and says that it is not ready: no requests go to it until it is; \
              `slotd restart {name}` replaces it"
         ),
+        "offline" if slot.displaced_by.is_some() => {
+            let other = slot.displaced_by.as_ref().map_or("another", |name| name.as_str());
+            format!(
+                "it has made room for {other}; the next request or `slotd load {name}` loads it"
+            )
+        }
         "offline" => {
             format!("the next request loads it; `slotd load {name}` loads it at once")
         }

@@ -41,6 +41,10 @@ pub(super) fn ready() -> SlotObject {
         elapsed_ms: None,
         expected_load_ms: Some(1300),
         retry_in_ms: None,
+        waits_for: None,
+        need_bytes: None,
+        need_gpu_bytes: None,
+        displaced_by: None,
         in_flight: Some(1),
         waiting: 0,
         rung: None,
@@ -87,6 +91,27 @@ pub(super) fn absent() -> SlotObject {
         aliases: Vec::new(),
         source: PathBuf::from("/etc/slotd/profiles/remote.toml"),
         loads_ms: Vec::new(),
+        ..ready()
+    }
+}
+
+/// One that waits for the memory of another.
+pub(super) fn queued() -> SlotObject {
+    SlotObject {
+        slot: "coder".parse().unwrap(),
+        state: "queued".to_owned(),
+        pid: None,
+        since_ms: 4_200,
+        waits_for: Some(
+            "it needs 20 GiB of memory, and 6.5 GiB can be had; it waits for chat".to_owned(),
+        ),
+        need_bytes: Some(Bytes(20 << 30)),
+        in_flight: None,
+        waiting: 2,
+        rss_bytes: None,
+        cores: None,
+        aliases: Vec::new(),
+        source: PathBuf::from("/etc/slotd/profiles/coder.toml"),
         ..ready()
     }
 }

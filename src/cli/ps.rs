@@ -145,6 +145,14 @@ mod tests {
     }
 
     #[test]
+    fn one_that_waits_for_memory_says_so() {
+        assert_snapshot!(table(&[example::queued()], None, Paint::Never), @r"
+        SLOT   STATE   ENGINE        MODEL                            PID  MEM  REQ  WAIT  RUNG  PROFILE  RESTARTS  VERDICT  SINCE
+        coder  queued  llama-server  SmolLM2-135M-Instruct.Q4_1.gguf  -    -    -    2     -     -        0         -        4.2s
+        ");
+    }
+
+    #[test]
     fn colours_do_not_move_the_columns() {
         let plain = table(&example::slots(), Some(100), Paint::Never);
         let coloured = table(&example::slots(), Some(100), Paint::Always);

@@ -69,6 +69,8 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     text.field("engine", Some(engine(slot)));
     text.field("address", slot.url.clone());
     text.field("offline", slot.absence.clone());
+    text.field("queued", slot.waits_for.clone());
+    text.field("made room", slot.displaced_by.as_ref().map(|other| format!("for {other}")));
     text.field("asleep", slot.asleep.filter(|asleep| *asleep).map(|_| "yes".to_owned()));
     text.field("process", slot.pid.map(|pid| process(slot, pid)));
     text.field("cores", cores(slot));
@@ -406,6 +408,21 @@ mod tests {
           profile   /etc/slotd/profiles/remote.toml
 
         next: nothing to do: the next request wakes it
+        ");
+    }
+
+    #[test]
+    fn a_slot_in_line_says_what_it_waits_for() {
+        assert_snapshot!(slot_text(&example::queued(), &[], Paint::Never), @r"
+        coder: queued for 4.2s
+          model     models/SmolLM2-135M-Instruct.Q4_1.gguf
+          engine    llama-server (/usr/libexec/slotd/llama-server)
+          queued    it needs 20 GiB of memory, and 6.5 GiB can be had; it waits for chat
+          requests  2 waiting
+          profile   /etc/slotd/profiles/coder.toml
+          loads in  about 1.3s
+
+        next: wait: it is loaded as soon as there is room; `slotd unload coder` takes it out of the line
         ");
     }
 

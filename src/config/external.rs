@@ -12,7 +12,7 @@ use super::{
 use crate::spec::Endpoint;
 
 /// What is about an engine that slotd starts, holds and ends.
-const UNUSED: [&str; 15] = [
+const UNUSED: [&str; 23] = [
     "command",
     "stop_command",
     "args",
@@ -28,6 +28,14 @@ const UNUSED: [&str; 15] = [
     "hang_timeout",
     "idle_timeout",
     "on_exit",
+    "memory",
+    "gpu_memory",
+    "pinned",
+    "pressure_evict_only",
+    "priority",
+    "min_residency",
+    "when_full",
+    "restore",
 ];
 const EXAMPLE: &str =
     "write `url = \"http://127.0.0.1:8080\"`, or `url = \"unix:/path/of/its.sock\"`";

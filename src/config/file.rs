@@ -10,19 +10,22 @@ use schemars::JsonSchema;
 use super::{
     ladder::{self, LadderShape},
     params::{self, ParamsShape},
-    requests,
+    requests, residence,
     walk::{At, MayBeEmpty, Walk},
 };
 use crate::spec::{
+    Bytes,
     ladder::LadderChoice,
     params::Params,
     profile::{Capability, OnExit},
     requests::{Lane, OnClientGone, Requests},
+    residence::{Restore, WhenFull},
 };
 
 /// A slotd profile: the file NAME.toml describes the slot NAME. One line is enough: `model = "…"`.
 #[derive(Debug, JsonSchema)]
 #[schemars(rename = "slotd profile", deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "a profile is a list of independent keys")]
 pub(super) struct ProfileFile {
     /// The model to serve: a GGUF file, or a repository of the Hugging Face hub in the hub's cache
     /// on this machine, written `org/repo` or `org/repo:QUANT`. A file name without a path is looked
@@ -158,6 +161,44 @@ pub(super) struct ProfileFile {
     #[schemars(with = "String", extend("enum" = ["stop", "keep"], "default" = "stop"))]
     pub(super) on_exit: OnExit,
 
+    /// What the engine takes of the host's memory, once it serves with its caches full, `1MiB` to
+    /// `1024TiB`: a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`. Default: what slotd finds
+    /// out by itself.
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(B|KiB|MiB|GiB|TiB)$"))]
+    pub(super) memory: Option<Bytes>,
+
+    /// The same of the memory of GPUs, all of them together. Default: what slotd finds out by itself.
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(B|KiB|MiB|GiB|TiB)$"))]
+    pub(super) gpu_memory: Option<Bytes>,
+
+    /// Never unload the slot for another one. Default: false.
+    #[schemars(extend("default" = false))]
+    pub(super) pinned: bool,
+
+    /// Unload the slot only when memory runs out, and never for another one. Default: false.
+    #[schemars(extend("default" = false))]
+    pub(super) pressure_evict_only: bool,
+
+    /// Which slots make room first, 0 to 100: those with less. Default: 50.
+    #[schemars(with = "u32", range(min = 0, max = 100))]
+    pub(super) priority: Option<u32>,
+
+    /// How long the slot stays once it is ready, whoever waits for its memory, `0s` to `24h`. Default:
+    /// `10s`.
+    #[schemars(with = "String", regex(pattern = r"^[0-9]+ ?(ms|s|m|h|d)$"))]
+    pub(super) min_residency: Option<Duration>,
+
+    /// What the slot does where it does not fit beside those that are loaded: `swap` has others make
+    /// room for it, `refuse` turns its requests away. Default: `swap`.
+    #[schemars(with = "String", extend("enum" = ["swap", "refuse"], "default" = "swap"))]
+    pub(super) when_full: WhenFull,
+
+    /// When the slot comes back after it has made room for another: `when-idle`, once that one is idle,
+    /// in its place if need be; `when-room`, once there is room; `never` before the next request.
+    /// Default: `when-idle` with `autostart` or `essential`, else `when-room`.
+    #[schemars(with = "String", extend("enum" = ["when-idle", "when-room", "never"]))]
+    pub(super) restore: Option<Restore>,
+
     /// Which lane the slot's requests wait in that do not say by the header `x-slotd-lane`:
     /// `interactive`, or `batch`, which lets those go first. Default: `interactive`.
     #[schemars(with = "String", extend("enum" = ["interactive", "batch"], "default" = "interactive"))]
@@ -203,7 +244,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 29] = [
+pub(super) const KEYS: [&str; 37] = [
     "model",
     "engine",
     "command",
@@ -228,6 +269,14 @@ pub(super) const KEYS: [&str; 29] = [
     "hang_timeout",
     "idle_timeout",
     "on_exit",
+    "memory",
+    "gpu_memory",
+    "pinned",
+    "pressure_evict_only",
+    "priority",
+    "min_residency",
+    "when_full",
+    "restore",
     "lane",
     "queue_timeout",
     "on_client_gone",
@@ -241,9 +290,8 @@ impl ProfileFile {
     pub(super) fn take(walk: &mut Walk<'_>) -> Self {
         walk.refuse_unknown(&KEYS, better_key);
         let Requests { lane, queue_timeout, on_client_gone, .. } = requests::take(walk);
-        let has_engine = walk.offset_of_key("engine").is_some();
-        let engine =
-            if has_engine { walk.take_choice("engine", &ENGINES) } else { Some(EngineKey::Auto) };
+        let residence = residence::take(walk);
+        let engine = take_engine(walk);
         let parallel = match engine {
             Some(EngineKey::Command | EngineKey::External) => &PARALLEL_OF_OTHERS,
             Some(EngineKey::Auto | EngineKey::LlamaServer | EngineKey::Candle) | None => &PARALLEL,
@@ -285,6 +333,14 @@ impl ProfileFile {
             ),
             idle_timeout: walk.take_duration("idle_timeout", &IDLE_TIMEOUT),
             on_exit: walk.take_choice("on_exit", &ON_EXIT).unwrap_or_default(),
+            memory: residence.memory,
+            gpu_memory: residence.gpu_memory,
+            pinned: residence.pinned,
+            pressure_evict_only: residence.pressure_evict_only,
+            priority: residence.priority,
+            min_residency: residence.min_residency,
+            when_full: residence.when_full,
+            restore: residence.restore,
             lane,
             queue_timeout,
             on_client_gone,
@@ -303,6 +359,14 @@ impl ProfileFile {
     }
 }
 
+/// Takes the engine; `None` where its value was refused.
+fn take_engine(walk: &mut Walk<'_>) -> Option<EngineKey> {
+    if walk.offset_of_key("engine").is_none() {
+        return Some(EngineKey::Auto);
+    }
+    walk.take_choice("engine", &ENGINES)
+}
+
 /// Knows what people type who come from other programs.
 fn better_key(typed: &str) -> Option<String> {
     let key = match typed {
@@ -314,7 +378,7 @@ fn better_key(typed: &str) -> Option<String> {
         "cmd" | "exec" => "command",
         "ttl" | "keep_alive" => "idle_timeout",
         "liveness_timeout" | "watchdog" => "hang_timeout",
-        "preload" | "pinned" => "autostart",
+        "preload" => "autostart",
         "path" | "file" | "model_path" | "gguf" => "model",
         "backend" | "runtime" => "engine",
         "base_url" | "endpoint" | "address" | "upstream" => "url",
@@ -325,7 +389,7 @@ fn better_key(typed: &str) -> Option<String> {
             return Some("the slot's name is the name of the file".to_owned());
         }
         "queue_limit" | "max_body" | "climb_after" | "state_dir" | "model_dirs"
-        | "llama_server" => {
+        | "llama_server" | "memory_limit" | "memory_reserve" | "max_resident" => {
             return Some(format!("`{typed}` is a key of the daemon's own file, `slotd.toml`"));
         }
         "host" | "port" | "listen" => {

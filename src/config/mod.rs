@@ -25,6 +25,7 @@ mod names;
 mod params;
 mod profile;
 mod requests;
+mod residence;
 mod schema;
 mod syntax;
 mod walk;

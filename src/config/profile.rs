@@ -63,7 +63,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
     let claims = names::claims(&mut walk, &typed, slot, (file, text));
 
     let faults = walk.into_faults();
-    let requests = typed.requests();
+    let (requests, residence) = (typed.requests(), typed.residence());
     let profile =
         mean_engine(&typed, endpoint).filter(|_| faults.is_empty()).map(|engine| Profile {
             slot: slot.clone(),
@@ -90,6 +90,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
             hang_timeout: typed.hang_timeout,
             idle_timeout: typed.idle_timeout,
             on_exit: typed.on_exit,
+            residence,
             requests,
         });
     Reading { profile, claims, faults }

@@ -243,6 +243,10 @@ impl Fault {
                 let message = format!("slot `{slot}` did not load ({verdict}): {reason}");
                 unavailable("slot_load_failed", message).retry_after(half(retry_in))
             }
+            Refusal::NoRoom { reason } => {
+                let message = format!("slot `{slot}` does not fit: {reason}");
+                unavailable("no_memory", message).retry_after(Duration::from_secs(30))
+            }
             Refusal::Absent { reason, retry_in } => {
                 let message = format!(
                     "slot `{slot}` is offline: {reason}; slotd does not run this engine, whoever does has to start it"

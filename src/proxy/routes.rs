@@ -90,6 +90,7 @@ impl RouteTable {
                 StateView::Coming { percent } => (percent, None),
                 StateView::Backoff { retry_at } => (None, Some(retry_at)),
                 StateView::Offline
+                | StateView::Queued { .. }
                 | StateView::Ready { .. }
                 | StateView::Unready { .. }
                 | StateView::Draining { .. }

@@ -322,7 +322,19 @@ fn policy(settings: &Settings, machine: Machine) -> Policy {
     let usual = Policy::default();
     let climb_after = settings.climb_after;
     let climb_idle = usual.climb_idle.min(climb_after);
-    Policy { waiting_limit, climb_after, climb_idle, machine, ..usual }
+    let memory = &settings.memory;
+    Policy {
+        waiting_limit,
+        climb_after,
+        climb_idle,
+        machine,
+        memory_limit: memory.limit,
+        memory_reserve: memory.reserve,
+        max_resident: memory.max_resident,
+        max_resident_per: memory.max_resident_per.clone(),
+        restore_after: memory.restore_after,
+        ..usual
+    }
 }
 
 /// Waits until the core knows every slot and every adopted engine, or for a while: whoever asks

@@ -61,7 +61,9 @@ impl Driver {
                 Command::Grant { waiter } => self.inbox.answer(waiter, Ok(())),
                 Command::Refuse { waiter, refusal } => self.inbox.answer(waiter, Err(refusal)),
                 Command::Finish => return ControlFlow::Break(()),
-                Command::Spawn { .. }
+                Command::Size { .. }
+                | Command::Spawn { .. }
+                | Command::ReadMemory
                 | Command::Watch { .. }
                 | Command::Signal { .. }
                 | Command::Drain { .. }

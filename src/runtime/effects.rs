@@ -21,6 +21,7 @@ use super::{
     clock,
     engine_task::{self, Reporter, Tools, Wanted},
     outside::{self, Outside},
+    survey,
 };
 use crate::{
     process::StopHandle,
@@ -51,6 +52,7 @@ pub(super) struct Report {
 #[derive(Clone, Debug)]
 pub(super) struct Handles {
     pub(super) gate: Arc<Gate>,
+    pub(super) pid: u32,
     pub(super) stop: StopHandle,
     /// Asks the child's task for the program that ends it, where there is one, before `SIGTERM`.
     pub(super) farewell: Option<Arc<Notify>>,
@@ -74,6 +76,8 @@ pub(super) struct Effects {
     outside: BTreeMap<SlotName, Outside>,
     /// A child's task that panicked says whose it was.
     tasks: JoinSet<Option<(SlotName, Generation)>>,
+    /// Readings of the machine's memory.
+    reading: JoinSet<survey::Surveyed>,
     reports: mpsc::Receiver<Report>,
     reporter: mpsc::Sender<Report>,
     answers: VecDeque<Event>,
@@ -89,6 +93,7 @@ impl Effects {
             gates: BTreeMap::new(),
             outside: BTreeMap::new(),
             tasks: JoinSet::new(),
+            reading: JoinSet::new(),
             reports,
             reporter,
             answers: VecDeque::new(),
@@ -113,6 +118,9 @@ impl Effects {
                 biased;
                 // `None` cannot be while `reporter` lives.
                 Some(report) = self.reports.recv() => return self.take(report),
+                Some(read) = self.reading.join_next() => {
+                    return self.take_reading(read.unwrap_or_default());
+                }
                 Some(ended) = self.tasks.join_next() => {
                     if let Ok(Some((slot, generation))) = ended {
                         return self.broken(slot, generation);
@@ -164,7 +172,8 @@ impl Effects {
                     self.live.remove(&slot);
                     self.gates.remove(&slot);
                 }
-                ChildEvent::Spawned { .. }
+                ChildEvent::Sized { .. }
+                | ChildEvent::Spawned { .. }
                 | ChildEvent::SpawnFailed { .. }
                 | ChildEvent::Progressed { .. }
                 | ChildEvent::BecameReady
@@ -183,9 +192,18 @@ impl Effects {
     /// Performs one command about a child. Grants and refusals are the driver's.
     pub(super) fn perform(&mut self, command: Command) {
         match command {
-            Command::Spawn { slot, generation, profile, rung, cores } => {
-                self.spawn(slot, generation, Wanted { profile, rung, cores });
+            Command::Size { slot, generation, profile } => {
+                let reporter = self.reporter_for(slot.clone(), generation);
+                let task = engine_task::size(Arc::clone(&self.tools), profile, reporter);
+                self.run((slot, generation), task);
             }
+            Command::Spawn { slot, generation, profile, rung, cores, devices } => {
+                let wanted = Wanted { profile, rung, cores, devices };
+                let reporter = self.reporter_for(slot.clone(), generation);
+                let task = engine_task::run(Arc::clone(&self.tools), wanted, reporter);
+                self.run((slot, generation), task);
+            }
+            Command::ReadMemory => self.read_memory(),
             Command::Watch { slot, generation, profile } => {
                 self.watch(slot, generation, &profile);
             }
@@ -245,22 +263,41 @@ impl Effects {
             engine_task::adopted(Arc::clone(&self.tools), adopted, &profile, reporter);
         self.gates.insert(slot.clone(), Arc::clone(&handles.gate));
         self.live.insert(slot.clone(), Live { generation, handles });
-        let owner = (slot.clone(), generation);
-        self.tasks.spawn(async move {
-            let ended = AssertUnwindSafe(attending).catch_unwind().await;
-            ended.is_err().then_some(owner)
-        });
+        self.run((slot.clone(), generation), attending);
         let (pid, engine) = (record.identity.pid, record.engine);
         self.answers.push_back(Event::EngineAdopted { slot, generation, pid, engine, profile });
     }
 
-    fn spawn(&mut self, slot: SlotName, generation: Generation, wanted: Wanted) {
-        let reporter = self.reporter_for(slot.clone(), generation);
-        let task = engine_task::run(Arc::clone(&self.tools), wanted, reporter);
+    /// Runs a task of a child; one that panics says whose it was.
+    fn run(
+        &mut self,
+        owner: (SlotName, Generation),
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
         self.tasks.spawn(async move {
             let ended = AssertUnwindSafe(task).catch_unwind().await;
-            ended.is_err().then_some((slot, generation))
+            ended.is_err().then_some(owner)
         });
+    }
+
+    fn read_memory(&mut self) {
+        let engines = self.live.iter().map(|(slot, live)| {
+            let Live { generation, handles } = live;
+            (slot.clone(), (*generation, handles.pid))
+        });
+        let engines = engines.collect();
+        self.reading.spawn(survey::read(engines));
+    }
+
+    /// Adds how busy each engine is at this moment.
+    fn take_reading(&self, surveyed: survey::Surveyed) -> Event {
+        let survey::Surveyed { reading, mut engines } = surveyed;
+        for (slot, engine) in &mut engines {
+            if let Some(gate) = self.gate(slot, engine.generation) {
+                (engine.in_flight, engine.idle_for) = (gate.in_flight(), gate.idle_for());
+            }
+        }
+        Event::MemoryRead { reading, engines }
     }
 
     /// Watches an engine that is not ours. A watch before it, and all that its gate still serves, ends.

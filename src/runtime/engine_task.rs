@@ -41,12 +41,16 @@ use crate::{
         death::{Evidence, ExitStatus, Verdict},
         identity::NONCE_VARIABLE,
         ladder::Rung,
+        memory::Need,
         profile::{OnExit, Profile},
     },
     store::StateDir,
     supervisor::{ChildEvent, EngineInfo, StopSignal},
 };
 
+/// Which GPUs a program of CUDA sees, by UUID, in the order in which it counts them.
+/// Source: CUDA C++ Programming Guide, "CUDA Environment Variables".
+const VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
 /// The longest that the checks before a spawn may take: a dead network mount must not hold a slot.
 const CHECKS_DEADLINE: Duration = Duration::from_secs(30);
 /// The longest that a death waits for its log to be read.
@@ -76,6 +80,8 @@ pub(super) struct Wanted {
     pub(super) profile: Arc<Profile>,
     pub(super) rung: usize,
     pub(super) cores: u32,
+    /// The GPUs that it is to see; empty for all.
+    pub(super) devices: Vec<String>,
 }
 
 /// One child's line to the driver.
@@ -134,6 +140,36 @@ struct Launched {
     model: Option<String>,
     /// The program that ends it, with its arguments; empty where signals do.
     stop: Vec<OsString>,
+}
+
+/// Checks what a start needs, and finds out what memory it takes.
+pub(super) async fn size(tools: Arc<Tools>, profile: Arc<Profile>, reporter: Reporter) {
+    let event = match sized(&tools, &profile, &reporter).await {
+        Ok((rungs, needs)) => ChildEvent::Sized { rungs, needs },
+        Err(Failure { verdict, reason, engine }) => {
+            ChildEvent::SpawnFailed { verdict, reason, at_unix_ms: clock::unix_ms(), engine }
+        }
+    };
+    reporter.tell(event).await;
+}
+
+async fn sized(
+    tools: &Arc<Tools>,
+    profile: &Arc<Profile>,
+    reporter: &Reporter,
+) -> Result<(Arc<[Rung]>, Arc<[Need]>), Failure> {
+    let endpoint =
+        endpoint(tools, profile, reporter).map_err(|fault| Failure::no_address(&fault))?;
+    let checked = check(tools, profile, &endpoint).await?;
+    let rungs: Arc<[Rung]> = checked.ladder(profile, tools.machine.has_gpu).into();
+    let has_gpu = tools.machine.has_gpu;
+    // What a person has written down is believed, on every rung.
+    let need = |rung| {
+        let said = profile.residence.need();
+        said.unwrap_or_else(|| checked.estimate((profile, rung), has_gpu).need())
+    };
+    let needs = rungs.iter().map(need).collect();
+    Ok((rungs, needs))
 }
 
 /// Runs one child and returns once nothing of it is left.
@@ -298,6 +334,7 @@ fn handles(tools: &Tools, running: &Running, reporter: &Reporter) -> Handles {
     );
     Handles {
         gate,
+        pid: running.child.pid(),
         stop: running.child.stop_handle(),
         farewell: running.farewell.bell(),
         leave: Arc::clone(&running.leave),
@@ -322,15 +359,11 @@ fn farewell(
 /// Checks, then starts.
 async fn start(
     tools: &Arc<Tools>,
-    Wanted { profile, rung, cores }: &Wanted,
+    Wanted { profile, rung, cores, devices }: &Wanted,
     reporter: &Reporter,
 ) -> Result<Running, Failure> {
-    let endpoint = endpoint(tools, profile, reporter).map_err(|source| {
-        Failure::new(
-            Verdict::SpawnFailed,
-            format!("no address could be had for the engine: {source}"),
-        )
-    })?;
+    let endpoint =
+        endpoint(tools, profile, reporter).map_err(|fault| Failure::no_address(&fault))?;
     let checked = check(tools, profile, &endpoint).await?;
     let rungs: Arc<[Rung]> = checked.ladder(profile, tools.machine.has_gpu).into();
     // The core clamps alike once it knows the rungs.
@@ -350,6 +383,9 @@ async fn start(
     let stop = launch.stop.clone();
     let mut spec = spec(tools, reporter, (launch, &endpoint), log.clone());
     spec.on_exit = profile.on_exit;
+    if !devices.is_empty() {
+        spec.env.insert(VISIBLE_DEVICES.into(), devices.join(",").into());
+    }
     spec.env.extend(nonce.as_ref().map(|nonce| (NONCE_VARIABLE.into(), nonce.into())));
     let (before, env) = (Before::begin(), spec.env.clone());
     match tools.spawner.spawn(spec).await {
@@ -440,6 +476,11 @@ fn spec(
 impl Failure {
     fn new(verdict: Verdict, reason: String) -> Self {
         Self { verdict, reason, engine: None }
+    }
+
+    fn no_address(fault: &io::Error) -> Self {
+        let reason = format!("no address could be had for the engine: {fault}");
+        Self::new(Verdict::SpawnFailed, reason)
     }
 
     fn of_check(refused: Refused) -> Self {

@@ -64,6 +64,7 @@ fn engines(snapshot: &Snapshot) -> BTreeMap<(SlotName, Generation), u32> {
             Some(((name.clone(), slot.generation), pid))
         }
         StateView::Offline
+        | StateView::Queued { .. }
         | StateView::Starting { pid: None, .. }
         | StateView::Draining { .. }
         | StateView::Stopping { .. }

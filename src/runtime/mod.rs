@@ -27,6 +27,7 @@ mod remember;
 mod service_manager;
 mod signals;
 mod start;
+mod survey;
 mod upgrade;
 mod watch;
 

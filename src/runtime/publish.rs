@@ -11,7 +11,7 @@ use super::{clock::Clock, service_manager};
 use crate::{
     proxy::{Gate, RouteTable},
     spec::{SlotName, death::Verdict, edit::Rejected},
-    supervisor::{SlotView, Snapshot, StateView},
+    supervisor::{SlotView, Snapshot, StateView, Wait},
 };
 
 /// Where snapshots go.
@@ -70,7 +70,11 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
                 let reason = slot.deaths.last().map(|death| death.reason.as_str());
                 error!(slot = %name, %generation, reason, "slot failed");
             }
+            StateView::Queued { wait: wait @ Wait::Never { .. }, .. } => {
+                warn!(slot = %name, state, reason = wait.sentence(), "slot does not fit");
+            }
             StateView::Starting { .. }
+            | StateView::Queued { .. }
             | StateView::Offline
             | StateView::Unready { .. }
             | StateView::Draining { .. }

@@ -65,6 +65,7 @@ fn status_line(snapshot: &Snapshot) -> String {
             Some(format!("loading {name} {percent} %"))
         }
         StateView::Starting { .. } => Some(format!("loading {name}")),
+        StateView::Queued { .. } => Some(format!("{name} waits for memory")),
         StateView::Backoff { .. } => Some(format!("{name} waits to restart")),
         StateView::Failed => Some(format!("{name} failed")),
         StateView::Offline

@@ -1,7 +1,9 @@
 //! Memory of engines.
 
+use std::fs;
+
 use nix::unistd::{Pid, getpgid};
-use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
+use sysinfo::{Process, ProcessRefreshKind, ProcessesToUpdate, System};
 
 use crate::spec::Bytes;
 
@@ -47,14 +49,38 @@ impl Processes {
     /// Returns the resident memory of process group `group` at the last [`Processes::refresh`],
     /// shared pages counted once for each process; `None` if no member was seen.
     pub fn resident(&self, group: u32) -> Option<Bytes> {
-        let group = Pid::from_raw(i32::try_from(group).ok()?);
-        let members = self.system.as_ref()?.processes().iter().filter(|(pid, _)| {
-            let pid = i32::try_from(pid.as_u32()).map(Pid::from_raw);
-            pid.is_ok_and(|pid| getpgid(Some(pid)) == Ok(group))
-        });
-        let resident = members.map(|(_, process)| process.memory());
+        let resident = self.members(group)?.map(|(_, process)| process.memory());
         resident.reduce(u64::saturating_add).map(Bytes)
     }
+
+    /// Returns what of that the kernel cannot take back: without the pages of mapped files, which it
+    /// counts as available. `None` if no member was seen.
+    pub fn unreclaimable(&self, group: u32) -> Option<Bytes> {
+        let own = self.members(group)?.map(|(pid, process)| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"));
+            status.ok().and_then(|text| own_pages(&text)).unwrap_or_else(|| process.memory())
+        });
+        own.reduce(u64::saturating_add).map(Bytes)
+    }
+
+    fn members(&self, group: u32) -> Option<impl Iterator<Item = (&sysinfo::Pid, &Process)>> {
+        let group = Pid::from_raw(i32::try_from(group).ok()?);
+        let of_group = move |(pid, _): &(&sysinfo::Pid, &Process)| {
+            let pid = i32::try_from(pid.as_u32()).map(Pid::from_raw);
+            pid.is_ok_and(|pid| getpgid(Some(pid)) == Ok(group))
+        };
+        Some(self.system.as_ref()?.processes().iter().filter(of_group))
+    }
+}
+
+/// Sums up pages that no file stands behind.
+/// Source: `proc_pid_status(5)`, since Linux 4.5.
+fn own_pages(status: &str) -> Option<u64> {
+    let kib = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    Some((kib("RssAnon:")? + kib("RssShmem:")?) << 10)
 }
 
 #[cfg(test)]
@@ -69,6 +95,8 @@ mod tests {
         assert_eq!(processes.resident(own), None, "nothing was looked at yet");
         processes.refresh();
         assert!(processes.resident(own).is_some_and(|bytes| bytes.0 > 100 << 10));
+        assert!(processes.unreclaimable(own).is_some_and(|bytes| bytes.0 > 10 << 10));
+        assert!(processes.unreclaimable(own) <= processes.resident(own));
         assert_eq!(processes.resident(u32::MAX), None);
         assert!(processes.look_at(std::process::id()).is_some_and(|bytes| bytes.0 > 100 << 10));
         assert_eq!(processes.look_at(u32::MAX >> 1), None);

@@ -5,9 +5,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    Bytes,
     ladder::LadderChoice,
     profile::{Capability, EngineChoice, OnExit, Profile},
     requests::Requests,
+    residence::{Residence, Restore},
 };
 
 /// One key whose value differs.
@@ -41,7 +43,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
         model: _,
         engine: _,
         stop_command: _,
-        args,
+        args: _,
         env: _,
         aliases,
         routes,
@@ -60,12 +62,11 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
         hang_timeout,
         idle_timeout,
         on_exit,
+        residence,
         requests,
     } = before;
     let mut found = Found(Vec::new());
     found.compare_engine(before, after);
-    found.compare("args", Restart, list(args), list(&after.args));
-    found.compare_env(before, after);
     found.compare("aliases", Live, list(aliases), list(&after.aliases));
     found.compare("routes", Live, list(routes), list(&after.routes));
     found.compare("capabilities", Restart, offered(capabilities), offered(&after.capabilities));
@@ -91,6 +92,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
         ("idle_timeout", *idle_timeout, after.idle_timeout),
     ]);
     found.compare_requests(requests, &after.requests);
+    found.compare_residence(residence, &after.residence);
     found.compare("on_exit", Restart, exit_word(*on_exit), exit_word(after.on_exit));
     found.0
 }
@@ -119,6 +121,8 @@ impl Found {
         let (stop, next_stop) = (&before.stop_command, &after.stop_command);
         self.compare("stop_command", Reach::Restart, list(stop), list(next_stop));
         self.compare("url", Reach::Restart, url(before), url(after));
+        self.compare("args", Reach::Restart, list(&before.args), list(&after.args));
+        self.compare_env(before, after);
     }
 
     /// All of them are what an engine is started with.
@@ -149,6 +153,30 @@ impl Found {
         if *variants != after.variants {
             self.add("variants", Reach::Live, None);
         }
+    }
+
+    /// None of it changes what an engine is started with.
+    fn compare_residence(&mut self, before: &Residence, after: &Residence) {
+        let Residence { memory, gpu_memory, pinned, pressure_evict_only, .. } = before;
+        let Residence { priority, min_residency, when_full, restore, .. } = before;
+        let size = |size: Option<Bytes>| or_word(size, "default");
+        let word = |restore: Option<Restore>| or_word(restore.map(Restore::as_str), "default");
+        for (key, before, after) in [
+            ("memory", size(*memory), size(after.memory)),
+            ("gpu_memory", size(*gpu_memory), size(after.gpu_memory)),
+            ("pinned", pinned.to_string(), after.pinned.to_string()),
+            (
+                "pressure_evict_only",
+                pressure_evict_only.to_string(),
+                after.pressure_evict_only.to_string(),
+            ),
+            ("priority", or_word(*priority, "default"), or_word(after.priority, "default")),
+            ("when_full", when_full.as_str().to_owned(), after.when_full.as_str().to_owned()),
+            ("restore", word(*restore), word(after.restore)),
+        ] {
+            self.compare(key, Reach::Live, before, after);
+        }
+        self.compare_times([("min_residency", *min_residency, after.min_residency)]);
     }
 
     /// None of them is what an engine is started with.
@@ -263,6 +291,7 @@ mod tests {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            residence: Residence::default(),
             requests: Requests::default(),
         }
     }
@@ -284,7 +313,7 @@ mod tests {
         let model = ModelSource::Hub { repo: "org/repo".to_owned(), quant: None };
         let url = Endpoint::Tcp("127.0.0.1:1".parse().unwrap());
         let external = External { endpoint: url, model: None };
-        let changed = [
+        let changed = vec![
             Profile { engine: EngineChoice::External(external), ..profile() },
             Profile { model: Some(model), ..profile() },
             Profile { engine: EngineChoice::Candle, ..profile() },
@@ -296,8 +325,7 @@ mod tests {
             Profile { routes: word(), ..profile() },
             Profile { capabilities: vec![Capability::Embed], ..profile() },
             Profile { context: Some(1), ..profile() },
-            Profile { parallel: Some(1), ..profile() },
-            Profile { threads: Some(1), ..profile() },
+            Profile { parallel: Some(1), threads: Some(1), ..profile() },
             Profile { gpu_layers: Some(1), ..profile() },
             Profile { ladder: LadderChoice::Off, ..profile() },
             Profile { autostart: true, ..profile() },
@@ -309,6 +337,10 @@ mod tests {
             Profile { idle_timeout: Some(Duration::ZERO), ..profile() },
             Profile { on_exit: OnExit::Keep, ..profile() },
             Profile { resume: true, ..profile() },
+            Profile {
+                residence: Residence { memory: Some(Bytes(1)), ..Residence::default() },
+                ..profile()
+            },
             Profile {
                 requests: Requests { lane: Lane::Batch, ..Requests::default() },
                 ..profile()

@@ -3,11 +3,11 @@
 //! Host and GPUs are different pools. Unknown is a value everywhere: nobody acts on a figure that is
 //! not there, and nobody takes it for nothing.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::Bytes;
+use super::{Bytes, Generation};
 
 /// What an engine takes on one rung, once it serves with its caches full.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -27,6 +27,13 @@ pub struct GpuNeed {
     pub spread: Bytes,
     /// What each GPU in use takes on top: the driver's context, compute buffers.
     pub each: Bytes,
+}
+
+impl GpuNeed {
+    /// Returns what it takes where one GPU is enough.
+    pub fn least(&self) -> Bytes {
+        Bytes(self.spread.0.saturating_add(self.each.0))
+    }
 }
 
 /// What a need was worked out from.
@@ -92,4 +99,41 @@ pub enum GpuState {
         /// One clause for people.
         reason: String,
     },
+}
+
+/// One of our engines at the moment of a [`MemoryReading`].
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct EngineReading {
+    /// The child.
+    pub generation: Generation,
+    /// Requests being served.
+    pub in_flight: u32,
+    /// How long since the last one ended, or since it became ready.
+    pub idle_for: Duration,
+    /// What of the host's used memory is this engine's; `None` if it is not known.
+    pub host: Option<Bytes>,
+    /// What of the GPUs' used memory is this engine's, where that is known.
+    pub gpus: BTreeMap<u32, Bytes>,
+}
+
+/// Bytes of each pool that one slot is counted with.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Share {
+    /// Of the host's memory.
+    pub host: Bytes,
+    /// Of the memory of GPUs, by their index.
+    pub gpus: BTreeMap<u32, Bytes>,
+}
+
+impl Share {
+    /// Takes what was measured into account where it is more than what was promised.
+    #[must_use]
+    pub fn at_least(mut self, measured: &Self) -> Self {
+        self.host = self.host.max(measured.host);
+        for (gpu, bytes) in &measured.gpus {
+            let promised = self.gpus.entry(*gpu).or_default();
+            *promised = (*promised).max(*bytes);
+        }
+        self
+    }
 }

@@ -17,6 +17,7 @@ pub mod params;
 pub mod profile;
 mod quantity;
 pub mod requests;
+pub mod residence;
 
 pub use endpoint::Endpoint;
 pub use name::{Generation, NameFault, SlotName, WaiterId};

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Endpoint, SlotName, ladder::LadderChoice, requests::Requests};
+use super::{Endpoint, SlotName, ladder::LadderChoice, requests::Requests, residence::Residence};
 
 /// Describes one slot: which engine serves which model, with what limits.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -67,6 +67,9 @@ pub struct Profile {
     /// What becomes of its engine when the daemon ends.
     #[serde(default)]
     pub on_exit: OnExit,
+    /// What its stay in memory is worth.
+    #[serde(default)]
+    pub residence: Residence,
     /// How its requests are treated.
     #[serde(default)]
     pub requests: Requests,

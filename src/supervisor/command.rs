@@ -9,6 +9,16 @@ use crate::spec::{Generation, SlotName, WaiterId, death::Verdict, profile::Profi
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub enum Command {
+    /// Check what the spawn needs, and find out what memory the child will take. Answered by `Sized` or
+    /// `SpawnFailed`.
+    Size {
+        /// The slot.
+        slot: SlotName,
+        /// The child's generation.
+        generation: Generation,
+        /// What is to be started.
+        profile: Arc<Profile>,
+    },
     /// Check what the spawn needs, start the child, watch it until it is ready and after. Answered
     /// by `Spawned` or `SpawnFailed`.
     Spawn {
@@ -22,6 +32,9 @@ pub enum Command {
         rung: usize,
         /// With how many threads, should it be one that shares the CPU; at least 1.
         cores: u32,
+        /// On which GPUs, by what stays the same when their order changes; empty where the engine is to
+        /// choose, or computes on the CPU.
+        devices: Vec<String>,
     },
     /// Look at an engine that somebody else runs, at once and from then on, until `Leave` or the slot's
     /// next `Watch`, which ends this one: requests that it still serves break. Answered by `Looked`.
@@ -79,6 +92,9 @@ pub enum Command {
         /// The child's generation.
         generation: Generation,
     },
+    /// Read the memory of the machine and of all engines, and how busy they are. Answered by
+    /// `MemoryRead`, also where a sensor fails.
+    ReadMemory,
     /// Let a waiting request go to the slot's engine.
     Grant {
         /// The request.
@@ -126,6 +142,11 @@ pub enum Refusal {
         reason: String,
         /// How long until an engine may be ready, as far as is known.
         retry_in: Duration,
+    },
+    /// Memory does not allow it, and waiting would not help.
+    NoRoom {
+        /// One sentence with the numbers, without the full stop.
+        reason: String,
     },
     /// Somebody else runs the engine, and it is not there.
     Absent {

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::health::Vitals;
 use crate::spec::{
-    Bytes, Generation, SlotName, WaiterId, death::Evidence, death::Verdict, ladder::Rung,
+    Bytes, Generation, SlotName, WaiterId,
+    death::{Evidence, Verdict},
+    ladder::Rung,
+    memory::{EngineReading, MemoryReading, Need},
     profile::Profile,
 };
 
@@ -32,6 +35,13 @@ pub enum Event {
         engine: EngineInfo,
         /// What it was started for.
         profile: Arc<Profile>,
+    },
+    /// Answer to [`super::Command::ReadMemory`].
+    MemoryRead {
+        /// The machine.
+        reading: MemoryReading,
+        /// Every engine that was there.
+        engines: BTreeMap<SlotName, EngineReading>,
     },
     /// The daemon was told to end.
     ShutdownRequested,
@@ -77,6 +87,13 @@ pub enum SlotEvent {
 /// One thing that happened to one child. Stale generations are dropped in one place.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub enum ChildEvent {
+    /// What its start needs is there; answer to [`super::Command::Size`].
+    Sized {
+        /// The rungs that it could be started on, best first; never empty.
+        rungs: Arc<[Rung]>,
+        /// What it takes on each rung, in the same order.
+        needs: Arc<[Need]>,
+    },
     /// The process runs.
     Spawned {
         /// Its process id, which is its process group too.

@@ -10,6 +10,7 @@ use crate::spec::{
     Bytes, Generation, WaiterId,
     death::{Evidence, Verdict},
     ladder::Rung,
+    memory::Need,
     profile::Profile,
 };
 
@@ -34,6 +35,8 @@ pub(super) enum Input {
     Shutdown,
     /// One of its deadlines passed.
     TimerFired,
+    /// What its start needs is there, and known.
+    Sized { rungs: Arc<[Rung]>, needs: Arc<[Need]> },
     /// The child runs.
     Spawned { pid: u32, engine: EngineInfo, rungs: Arc<[Rung]> },
     /// There is no child.
@@ -75,6 +78,7 @@ impl Input {
             Self::Removed => "removed",
             Self::Shutdown => "shutdown",
             Self::TimerFired => "timer-fired",
+            Self::Sized { .. } => "sized",
             Self::Spawned { .. } => "spawned",
             Self::SpawnFailed { .. } => "spawn-failed",
             Self::Progressed { .. } => "progressed",
@@ -105,6 +109,7 @@ impl Input {
 
     fn of_child(event: ChildEvent) -> Self {
         match event {
+            ChildEvent::Sized { rungs, needs } => Self::Sized { rungs, needs },
             ChildEvent::Spawned { pid, engine, rungs } => Self::Spawned { pid, engine, rungs },
             ChildEvent::SpawnFailed { verdict, reason, at_unix_ms, engine } => {
                 Self::SpawnFailed { verdict, reason, at_unix_ms, engine }

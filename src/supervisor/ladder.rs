@@ -95,6 +95,16 @@ impl Ladder {
         self.rungs.get(self.at)
     }
 
+    /// Goes down to a rung that there is room for. What is above is tried again after a quiet time.
+    pub(super) fn settle_on(&mut self, rung: usize, now: Monotime, policy: &Policy) {
+        if rung > self.at {
+            self.at = rung;
+            self.footing = Footing::Settled;
+            self.streak = None;
+            self.climb_from = now.after(self.quiet_time(policy));
+        }
+    }
+
     /// Learns the rungs from a start; a ladder that has become shorter ends at its last one.
     pub(super) fn learn(&mut self, rungs: Arc<[Rung]>) {
         let last = rungs.len().saturating_sub(1);

@@ -10,9 +10,14 @@ mod cores;
 mod deaths;
 mod edits;
 mod event;
+mod eviction;
 mod health;
 mod input;
 mod ladder;
+mod ledger;
+mod limits;
+mod placement;
+mod placing;
 mod policy;
 mod random;
 mod requests;
@@ -21,6 +26,7 @@ mod slot;
 mod snapshot;
 mod states;
 mod verdict;
+mod waits;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,10 +40,12 @@ pub use self::{
     health::Vitals,
     policy::Policy,
     snapshot::{SlotView, Snapshot, StateView},
+    waits::{Shortage, Wait},
 };
 use self::{
     cores::Neighbours,
     input::Input,
+    placing::{Displaced, Look, Looked},
     random::Random,
     slot::{Context, Slot},
 };
@@ -76,6 +84,9 @@ pub struct Supervisor {
     mode: Mode,
     slots: BTreeMap<SlotName, Slot>,
     memory: BTreeMap<SlotName, Memory>,
+    look: Look,
+    /// Slots that have made room for others, in the order in which they went.
+    displaced: Vec<Displaced>,
     published: Arc<Snapshot>,
 }
 
@@ -98,6 +109,8 @@ impl Supervisor {
             mode: Mode::Running,
             slots: BTreeMap::new(),
             memory,
+            look: Look::default(),
+            displaced: Vec::new(),
             published: Arc::new(Snapshot::default()),
         }
     }
@@ -107,6 +120,7 @@ impl Supervisor {
     pub fn handle(&mut self, now: Monotime, event: Event, commands: &mut Vec<Command>) {
         self.now = self.now.max(now);
         self.fire_timers(commands);
+        self.place(commands);
         // The last drain may have been what was due.
         self.finish_when_stopped(commands);
         match event {
@@ -114,23 +128,34 @@ impl Supervisor {
             Event::EngineAdopted { slot, generation, pid, engine, profile } => {
                 self.adopt(slot, (generation, pid), engine, profile);
             }
+            Event::MemoryRead { reading, engines } => {
+                self.look.take(self.now, Looked { memory: reading, engines });
+            }
             Event::ShutdownRequested => self.shut_down(commands),
             Event::DeadlinePassed => {}
             Event::Slot { slot, event } => self.slot_event(&slot, event, commands),
         }
         self.fire_timers(commands);
+        self.place(commands);
         self.finish_when_stopped(commands);
     }
 
     /// Returns when [`Event::DeadlinePassed`] is to be sent if nothing else comes before. May change
     /// with each `handle`; never lies before the `now` of the last one.
     pub fn deadline(&self) -> Option<Monotime> {
-        self.slots.values().filter_map(Slot::deadline).min()
+        let of_slots = self.slots.values().filter_map(Slot::deadline).min();
+        of_slots.into_iter().chain(self.look.deadline()).min()
     }
 
     /// Returns the present view; the same one, with the same generation, while nothing has changed.
     pub fn snapshot(&mut self) -> Arc<Snapshot> {
-        let slots = self.slots.iter().map(|(name, slot)| (name.clone(), slot.view())).collect();
+        let mut slots: BTreeMap<_, _> =
+            self.slots.iter().map(|(name, slot)| (name.clone(), slot.view())).collect();
+        for Displaced { slot, by } in &self.displaced {
+            if let Some(view) = slots.get_mut(slot) {
+                view.displaced_by = Some(by.clone());
+            }
+        }
         if self.published.slots != slots {
             let generation = self.published.generation.saturating_add(1);
             self.published = Arc::new(Snapshot { generation, slots });
@@ -162,7 +187,11 @@ impl Supervisor {
         };
         // The one place where stale news of an earlier child is dropped.
         if generation.is_none_or(|generation| generation == slot.generation) {
+            let is_order = matches!(input, Input::Load | Input::Restart);
             self.tell(name, input, commands);
+            if is_order {
+                self.with(name, commands, |slot, _| slot.insist());
+            }
         }
     }
 
@@ -174,8 +203,26 @@ impl Supervisor {
 
     /// Lets one slot handle one input, and forgets the slot if that was its end.
     fn tell(&mut self, name: &SlotName, input: Input, commands: &mut Vec<Command>) {
+        if matches!(input, Input::Unload) {
+            // It is to stay away.
+            self.displaced.retain(|one| one.slot != *name);
+        }
+        self.with(name, commands, |slot, context| slot.handle(input, context));
+        if self.slots.get(name).is_some_and(Slot::is_gone) {
+            self.forget(name);
+        }
+    }
+
+    /// Lets one slot do something, and notes what may matter to those that wait for memory.
+    fn with(
+        &mut self,
+        name: &SlotName,
+        commands: &mut Vec<Command>,
+        act: impl FnOnce(&mut Slot, &mut Context<'_>),
+    ) {
         let neighbours = self.neighbours(name);
         let Some(slot) = self.slots.get_mut(name) else { return };
+        let before = (slot.has_child(), slot.standing());
         let mut context = Context {
             now: self.now,
             policy: &self.policy,
@@ -183,9 +230,11 @@ impl Supervisor {
             neighbours,
             commands,
         };
-        slot.handle(input, &mut context);
-        if slot.is_gone() {
-            self.forget(name);
+        act(slot, &mut context);
+        if before.0 && !slot.has_child() {
+            self.look.outdate();
+        } else if before.1 != slot.standing() {
+            self.look.touch();
         }
     }
 

@@ -1,8 +1,11 @@
 //! The numbers that the core decides by.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use crate::engine::Machine;
+use crate::{
+    engine::Machine,
+    spec::{Bytes, profile::Capability},
+};
 
 /// Limits and delays of all slots. The daemon runs with [`Policy::default`] but for its settings; the
 /// simulation draws its own.
@@ -31,6 +34,24 @@ pub struct Policy {
     pub poisoned_after: u32,
     /// What the engines compute with.
     pub machine: Machine,
+    /// What all engines together may take of the host's memory; no limit of ours without it.
+    pub memory_limit: Option<Bytes>,
+    /// What is kept free of the host's memory, and of each GPU's.
+    pub memory_reserve: Bytes,
+    /// How many engines may be there at once.
+    pub max_resident: Option<u32>,
+    /// How many of one kind may be.
+    pub max_resident_per: BTreeMap<Capability, u32>,
+    /// How long a slot stays once it is ready, whoever waits.
+    pub min_residency: Duration,
+    /// How long a slot waits for those that work before their turn is over.
+    pub turn_after: Duration,
+    /// How long after its last request a slot is warm.
+    pub warm_for: Duration,
+    /// How long after its last request a slot goes before the other idle ones.
+    pub evictable_after: Duration,
+    /// How long a slot must have been idle for those that it displaced to come back in its place.
+    pub restore_after: Duration,
 }
 
 impl Default for Policy {
@@ -47,6 +68,15 @@ impl Default for Policy {
             climb_idle: Duration::from_secs(30),
             poisoned_after: 5,
             machine: Machine { cores: 4, has_gpu: false },
+            memory_limit: None,
+            memory_reserve: Bytes(256 << 20),
+            max_resident: None,
+            max_resident_per: BTreeMap::new(),
+            min_residency: Duration::from_secs(10),
+            turn_after: Duration::from_secs(2),
+            warm_for: Duration::from_secs(30),
+            evictable_after: Duration::from_mins(5),
+            restore_after: Duration::from_mins(1),
         }
     }
 }

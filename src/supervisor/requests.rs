@@ -1,6 +1,6 @@
 //! Requests that wait for a slot: held, granted, turned away.
 
-use std::mem;
+use std::{mem, time::Duration};
 
 use super::{
     command::{Command, Refusal},
@@ -75,9 +75,14 @@ impl Slot {
     }
 
     pub(super) fn load_failed(&self, retry_at: Monotime, context: &Context<'_>) -> Refusal {
+        self.load_failed_until(retry_at.since(context.now))
+    }
+
+    /// Says that the last load failed; the next attempt comes after `delay`.
+    pub(super) fn load_failed_until(&self, delay: Duration) -> Refusal {
         let (verdict, reason) = self.last_cause();
         let load = self.expected_load().unwrap_or_default();
-        Refusal::LoadFailed { verdict, reason, retry_in: retry_at.since(context.now) + load }
+        Refusal::LoadFailed { verdict, reason, retry_in: delay + load }
     }
 
     pub(super) fn failed_refusal(&self) -> Refusal {

@@ -121,6 +121,7 @@ pub(super) mod tests {
         ladder::LadderChoice,
         profile::{EngineChoice, OnExit},
         requests::Requests,
+        residence::Residence,
     };
 
     pub(in crate::supervisor) fn profile() -> Profile {
@@ -149,6 +150,7 @@ pub(super) mod tests {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            residence: Residence::default(),
             requests: Requests::default(),
         }
     }

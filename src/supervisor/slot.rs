@@ -14,6 +14,9 @@
 //!    └── failed ◀───────────────────────────────┘ give up
 //! ```
 //!
+//! Every way to `spawning` leads through `sizing`, in which it is found out what the start takes, and
+//! `queued`, in which it waits for memory: nothing is there yet that would have to end.
+//!
 //! An engine that somebody else runs is never spawned nor told to end. Its slot is looked at instead:
 //!
 //! ```text
@@ -42,13 +45,15 @@ use super::{
     random::Random,
     restart::Tally,
     snapshot::{SlotView, StateView},
+    waits::Wait,
 };
 use crate::spec::{
     Bytes, Generation, Monotime, SlotName, WaiterId,
     death::{Death, Phase},
     edit::Edits,
     ladder::Rung,
-    profile::Profile,
+    memory::{Need, Share},
+    profile::{Capability, Profile},
 };
 
 /// What a state function works with besides the slot.
@@ -72,6 +77,10 @@ pub(super) struct Slot {
     pub(super) since: Monotime,
     pub(super) generation: Generation,
     pub(super) engine: Option<EngineInfo>,
+    /// What was promised to the last start.
+    pub(super) share: Share,
+    /// What a start takes on each rung, once that was found out.
+    pub(super) needs: Arc<[Need]>,
     /// CPU cores that the last start is counted with: what it was promised, then what it took.
     pub(super) cores: u32,
     pub(super) tally: Tally,
@@ -88,6 +97,10 @@ pub(super) struct Slot {
 pub(super) enum State {
     /// No child; a demand brings one.
     Offline,
+    /// What its start needs is found out.
+    Sizing { began: Monotime, cause: Cause },
+    /// It waits for memory.
+    Queued(Queued),
     /// The spawn was ordered; there is no process id yet.
     Spawning { began: Monotime },
     /// The spawn was ordered and is no longer wanted.
@@ -100,8 +113,8 @@ pub(super) enum State {
     Ready(Serving),
     /// It says that it is not ready.
     Unready(Serving),
-    /// It takes no new requests.
-    Draining { began: Monotime, pid: u32, cut_at: Monotime, after: After },
+    /// It takes no new requests. Those that it has are never cut without `cut_at`.
+    Draining { began: Monotime, pid: u32, cut_at: Option<Monotime>, after: After },
     /// It was told to end.
     Stopping { began: Monotime, pid: u32, stop: Stop, after: After },
     /// It has ended, its group may still hold others.
@@ -120,6 +133,30 @@ pub(super) enum State {
     Gone,
 }
 
+/// Why a slot is started.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Cause {
+    /// A request asked, or one may come again.
+    Demand,
+    /// A person asked.
+    Order,
+    /// It is kept loaded.
+    Keep,
+    /// It had made room for another.
+    Restore,
+}
+
+/// A slot that stands in line for memory.
+#[derive(Clone, Debug)]
+pub(super) struct Queued {
+    /// When it came.
+    pub(super) began: Monotime,
+    pub(super) cause: Cause,
+    /// What it takes on each rung.
+    pub(super) needs: Arc<[Need]>,
+    pub(super) wait: Wait,
+}
+
 /// What was seen so far of an engine that somebody else runs and that takes no requests.
 #[derive(Clone, Debug)]
 pub(super) enum Found {
@@ -136,6 +173,8 @@ pub(super) enum Found {
 pub(super) struct Serving {
     pub(super) began: Monotime,
     pub(super) pid: u32,
+    /// When it was ready first.
+    pub(super) ready_at: Monotime,
     /// When it has proven itself; `None` once it has, and while it is not ready.
     pub(super) proven_at: Option<Monotime>,
     /// When to ask how long it has been idle; `None` without an idle timeout.
@@ -220,6 +259,8 @@ impl Slot {
             since: now,
             generation: memory.generation,
             engine: None,
+            share: Share::default(),
+            needs: Arc::default(),
             cores: 0,
             tally: Tally::default(),
             ladder: Ladder::new(memory.rung, now, policy),
@@ -257,6 +298,8 @@ impl Slot {
             | State::Reaping { after, .. }
             | State::Parting { after, .. } => after == After::Remove,
             State::Offline
+            | State::Sizing { .. }
+            | State::Queued(_)
             | State::Spawning { .. }
             | State::Starting { .. }
             | State::Ready(_)
@@ -275,7 +318,7 @@ impl Slot {
         self.ladder.forgive();
     }
 
-    /// Orders a new child, or a look at one that is not ours.
+    /// Has a new child prepared, or one looked at that is not ours.
     pub(super) fn start(&mut self, context: &mut Context<'_>) -> State {
         if self.profile.is_external() {
             return self.seek(Found::Unknown, context);
@@ -283,17 +326,15 @@ impl Slot {
         // Bump before spawning: news of the old child may already be in the mailbox.
         self.generation = self.generation.next();
         self.rss = None;
-        let rung = self.ladder.start();
-        let (cores, counted) = context.neighbours.share(&self.applied_profile(), context.policy);
-        self.cores = counted;
-        context.commands.push(Command::Spawn {
+        self.share = Share::default();
+        context.commands.push(Command::Size {
             slot: self.name.clone(),
             generation: self.generation,
             profile: Arc::clone(&self.profile),
-            rung,
-            cores,
         });
-        State::Spawning { began: context.now }
+        let is_kept = self.profile.autostart || self.profile.essential;
+        let cause = if is_kept { Cause::Keep } else { Cause::Demand };
+        State::Sizing { began: context.now, cause }
     }
 
     /// Orders a new child after a death.
@@ -339,7 +380,7 @@ impl Slot {
         State::Draining {
             began: serving.began,
             pid: serving.pid,
-            cut_at: context.now.after(self.profile.stop_timeout),
+            cut_at: Some(context.now.after(self.profile.stop_timeout)),
             after,
         }
     }
@@ -389,7 +430,8 @@ impl Slot {
                 let Serving { proven_at, idle_check_at, room_check_at, .. } = *serving;
                 [proven_at, idle_check_at, room_check_at].into_iter().flatten().min()
             }
-            State::Draining { cut_at, .. } | State::Parting { cut_at, .. } => Some(*cut_at),
+            State::Draining { cut_at, .. } => *cut_at,
+            State::Parting { cut_at, .. } => Some(*cut_at),
             State::Stopping {
                 stop: Stop::Terminated { kill_at, .. } | Stop::Condemned { kill_at },
                 ..
@@ -397,6 +439,8 @@ impl Slot {
             State::Backoff { retry_at } => Some(*retry_at),
             State::Stopping { stop: Stop::Killed { .. } | Stop::TimedOut, .. }
             | State::Offline
+            | State::Sizing { .. }
+            | State::Queued(_)
             | State::Spawning { .. }
             | State::Cancelling { .. }
             | State::Reaping { .. }
@@ -425,6 +469,8 @@ impl Slot {
             edits: self.edits.clone(),
             tally: self.tally.deaths,
             restarts: self.restarts,
+            promised: self.held(),
+            displaced_by: None,
             waiting: self.waiting.len(),
             expected_load: self.expected_load(),
             rss: self.rss,
@@ -453,10 +499,78 @@ impl Slot {
         self.ladder.learn(rungs);
     }
 
+    /// Returns what it is counted with of the machine's memory while a child is there or ordered.
+    pub(super) fn held(&self) -> Option<Share> {
+        let rss = Share { host: self.rss.unwrap_or_default(), ..Share::default() };
+        self.has_child().then(|| self.share.clone().at_least(&rss))
+    }
+
+    /// Returns what matters of it to those that wait for memory.
+    pub(super) fn standing(&self) -> (&'static str, bool, Option<Cause>) {
+        (self.state.name(), self.waiting.is_empty(), self.cause())
+    }
+
+    /// Returns why it is started, until it is.
+    pub(super) fn cause(&self) -> Option<Cause> {
+        if let State::Sizing { cause, .. } | State::Queued(Queued { cause, .. }) = &self.state {
+            return Some(*cause);
+        }
+        None
+    }
+
+    /// Returns the kinds of work that it is counted for where those are limited.
+    pub(super) fn kinds(&self) -> &[Capability] {
+        let named = &self.profile.capabilities;
+        if named.is_empty() { &[Capability::Chat] } else { named }
+    }
+
+    /// Tells whether its engine serves, or could.
+    pub(super) fn is_serving(&self) -> bool {
+        matches!(self.state, State::Ready(_) | State::Unready(_))
+    }
+
+    /// Tells whether its engine is on its way out.
+    pub(super) fn is_leaving(&self) -> bool {
+        matches!(
+            self.state,
+            State::Cancelling { .. }
+                | State::Draining { .. }
+                | State::Stopping { .. }
+                | State::Reaping { .. }
+        )
+    }
+
+    /// Tells whether an engine is to become ready without anybody's doing: one is on its way, or another
+    /// comes at once.
+    pub(super) fn is_coming(&self) -> bool {
+        let comes = |after: &After| matches!(after, After::Start | After::Climb | After::Restart);
+        match &self.state {
+            State::Sizing { .. }
+            | State::Queued(_)
+            | State::Spawning { .. }
+            | State::Starting { .. }
+            | State::Seeking { .. } => true,
+            State::Cancelling { after }
+            | State::Draining { after, .. }
+            | State::Stopping { after, .. }
+            | State::Reaping { after, .. }
+            | State::Parting { after, .. } => comes(after),
+            State::Offline
+            | State::Ready(_)
+            | State::Unready(_)
+            | State::Backoff { .. }
+            | State::Failed
+            | State::Present { .. }
+            | State::Gone => false,
+        }
+    }
+
     /// Tells whether a child is there or ordered.
-    fn has_child(&self) -> bool {
+    pub(super) fn has_child(&self) -> bool {
         match self.state {
             State::Offline
+            | State::Sizing { .. }
+            | State::Queued(_)
             | State::Backoff { .. }
             | State::Failed
             | State::Seeking { .. }
@@ -478,7 +592,11 @@ impl Slot {
         let attempt = self.tally.deaths.saturating_add(1);
         match &self.state {
             State::Offline | State::Gone => StateView::Offline,
-            State::Spawning { began } => StateView::Starting {
+            State::Queued(Queued { needs, wait, .. }) => StateView::Queued {
+                need: needs.get(self.ladder.at()).or(needs.last()).cloned().unwrap_or_default(),
+                wait: wait.clone(),
+            },
+            State::Sizing { began, .. } | State::Spawning { began } => StateView::Starting {
                 pid: None,
                 percent: None,
                 attempt,
@@ -514,6 +632,8 @@ impl State {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Offline => "offline",
+            Self::Sizing { .. } => "sizing",
+            Self::Queued(_) => "queued",
             Self::Spawning { .. } => "spawning",
             Self::Cancelling { .. } => "cancelling",
             Self::Starting { .. } => "starting",

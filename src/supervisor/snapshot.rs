@@ -4,9 +4,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::Serialize;
 
-use super::event::EngineInfo;
+use super::{event::EngineInfo, waits::Wait};
 use crate::spec::{
-    Bytes, Generation, Monotime, SlotName, death::Death, edit::Edits, ladder::RungView,
+    Bytes, Generation, Monotime, SlotName,
+    death::Death,
+    edit::Edits,
+    ladder::RungView,
+    memory::{Need, Share},
     profile::Profile,
 };
 
@@ -43,6 +47,10 @@ pub struct SlotView {
     pub tally: u32,
     /// Restarts after deaths that slotd made by itself, in this life of the daemon.
     pub restarts: u32,
+    /// What it is counted with of the machine's memory, while an engine is there or ordered.
+    pub promised: Option<Share>,
+    /// The slot that it has made room for and has not come back from, while it is down.
+    pub displaced_by: Option<SlotName>,
     /// Requests that wait for the slot.
     pub waiting: usize,
     /// How long a load is expected to take, from earlier ones.
@@ -61,6 +69,13 @@ pub struct SlotView {
 pub enum StateView {
     /// No child; a request or a person brings it up.
     Offline,
+    /// It waits for memory.
+    Queued {
+        /// What it takes, on the rung that it is to be started on.
+        need: Need,
+        /// What it waits for.
+        wait: Wait,
+    },
     /// A child is coming up.
     Starting {
         /// Its process id, once it runs.
@@ -132,6 +147,7 @@ impl StateView {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Offline | Self::Absent { .. } => "offline",
+            Self::Queued { .. } => "queued",
             Self::Starting { .. } | Self::Coming { .. } => "starting",
             Self::Ready { .. } | Self::Present { .. } => "ready",
             Self::Unready { .. } => "unready",
@@ -157,6 +173,7 @@ impl StateView {
             | Self::Draining { pid }
             | Self::Reaping { pid } => Some(*pid),
             Self::Offline
+            | Self::Queued { .. }
             | Self::Backoff { .. }
             | Self::Failed
             | Self::Absent { .. }

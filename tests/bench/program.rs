@@ -16,6 +16,7 @@ mod client;
 mod daemon;
 mod detection;
 mod hammer;
+mod placing;
 mod resume;
 mod shares;
 
@@ -54,6 +55,10 @@ async fn main() {
         resume::resume(&programs).await;
         return;
     }
+    if is_asked("SLOTD_BENCH_PLACING") {
+        placing::run();
+        return;
+    }
     if is_asked("SLOTD_BENCH_AFFINITY") {
         affinity::affinity(&programs).await;
         return;
@@ -66,6 +71,7 @@ async fn main() {
     hammer::hammer(&programs).await;
     shares::shares(&programs).await;
     resume::resume(&programs).await;
+    placing::run();
 }
 
 /// Start of the process to the line that says it listens.

@@ -78,6 +78,8 @@ impl Played {
                 tally: 0,
                 restarts: 0,
                 waiting: 0,
+                promised: None,
+                displaced_by: None,
                 expected_load: None,
                 rss: None,
                 deaths: Vec::new(),

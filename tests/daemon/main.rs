@@ -23,6 +23,7 @@ mod fall_through;
 mod faults;
 mod hangs;
 mod ladder;
+mod memory;
 mod orders;
 #[cfg(feature = "worker")]
 mod real;

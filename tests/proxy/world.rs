@@ -21,6 +21,7 @@ use slotd::{
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile},
         requests::Requests,
+        residence::Residence,
     },
     supervisor::{Event, Refusal, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -157,6 +158,8 @@ impl World {
             tally: 0,
             restarts: 0,
             waiting: 0,
+            promised: None,
+            displaced_by: None,
             expected_load: None,
             rss: None,
             deaths: Vec::new(),
@@ -307,6 +310,7 @@ fn profile(slot: &str) -> Profile {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        residence: Residence::default(),
         requests: Requests::default(),
     }
 }

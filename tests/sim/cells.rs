@@ -8,8 +8,10 @@ use slotd::supervisor::Cell;
 pub(crate) type Counts = BTreeMap<Cell, u64>;
 
 /// Every state but `gone`, in which a slot is forgotten within the same call.
-pub(crate) const STATES: [&str; 14] = [
+pub(crate) const STATES: [&str; 16] = [
     "offline",
+    "sizing",
+    "queued",
     "spawning",
     "cancelling",
     "starting",
@@ -26,7 +28,7 @@ pub(crate) const STATES: [&str; 14] = [
 ];
 
 /// Everything that a state has an arm for.
-pub(crate) const EVENTS: [&str; 22] = [
+pub(crate) const EVENTS: [&str; 23] = [
     "load",
     "unload",
     "restart",
@@ -36,6 +38,7 @@ pub(crate) const EVENTS: [&str; 22] = [
     "removed",
     "shutdown",
     "timer-fired",
+    "sized",
     "spawned",
     "spawn-failed",
     "progressed",
@@ -52,8 +55,17 @@ pub(crate) const EVENTS: [&str; 22] = [
 ];
 
 /// States without a deadline: a timer fires only for a slot that has asked for one.
-const TIMELESS: [&str; 7] =
-    ["offline", "spawning", "cancelling", "reaping", "failed", "seeking", "present"];
+const TIMELESS: [&str; 9] = [
+    "offline",
+    "sizing",
+    "queued",
+    "spawning",
+    "cancelling",
+    "reaping",
+    "failed",
+    "seeking",
+    "present",
+];
 
 fn is_impossible(cell: &Cell) -> bool {
     cell.event == "timer-fired" && TIMELESS.contains(&cell.state)

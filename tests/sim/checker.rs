@@ -141,7 +141,9 @@ impl Checker {
             counted.append(&mut self.suffer(given_up.as_slice(), before, after)?);
         }
         for (name, view) in &after.slots {
-            self.states.insert(state_name(&view.state));
+            let is_sizing =
+                matches!(self.model.slots.get(name).map(|truth| truth.child), Some(Child::Sizing));
+            self.states.insert(if is_sizing { "sizing" } else { state_name(&view.state) });
             let undone = self.model.slots.get(name).map_or(0, |truth| truth.rollbacks);
             let was_undone = earlier.get(name).is_some_and(|truth| truth.rollbacks < undone);
             let Some(was) = before.slots.get(name) else { continue };
@@ -154,6 +156,14 @@ impl Checker {
             step.hold(name)?;
         }
         for (name, truth) in &mut self.model.slots {
+            // One that nobody waits for need not wait for memory.
+            let has_left = after
+                .slots
+                .get(name)
+                .is_some_and(|view| view.state == StateView::Offline && view.waiting == 0);
+            if matches!(truth.child, Child::Queued) && has_left {
+                truth.child = Child::None;
+            }
             truth.prove(now, &self.model.policy);
             match after.slots.get(name) {
                 // A slot that is forgotten forgets its rung.
@@ -193,6 +203,9 @@ impl Checker {
                 continue;
             }
             let tally = before.slots.get(name).map_or(0, |view| view.tally);
+            // A trial can fail before its spawn: its rung is known by the core alone.
+            let tried = before.slots.get(name).map(|view| view.rung_index);
+            truth.ladder.fail_before_the_spawn(*had_served, tried);
             let cause = (*had_served, record.verdict);
             let rollbacks = truth.rollbacks;
             let fall = truth.suffer(self.now, &self.model.policy, cause, tally);
@@ -218,7 +231,10 @@ impl Checker {
     fn may_be_forgiven(&self, name: &SlotName, event: &Event) -> bool {
         let is_said = match event {
             Event::ProfilesChanged { .. } => true,
-            Event::ShutdownRequested | Event::DeadlinePassed | Event::EngineAdopted { .. } => false,
+            Event::ShutdownRequested
+            | Event::DeadlinePassed
+            | Event::EngineAdopted { .. }
+            | Event::MemoryRead { .. } => false,
             Event::Slot { slot, event } => {
                 slot == name
                     && matches!(
@@ -246,6 +262,7 @@ impl Checker {
                 before.slots.contains_key(slot) || self.model.shutdown_at.is_some()
             }
             Event::ProfilesChanged { .. } | Event::ShutdownRequested => self.model.is_finished,
+            Event::MemoryRead { .. } => false,
             Event::Slot { slot, event } => match event {
                 SlotEvent::WaiterLeft { waiter } => self.model.pending.get(waiter) != Some(slot),
                 SlotEvent::Child { generation, event } => {
@@ -269,7 +286,11 @@ impl Checker {
             self.count(cell.state, cell.event);
         }
         for (name, view) in &before.slots {
-            let state = state_name(&view.state);
+            let truth = self.model.slots.get(name);
+            let state = match truth.map(|truth| truth.child) {
+                Some(Child::Sizing) => "sizing",
+                _ => state_name(&view.state),
+            };
             match event {
                 Event::ShutdownRequested => self.count(state, "shutdown"),
                 Event::ProfilesChanged { profiles } if self.model.shutdown_at.is_none() => {
@@ -341,7 +362,11 @@ impl Checker {
                     super::exited(super::ended(ExitStatus::Signal(9)))
                 }
                 Child::Dead { .. } => ChildEvent::Reaped,
-                Child::None | Child::Alive(_) | Child::Outside(_) => return None,
+                Child::None
+                | Child::Sizing
+                | Child::Queued
+                | Child::Alive(_)
+                | Child::Outside(_) => return None,
             };
             Some(super::of_child(name, truth.generation, event))
         })

@@ -35,13 +35,20 @@ impl Model {
             return Err("a command after `Finish`".to_owned());
         }
         match command {
-            Command::Spawn { slot, generation, profile, rung, cores } => {
+            Command::Size { slot, generation, profile } => {
+                let is_current = self.is_in_force(slot, profile);
+                check(is_current, || "a start with a profile that is not in force".to_owned())?;
+                check(self.shutdown_at.is_none(), || "a start while shutting down".to_owned())?;
+                check(!profile.is_external(), || "a start of what is not ours".to_owned())?;
+                self.truth(slot)?.size(moment, *generation)?;
+            }
+            Command::ReadMemory => {}
+            Command::Spawn { slot, generation, profile, rung, cores, .. } => {
                 let is_current = self.is_in_force(slot, profile);
                 check(is_current, || "a spawn with a profile that is not in force".to_owned())?;
                 check(self.shutdown_at.is_none(), || "a spawn while shutting down".to_owned())?;
-                check(!profile.is_external(), || "a spawn of what is not ours".to_owned())?;
                 self.give_cores(slot, *cores)?;
-                self.truth(slot)?.spawn(moment, *generation)?;
+                self.truth(slot)?.spawn(*generation)?;
                 self.truth(slot)?.stand(*rung)?;
             }
             Command::Watch { slot, generation, profile } => {
@@ -54,9 +61,13 @@ impl Model {
                 return Ok(given_up.map(|death| (slot.clone(), death)));
             }
             Command::Drain { slot, generation } => {
+                let others = self.slots.iter().filter(|(name, _)| *name != slot);
+                let is_asked_for_room = others
+                    .into_iter()
+                    .any(|(_, truth)| matches!(truth.child, Child::Queued | Child::None));
                 let truth = self.truth(slot)?;
                 truth.is_present(*generation)?;
-                truth.drain(moment, slot)?;
+                truth.drain(moment, slot, is_asked_for_room)?;
             }
             Command::CutRequests { slot, generation } => {
                 let truth = self.truth(slot)?;
@@ -95,7 +106,13 @@ impl Model {
 
     /// An engine is given cores that no other has or was promised, or one where none is free.
     fn give_cores(&mut self, name: &SlotName, cores: u32) -> Checked {
-        let has_cores = |truth: &Truth| !matches!(truth.child, Child::None | Child::Outside(_));
+        let has_cores = |truth: &Truth| {
+            let is_down = matches!(
+                truth.child,
+                Child::None | Child::Sizing | Child::Queued | Child::Outside(_)
+            );
+            !is_down
+        };
         let others = self.slots.iter().filter(|(other, truth)| *other != name && has_cores(truth));
         let taken: u32 = others.map(|(_, truth)| truth.cores).sum();
         let free = self.policy.machine.cores.saturating_sub(taken);
@@ -176,8 +193,11 @@ impl Model {
             Refusal::ShuttingDown => self.shutdown_at.is_some(),
             Refusal::Unloaded => self.slots.get(&slot).is_some_and(|truth| truth.is_put_down),
             Refusal::QueueFull { waiting } => *waiting == self.waiting(&slot) && *waiting >= limit,
-            Refusal::LoadFailed { .. } => {
-                self.slots.get(&slot).is_some_and(|truth| truth.attempt.is_some())
+            Refusal::LoadFailed { .. } => self.slots.get(&slot).is_some_and(|truth| {
+                truth.attempt.is_some() || matches!(truth.child, Child::Queued)
+            }),
+            Refusal::NoRoom { .. } => {
+                self.slots.get(&slot).is_some_and(|truth| matches!(truth.child, Child::Queued))
             }
             Refusal::Absent { .. } => self.slots.get(&slot).is_some_and(|truth| {
                 matches!(truth.child, Child::Outside(Outside { seen: Seen::Nothing, .. }))
@@ -206,9 +226,17 @@ impl Truth {
         }
     }
 
-    fn spawn(&mut self, moment: Moment<'_>, generation: Generation) -> Checked {
-        let is_free = matches!(self.child, Child::None);
-        check(is_free, || format!("a spawn beside a child: {:?}", self.child))?;
+    fn spawn(&mut self, generation: Generation) -> Checked {
+        let has_place = matches!(self.child, Child::Queued);
+        check(has_place, || format!("a spawn without a place: {:?}", self.child))?;
+        self.is_present(generation)?;
+        self.child = Child::Ordered { is_cancelled: false };
+        Ok(())
+    }
+
+    fn size(&mut self, moment: Moment<'_>, generation: Generation) -> Checked {
+        let is_free = matches!(self.child, Child::None | Child::Sizing | Child::Queued);
+        check(is_free, || format!("a start beside a child: {:?}", self.child))?;
         let is_new = generation > self.generation;
         check(is_new, || format!("generation {generation} after {}", self.generation))?;
         check(!self.gave_up, || "a spawn after giving up".to_owned())?;
@@ -218,7 +246,7 @@ impl Truth {
             check(early.is_zero(), || format!("a spawn {early:?} before its time"))?;
         }
         self.generation = generation;
-        self.child = Child::Ordered { is_cancelled: false };
+        self.child = Child::Sizing;
         Ok(())
     }
 
@@ -322,11 +350,11 @@ impl Truth {
         }
     }
 
-    fn drain(&mut self, moment: Moment<'_>, slot: &SlotName) -> Checked {
-        let cut_at = moment.now.after(self.profile.stop_timeout);
-        let is_idle = moment.says_idle(self);
+    fn drain(&mut self, moment: Moment<'_>, slot: &SlotName, is_asked_for_room: bool) -> Checked {
+        let cut_at = Some(moment.now.after(self.profile.stop_timeout));
+        let is_idle = moment.says_idle(slot, self);
         let is_ordered = moment.is_order_to_stop(slot);
-        let is_climb = moment.says_room(self);
+        let is_climb = moment.says_room(slot, self);
         self.ladder.may_climb = is_climb;
         if let Child::Outside(outside) = &mut self.child {
             let may_drain = outside.may_serve() && outside.drain.is_none() && is_ordered;
@@ -340,7 +368,9 @@ impl Truth {
         let is_serving =
             alive.ready_since.is_some() && alive.drain.is_none() && !alive.is_stopping();
         check(is_serving, || "a drain of an engine that does not serve".to_owned())?;
-        check(is_idle || is_ordered || is_climb, || "a drain that nobody ordered".to_owned())?;
+        let is_wish = is_idle || is_ordered || is_climb;
+        check(is_wish || is_asked_for_room, || "a drain that nobody ordered".to_owned())?;
+        let cut_at = cut_at.filter(|_| is_wish);
         let is_leaving = keeps && matches!(moment.event, Event::ShutdownRequested);
         alive.drain = Some(Drain { cut_at, is_drained: false, is_cut: false, is_leaving });
         Ok(())
@@ -364,7 +394,9 @@ impl Truth {
         let Some(drain) = drain else {
             return Err("requests were cut without a drain".to_owned());
         };
-        check(drain.cut_at <= now, || "requests were cut before the deadline".to_owned())?;
+        check(drain.cut_at.is_some_and(|at| at <= now), || {
+            "requests were cut before the deadline".to_owned()
+        })?;
         drain.is_cut = true;
         Ok(())
     }
@@ -383,7 +415,7 @@ impl Moment<'_> {
                     })
                 })
             }
-            Event::DeadlinePassed | Event::EngineAdopted { .. } => false,
+            Event::DeadlinePassed | Event::EngineAdopted { .. } | Event::MemoryRead { .. } => false,
             Event::Slot { slot, event } => {
                 slot == name
                     && matches!(event, SlotEvent::UnloadRequested | SlotEvent::RestartRequested)
@@ -409,20 +441,26 @@ impl Moment<'_> {
     }
 
     /// Tells whether the event says that there is room for the rung above, and nobody at work.
-    fn says_room(&self, truth: &Truth) -> bool {
-        let Event::Slot { event: SlotEvent::Child { event, .. }, .. } = self.event else {
+    fn says_room(&self, name: &SlotName, truth: &Truth) -> bool {
+        let Event::Slot { slot, event: SlotEvent::Child { event, .. } } = self.event else {
             return false;
         };
+        if slot != name {
+            return false;
+        }
         let (rung, quiet_until) = (truth.ladder.rung, truth.ladder.quiet_until);
         matches!(event, ChildEvent::RoomMeasured { in_flight: 0, free: Some(_), .. })
             && rung > 0
             && quiet_until <= self.now
     }
 
-    fn says_idle(&self, truth: &Truth) -> bool {
-        let Event::Slot { event: SlotEvent::Child { event, .. }, .. } = self.event else {
+    fn says_idle(&self, name: &SlotName, truth: &Truth) -> bool {
+        let Event::Slot { slot, event: SlotEvent::Child { event, .. } } = self.event else {
             return false;
         };
+        if slot != name {
+            return false;
+        }
         matches!(event, ChildEvent::ActivityMeasured { in_flight: 0, idle_for }
             if truth.profile.idle_timeout.is_some_and(|timeout| *idle_for >= timeout))
     }

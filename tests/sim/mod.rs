@@ -14,11 +14,13 @@ use std::{sync::Arc, time::Duration};
 
 use slotd::{
     spec::{
-        Endpoint, Generation, SlotName,
+        Bytes, Endpoint, Generation, SlotName,
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding},
         ladder::{LadderChoice, Rung},
+        memory::{Basis, Need},
         profile::{EngineChoice, External, OnExit, Profile},
         requests::Requests,
+        residence::Residence,
     },
     supervisor::{ChildEvent, EngineInfo, Event, Sight, SlotEvent, Vitals},
 };
@@ -92,6 +94,7 @@ pub(crate) fn profile(name: &str) -> Profile {
         hang_timeout: Some(Duration::from_mins(1)),
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        residence: Residence::default(),
         requests: Requests::default(),
     }
 }
@@ -127,6 +130,21 @@ pub(crate) fn of_child(slot: &SlotName, generation: Generation, event: ChildEven
     of_slot(slot, SlotEvent::Child { generation, event })
 }
 
+/// The same rungs as [`spawned`]; `host` is what is taken on each, if that is known.
+pub(crate) fn sized(host: Option<Bytes>) -> ChildEvent {
+    let need = host.map_or_else(Need::default, |host| Need {
+        host,
+        basis: Basis::Profile,
+        ..Need::default()
+    });
+    ChildEvent::Sized { rungs: rungs(), needs: [need.clone(), need.clone(), need].into() }
+}
+
+fn rungs() -> Arc<[Rung]> {
+    let lower = |context| Rung { context: Some(context), ..Rung::default() };
+    [Rung::default(), lower(4096), lower(2048)].into()
+}
+
 pub(crate) fn spawned(pid: u32) -> ChildEvent {
     let engine = EngineInfo {
         name: "command".to_owned(),
@@ -134,9 +152,7 @@ pub(crate) fn spawned(pid: u32) -> ChildEvent {
         parallel: 1,
         cores: 1,
     };
-    let lower = |context| Rung { context: Some(context), ..Rung::default() };
-    let rungs = [Rung::default(), lower(4096), lower(2048)].into();
-    ChildEvent::Spawned { pid, engine, rungs }
+    ChildEvent::Spawned { pid, engine, rungs: rungs() }
 }
 
 /// An engine that is fine and has nothing to do.

@@ -81,6 +81,13 @@ impl Footing {
         self.rung = self.rung.min(rungs - 1);
     }
 
+    /// Takes it into account where a start was to be one rung higher and did not come to its spawn.
+    pub(crate) fn fail_before_the_spawn(&mut self, had_served: bool, tried: Option<usize>) {
+        if !had_served && self.may_climb && tried.is_some_and(|rung| rung + 1 == self.rung) {
+            (self.rung, self.may_climb, self.is_on_trial) = (self.rung - 1, false, true);
+        }
+    }
+
     fn begin_anew(&mut self) {
         (self.rung, self.may_climb, self.is_on_trial) = (0, false, false);
         self.streak = None;
@@ -139,6 +146,10 @@ impl Fall {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Child {
     None,
+    /// What a start needs is found out.
+    Sizing,
+    /// It waits for memory.
+    Queued,
     Ordered {
         is_cancelled: bool,
     },
@@ -208,7 +219,8 @@ pub(crate) struct Alive {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Drain {
-    pub(crate) cut_at: Monotime,
+    /// `None` while it only makes room for another.
+    pub(crate) cut_at: Option<Monotime>,
     pub(crate) is_drained: bool,
     pub(crate) is_cut: bool,
     /// It is to be left to the next daemon.
@@ -276,25 +288,39 @@ impl Truth {
     pub(crate) fn latest_end(&self, now: Monotime) -> Monotime {
         let grace = self.profile.stop_timeout;
         match self.child {
-            Child::None | Child::Dead { .. } => now,
+            Child::None | Child::Sizing | Child::Queued | Child::Dead { .. } => now,
             Child::Ordered { .. } => now.after(grace),
             Child::Outside(outside) => match outside.drain {
-                Some(drain) => drain.cut_at,
+                Some(drain) => drain.cut_at.unwrap_or(now.after(grace)),
                 None if outside.may_serve() => now.after(grace),
                 None => now,
             },
             Child::Alive(alive) => match (alive.is_killed, alive.kill_at, alive.drain) {
                 (true, _, _) => now,
                 (false, Some(kill_at), _) => kill_at,
-                (false, None, Some(drain)) => drain.cut_at.after(grace),
+                (false, None, Some(drain)) => drain.cut_at.unwrap_or(now.after(grace)).after(grace),
                 (false, None, None) => now.after(grace * 2),
             },
         }
     }
 
+    /// Makes a drain that only makes room one that has its time.
+    fn hurry(&mut self, now: Monotime) {
+        self.hurry_by(now, self.profile.stop_timeout);
+    }
+
+    fn hurry_by(&mut self, now: Monotime, grace: Duration) {
+        let cut_at = now.after(grace);
+        if let Child::Alive(Alive { drain: Some(drain), .. }) = &mut self.child {
+            drain.cut_at.get_or_insert(cut_at);
+        }
+    }
+
     fn cancel(&mut self) {
-        if let Child::Ordered { is_cancelled } = &mut self.child {
-            *is_cancelled = true;
+        match &mut self.child {
+            Child::Ordered { is_cancelled } => *is_cancelled = true,
+            Child::Sizing | Child::Queued => self.child = Child::None,
+            _ => {}
         }
     }
 
@@ -305,6 +331,7 @@ impl Truth {
                 Child::Ordered { .. },
                 ChildEvent::Spawned { .. } | ChildEvent::SpawnFailed { .. },
             )
+            | (Child::Sizing, ChildEvent::Sized { .. } | ChildEvent::SpawnFailed { .. })
             | (Child::Alive(_), ChildEvent::Exited { .. })
             | (Child::Dead { .. }, ChildEvent::Reaped) => true,
             (Child::Outside(outside), ChildEvent::Looked { .. }) => outside.drain.is_none(),
@@ -350,13 +377,14 @@ impl Model {
         match event {
             Event::ProfilesChanged { profiles } => {
                 if self.shutdown_at.is_none() {
-                    self.learn_profiles(profiles);
+                    self.learn_profiles(now, profiles);
                 }
                 None
             }
             Event::ShutdownRequested => {
                 self.shutdown_at.get_or_insert(now);
                 self.slots.values_mut().for_each(Truth::cancel);
+                self.slots.values_mut().for_each(|truth| truth.hurry(now));
                 None
             }
             Event::EngineAdopted { slot, generation, pid, profile, engine } => {
@@ -372,16 +400,17 @@ impl Model {
                 }
                 None
             }
-            Event::DeadlinePassed => None,
+            Event::DeadlinePassed | Event::MemoryRead { .. } => None,
             Event::Slot { slot, event } => self.learn_slot(now, slot, event),
         }
     }
 
-    fn learn_profiles(&mut self, profiles: &BTreeMap<SlotName, Arc<Profile>>) {
+    fn learn_profiles(&mut self, now: Monotime, profiles: &BTreeMap<SlotName, Arc<Profile>>) {
         for (name, truth) in &mut self.slots {
             if !profiles.contains_key(name) {
                 truth.clear();
                 truth.cancel();
+                truth.hurry(now);
             }
         }
         for (name, profile) in profiles {
@@ -393,6 +422,7 @@ impl Model {
             }
             truth.rejected = None;
             truth.clear();
+            truth.hurry_by(now, profile.stop_timeout);
             if !profile.starts_same_engine(&truth.profile) {
                 truth.cancel();
                 truth.ladder.begin_anew();
@@ -436,6 +466,9 @@ impl Model {
             SlotEvent::LoadRequested | SlotEvent::RestartRequested => {
                 let is_restart = *event == SlotEvent::RestartRequested;
                 if is_restart && is_running {
+                    truth.hurry(now);
+                }
+                if is_restart && is_running {
                     truth.retry_edit();
                 }
                 if is_restart || truth.gave_up && matches!(truth.child, Child::None) {
@@ -447,6 +480,7 @@ impl Model {
             SlotEvent::UnloadRequested => {
                 truth.clear();
                 truth.cancel();
+                truth.hurry(now);
                 if let Child::Alive(Alive { drain: Some(drain), .. }) = &mut truth.child {
                     drain.is_leaving = false;
                 }
@@ -499,6 +533,14 @@ impl Truth {
 
     fn learn_child(&mut self, now: Monotime, event: &ChildEvent) -> Option<Unplanned> {
         match (&mut self.child, event) {
+            (Child::Sizing, ChildEvent::Sized { rungs, .. }) => {
+                self.ladder.learn(rungs.len());
+                self.child = Child::Queued;
+            }
+            (Child::Sizing, _) => {
+                self.child = Child::None;
+                return Some(Unplanned { had_served: false });
+            }
             (Child::Ordered { .. }, ChildEvent::Spawned { pid, rungs, engine }) => {
                 self.cores = engine.cores;
                 self.ladder.learn(rungs.len());

@@ -65,10 +65,16 @@ impl Rule<'_> {
         match truth.child {
             Child::Alive(alive) => self.hold_deadlines(alive),
             Child::Outside(outside) => check(
-                outside.drain.is_none_or(|drain| !drain.is_drained && drain.cut_at > self.now),
+                outside.drain.is_none_or(|drain| {
+                    !drain.is_drained && drain.cut_at.is_some_and(|at| at > self.now)
+                }),
                 || "drained, and still looked at".to_owned(),
             ),
-            Child::None | Child::Ordered { .. } | Child::Dead { .. } => Ok(()),
+            Child::None
+            | Child::Sizing
+            | Child::Queued
+            | Child::Ordered { .. }
+            | Child::Dead { .. } => Ok(()),
         }
     }
 
@@ -79,7 +85,8 @@ impl Rule<'_> {
             Child::None => {
                 matches!(state, StateView::Offline | StateView::Backoff { .. } | StateView::Failed)
             }
-            Child::Ordered { is_cancelled: false } => {
+            Child::Queued => matches!(state, StateView::Queued { .. }),
+            Child::Sizing | Child::Ordered { is_cancelled: false } => {
                 matches!(state, StateView::Starting { pid: None, .. })
             }
             Child::Ordered { is_cancelled: true } => {
@@ -131,7 +138,7 @@ impl Rule<'_> {
         if let Some(kill_at) = alive.kill_at {
             check(alive.is_killed || kill_at > now, || "it outlived its grace".to_owned())?;
         } else if let Some(drain) = alive.drain {
-            let may_drain = !drain.is_drained && drain.cut_at > now;
+            let may_drain = !drain.is_drained && drain.cut_at.is_none_or(|at| at > now);
             check(may_drain, || "drained, and not told to end".to_owned())?;
         } else if alive.ready_since.is_some() {
             let proven_at = |since: Monotime| since.after(self.model.policy.healthy_after);

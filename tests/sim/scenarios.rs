@@ -21,8 +21,8 @@ use slotd::{
 };
 
 use super::{
-    checker::Checker, ended, exited, logged, of_child, of_slot, profile, profiles_changed, slot,
-    spawned,
+    checker::Checker, ended, exited, logged, of_child, of_slot, profile, profiles_changed, sized,
+    slot, spawned,
 };
 
 const CRASH: ExitStatus = ExitStatus::Signal(11);
@@ -56,7 +56,22 @@ impl Stage {
     }
 
     fn take(&mut self, event: Event) -> Vec<Command> {
-        self.checker.step(self.checker.now, event).unwrap()
+        let commands = self.checker.step(self.checker.now, event).unwrap();
+        self.size(commands)
+    }
+
+    /// What every start needs is there at once, and nothing is known of its memory.
+    fn size(&mut self, commands: Vec<Command>) -> Vec<Command> {
+        let mut rest = Vec::new();
+        for command in commands {
+            if let Command::Size { slot, generation, .. } = command {
+                let event = of_child(&slot, generation, sized(None));
+                rest.extend(self.checker.step(self.checker.now, event).unwrap());
+            } else {
+                rest.push(command);
+            }
+        }
+        rest
     }
 
     fn ask(&mut self, event: SlotEvent) -> Vec<Command> {
@@ -90,9 +105,11 @@ impl Stage {
         let end = self.checker.now.after(time);
         let mut commands = Vec::new();
         while let Some(at) = self.checker.deadline().filter(|at| *at <= end) {
-            commands.extend(self.checker.step(at, Event::DeadlinePassed).unwrap());
+            let told = self.checker.step(at, Event::DeadlinePassed).unwrap();
+            commands.extend(self.size(told));
         }
-        commands.extend(self.checker.step(end, Event::DeadlinePassed).unwrap());
+        let told = self.checker.step(end, Event::DeadlinePassed).unwrap();
+        commands.extend(self.size(told));
         commands
     }
 

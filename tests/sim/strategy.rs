@@ -7,6 +7,7 @@ use slotd::{
     spec::{
         Bytes, Generation, Monotime, SlotName, WaiterId,
         death::Verdict,
+        memory::{EngineReading, MemoryReading, Room},
         profile::{OnExit, Profile},
     },
     supervisor::{ChildEvent, Event, Policy, Sight, SlotEvent, Vitals},
@@ -14,7 +15,7 @@ use slotd::{
 
 use super::{
     checker::Checker, deaths, exited, external, looked, model::Child, of_child, of_slot, profile,
-    slot, spawned,
+    sized, slot, spawned,
 };
 
 /// One run: a box, and what happens to it.
@@ -89,7 +90,7 @@ pub(crate) enum Which {
 /// Draws runs of one to four slots.
 pub(crate) fn script() -> impl Strategy<Value = Script> {
     let slots = vec(traits(), 1..=4);
-    let actions = vec((pause(), action()), 1..160);
+    let actions = vec((pause(), action()), 1..200);
     let left = vec((0..4_usize, traits()), 0..3);
     (any::<u64>(), slots, left, actions).prop_map(|(seed, slots, left, actions)| Script {
         seed,
@@ -155,7 +156,7 @@ fn action() -> impl Strategy<Value = Action> {
         2 => slot.clone().prop_map(Action::Restart),
         10 => slot.clone().prop_map(Action::Demand),
         3 => (0..16_usize).prop_map(Action::Leave),
-        30 => (slot.clone(), 0..64_usize).prop_map(|(slot, pick)| Action::Answer(slot, pick)),
+        45 => (slot.clone(), 0..64_usize).prop_map(|(slot, pick)| Action::Answer(slot, pick)),
         14 => (slot.clone(), 0..64_usize, which)
             .prop_map(|(slot, what, generation)| Action::Report { slot, what, generation }),
         4 => (slot.clone(), traits()).prop_map(|(slot, traits)| Action::Edit(slot, traits)),
@@ -180,6 +181,9 @@ impl Player {
         let policy = Policy {
             waiting_limit: 3,
             climb_after: Duration::from_secs(20),
+            memory_limit: Some(Bytes(2 << 30)),
+            min_residency: Duration::from_secs(1),
+            restore_after: Duration::from_secs(2),
             same_cause_deaths: 2,
             ..Policy::default()
         };
@@ -292,7 +296,10 @@ impl Player {
         let death = exited(deaths[choice % deaths.len()].clone());
         let event = match truth.child {
             Child::None => return None,
+            Child::Queued => return Some(self.reading(choice)),
+            Child::Sizing if choice.is_multiple_of(16) => spawn_failed(choice),
             Child::Ordered { .. } if choice.is_multiple_of(4) => spawn_failed(choice),
+            Child::Sizing => sized(need(choice)),
             Child::Ordered { .. } => spawned(pid_of(truth.generation)),
             Child::Dead { .. } => ChildEvent::Reaped,
             Child::Outside(outside) if outside.drain.is_some() => ChildEvent::Drained,
@@ -321,6 +328,25 @@ impl Player {
         Some(of_child(&name, truth.generation, event))
     }
 
+    /// Some engines are busy, some idle.
+    fn reading(&self, choice: usize) -> Event {
+        let slots = self.checker.model.slots.iter();
+        let engines = slots.zip(0..).map(|((name, truth), index)| {
+            let read = EngineReading {
+                generation: truth.generation,
+                in_flight: u32::from((choice + index).is_multiple_of(3)),
+                idle_for: Duration::from_secs(if choice.is_multiple_of(2) { 3 } else { 400 }),
+                host: (!choice.is_multiple_of(5)).then_some(Bytes(1 << 29)),
+                ..EngineReading::default()
+            };
+            (name.clone(), read)
+        });
+        let room = Room { total: Bytes(8 << 30), free: Bytes(6 << 30) };
+        let host = (!choice.is_multiple_of(7)).then_some(room);
+        let reading = MemoryReading { host, ..MemoryReading::default() };
+        Event::MemoryRead { reading, engines: engines.collect() }
+    }
+
     fn report(&self, pick: usize, what: usize, which: Which) -> Event {
         let name = self.name(pick);
         let present =
@@ -331,7 +357,8 @@ impl Player {
             Which::Future => present.next(),
         };
         let deaths = deaths();
-        let event = match what % 13 {
+        let event = match what % 14 {
+            13 => sized(need(what / 14)),
             0 => spawned(pid_of(generation)),
             1 => spawn_failed(what),
             2 => ChildEvent::Progressed { percent: u8::try_from(what * 2).unwrap_or(255) },
@@ -388,6 +415,11 @@ fn vital_signs(choice: usize) -> Vitals {
         4 => Vitals { continues: false, pieces: 1, ..silent },
         _ => silent,
     }
+}
+
+/// What fits beside another, what does not, and what never does.
+fn need(choice: usize) -> Option<Bytes> {
+    [None, Some(Bytes(1 << 30)), Some(Bytes(3 << 29)), Some(Bytes(5 << 30))][choice / 3 % 4]
 }
 
 fn look(choice: usize) -> ChildEvent {

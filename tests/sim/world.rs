@@ -15,6 +15,7 @@ use slotd::{
     spec::{
         Bytes, Generation, Monotime, SlotName, WaiterId,
         death::{Evidence, ExitStatus, LogCause, Verdict},
+        memory::{EngineReading, MemoryReading, Room},
         profile::{OnExit, Profile},
     },
     supervisor::{
@@ -25,7 +26,7 @@ use slotd::{
 
 use super::{
     Dice, absent, checker::Checker, ended, exited, external, logged, looked, of_child, of_slot,
-    present, profile, spawned, vitals,
+    present, profile, sized, spawned, vitals,
 };
 
 const DAY: Duration = Duration::from_hours(24);
@@ -225,6 +226,8 @@ impl World {
                 self.figures.spawns += 1;
                 self.spawn(&slot, generation);
             }
+            Command::Size { slot, generation, .. } => self.size(&slot, generation),
+            Command::ReadMemory => self.read_memory(),
             Command::Watch { slot, generation, .. } => self.watch(&slot, generation),
             Command::Signal { slot, generation, signal } => {
                 self.signal(&slot, generation, signal)?;
@@ -302,6 +305,50 @@ impl World {
 
     fn process(&mut self, slot: &SlotName, generation: Generation) -> Option<&mut Process> {
         self.processes.get_mut(slot).filter(|process| process.generation == generation)
+    }
+
+    /// Where the model is found, it is known for most slots what they take.
+    fn size(&mut self, slot: &SlotName, generation: Generation) {
+        let latency = self.dice.millis(1, 30);
+        let child = (slot, generation);
+        if self.dice.chance(20) {
+            let event = ChildEvent::SpawnFailed {
+                verdict: Verdict::MissingFile,
+                reason: "it is not there".to_owned(),
+                at_unix_ms: 1,
+                engine: None,
+            };
+            *self.figures.deaths.entry(Verdict::MissingFile).or_default() += 1;
+            self.report(latency, child, event);
+            return;
+        }
+        self.report(latency, child, sized(need_of(slot)));
+    }
+
+    fn read_memory(&mut self) {
+        let now = self.checker.now;
+        let engines = self.processes.iter().map(|(slot, process)| {
+            let idle_for =
+                if process.in_flight > 0 { Duration::ZERO } else { now.since(process.last_use) };
+            let read = EngineReading {
+                generation: process.generation,
+                in_flight: process.in_flight,
+                idle_for,
+                host: need_of(slot),
+                ..EngineReading::default()
+            };
+            (slot.clone(), read)
+        });
+        let engines: BTreeMap<_, _> = engines.collect();
+        let ours: u64 = engines.values().filter_map(|read| read.host).map(|bytes| bytes.0).sum();
+        // Strangers come and go.
+        let strangers = self.dice.within(0, 4) << 30;
+        let total = 29_u64 << 30;
+        let room =
+            Room { total: Bytes(total), free: Bytes(total.saturating_sub(ours + strangers)) };
+        let reading = MemoryReading { host: Some(room), ..MemoryReading::default() };
+        let later = self.dice.millis(1, 20);
+        self.plan(later, Happening::News(Event::MemoryRead { reading, engines }));
     }
 
     fn spawn(&mut self, slot: &SlotName, generation: Generation) {
@@ -665,6 +712,17 @@ impl World {
     }
 }
 
+/// Not all of them fit at once; of one nothing is known.
+fn need_of(slot: &SlotName) -> Option<Bytes> {
+    let gib = match slot.as_str() {
+        "chat" | "coder" => 5_u64,
+        "large" => 9,
+        "vision" => return None,
+        _ => 2,
+    };
+    Some(Bytes(gib << 30))
+}
+
 fn residents() -> Vec<Profile> {
     let idle = |minutes| Some(Duration::from_mins(minutes));
     let start_timeout = Duration::from_mins(1);
@@ -693,6 +751,7 @@ fn name_of(refusal: &Refusal) -> &'static str {
         Refusal::Unloaded => "unloaded",
         Refusal::QueueFull { .. } => "queue-full",
         Refusal::LoadFailed { .. } => "load-failed",
+        Refusal::NoRoom { .. } => "no-room",
         Refusal::Absent { .. } => "absent",
         Refusal::SetAside => "set-aside",
         Refusal::Failed { .. } => "failed",

@@ -80,7 +80,7 @@ impl<'a> Story<'a> {
             earlier: deaths.take(EARLIER).collect(),
         };
         let Some(death) = death else {
-            story.what_happened.extend(outside(slot));
+            story.what_happened.extend(outside(slot).or_else(|| waiting(slot)));
             story.earlier = slot.deaths.iter().rev().take(EARLIER).collect();
             story.what_you_can_do.push(next_step(slot));
             return story;
@@ -88,6 +88,7 @@ impl<'a> Story<'a> {
         story.what_happened = happened(death);
         story.how_we_know = evidence::told(death);
         story.what_slotd_did = did(slot, death);
+        story.what_slotd_did.extend(waiting(slot));
         story.what_you_can_do.extend(remedy(slot, death));
         match slot.state.as_str() {
             "ready" if slot.rejected_edit.is_some() => {
@@ -137,6 +138,12 @@ impl<'a> Story<'a> {
             write_line(text, format!("    | {line}").trim_end());
         }
     }
+}
+
+/// Says what a slot in line waits for.
+fn waiting(slot: &SlotObject) -> Option<String> {
+    let waits_for = slot.waits_for.as_ref()?;
+    Some(format!("it waits for memory: {waits_for}; {} in line", brief(slot.since_ms)))
 }
 
 /// What there is to tell of an engine that somebody else runs.

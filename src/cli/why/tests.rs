@@ -381,3 +381,16 @@ fn somebody_elses_engine_has_a_story_without_a_death() {
       - start it at http://127.0.0.1:8080: slotd does not run this engine, and sends requests there as soon as it answers
     ");
 }
+
+#[test]
+fn a_slot_in_line_says_what_it_waits_for() {
+    assert_snapshot!(text(&example::queued()), @r"
+    coder: queued
+
+    what happened
+      - it waits for memory: it needs 20 GiB of memory, and 6.5 GiB can be had; it waits for chat; 4.2s in line
+
+    what you can do
+      - wait: it is loaded as soon as there is room; `slotd unload coder` takes it out of the line
+    ");
+}

@@ -20,12 +20,13 @@ use super::{
         words::cut,
     },
     fall_through::{self, FallThrough},
+    memory::{self, MemorySettings},
     network::{self, TlsFiles},
 };
 use crate::spec::Bytes;
 
 /// Every key, in the order that documents use.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 26] = [
     "listen",
     "ollama_listen",
     "keys",
@@ -41,6 +42,11 @@ const KEYS: [&str; 21] = [
     "queue_timeout",
     "max_body",
     "climb_after",
+    "memory_limit",
+    "memory_reserve",
+    "max_resident",
+    "max_resident_per",
+    "restore_after",
     "log_format",
     "access_log",
     "byte_relay",
@@ -91,6 +97,7 @@ pub(super) struct DaemonFile {
     pub(super) queue_timeout: Option<Duration>,
     pub(super) max_body: Option<Bytes>,
     pub(super) climb_after: Option<Duration>,
+    pub(super) memory: MemorySettings,
     pub(super) log_format: Option<LogFormat>,
     pub(super) access_log: Option<bool>,
     pub(super) byte_relay: Option<bool>,
@@ -130,6 +137,7 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
         queue_timeout: walk.take_duration("queue_timeout", &QUEUE_TIMEOUT),
         max_body: walk.take_size("max_body", &MAX_BODY),
         climb_after: walk.take_duration("climb_after", &CLIMB_AFTER),
+        memory: memory::take(&mut walk),
         log_format: walk
             .take_choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         access_log: walk.take_flag("access_log"),

@@ -4,6 +4,7 @@
 mod directories;
 mod fall_through;
 mod file;
+mod memory;
 mod network;
 mod sockets;
 
@@ -23,6 +24,7 @@ use self::{
 pub use self::{
     fall_through::{BaseUrl, FallThrough, Scheme},
     file::LogFormat,
+    memory::MemorySettings,
     network::{KeysFile, TlsFiles},
 };
 use super::{Context, disk, fault::Fault};
@@ -91,6 +93,8 @@ pub struct Settings {
     pub max_body: Bytes,
     /// How long a slot on a lower rung stays without a death before it tries the rung above.
     pub climb_after: Duration,
+    /// How memory is shared out.
+    pub memory: MemorySettings,
     /// How the log is written.
     pub log_format: LogFormat,
     /// Whether each request gets a line in the log.
@@ -139,9 +143,8 @@ impl Settings {
             Some(vec![folder.join("profiles")])
         });
         let keys = network::keys_file(flags, typed.keys, environment, profile_dirs.as_deref());
-        let (Some(state_dir), Some(cache_dir), Some(profile_dirs)) =
-            (state_dir.map(|dir| whole(&dir)), cache_dir, profile_dirs)
-        else {
+        let found = (state_dir.map(|dir| whole(&dir)), cache_dir, profile_dirs);
+        let (Some(state_dir), Some(cache_dir), Some(profile_dirs)) = found else {
             return Err(faults);
         };
 
@@ -168,6 +171,7 @@ impl Settings {
             queue_timeout: typed.queue_timeout.unwrap_or(Duration::from_secs(290)),
             max_body: typed.max_body.unwrap_or(Bytes(32 << 20)),
             climb_after: typed.climb_after.unwrap_or(Duration::from_mins(10)),
+            memory: typed.memory,
             log_format: typed.log_format.unwrap_or(LogFormat::Text),
             access_log: typed.access_log.unwrap_or_default(),
             byte_relay: typed.byte_relay.unwrap_or(true),

@@ -89,7 +89,7 @@ fn the_schema_and_the_loader_have_the_same_ranges() {
         }
         count += 1;
     }
-    assert_eq!(count, 5);
+    assert_eq!(count, 6);
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn the_defaults_of_the_schema_are_those_of_the_loader() {
             count += 1;
         }
     }
-    assert_eq!(count, 18);
+    assert_eq!(count, 21);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::*;
 use crate::spec::{
     profile::{EngineChoice, OnExit},
     requests::Requests,
+    residence::Residence,
 };
 
 const HELP: &str =
@@ -35,6 +36,7 @@ fn profile() -> Profile {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        residence: Residence::default(),
         requests: Requests::default(),
     }
 }

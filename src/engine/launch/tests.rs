@@ -4,7 +4,7 @@ use super::*;
 use crate::engine::Machine;
 use crate::spec::ladder::LadderChoice;
 use crate::spec::profile::OnExit;
-use crate::spec::requests::Requests;
+use crate::spec::{requests::Requests, residence::Residence};
 
 /// What `--help` of llama.cpp b11434 says of the options that slotd uses.
 const HELP: &str = "-c,    --ctx-size N\n\
@@ -54,6 +54,7 @@ pub(in crate::engine) fn profile(engine: EngineChoice) -> Profile {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        residence: Residence::default(),
         requests: Requests::default(),
     }
 }

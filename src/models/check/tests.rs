@@ -6,7 +6,7 @@ use super::*;
 use crate::spec::ladder::LadderChoice;
 use crate::spec::profile::EngineChoice;
 use crate::spec::profile::OnExit;
-use crate::spec::requests::Requests;
+use crate::spec::{requests::Requests, residence::Residence};
 
 /// A machine of its own: programs, models, caches.
 struct Machine {
@@ -94,6 +94,7 @@ impl Machine {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            residence: Residence::default(),
             requests: Requests::default(),
         }
     }

@@ -54,6 +54,7 @@ impl Slot {
             | Input::Restart
             | Input::Edited { .. }
             | Input::TimerFired
+            | Input::Sized { .. }
             | Input::Progressed { .. }
             | Input::BecameReady
             | Input::BecameUnready
@@ -92,6 +93,7 @@ impl Slot {
                 State::Cancelling { after }
             }
             Input::TimerFired
+            | Input::Sized { .. }
             | Input::Progressed { .. }
             | Input::BecameReady
             | Input::BecameUnready
@@ -116,11 +118,9 @@ impl Slot {
         let child = (pid, began);
         match input {
             Input::Progressed { percent: now } => {
-                // Log lines and health answers race; the bar never runs backwards.
-                let next = percent.map_or(now, |before| before.max(now)).min(100);
-                let is_step = percent.is_none_or(|before| before < next);
+                let (percent, is_step) = forward(percent, now);
                 let stepped_at = if is_step { context.now } else { stepped_at };
-                State::Starting { pid, began, stepped_at, percent: Some(next) }
+                State::Starting { pid, began, stepped_at, percent: Some(percent) }
             }
             Input::BecameReady => {
                 self.record_load(context.now.since(began));
@@ -164,6 +164,7 @@ impl Slot {
             | Input::Edited { .. }
             | Input::TimerFired
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::BecameUnready
             | Input::Drained
@@ -176,7 +177,7 @@ impl Slot {
     }
 
     /// Keeps the death of a child that never was.
-    fn record_stillbirth(
+    pub(super) fn record_stillbirth(
         &mut self,
         began: Monotime,
         (verdict, reason): (Verdict, String),
@@ -227,4 +228,11 @@ impl Slot {
         let after = self.after_death(context);
         State::Stopping { began, pid, stop: Stop::TimedOut, after }
     }
+}
+
+/// Moves the bar, and tells whether it moved. Log lines and health answers race; it never runs
+/// backwards.
+fn forward(before: Option<u8>, now: u8) -> (u8, bool) {
+    let next = before.map_or(now, |before| before.max(now)).min(100);
+    (next, before.is_none_or(|before| before < next))
 }

@@ -34,6 +34,7 @@ impl Slot {
             | Input::Shutdown
             | Input::TimerFired
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady
@@ -77,6 +78,7 @@ impl Slot {
             Input::Removed => self.settle(After::Remove, context),
             Input::TimerFired
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady
@@ -117,6 +119,7 @@ impl Slot {
             Input::Leave(_)
             | Input::TimerFired
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady

@@ -22,7 +22,7 @@ impl Slot {
         let child = (pid, began);
         match input {
             Input::Drained => self.part(child, after, context),
-            Input::TimerFired if cut_at <= context.now => {
+            Input::TimerFired if cut_at.is_some_and(|at| at <= context.now) => {
                 context.commands.push(Command::CutRequests {
                     slot: self.name.clone(),
                     generation: self.generation,
@@ -43,6 +43,10 @@ impl Slot {
             | Input::Shutdown
             | Input::Edited { .. }
             | Input::Removed => {
+                // One that only makes room has all the time it needs, until somebody wants it down.
+                let is_wish = !matches!(input, Input::Demand(_) | Input::Leave(_) | Input::Load);
+                let cut_at = cut_at
+                    .or_else(|| is_wish.then(|| context.now.after(self.profile.stop_timeout)));
                 let after = self.steer(after, &input, context);
                 State::Draining { began, pid, cut_at, after }
             }
@@ -52,6 +56,7 @@ impl Slot {
             }
             Input::TimerFired
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady
@@ -111,6 +116,7 @@ impl Slot {
             }
             Input::MemoryMeasured { .. }
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady
@@ -146,6 +152,7 @@ impl Slot {
             }
             Input::TimerFired
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady
@@ -192,6 +199,7 @@ impl Slot {
             | Input::Shutdown
             | Input::TimerFired
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady

@@ -1,6 +1,6 @@
 //! What each state does with each event: one small function a state, one arm an event, no `_`.
 //!
-//! `down` holds the states without a child, `coming` those before it is ready, `serving` those in
+//! `down` holds the states without a child, `waiting` those before one is ordered, `coming` those before it is ready, `serving` those in
 //! which it has been, `going` those in which it ends, `outside` those of an engine that is not ours.
 
 mod coming;
@@ -8,6 +8,7 @@ mod down;
 mod going;
 mod outside;
 mod serving;
+mod waiting;
 
 use std::mem;
 
@@ -29,6 +30,8 @@ impl Slot {
         let before = mem::discriminant(&state);
         self.state = match state {
             State::Offline => self.offline(input, context),
+            State::Sizing { began, cause } => self.sizing((began, cause), input, context),
+            State::Queued(queued) => self.queued(queued, input, context),
             State::Spawning { began } => self.spawning(began, input, context),
             State::Cancelling { after } => self.cancelling(after, input, context),
             State::Starting { .. } => self.starting(state, input, context),
@@ -66,6 +69,7 @@ impl Slot {
             | Input::Shutdown
             | Input::TimerFired
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady
@@ -93,6 +97,7 @@ impl Slot {
             | Input::Shutdown
             | Input::TimerFired
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady

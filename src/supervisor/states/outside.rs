@@ -55,6 +55,7 @@ impl Slot {
             Input::Edited { .. }
             | Input::TimerFired
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady
@@ -101,6 +102,7 @@ impl Slot {
             | Input::Edited { .. }
             | Input::TimerFired
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady
@@ -145,6 +147,7 @@ impl Slot {
             Input::TimerFired
             | Input::Looked { .. }
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady

@@ -56,6 +56,7 @@ impl Slot {
             | Input::Shutdown
             | Input::TimerFired
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady
@@ -95,6 +96,7 @@ impl Slot {
             | Input::Shutdown
             | Input::TimerFired
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameUnready
@@ -158,6 +160,7 @@ impl Slot {
             Input::Load
             | Input::Demand(_)
             | Input::Spawned { .. }
+            | Input::Sized { .. }
             | Input::SpawnFailed { .. }
             | Input::Progressed { .. }
             | Input::BecameReady
@@ -196,6 +199,7 @@ impl Slot {
         Serving {
             began,
             pid,
+            ready_at: now,
             proven_at: Some(now.after(policy.healthy_after)),
             idle_check_at: self.idle_check_at(now),
             room_check_at: self.ladder.look_at(now, policy),

@@ -65,7 +65,8 @@ fn an_engine_that_dies_at_start_is_spawned_four_times_in_a_minute_of_hammering()
     // A request every 10 ms; each spawn lives for 20 ms.
     for tick in 0..6000_u64 {
         let now = Monotime::from_start(Duration::from_millis(tick * 10));
-        let mut commands = stage.checker.step(now, Event::DeadlinePassed).unwrap();
+        let told = stage.checker.step(now, Event::DeadlinePassed).unwrap();
+        let mut commands = stage.size(told);
         commands.extend(stage.demand());
         if spawns(&commands) > 0 {
             spawned_at.push(now.since_start().as_secs_f64());

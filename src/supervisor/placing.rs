@@ -1,0 +1,146 @@
+//! Who is started next: the line of those that wait for memory, who makes room for them, and who comes
+//! back afterwards.
+//!
+//! 1. Those in line are looked at in the order in which they came. Those that may take the place of others
+//!    go first; what the first of them needs is kept for it, so that nobody small overtakes it for ever.
+//! 2. Room that is there is promised; see [`super::ledger`], [`super::placement`].
+//! 3. Else, once what is on its way out will not do, others make room: see [`super::eviction`].
+//! 4. Else a lower rung of its ladder, on the same kind of device.
+//! 5. Else it waits, at the longest for the turn of those that work, each of which ends what it has begun.
+//! 6. Nobody makes room for a slot whose last load failed, that is to be refused rather than swapped in,
+//!    that nobody asked for, or that would not fit even then.
+//!
+//! All figures come from one reading, which is asked for when something has changed.
+
+mod back;
+mod line;
+mod look;
+
+use std::collections::BTreeMap;
+
+pub(super) use self::{
+    back::Displaced,
+    look::{Look, Looked},
+};
+use super::{
+    Supervisor,
+    command::Command,
+    eviction::{Candidate, Class},
+    ledger::{Pools, measured},
+    limits::Limits,
+    slot::{Slot, State},
+};
+use crate::spec::{SlotName, memory::Share, profile::Capability};
+
+/// All that a decision is made from.
+#[derive(Debug)]
+pub(super) struct Stand {
+    pub(super) pools: Pools,
+    pub(super) limits: Limits,
+    /// Slots whose engines are on their way out, and what they hold.
+    pub(super) leaving: BTreeMap<SlotName, (Share, Vec<Capability>)>,
+}
+
+impl Supervisor {
+    /// Starts what can be started, and makes room for what cannot. Called when anything has changed that
+    /// may matter, and when it is time to look again.
+    pub(super) fn place(&mut self, commands: &mut Vec<Command>) {
+        if self.mode != super::Mode::Running {
+            self.look.rest();
+            return;
+        }
+        self.look.wake(self.now);
+        if !self.look.is_due() {
+            return;
+        }
+        self.forget_displaced();
+        self.admit_the_unknown(commands);
+        let line = self.line();
+        if line.is_empty() && self.displaced.is_empty() {
+            self.look.rest();
+            return;
+        }
+        if !self.look.is_fresh(self.now) {
+            self.look.ask(self.now, commands);
+            return;
+        }
+        let is_anybody_first = self.serve_line(&line, commands);
+        if !is_anybody_first {
+            self.bring_back(commands);
+        }
+        let is_waiting = !self.line().is_empty() || !self.displaced.is_empty();
+        self.look.again(self.now, is_anybody_first, is_waiting);
+    }
+
+    /// Makes the stand of this moment.
+    pub(super) fn stand(&self) -> Stand {
+        let Looked { memory, engines } = &self.look.last;
+        let present = self.slots.iter().filter_map(|(name, slot)| {
+            let held = slot.held()?;
+            let read = engines.get(name).filter(|read| read.generation == slot.generation);
+            Some((name, slot, held, read.map(measured)))
+        });
+        let (mut held, mut taken) = (Vec::new(), Vec::new());
+        for (name, slot, promised, measured) in present {
+            // What could not be read of one that serves is taken to be what it was promised.
+            let ours = match measured {
+                Some(measured) if slot.is_serving() => fill(measured, &promised),
+                Some(measured) => measured,
+                // It came after the reading.
+                None => Share::default(),
+            };
+            held.push((name, slot, promised.at_least(&ours)));
+            taken.push(ours);
+        }
+        let mut pools = Pools::of(memory, taken.iter(), &self.policy);
+        let mut limits = Limits::of(&self.policy);
+        let mut leaving = BTreeMap::new();
+        for (name, slot, share) in held {
+            pools.hold(&share);
+            limits.come(slot.kinds());
+            if slot.is_leaving() {
+                leaving.insert(name.clone(), (share, slot.kinds().to_vec()));
+            }
+        }
+        Stand { pools, limits, leaving }
+    }
+
+    /// Lists those that could make room, with the class that each is in.
+    pub(super) fn candidates(&self, accepts: impl Fn(&Slot, Class) -> bool) -> Vec<Candidate<'_>> {
+        let of_slot = |(name, slot): (&'_ SlotName, &'_ Slot)| {
+            let State::Ready(_) = &slot.state else { return None };
+            let read = self.look.last.engines.get(name)?;
+            if read.generation != slot.generation || slot.profile.residence.pinned {
+                return None;
+            }
+            let class = Class::of(read.in_flight, read.idle_for, &self.policy);
+            accepts(slot, class).then_some((class, read.idle_for))
+        };
+        let found = self.slots.iter().filter_map(|(name, slot)| {
+            let (class, idle_for) = of_slot((name, slot))?;
+            let read = self.look.last.engines.get(name).map(measured).unwrap_or_default();
+            Some(Candidate {
+                name,
+                class,
+                priority: slot.profile.residence.priority(),
+                idle_for,
+                share: slot.held().unwrap_or_default().at_least(&read),
+                capabilities: slot.kinds(),
+            })
+        });
+        let mut found: Vec<_> = found.collect();
+        super::eviction::order(&mut found);
+        found
+    }
+}
+
+/// Puts what was promised where a figure is missing.
+fn fill(mut measured: Share, promised: &Share) -> Share {
+    if measured.host.0 == 0 {
+        measured.host = promised.host;
+    }
+    for (gpu, bytes) in &promised.gpus {
+        measured.gpus.entry(*gpu).or_insert(*bytes);
+    }
+    measured
+}

@@ -1,0 +1,109 @@
+//! Who comes back: slots that have made room for another.
+
+use crate::{
+    spec::{SlotName, residence::Restore},
+    supervisor::{
+        Supervisor,
+        command::Command,
+        eviction::Class,
+        placement::fit,
+        slot::{Cause, Slot, State},
+    },
+};
+
+/// A slot that has made room for another.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Displaced {
+    pub(crate) slot: SlotName,
+    pub(crate) by: SlotName,
+}
+
+/// What can be done for a displaced slot.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Way {
+    /// It is started: there is room.
+    Free,
+    /// The one that it made room for is idle, and makes room in turn.
+    Swap,
+    /// Nothing yet.
+    Closed,
+}
+
+impl Supervisor {
+    /// Forgets those that came back, that are gone, or that nobody wants back.
+    pub(super) fn forget_displaced(&mut self) {
+        let slots = &self.slots;
+        self.displaced.retain(|one| {
+            slots.get(&one.slot).is_some_and(|slot| {
+                slot.restore() != Restore::Never
+                    && (matches!(slot.state, State::Offline) || slot.is_leaving())
+            })
+        });
+    }
+
+    /// Brings displaced slots back, one at a time and in the order in which they went, as far as there is
+    /// room: as soon as the one that they made room for is down or has failed, or is idle.
+    pub(super) fn bring_back(&mut self, commands: &mut Vec<Command>) {
+        let is_coming = self.slots.values().any(|slot| slot.cause() == Some(Cause::Restore));
+        if is_coming {
+            return;
+        }
+        for one in self.displaced.clone() {
+            match self.way_back(&one) {
+                Way::Free => {
+                    self.displaced.retain(|other| other.slot != one.slot);
+                    self.with(&one.slot, commands, Slot::come_back);
+                    return;
+                }
+                Way::Swap => {
+                    // Not displaced in turn: nobody has asked for it since.
+                    self.with(&one.by, commands, Slot::give_way);
+                    return;
+                }
+                Way::Closed => {}
+            }
+        }
+    }
+
+    fn way_back(&self, one: &Displaced) -> Way {
+        let Some(slot) = self.slots.get(&one.slot) else { return Way::Closed };
+        let is_busy = |by: &Slot| by.is_coming() || by.is_leaving();
+        let by = self.slots.get(&one.by);
+        if !matches!(slot.state, State::Offline) || by.is_some_and(is_busy) {
+            return Way::Closed;
+        }
+        let stand = self.stand();
+        let need = slot.needs.get(slot.ladder.at()).or(slot.needs.last());
+        let fits = |stand: &super::Stand| {
+            let has_room = need.is_none_or(|need| fit(need, &stand.pools).is_ok());
+            stand.limits.admits(slot.kinds()) && has_room
+        };
+        if fits(&stand) {
+            return Way::Free;
+        }
+        let Some(by) = by.filter(|_| slot.restore() == Restore::WhenIdle) else {
+            return Way::Closed;
+        };
+        let is_idle = |other: &Slot, class: Class| {
+            let read = self.look.last.engines.get(&other.name);
+            let rested = read.is_some_and(|read| read.idle_for >= self.policy.restore_after);
+            let is_it = other.name == by.name && self.may_give_way(other, slot);
+            is_it && class < Class::Active && rested
+        };
+        let idle = self.candidates(is_idle);
+        let Some(idle) = idle.first() else { return Way::Closed };
+        let mut after = stand;
+        after.pools.release(&idle.share);
+        after.limits.leave(idle.capabilities);
+        if fits(&after) { Way::Swap } else { Way::Closed }
+    }
+}
+
+impl Slot {
+    /// Says when it comes back after it has made room.
+    fn restore(&self) -> Restore {
+        let is_kept = self.profile.autostart || self.profile.essential;
+        let usual = if is_kept { Restore::WhenIdle } else { Restore::WhenRoom };
+        self.profile.residence.restore.unwrap_or(usual)
+    }
+}

@@ -1,0 +1,330 @@
+//! The line of those that wait for memory.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use crate::{
+    spec::{
+        SlotName,
+        death::Phase,
+        memory::{Basis, Need, Share},
+        residence::WhenFull,
+    },
+    supervisor::{
+        Supervisor,
+        command::{Command, Refusal},
+        eviction::{Candidate, Class, Wanted, choose},
+        ledger::Pools,
+        placement::{Lack, fit},
+        slot::{Cause, Queued, Slot, State},
+        waits::{Shortage, Wait},
+    },
+};
+
+use super::{Displaced, Stand};
+
+/// When a request is told to come back that a slot in line cannot take.
+const RETRY_IN: Duration = Duration::from_secs(5);
+
+/// What becomes of one that stands in line.
+#[derive(Debug)]
+enum Turn {
+    /// It is started on this rung, and this is promised to it.
+    Start(usize, Share),
+    /// These make room for it.
+    MakeRoom(Vec<SlotName>, Shortage),
+    /// It waits.
+    Wait(Wait),
+}
+
+impl Supervisor {
+    /// Names those in line, first first: those that may take the place of others before those that may
+    /// not, then as they came.
+    pub(super) fn line(&self) -> Vec<SlotName> {
+        let queued = self.slots.iter().filter_map(|(name, slot)| {
+            let State::Queued(queued) = &slot.state else { return None };
+            let priority = std::cmp::Reverse(slot.profile.residence.priority());
+            // What is kept loaded comes by importance, requests are served as they come.
+            let rank = (!slot.has_a_claim(queued)).then_some(priority);
+            Some(((rank, queued.began, name), name.clone()))
+        });
+        let mut queued: Vec<_> = queued.collect();
+        queued.sort_by(|a, b| a.0.cmp(&b.0));
+        queued.into_iter().map(|(_, name)| name).collect()
+    }
+
+    /// Starts those of whom nothing is known, and whom no limit holds back.
+    pub(super) fn admit_the_unknown(&mut self, commands: &mut Vec<Command>) {
+        if self.policy.max_resident.is_some() || !self.policy.max_resident_per.is_empty() {
+            return;
+        }
+        for name in self.line() {
+            let Some(slot) = self.slots.get(&name) else { continue };
+            let State::Queued(queued) = &slot.state else { continue };
+            let rung = slot.ladder.at();
+            if need_on(queued, rung).basis == Basis::Unknown {
+                self.admit(&name, (rung, Share::default()), commands);
+            }
+        }
+    }
+
+    /// Goes through the line once; tells whether somebody waits whose turn it is.
+    pub(super) fn serve_line(&mut self, line: &[SlotName], commands: &mut Vec<Command>) -> bool {
+        let mut stand = self.stand();
+        let mut is_first = true;
+        for name in line {
+            let turn = match self.slots.get(name).map(|slot| (slot, &slot.state)) {
+                Some((slot, State::Queued(queued))) => self.turn(slot, queued, &stand, is_first),
+                _ => continue,
+            };
+            match turn {
+                Turn::Start(rung, share) => {
+                    stand.pools.hold(&share);
+                    if let Some(slot) = self.slots.get(name) {
+                        stand.limits.come(slot.kinds());
+                    }
+                    self.admit(name, (rung, share), commands);
+                }
+                Turn::MakeRoom(victims, lack) => {
+                    is_first = false;
+                    for victim in &victims {
+                        self.displace(victim, name, commands);
+                    }
+                    self.reserve(name, &mut stand);
+                    self.set_wait(name, Wait::Leaving { lack });
+                }
+                Turn::Wait(wait) => {
+                    if self.wait(name, wait, commands) {
+                        is_first = false;
+                        self.reserve(name, &mut stand);
+                    }
+                }
+            }
+        }
+        !is_first
+    }
+
+    /// Decides about one that stands in line.
+    fn turn(&self, slot: &Slot, queued: &Queued, stand: &Stand, is_first: bool) -> Turn {
+        if self.lets_another_first(slot, queued) {
+            return Turn::Wait(Wait::Look);
+        }
+        let at = slot.ladder.at();
+        let lack = match fits(slot, need_on(queued, at), stand) {
+            Ok(share) => return Turn::Start(at, share),
+            Err(lack) => lack,
+        };
+        let may_displace = is_first && slot.has_a_claim(queued);
+        if may_displace {
+            let freed = stand.without_the_leaving();
+            if fits(slot, need_on(queued, at), &freed).is_ok() {
+                return Turn::Wait(Wait::Leaving { lack });
+            }
+            let rested = self
+                .candidates(|other, class| class < Class::Active && self.may_give_way(other, slot));
+            for rung in rungs(slot, queued) {
+                let need = need_on(queued, rung);
+                if rung > at
+                    && let Ok(share) = fits(slot, need, stand)
+                {
+                    return Turn::Start(rung, share);
+                }
+                if let Some(victims) = chosen(slot, need, &freed, &rested) {
+                    return Turn::MakeRoom(victims, lack);
+                }
+            }
+            if self.now.since(queued.began) >= self.policy.turn_after {
+                let all = self.candidates(|other, _| self.may_give_way(other, slot));
+                if let Some(victims) = chosen(slot, need_on(queued, at), &freed, &all) {
+                    return Turn::MakeRoom(victims, lack);
+                }
+            }
+        }
+        Turn::Wait(self.why(slot, queued, stand, lack))
+    }
+
+    /// Tells whether one that is kept loaded, and is worth more, is about to stand in line too.
+    fn lets_another_first(&self, slot: &Slot, queued: &Queued) -> bool {
+        let worth = |slot: &Slot| slot.profile.residence.priority();
+        let is_before = |other: &Slot| {
+            matches!(other.state, State::Sizing { cause: Cause::Keep, .. })
+                && worth(other) > worth(slot)
+        };
+        queued.cause == Cause::Keep && self.slots.values().any(is_before)
+    }
+
+    /// Says why it waits: who would have to go, or that it would not help.
+    fn why(&self, slot: &Slot, queued: &Queued, stand: &Stand, lack: Shortage) -> Wait {
+        let (mut pools, mut limits) = (stand.pools.clone(), stand.limits.clone());
+        let mut holders = BTreeSet::new();
+        for (name, other) in &self.slots {
+            let Some(share) = other.held() else { continue };
+            if *name != slot.name && other.may_ever_go() {
+                pools.release(&share);
+                limits.leave(other.kinds());
+                holders.insert(name.clone());
+            }
+        }
+        let would_do = |pools: &Pools| {
+            let mut rungs = rungs(slot, queued);
+            limits.admits(slot.kinds()) && rungs.any(|at| fit(need_on(queued, at), pools).is_ok())
+        };
+        if would_do(&pools) {
+            let holders = holders.into_iter().filter(|name| !stand.leaving.contains_key(name));
+            return Wait::Turn { lack, holders: holders.collect() };
+        }
+        let may_return = matches!(lack, Shortage::NoGpu { .. }) || !stand.pools.aside.is_empty();
+        if may_return || would_do(&pools.without_strangers()) {
+            return Wait::Room { lack };
+        }
+        Wait::Never { lack }
+    }
+
+    /// Tells whether a slot has been there for long enough to go for another.
+    pub(super) fn may_give_way(&self, other: &Slot, to: &Slot) -> bool {
+        let State::Ready(serving) = &other.state else { return false };
+        let residence = &other.profile.residence;
+        let stay = residence.min_residency.unwrap_or(self.policy.min_residency);
+        other.may_ever_go() && other.name != to.name && self.now.since(serving.ready_at) >= stay
+    }
+
+    fn admit(&mut self, name: &SlotName, place: (usize, Share), commands: &mut Vec<Command>) {
+        let gpus = place.1.gpus.keys().filter_map(|gpu| self.look.last.memory.gpus.get(gpu));
+        let devices = gpus.map(|gpu| gpu.uuid.clone()).collect();
+        self.with(name, commands, |slot, context| slot.admit(place, devices, context));
+    }
+
+    /// Lets a slot make room for another.
+    pub(super) fn displace(
+        &mut self,
+        victim: &SlotName,
+        by: &SlotName,
+        commands: &mut Vec<Command>,
+    ) {
+        self.displaced.retain(|one| one.slot != *victim);
+        self.displaced.push(Displaced { slot: victim.clone(), by: by.clone() });
+        self.with(victim, commands, Slot::give_way);
+    }
+
+    /// Keeps what one waits for from those behind it.
+    fn reserve(&self, name: &SlotName, stand: &mut Stand) {
+        let Some(slot) = self.slots.get(name) else { return };
+        let State::Queued(queued) = &slot.state else { return };
+        let need = need_on(queued, slot.ladder.at());
+        stand.pools.hold(&Share { host: need.host, ..Share::default() });
+        stand.limits.come(slot.kinds());
+        if need.gpu.is_some() {
+            for pool in stand.pools.gpus.values_mut() {
+                pool.held = pool.size.max(pool.held);
+            }
+        }
+    }
+
+    fn set_wait(&mut self, name: &SlotName, wait: Wait) {
+        if let Some(State::Queued(queued)) = self.slots.get_mut(name).map(|slot| &mut slot.state) {
+            queued.wait = wait;
+        }
+    }
+
+    /// Lets one wait, and turns those away who wait for it in vain; tells whether it goes on waiting
+    /// with a claim to what it needs.
+    fn wait(&mut self, name: &SlotName, wait: Wait, commands: &mut Vec<Command>) -> bool {
+        let Some(slot) = self.slots.get(name) else { return false };
+        let State::Queued(queued) = &slot.state else { return false };
+        let refusal = slot.refusal_for(&wait);
+        let (has_claim, cause) = (slot.has_a_claim(queued), queued.cause);
+        self.set_wait(name, wait);
+        let is_refused = refusal.is_some();
+        if let Some(refusal) = refusal {
+            self.with(name, commands, |slot, context| slot.refuse_all(&refusal, context));
+        }
+        let is_unwanted = self.slots.get(name).is_some_and(|slot| slot.waiting.is_empty());
+        if cause == Cause::Demand && is_unwanted {
+            self.with(name, commands, Slot::give_up_the_line);
+            return false;
+        }
+        has_claim && !is_refused
+    }
+}
+
+impl Slot {
+    /// Tells whether others may have to make room for it: somebody wants it, and its last load worked.
+    pub(super) fn has_a_claim(&self, queued: &Queued) -> bool {
+        let is_wanted = queued.cause == Cause::Order || !self.waiting.is_empty();
+        let swaps = self.profile.residence.when_full == WhenFull::Swap;
+        is_wanted && swaps && !self.has_failed_to_load()
+    }
+
+    /// Tells whether its last start came to nothing, and no person has said to try again.
+    fn has_failed_to_load(&self) -> bool {
+        let died = self.deaths.last().is_some_and(|death| death.phase == Phase::Starting);
+        self.tally.deaths > 0 && died
+    }
+
+    /// Tells whether it could ever make room for another.
+    fn may_ever_go(&self) -> bool {
+        let residence = &self.profile.residence;
+        !residence.pinned && !residence.pressure_evict_only
+    }
+
+    /// Says why requests for it do not wait; `None` where they do.
+    fn refusal_for(&self, wait: &Wait) -> Option<Refusal> {
+        let refuses = self.profile.residence.when_full == WhenFull::Refuse;
+        if self.has_failed_to_load() {
+            return Some(self.load_failed_until(RETRY_IN));
+        }
+        let is_in_vain = matches!(wait, Wait::Never { .. });
+        (is_in_vain || refuses).then(|| Refusal::NoRoom { reason: wait.sentence() })
+    }
+}
+
+impl Stand {
+    /// Returns the stand as it will be once those on their way out are gone.
+    fn without_the_leaving(&self) -> Self {
+        let (mut pools, mut limits) = (self.pools.clone(), self.limits.clone());
+        for (share, kinds) in self.leaving.values() {
+            pools.release(share);
+            limits.leave(kinds);
+        }
+        Self { pools, limits, leaving: std::collections::BTreeMap::new() }
+    }
+}
+
+/// Finds a place; says what is lacking where there is none.
+fn fits(slot: &Slot, need: &Need, stand: &Stand) -> Result<Share, Shortage> {
+    if !stand.limits.admits(slot.kinds()) {
+        return Err(Shortage::Places);
+    }
+    if need.basis == Basis::Unknown {
+        return Ok(Share::default());
+    }
+    fit(need, &stand.pools).map_err(|lack| match lack {
+        Lack::Host { needed, free } => Shortage::Host { needed, free },
+        Lack::Gpus { needed, free } => Shortage::Gpus { needed, free },
+        Lack::NoGpu { reason } => Shortage::NoGpu { reason },
+    })
+}
+
+fn chosen(
+    slot: &Slot,
+    need: &Need,
+    freed: &Stand,
+    candidates: &[Candidate<'_>],
+) -> Option<Vec<SlotName>> {
+    let wanted = Wanted { need, capabilities: slot.kinds() };
+    let chosen = choose(wanted, (&freed.pools, &freed.limits), candidates)?;
+    Some(chosen.iter().map(|one| one.name.clone()).collect())
+}
+
+/// Lists the rungs that it may be started on: its own, and those below it on the same kind of device.
+fn rungs<'a>(slot: &Slot, queued: &'a Queued) -> impl Iterator<Item = usize> + use<'a> {
+    let at = slot.ladder.at().min(queued.needs.len().saturating_sub(1));
+    let is_on_gpu = need_on(queued, at).gpu.is_some();
+    (at..queued.needs.len().max(1))
+        .take_while(move |rung| need_on(queued, *rung).gpu.is_some() == is_on_gpu)
+}
+
+/// Returns the need of a rung; nothing is known of one that has none.
+fn need_on(queued: &Queued, rung: usize) -> &Need {
+    const UNKNOWN: &Need = &Need { host: crate::spec::Bytes(0), gpu: None, basis: Basis::Unknown };
+    queued.needs.get(rung).or(queued.needs.last()).unwrap_or(UNKNOWN)
+}

@@ -1,0 +1,99 @@
+//! Slots that do not fit at once: who waits, who makes room, who comes back. Fake engines, and figures
+//! of a person's own.
+
+use std::fs;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::common::{Daemon, fake, scratch};
+
+/// A directory whose daemon lets engines have 100 MiB together.
+fn small(profiles: &[(&str, &str)]) -> TempDir {
+    let dir = scratch(profiles);
+    fs::create_dir(dir.path().join("slotd")).unwrap();
+    let settings =
+        "memory_limit = \"100MiB\"\nmemory_reserve = \"0B\"\nrestore_after = \"500ms\"\n";
+    fs::write(dir.path().join("slotd/slotd.toml"), settings).unwrap();
+    dir
+}
+
+fn needs(memory: &str, keys: &str) -> String {
+    fake("", &format!("memory = \"{memory}\"\nmin_residency = \"0s\"\n{keys}"))
+}
+
+#[tokio::test]
+async fn a_slot_that_does_not_fit_waits_until_the_other_is_gone() {
+    let (held, wanted) = (needs("60MiB", "pinned = true"), needs("60MiB", ""));
+    let daemon = Daemon::start(small(&[("held", &held), ("wanted", &wanted)])).await;
+    daemon.order("held", "load").await;
+    daemon.until_state("held", "ready").await;
+
+    daemon.order("wanted", "load").await;
+    let queued = daemon
+        .until("wanted", "queued with its reason", |view| {
+            view["waits_for"].as_str().is_some_and(|told| told.contains("can be had"))
+        })
+        .await;
+    assert_eq!((&queued["state"], &queued["need_bytes"]), (&json!("queued"), &json!(60_u64 << 20)));
+    assert_eq!(
+        queued["waits_for"],
+        "it needs 60 MiB of memory, and 40 MiB can be had, even if all that may go were gone"
+    );
+    assert_eq!(daemon.slot("held").await["state"], "ready");
+
+    daemon.order("held", "unload").await;
+    daemon.until_state("wanted", "ready").await;
+    assert_eq!(daemon.slot("held").await["state"], "offline");
+}
+
+#[tokio::test]
+async fn a_request_has_the_idle_slot_make_room_and_that_one_comes_back() {
+    let (kept, guest) = (needs("60MiB", "autostart = true"), needs("60MiB", ""));
+    let daemon = Daemon::start(small(&[("kept", &kept), ("guest", &guest)])).await;
+    daemon.until_state("kept", "ready").await;
+
+    let (answer, displaced) = tokio::join!(
+        daemon.chat("guest"),
+        daemon.until("kept", "displaced", |view| view["displaced_by"] == "guest")
+    );
+    assert_eq!(answer.status(), 200);
+    assert_eq!(displaced["generation"], 1);
+    let back = daemon
+        .until("kept", "back", |view| view["state"] == "ready" && view["generation"] == 2)
+        .await;
+    assert_eq!(back["displaced_by"], json!(null));
+    assert_eq!(daemon.slot("guest").await["state"], "offline");
+}
+
+#[tokio::test]
+async fn what_can_never_fit_is_told_at_once_and_nobody_makes_room() {
+    let (held, giant) = (needs("60MiB", ""), needs("200MiB", ""));
+    let daemon = Daemon::start(small(&[("held", &held), ("giant", &giant)])).await;
+    daemon.order("held", "load").await;
+    daemon.until_state("held", "ready").await;
+
+    for _ in 0..5 {
+        let answer = daemon.chat("giant").await;
+        assert_eq!(answer.status(), 503);
+        let body: serde_json::Value = answer.json().await.unwrap();
+        assert_eq!(body["error"]["code"], "no_memory");
+        let message = body["error"]["message"].as_str().unwrap();
+        assert!(message.contains("200 MiB of memory, and 40 MiB can be had"), "{message}");
+    }
+    let held = daemon.slot("held").await;
+    assert_eq!((&held["state"], &held["generation"]), (&json!("ready"), &json!(1)));
+}
+
+#[tokio::test]
+async fn two_slots_that_fit_one_at_a_time_answer_both_their_clients() {
+    let (left, right) = (needs("60MiB", ""), needs("60MiB", ""));
+    let daemon = Daemon::start(small(&[("left", &left), ("right", &right)])).await;
+    for _ in 0..3 {
+        let (first, second) = tokio::join!(daemon.chat("left"), daemon.chat("right"));
+        assert_eq!(
+            (first.status(), second.status()),
+            (200.try_into().unwrap(), 200.try_into().unwrap())
+        );
+    }
+}
