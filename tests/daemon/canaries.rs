@@ -77,6 +77,10 @@ async fn canaries_are_in_no_log_state_error_or_process_list() {
     let slot = daemon.until_state("chat", "ready").await;
     said.push_str(&slot.to_string());
     said.push_str(&daemon.daemon().await.to_string());
+    let metrics = daemon.client.get(format!("{}/metrics", daemon.url)).bearer_auth(&key);
+    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("slotd_requests_total{slot=\"chat\""), "{metrics}");
+    said.push_str(&metrics);
 
     assert!(completion.len() > 20, "{completion}");
     let mut found = Vec::new();
