@@ -5,7 +5,9 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    env,
     panic::AssertUnwindSafe,
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -26,7 +28,7 @@ use super::{
 use crate::{
     process::StopHandle,
     proxy::{Blame, Gate},
-    sensor,
+    sensor::{self, GpuOptions, Gpus, NVML_LIBRARY},
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
@@ -76,6 +78,8 @@ pub(super) struct Effects {
     outside: BTreeMap<SlotName, Outside>,
     /// A child's task that panicked says whose it was.
     tasks: JoinSet<Option<(SlotName, Generation)>>,
+    /// NVIDIA's, on a machine that may have some.
+    gpus: Option<Arc<Gpus>>,
     /// Readings of the machine's memory.
     reading: JoinSet<survey::Surveyed>,
     reports: mpsc::Receiver<Report>,
@@ -93,6 +97,7 @@ impl Effects {
             gates: BTreeMap::new(),
             outside: BTreeMap::new(),
             tasks: JoinSet::new(),
+            gpus: gpus(),
             reading: JoinSet::new(),
             reports,
             reporter,
@@ -286,7 +291,7 @@ impl Effects {
             (slot.clone(), (*generation, handles.pid))
         });
         let engines = engines.collect();
-        self.reading.spawn(survey::read(engines));
+        self.reading.spawn(survey::read(engines, self.gpus.clone()));
     }
 
     /// Adds how busy each engine is at this moment.
@@ -388,6 +393,13 @@ fn blame(evidence: &Evidence) -> Blame {
         }
         ExitStatus::Signal(_) | ExitStatus::Code(_) | ExitStatus::Unknown => Blame::Request,
     }
+}
+
+/// Begins to look at the GPUs, where there may be some.
+fn gpus() -> Option<Arc<Gpus>> {
+    let library = env::var_os(NVML_LIBRARY).map(PathBuf::from);
+    let is_asked = library.is_some() || sensor::has_gpu();
+    is_asked.then(|| Arc::new(Gpus::start(&GpuOptions { library, ..GpuOptions::default() })))
 }
 
 fn child_event(slot: SlotName, generation: Generation, event: ChildEvent) -> Event {

@@ -63,6 +63,13 @@ impl Processes {
         own.reduce(u64::saturating_add).map(Bytes)
     }
 
+    /// Tells whether a process is in process group `group` now.
+    pub fn is_in_group(pid: u32, group: u32) -> bool {
+        let number = |pid| i32::try_from(pid).map(Pid::from_raw);
+        number(group)
+            .is_ok_and(|group| number(pid).is_ok_and(|pid| getpgid(Some(pid)) == Ok(group)))
+    }
+
     fn members(&self, group: u32) -> Option<impl Iterator<Item = (&sysinfo::Pid, &Process)>> {
         let group = Pid::from_raw(i32::try_from(group).ok()?);
         let of_group = move |(pid, _): &(&sysinfo::Pid, &Process)| {

@@ -14,7 +14,11 @@ mod nvml;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -59,6 +63,9 @@ pub struct GpuUse {
 #[derive(Debug)]
 pub struct Gpus {
     board: Board,
+    /// The driver was looked for once, and its GPUs were counted where it is there.
+    is_counted: Arc<AtomicBool>,
+    began: Instant,
     deadline: Duration,
     /// Closed when nobody asks any more: threads that can then end do.
     _open: mpsc::Sender<()>,
@@ -88,13 +95,31 @@ impl Gpus {
     pub fn start(options: &GpuOptions) -> Self {
         let board = Board::default();
         let (open, closed) = mpsc::channel();
+        let is_counted = Arc::new(AtomicBool::new(false));
         let finder = {
             let (board, options) = (Arc::clone(&board), options.clone());
+            let is_counted = Arc::clone(&is_counted);
             let name = "gpus".to_owned();
-            thread::Builder::new().name(name).spawn(move || nvml::find(&board, &options, &closed))
+            let find = move || nvml::find((&board, &is_counted), &options, &closed);
+            thread::Builder::new().name(name).spawn(find)
         };
+        let (began, deadline) = (Instant::now(), options.deadline);
         // Without a thread there is no reading, as without a driver.
-        Self { board, deadline: options.deadline, _open: open, _finder: finder.ok() }
+        Self { board, is_counted, began, deadline, _open: open, _finder: finder.ok() }
+    }
+
+    /// Blocks until each GPU was read once, at the longest until the deadline has passed since the start: a
+    /// driver that has only just been loaded is not one that finds nothing.
+    pub fn wait_for_first(&self) {
+        while !self.is_read_once() && self.began.elapsed() < self.deadline {
+            thread::sleep(FIRST_PAUSE);
+        }
+    }
+
+    fn is_read_once(&self) -> bool {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_read = |seen: &Seen| seen.heard.is_some() || seen.lost.is_some();
+        self.is_counted.load(Ordering::Acquire) && board.values().all(is_read)
     }
 
     /// Returns what is known of each GPU now. Never waits for a driver.
@@ -135,6 +160,9 @@ fn note(board: &Board, index: u32, change: impl FnOnce(&mut Seen)) {
     let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
     change(board.entry(index).or_default());
 }
+
+/// Between two looks at whether all were read once.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@
 use std::{
     sync::{
         Arc,
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError},
     },
     thread,
@@ -25,8 +26,12 @@ use crate::spec::{Bytes, memory::Room};
 const AGAIN: Duration = Duration::from_secs(30);
 
 /// Loads the library, and starts a reader for each GPU that it counts. Ends when `closed` does.
-pub(super) fn find(board: &Board, options: &GpuOptions, closed: &Receiver<()>) {
-    let Some(nvml) = load(options, closed) else { return };
+pub(super) fn find(
+    (board, is_counted): (&Board, &AtomicBool),
+    options: &GpuOptions,
+    closed: &Receiver<()>,
+) {
+    let Some(nvml) = load(is_counted, options, closed) else { return };
     let nvml = Arc::new(nvml);
     let mut readers = Vec::new();
     loop {
@@ -44,13 +49,14 @@ pub(super) fn find(board: &Board, options: &GpuOptions, closed: &Receiver<()>) {
                 Err(_) => break,
             }
         }
+        is_counted.store(true, Ordering::Release);
         if is_closed(closed, options.period) {
             return;
         }
     }
 }
 
-fn load(options: &GpuOptions, closed: &Receiver<()>) -> Option<Nvml> {
+fn load(is_counted: &AtomicBool, options: &GpuOptions, closed: &Receiver<()>) -> Option<Nvml> {
     loop {
         let nvml = match &options.library {
             Some(path) => Nvml::builder().lib_path(path.as_os_str()).init(),
@@ -59,8 +65,10 @@ fn load(options: &GpuOptions, closed: &Receiver<()>) -> Option<Nvml> {
         match nvml {
             Ok(nvml) => return Some(nvml),
             // Missing, of another version, without a device: none of it is a fault here.
-            Err(_) if is_closed(closed, AGAIN) => return None,
-            Err(_) => {}
+            Err(_) => is_counted.store(true, Ordering::Release),
+        }
+        if is_closed(closed, AGAIN) {
+            return None;
         }
     }
 }

@@ -1,0 +1,102 @@
+//! GPUs of a driver that the tests make: who goes to which, and what becomes of a lost or a silent one.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use tempfile::TempDir;
+
+use super::common::{Daemon, fake, scratch};
+
+const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/sensor/gpus/fake_nvml.c");
+
+/// A driver whose GPUs are the lines of a file.
+struct Driver(TempDir);
+
+impl Driver {
+    fn new(lines: &str) -> Self {
+        let driver = Self(tempfile::tempdir().unwrap());
+        driver.set(lines);
+        let status = Command::new("cc")
+            .args(["-shared", "-fPIC", "-o"])
+            .arg(driver.library())
+            .arg(format!("-DCONTROL=\"{}\"", driver.0.path().join("gpus").display()))
+            .arg(SOURCE)
+            .status();
+        assert!(status.unwrap().success());
+        driver
+    }
+
+    fn library(&self) -> PathBuf {
+        self.0.path().join("libnvidia-ml.so.1")
+    }
+
+    /// At once for those who read at the same time.
+    fn set(&self, lines: &str) {
+        let new = self.0.path().join("new");
+        fs::write(&new, lines).unwrap();
+        fs::rename(new, self.0.path().join("gpus")).unwrap();
+    }
+
+    async fn daemon(&self, profiles: &[(&str, &str)]) -> Daemon {
+        let library = self.library();
+        Daemon::start_with(scratch(profiles), &[("SLOTD_NVML_LIBRARY", &library)]).await
+    }
+}
+
+fn needs(memory: &str) -> String {
+    fake("", &format!("gpu_memory = \"{memory}\""))
+}
+
+/// The GPUs that a slot's engine was told to see, once it is ready.
+async fn visible_to(daemon: &Daemon, slot: &str) -> String {
+    let view = daemon.until_state(slot, "ready").await;
+    let environment = fs::read(format!("/proc/{}/environ", view["pid"])).unwrap();
+    let environment = String::from_utf8(environment).unwrap();
+    let mut told = environment.split('\0');
+    let found = told.find_map(|pair| pair.strip_prefix("CUDA_VISIBLE_DEVICES="));
+    found.unwrap_or("all").to_owned()
+}
+
+async fn until_it_waits(daemon: &Daemon, slot: &str, reason: &str) {
+    let waits = |view: &serde_json::Value| {
+        let told = view["waits_for"].as_str();
+        view["state"] == "queued" && told.is_some_and(|told| told.contains(reason))
+    };
+    daemon.until(slot, reason, waits).await;
+}
+
+#[tokio::test]
+async fn a_slot_goes_to_the_gpu_where_it_fits_and_waits_for_a_lost_one() {
+    let driver = Driver::new("present 8000 2000\nlost\n");
+    let (small, big) = (needs("1000MiB"), needs("4000MiB"));
+    let daemon = driver.daemon(&[("small", &small), ("big", &big)]).await;
+    daemon.order("small", "load").await;
+    assert_eq!(visible_to(&daemon, "small").await, "GPU-00000000");
+
+    daemon.order("big", "load").await;
+    until_it_waits(&daemon, "big", "it needs 3.9 GiB of GPU memory").await;
+    assert_eq!(daemon.slot("small").await["generation"], 1, "it would not have helped");
+
+    driver.set("present 8000 2000\npresent 8000 6000\n");
+    assert_eq!(visible_to(&daemon, "big").await, "GPU-00000001");
+}
+
+#[tokio::test]
+async fn a_driver_that_hangs_keeps_nobody_waiting_but_those_that_need_its_gpus() {
+    let driver = Driver::new(&"hang\n".repeat(8));
+    let (plain, big) = (fake("", ""), needs("4000MiB"));
+    let daemon = driver.daemon(&[("plain", &plain), ("big", &big)]).await;
+    daemon.order("big", "load").await;
+    assert_eq!(daemon.chat("plain").await.status(), 200);
+    until_it_waits(&daemon, "big", "it does not answer").await;
+    for _ in 0..20 {
+        assert_eq!(daemon.chat("plain").await.status(), 200);
+        assert_eq!(daemon.slot("big").await["state"], "queued");
+    }
+    // An engine dies, and is seen to die, and comes back.
+    daemon.order("plain", "restart").await;
+    let again = |view: &serde_json::Value| view["generation"] == 2 && view["state"] == "ready";
+    daemon.until("plain", "back", again).await;
+
+    driver.set(&"present 8000 6000\n".repeat(8));
+    assert_eq!(visible_to(&daemon, "big").await, "GPU-00000000");
+}
