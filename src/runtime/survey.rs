@@ -25,14 +25,14 @@ pub(super) async fn read(
     engines: BTreeMap<SlotName, (Generation, u32)>,
     gpus: Option<Arc<Gpus>>,
 ) -> Surveyed {
+    if let Some(gpus) = &gpus {
+        gpus.wait_for_first().await;
+    }
     let looked = spawn_blocking(move || look(engines, gpus.as_deref()));
     looked.await.unwrap_or_default()
 }
 
 fn look(engines: BTreeMap<SlotName, (Generation, u32)>, gpus: Option<&Gpus>) -> Surveyed {
-    if let Some(gpus) = gpus {
-        gpus.wait_for_first();
-    }
     let uses = gpus.map(|gpus| gpus.uses(Instant::now())).unwrap_or_default();
     let mut processes = Processes::new();
     if !engines.is_empty() {

@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::spec::{
     Bytes,
@@ -108,11 +108,11 @@ impl Gpus {
         Self { board, is_counted, began, deadline, _open: open, _finder: finder.ok() }
     }
 
-    /// Blocks until each GPU was read once, at the longest until the deadline has passed since the start: a
+    /// Waits until each GPU was read once, at the longest until the deadline has passed since the start: a
     /// driver that has only just been loaded is not one that finds nothing.
-    pub fn wait_for_first(&self) {
+    pub async fn wait_for_first(&self) {
         while !self.is_read_once() && self.began.elapsed() < self.deadline {
-            thread::sleep(FIRST_PAUSE);
+            sleep(FIRST_PAUSE).await;
         }
     }
 
@@ -161,7 +161,7 @@ fn note(board: &Board, index: u32, change: impl FnOnce(&mut Seen)) {
     change(board.entry(index).or_default());
 }
 
-/// Between two looks at whether all were read once.
+/// Between two looks at whether all were read once: threads in a driver tell nobody.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
 #[cfg(test)]
