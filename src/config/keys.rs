@@ -18,6 +18,7 @@ use std::{
     io::Read,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
+    sync::Arc,
 };
 
 use nix::{fcntl::OFlag, unistd::geteuid};
@@ -57,7 +58,7 @@ impl Role {
 #[derive(Clone, Eq, PartialEq)]
 pub struct Key {
     /// Who it was made for.
-    pub name: String,
+    pub name: Arc<str>,
     /// What it is for.
     pub role: Role,
     /// How many of its requests may be in flight, where its line says.
@@ -211,13 +212,13 @@ fn parse_line(line: &str, before: &[Key]) -> Result<Key, String> {
     let digest = digest.strip_prefix(SHA256).and_then(from_hex).ok_or_else(|| {
         format!("the digest of `{name}` is not `sha256:` and 64 hexadecimal digits")
     })?;
-    if before.iter().any(|key| key.name == name) {
+    if before.iter().any(|key| *key.name == *name) {
         return Err(format!("the name `{name}` is there twice"));
     }
     if before.iter().any(|key| key.digest == digest) {
         return Err(format!("the key of `{name}` is there twice"));
     }
-    Ok(Key { name: name.to_owned(), role, max_in_flight, digest })
+    Ok(Key { name: name.into(), role, max_in_flight, digest })
 }
 
 fn parse_limit(word: &str) -> Result<u32, String> {
@@ -274,7 +275,7 @@ mod tests {
         assert!(!text.contains(&infer) && !text.contains(&admin), "{text}");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         let keys = Keys::Asked(read(&file).unwrap().unwrap());
-        assert_eq!(keys.find(infer.as_bytes()).unwrap().name, "laptop");
+        assert_eq!(keys.find(infer.as_bytes()).unwrap().name.as_ref(), "laptop");
         assert_eq!(keys.find(admin.as_bytes()).unwrap().role, Role::Admin);
         for wrong in ["", "sk-slotd-", infer.get(1..).unwrap(), &infer.to_uppercase()] {
             assert_eq!(keys.find(wrong.as_bytes()), None, "{wrong}");

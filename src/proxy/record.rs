@@ -32,14 +32,15 @@ impl Fingerprint {
 /// Differs in each life of the daemon, so that nobody can make two requests look alike.
 static SEED: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one("fingerprint"));
 
-/// Mixes bytes into a hash, eight at a time: several times as fast as the standard one, which a long
+/// Mixes bytes into a hash, sixteen at a time: many times as fast as the standard one, which a long
 /// prompt would feel.
 /// Source: the multiply-and-fold of wyhash and foldhash.
 fn mixed(seed: u64, mut bytes: &[u8]) -> u64 {
-    let mut hash = seed ^ 0x9e37_79b9_7f4a_7c15;
+    let (mut hash, secret) = (seed ^ 0x9e37_79b9_7f4a_7c15, 0xa076_1d64_78bd_642f ^ *SEED);
     loop {
-        let (word, rest) = eight(bytes);
-        hash = folded(hash ^ word, 0xa076_1d64_78bd_642f ^ *SEED);
+        let (first, rest) = eight(bytes);
+        let (second, rest) = eight(rest);
+        hash = folded(hash ^ first, secret ^ second);
         if rest.is_empty() {
             return folded(hash, 0xe703_7ed1_a0b4_28db);
         }
@@ -59,7 +60,7 @@ fn eight(bytes: &[u8]) -> (u64, &[u8]) {
 fn folded(a: u64, b: u64) -> u64 {
     let [low, high] = {
         let [a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7] =
-            (u128::from(a) * u128::from(b | 1)).to_le_bytes();
+            (u128::from(a) * u128::from(b)).to_le_bytes();
         [
             u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
             u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7]),
@@ -124,6 +125,8 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -159,6 +162,13 @@ mod tests {
         prints.sort();
         prints.dedup();
         assert_eq!(prints.len(), 6);
+        let bit = |bit: usize| {
+            let mut body = [b'x'; 40];
+            body[bit / 8] ^= 1 << (bit % 8);
+            Fingerprint::of(&body)
+        };
+        let prints: BTreeSet<_> = (0..320).map(bit).collect();
+        assert_eq!(prints.len(), 320, "every bit counts");
         assert_eq!(Fingerprint::of(&long), Fingerprint::of(&long.clone()));
     }
 }

@@ -461,12 +461,23 @@ pub(super) fn is_request_id(id: &[u8]) -> bool {
     (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
 }
 
-/// Makes an id for a request that has none.
+/// Makes an id for a request that has none: `req-`, its life, its number, both in hexadecimal digits.
 pub(super) fn new_request_id() -> HeaderValue {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     static COUNT: AtomicU64 = AtomicU64::new(0);
     /// Tells the ids of one life of the daemon from those of another.
-    static LIFE: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one("life") >> 32);
+    static LIFE: LazyLock<String> =
+        LazyLock::new(|| format!("req-{:08x}-", RandomState::new().hash_one("life") >> 32));
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    HeaderValue::try_from(format!("req-{:08x}-{count:x}", *LIFE))
-        .unwrap_or(HeaderValue::from_static("req"))
+    let mut id = [0_u8; 32];
+    let (life, length) = (LIFE.as_bytes(), count.checked_ilog(16).unwrap_or(0).saturating_add(1));
+    let digits = (0..length)
+        .rev()
+        .filter_map(|place| DIGITS.get(usize::try_from(count >> (4 * place) & 15).ok()?).copied());
+    let mut end = 0_usize;
+    for (place, byte) in id.iter_mut().zip(life.iter().copied().chain(digits)) {
+        (*place, end) = (byte, end.saturating_add(1));
+    }
+    let id = id.get(..end).and_then(|id| HeaderValue::from_bytes(id).ok());
+    id.unwrap_or(HeaderValue::from_static("req"))
 }

@@ -1,6 +1,6 @@
 //! Names and numbers that identify things: slots, generations, waiting requests.
 
-use std::{borrow::Borrow, fmt, str::FromStr};
+use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -13,7 +13,7 @@ const MAX_SLOT_NAME: usize = 48;
 /// The set is what file names, systemd instance names, URLs and metric labels all take unquoted.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct SlotName(String);
+pub struct SlotName(Arc<str>);
 
 /// Says why a text is not a slot name.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
@@ -52,7 +52,7 @@ impl FromStr for SlotName {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         match text.chars().find(|c| !allowed(*c)) {
             Some(c) => Err(NameFault::BadCharacter(c)),
-            None => Ok(Self(text.to_owned())),
+            None => Ok(Self(text.into())),
         }
     }
 }
@@ -67,7 +67,7 @@ impl TryFrom<String> for SlotName {
 
 impl From<SlotName> for String {
     fn from(name: SlotName) -> Self {
-        name.0
+        name.as_str().to_owned()
     }
 }
 

@@ -50,7 +50,7 @@ pub enum EditFault {
 pub fn add(file: &Path, name: &str, role: Role) -> Result<String, EditFault> {
     check_name(name).map_err(EditFault::Name)?;
     let known = read(file).map_err(EditFault::Faults)?.unwrap_or_default();
-    if known.iter().any(|key| key.name == name) {
+    if known.iter().any(|key| *key.name == *name) {
         return Err(EditFault::Taken { name: name.to_owned() });
     }
     let mut bytes = [0; 32];
@@ -84,7 +84,7 @@ fn append(file: &Path, line: &str) -> io::Result<()> {
 /// [`EditFault`], each variant as it says.
 pub fn remove(file: &Path, name: &str) -> Result<bool, EditFault> {
     let known = read(file).map_err(EditFault::Faults)?.unwrap_or_default();
-    if !known.iter().any(|key| key.name == name) {
+    if !known.iter().any(|key| *key.name == *name) {
         return Ok(false);
     }
     without(file, name).map_err(|source| EditFault::Write { path: file.to_owned(), source })?;

@@ -106,7 +106,7 @@ impl Access {
     }
 
     fn known(&self, key: &Key) -> Caller {
-        Caller { name: key.name.as_str().into(), most: key.max_in_flight.or(self.max_in_flight) }
+        Caller { name: Arc::clone(&key.name), most: key.max_in_flight.or(self.max_in_flight) }
     }
 
     /// Refuses requests whose key does not open their path. Returns the key.

@@ -9,7 +9,6 @@
 
 use std::{
     future::poll_fn,
-    io::IoSlice,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
@@ -202,12 +201,10 @@ impl Passage<'_, '_> {
     fn send_more(&mut self, wire: &mut Wire, context: &mut Context<'_>) {
         while let Sending::Going(sent) = self.sending {
             let (head, body) = (&self.asking.forward, self.body());
-            let parts = [
-                IoSlice::new(head.get(sent..).unwrap_or_default()),
-                IoSlice::new(body.get(sent.saturating_sub(head.len())..).unwrap_or_default()),
-            ];
             let whole = head.len().saturating_add(body.len());
-            self.sending = match wire.poll_write(context, &parts) {
+            let head_left = head.get(sent..).unwrap_or_default();
+            let body_left = body.get(sent.saturating_sub(head.len())..).unwrap_or_default();
+            self.sending = match wire.poll_write(context, (head_left, body_left)) {
                 Poll::Ready(Ok(count @ 1..)) if sent.saturating_add(count) < whole => {
                     Sending::Going(sent.saturating_add(count))
                 }
@@ -288,7 +285,7 @@ impl Passage<'_, '_> {
         }
     }
 
-    fn answer(&mut self, reply: Box<Reply>, begun: &[u8], out: &mut Vec<u8>) -> Heard {
+    fn answer(&mut self, reply: Reply, begun: &[u8], out: &mut Vec<u8>) -> Heard {
         self.way.lease.note_word();
         self.alarm = None;
         if self.sending == Sending::Done && reply.is_events {
@@ -296,7 +293,7 @@ impl Passage<'_, '_> {
             (self.request, self.asking.forward, self.way.body) = (Vec::new(), Vec::new(), None);
         }
         if !reply.status.is_success() || (self.is_committed && !reply.is_events) {
-            return Heard::Refused(reply, begun.to_vec());
+            return Heard::Refused(Box::new(reply), begun.to_vec());
         }
         if !self.is_committed {
             self.put_head(&reply, out);

@@ -31,7 +31,7 @@ pub(super) enum Said {
     /// An interim answer of so many bytes.
     Interim(usize),
     /// A head of so many bytes.
-    Head(usize, Box<Reply>),
+    Head(usize, Reply),
     /// No HTTP, or none that can be passed on.
     Garbled,
 }
@@ -47,9 +47,7 @@ pub(super) fn read(bytes: &[u8]) -> Said {
     };
     match response.code {
         Some(100 | 102..200) => Said::Interim(length),
-        Some(200..) => {
-            reply(&response).map_or(Said::Garbled, |reply| Said::Head(length, Box::new(reply)))
-        }
+        Some(200..) => reply(&response).map_or(Said::Garbled, |reply| Said::Head(length, reply)),
         Some(_) | None => Said::Garbled,
     }
 }
@@ -67,38 +65,42 @@ fn reply(response: &httparse::Response<'_, '_>) -> Option<Reply> {
     let (mut length, mut is_chunked) = (None, false);
     let kind = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case("content-type"));
     reply.is_events = kind.is_some_and(|kind| kind.value.starts_with(b"text/event-stream"));
-    let mut name = String::with_capacity(32);
     for header in response.headers.iter() {
-        name.clear();
-        name.push_str(header.name);
+        let start = reply.headers.len();
+        reply.headers.extend_from_slice(header.name.as_bytes());
+        let name = reply.headers.get_mut(start..)?;
         name.make_ascii_lowercase();
-        match name.as_str() {
-            "content-length" => {
+        let is_kept = match &*name {
+            b"content-length" => {
                 let told = plain_length(header.value)?;
                 if length.is_some_and(|length| length != told) {
                     return None;
                 }
                 length = Some(told);
-                continue;
+                false
             }
-            "transfer-encoding" => {
+            b"transfer-encoding" => {
                 if is_chunked || !header.value.eq_ignore_ascii_case(b"chunked") {
                     return None;
                 }
                 is_chunked = true;
-                continue;
+                false
             }
-            "connection" => {
-                reply.is_kept &= !named(header.value, "close");
-                continue;
+            b"connection" => {
+                reply.is_kept &= !named(header.value, b"close");
+                false
             }
-            "date" => reply.has_date = true,
             // A stream's are slotd's.
-            "cache-control" | "x-accel-buffering" if reply.is_events => continue,
-            _ => {}
-        }
-        if !is_ours(&name) && !is_named_by_connection(response, &name) {
-            put(&mut reply.headers, &name, header.value);
+            b"cache-control" | b"x-accel-buffering" if reply.is_events => false,
+            name => {
+                reply.has_date |= name == b"date";
+                !is_ours(name) && !is_named_by_connection(response, name)
+            }
+        };
+        if is_kept {
+            put_value(&mut reply.headers, header.value);
+        } else {
+            reply.headers.truncate(start);
         }
     }
     reply.framing = match (is_chunked, length) {
@@ -112,24 +114,24 @@ fn reply(response: &httparse::Response<'_, '_>) -> Option<Reply> {
 }
 
 /// Headers that are not the client's business, and those about one connection.
-fn is_ours(name: &str) -> bool {
+fn is_ours(name: &[u8]) -> bool {
     matches!(
         name,
-        "server"
-            | "set-cookie"
-            | "x-request-id"
-            | "connection"
-            | "expect"
-            | "keep-alive"
-            | "proxy-authenticate"
-            | "proxy-connection"
-            | "te"
-            | "trailer"
-            | "upgrade"
-    ) || name.starts_with("access-control-")
+        b"server"
+            | b"set-cookie"
+            | b"x-request-id"
+            | b"connection"
+            | b"expect"
+            | b"keep-alive"
+            | b"proxy-authenticate"
+            | b"proxy-connection"
+            | b"te"
+            | b"trailer"
+            | b"upgrade"
+    ) || name.starts_with(b"access-control-")
 }
 
-fn is_named_by_connection(response: &httparse::Response<'_, '_>, name: &str) -> bool {
+fn is_named_by_connection(response: &httparse::Response<'_, '_>, name: &[u8]) -> bool {
     let mut lists = response
         .headers
         .iter()
@@ -139,9 +141,8 @@ fn is_named_by_connection(response: &httparse::Response<'_, '_>, name: &str) -> 
 }
 
 /// Tells whether a list of words has one.
-fn named(list: &[u8], word: &str) -> bool {
-    list.split(|byte| *byte == b',')
-        .any(|one| one.trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
+fn named(list: &[u8], word: &[u8]) -> bool {
+    list.split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(word))
 }
 
 fn plain_length(value: &[u8]) -> Option<u64> {
@@ -151,9 +152,15 @@ fn plain_length(value: &[u8]) -> Option<u64> {
 
 /// Appends a header.
 pub(super) fn put(head: &mut Vec<u8>, name: &str, value: &[u8]) {
-    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
-        head.extend_from_slice(part);
-    }
+    head.extend_from_slice(name.as_bytes());
+    put_value(head, value);
+}
+
+/// Appends what comes behind a header's name.
+fn put_value(head: &mut Vec<u8>, value: &[u8]) {
+    head.extend_from_slice(b": ");
+    head.extend_from_slice(value);
+    head.extend_from_slice(b"\r\n");
 }
 
 /// Appends `content-length`.
@@ -215,7 +222,7 @@ mod tests {
 
     fn head(text: &str) -> Option<Reply> {
         match read(text.as_bytes()) {
-            Said::Head(_, reply) => Some(*reply),
+            Said::Head(_, reply) => Some(reply),
             Said::Begun | Said::Interim(_) | Said::Garbled => None,
         }
     }

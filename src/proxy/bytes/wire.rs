@@ -12,10 +12,17 @@ use tokio::{
 };
 use tokio_util::either::Either;
 
-use super::super::{
-    gate::Gate,
-    upstream::{CONNECT_DEADLINE, LONGEST_IDLE, Stream},
+use super::{
+    super::{
+        gate::Gate,
+        upstream::{CONNECT_DEADLINE, LONGEST_IDLE, Stream},
+    },
+    scratch,
 };
+
+/// Up to so many bytes are joined before they are written: the system takes one part faster than two,
+/// and larger ones are not worth the copy.
+const MOST_JOINED: usize = 4 << 10;
 
 /// Why there is no answer, not even its head.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,16 +51,25 @@ impl Wire {
         Poll::Ready(Ok(buffer.filled().len()))
     }
 
-    /// Writes as much as there is room for.
+    /// Writes as much of both parts as there is room for.
     pub(super) fn poll_write(
         &mut self,
         context: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
+        (first, second): (&[u8], &[u8]),
     ) -> Poll<io::Result<usize>> {
+        if first.len().saturating_add(second.len()) <= MOST_JOINED {
+            let mut joined = scratch::take_out();
+            joined.extend_from_slice(first);
+            joined.extend_from_slice(second);
+            let written = Pin::new(&mut self.0).poll_write(context, &joined);
+            scratch::give_back(joined);
+            return written;
+        }
+        let parts = [io::IoSlice::new(first), io::IoSlice::new(second)];
         // What holds either kind does not pass this on.
         match &mut self.0 {
-            Either::Left(stream) => Pin::new(stream).poll_write_vectored(context, parts),
-            Either::Right(stream) => Pin::new(stream).poll_write_vectored(context, parts),
+            Either::Left(stream) => Pin::new(stream).poll_write_vectored(context, &parts),
+            Either::Right(stream) => Pin::new(stream).poll_write_vectored(context, &parts),
         }
     }
 
