@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use super::{ledger::Pools, limits::Limits, placement::fit, policy::Policy};
+use super::{ledger::Pools, limits::Limits, placement::has_room, policy::Policy};
 use crate::spec::{
     SlotName,
     memory::{Need, Share},
@@ -76,54 +76,54 @@ pub(super) fn choose<'a>(
     (pools, limits): (&Pools, &Limits),
     candidates: &'a [Candidate<'a>],
 ) -> Option<Vec<&'a Candidate<'a>>> {
-    let suffices = |chosen: &[&Candidate<'_>]| {
-        let (mut pools, mut limits) = (pools.clone(), limits.clone());
-        for one in chosen {
-            pools.release(&one.share);
-            limits.leave(one.capabilities);
-        }
-        limits.admits(wanted.capabilities) && fit(wanted.need, &pools).is_ok()
-    };
-    let all: Vec<_> = candidates.iter().collect();
-    if !suffices(&all) {
-        return None; // (4)
-    }
+    let (mut left, mut places) = (pools.clone(), limits.clone());
     // More of them never fit less: the shortest head of the list that is enough.
-    let (mut too_few, mut enough) = (0, all.len());
-    while too_few < enough {
-        let middle = usize::midpoint(too_few, enough);
-        if suffices(all.get(..middle).unwrap_or_default()) {
-            enough = middle;
-        } else {
-            too_few = middle + 1;
-        }
+    let mut enough = 0;
+    while !wanted.is_met(&left, &places) {
+        let one = candidates.get(enough)?; // (4)
+        left.release(&one.share);
+        places.leave(one.capabilities);
+        enough += 1;
     }
-    let head = all.get(..enough).unwrap_or_default();
+    let head = candidates.get(..enough).unwrap_or_default();
     let worst = head.last().map(|last| last.class);
     if enough > 1 {
-        let alone = all.iter().filter(|one| Some(one.class) <= worst);
-        if let Some(one) = alone.copied().find(|one| suffices(&[one])) {
+        let mut alone = candidates.iter().take_while(|one| Some(one.class) <= worst);
+        if let Some(one) = alone.find(|one| wanted.is_met_by(one, pools, limits)) {
             return Some(vec![one]); // (3)
         }
     }
-    Some(pruned(wanted, (pools.clone(), limits.clone()), head))
+    Some(pruned(wanted, (left, places), head))
 }
 
-/// Spares whoever is not needed, the most valuable first.
+impl Wanted<'_> {
+    fn is_met(&self, pools: &Pools, limits: &Limits) -> bool {
+        limits.admits(self.capabilities) && has_room(self.need, pools, &Share::default())
+    }
+
+    /// Tells whether it is enough that one goes.
+    fn is_met_by(&self, one: &Candidate<'_>, pools: &Pools, limits: &Limits) -> bool {
+        let is_admitted = || {
+            let mut limits = limits.clone();
+            limits.leave(one.capabilities);
+            limits.admits(self.capabilities)
+        };
+        has_room(self.need, pools, &one.share)
+            && (limits.admits(self.capabilities) || is_admitted())
+    }
+}
+
+/// Spares whoever is not needed, the most valuable first; `pools` and `limits` are as without them all.
 fn pruned<'a>(
     wanted: Wanted<'_>,
     (mut pools, mut limits): (Pools, Limits),
-    head: &[&'a Candidate<'a>],
+    head: &'a [Candidate<'a>],
 ) -> Vec<&'a Candidate<'a>> {
-    for one in head {
-        pools.release(&one.share);
-        limits.leave(one.capabilities);
-    }
     let mut needed = Vec::new();
-    for one in head.iter().rev().copied() {
+    for one in head.iter().rev() {
         pools.hold(&one.share);
         limits.come(one.capabilities);
-        if !limits.admits(wanted.capabilities) || fit(wanted.need, &pools).is_err() {
+        if !wanted.is_met(&pools, &limits) {
             pools.release(&one.share);
             limits.leave(one.capabilities);
             needed.push(one);

@@ -46,6 +46,11 @@ impl Pool {
         Bytes(self.size.0.saturating_sub(self.held.0))
     }
 
+    /// Returns what could be promised if `freed` of what is held were free again.
+    pub(super) fn free_without(&self, freed: Bytes) -> Bytes {
+        Bytes(self.size.0.saturating_sub(self.held.0.saturating_sub(freed.0)))
+    }
+
     /// `ours` is what of the used bytes is our engines'.
     fn of(room: Room, ours: Bytes, reserve: Bytes) -> Self {
         let used = room.total.0.saturating_sub(room.free.0);

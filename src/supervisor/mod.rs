@@ -220,16 +220,10 @@ impl Supervisor {
         commands: &mut Vec<Command>,
         act: impl FnOnce(&mut Slot, &mut Context<'_>),
     ) {
-        let neighbours = self.neighbours(name);
         let Some(slot) = self.slots.get_mut(name) else { return };
         let before = (slot.has_child(), slot.standing());
-        let mut context = Context {
-            now: self.now,
-            policy: &self.policy,
-            random: &mut self.random,
-            neighbours,
-            commands,
-        };
+        let mut context =
+            Context { now: self.now, policy: &self.policy, random: &mut self.random, commands };
         act(slot, &mut context);
         if before.0 && !slot.has_child() {
             self.look.outdate();

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use super::ledger::Pools;
+use super::ledger::{Pool, Pools};
 use crate::spec::{
     Bytes,
     memory::{GpuNeed, Need, Share},
@@ -60,6 +60,25 @@ pub(super) fn fit(need: &Need, pools: &Pools) -> Result<Share, Lack> {
         Some(gpus) => Ok(Share { gpus, ..share }),
         None => Err(lack(gpu, pools)), // (4)
     }
+}
+
+/// Tells whether there is a place once `freed` is free again: what [`fit`] finds, without saying where.
+pub(super) fn has_room(need: &Need, pools: &Pools, freed: &Share) -> bool {
+    let is_in = |host: &Pool| host.free_without(freed.host) >= need.host;
+    if !pools.host.as_ref().is_none_or(is_in) {
+        return false; // (1)
+    }
+    let Some(gpu) = &need.gpu else { return true };
+    if pools.gpus.is_empty() {
+        return pools.aside.is_empty();
+    }
+    let mut sum = 0_u64;
+    pools.gpus.iter().any(|(index, pool)| {
+        let free = pool.free_without(freed.gpus.get(index).copied().unwrap_or_default());
+        let room = free.0.saturating_sub(gpu.each.0);
+        sum = sum.saturating_add(room);
+        free >= gpu.least() || (room > 0 && sum >= gpu.spread.0) // (2) (3)
+    })
 }
 
 fn on_one(need: &GpuNeed, pools: &Pools) -> Option<BTreeMap<u32, Bytes>> {

@@ -30,7 +30,11 @@ use super::{
     limits::Limits,
     slot::{Slot, State},
 };
-use crate::spec::{SlotName, memory::Share, profile::Capability};
+use crate::spec::{
+    SlotName,
+    memory::{EngineReading, Share},
+    profile::Capability,
+};
 
 /// All that a decision is made from.
 #[derive(Debug)]
@@ -54,8 +58,8 @@ impl Supervisor {
             return;
         }
         self.forget_displaced();
-        self.admit_the_unknown(commands);
-        let line = self.line();
+        let mut line = self.line();
+        self.admit_the_unknown(&mut line, commands);
         if line.is_empty() && self.displaced.is_empty() {
             self.look.rest();
             return;
@@ -68,18 +72,16 @@ impl Supervisor {
         if !is_anybody_first {
             self.bring_back(commands);
         }
-        let is_waiting = !self.line().is_empty() || !self.displaced.is_empty();
+        let is_queued = |slot: &Slot| matches!(slot.state, State::Queued(_));
+        let is_waiting = !self.displaced.is_empty() || self.slots.values().any(is_queued);
         self.look.again(self.now, is_anybody_first, is_waiting);
     }
 
     /// Makes the stand of this moment.
     pub(super) fn stand(&self) -> Stand {
-        let Looked { memory, engines } = &self.look.last;
-        let present = self.slots.iter().filter_map(|(name, slot)| {
-            let held = slot.held()?;
-            let read = engines.get(name).filter(|read| read.generation == slot.generation);
-            Some((name, slot, held, read.map(measured)))
-        });
+        let present = self
+            .readings()
+            .filter_map(|(name, slot, read)| Some((name, slot, slot.held()?, read.map(measured))));
         let (mut held, mut taken) = (Vec::new(), Vec::new());
         for (name, slot, promised, measured) in present {
             // What could not be read of one that serves is taken to be what it was promised.
@@ -92,7 +94,7 @@ impl Supervisor {
             held.push((name, slot, promised.at_least(&ours)));
             taken.push(ours);
         }
-        let mut pools = Pools::of(memory, taken.iter(), &self.policy);
+        let mut pools = Pools::of(&self.look.last.memory, taken.iter(), &self.policy);
         let mut limits = Limits::of(&self.policy);
         let mut leaving = BTreeMap::new();
         for (name, slot, share) in held {
@@ -105,32 +107,45 @@ impl Supervisor {
         Stand { pools, limits, leaving }
     }
 
-    /// Lists those that could make room, with the class that each is in.
+    /// Lists those that could make room, in the order in which they go.
     pub(super) fn candidates(&self, accepts: impl Fn(&Slot, Class) -> bool) -> Vec<Candidate<'_>> {
-        let of_slot = |(name, slot): (&'_ SlotName, &'_ Slot)| {
-            let State::Ready(_) = &slot.state else { return None };
-            let read = self.look.last.engines.get(name)?;
-            if read.generation != slot.generation || slot.profile.residence.pinned {
-                return None;
-            }
-            let class = Class::of(read.in_flight, read.idle_for, &self.policy);
-            accepts(slot, class).then_some((class, read.idle_for))
-        };
-        let found = self.slots.iter().filter_map(|(name, slot)| {
-            let (class, idle_for) = of_slot((name, slot))?;
-            let read = self.look.last.engines.get(name).map(measured).unwrap_or_default();
-            Some(Candidate {
-                name,
-                class,
-                priority: slot.profile.residence.priority(),
-                idle_for,
-                share: slot.held().unwrap_or_default().at_least(&read),
-                capabilities: slot.kinds(),
-            })
+        let found = self.readings().filter_map(|(_, slot, read)| {
+            let one = self.candidate(slot, read?)?;
+            accepts(slot, one.class).then_some(one)
         });
         let mut found: Vec<_> = found.collect();
         super::eviction::order(&mut found);
         found
+    }
+
+    /// Says what it would bring if a slot that was read made room; `None` where it could not.
+    pub(super) fn candidate<'a>(
+        &self,
+        slot: &'a Slot,
+        read: &EngineReading,
+    ) -> Option<Candidate<'a>> {
+        if !matches!(slot.state, State::Ready(_)) || slot.profile.residence.pinned {
+            return None;
+        }
+        Some(Candidate {
+            name: &slot.name,
+            class: Class::of(read.in_flight, read.idle_for, &self.policy),
+            priority: slot.profile.residence.priority(),
+            idle_for: read.idle_for,
+            share: slot.held().unwrap_or_default().at_least(&measured(read)),
+            capabilities: slot.kinds(),
+        })
+    }
+
+    /// Goes through all slots, each with what was read of its present engine. Both are in the order of
+    /// their names.
+    fn readings(&self) -> impl Iterator<Item = (&SlotName, &Slot, Option<&EngineReading>)> {
+        let mut engines = self.look.last.engines.iter().peekable();
+        self.slots.iter().map(move |(name, slot)| {
+            while engines.next_if(|(other, _)| *other < name).is_some() {}
+            let read = engines.next_if(|(other, _)| *other == name).map(|(_, read)| read);
+            (name, slot, read.filter(|read| read.generation == slot.generation))
+        })
     }
 }
 

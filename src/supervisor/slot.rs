@@ -36,7 +36,6 @@ use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 use super::{
     Memory,
     command::{Command, Refusal, StopSignal},
-    cores::Neighbours,
     edits,
     event::EngineInfo,
     health::Pulse,
@@ -62,7 +61,6 @@ pub(super) struct Context<'a> {
     pub(super) now: Monotime,
     pub(super) policy: &'a Policy,
     pub(super) random: &'a mut Random,
-    pub(super) neighbours: Neighbours,
     pub(super) commands: &'a mut Vec<Command>,
 }
 

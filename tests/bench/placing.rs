@@ -16,7 +16,8 @@ use tokio::time::Instant;
 
 const GPUS: u64 = 8;
 const MIB: u64 = 1 << 20;
-const ROUNDS: usize = 21;
+/// Fewer without optimisation, which is good for ratios only.
+const ROUNDS: usize = if cfg!(debug_assertions) { 3 } else { 21 };
 
 /// Prints the median time of the decision at three sizes.
 pub(crate) fn run() {

@@ -32,6 +32,18 @@ fn has(bytes: &[u8], canary: &str) -> bool {
     bytes.windows(canary.len()).any(|window| window == canary.as_bytes())
 }
 
+async fn metrics(daemon: &Daemon, key: &str) -> String {
+    let page = daemon.client.get(format!("{}/metrics", daemon.url)).bearer_auth(key);
+    let page = page.send().await.unwrap().text().await.unwrap();
+    assert!(page.contains("slotd_requests_total{slot=\"chat\""), "{page}");
+    page
+}
+
+fn content(answer: &str) -> String {
+    let answer: Value = serde_json::from_str(answer).unwrap();
+    answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+}
+
 #[tokio::test]
 async fn canaries_are_in_no_log_state_error_or_process_list() {
     let dir = scratch(&[("chat", &fake("tokens=20", ""))]);
@@ -53,8 +65,7 @@ async fn canaries_are_in_no_log_state_error_or_process_list() {
     ] {
         let body = json!({"model": model, "messages": message, "stream": stream});
         for header in ["authorization", "x-api-key"] {
-            let value =
-                if header == "x-api-key" { key.to_owned() } else { format!("Bearer {key}") };
+            let value = if header == "x-api-key" { "" } else { "Bearer " }.to_owned() + key;
             let request = daemon.client.post(&url).header(header, value).json(&body);
             let answer = request.send().await.unwrap();
             let is_fine = answer.status().is_success();
@@ -63,11 +74,7 @@ async fn canaries_are_in_no_log_state_error_or_process_list() {
             if !is_fine {
                 said.push_str(&text);
             } else if !stream {
-                let answer: Value = serde_json::from_str(&text).unwrap();
-                answer["choices"][0]["message"]["content"]
-                    .as_str()
-                    .unwrap()
-                    .clone_into(&mut completion);
+                completion = content(&text);
             }
         }
     }
@@ -77,9 +84,7 @@ async fn canaries_are_in_no_log_state_error_or_process_list() {
     let slot = daemon.until_state("chat", "ready").await;
     said.push_str(&slot.to_string());
     said.push_str(&daemon.daemon().await.to_string());
-    let metrics = daemon.client.get(format!("{}/metrics", daemon.url)).bearer_auth(&key);
-    let metrics = metrics.send().await.unwrap().text().await.unwrap();
-    assert!(metrics.contains("slotd_requests_total{slot=\"chat\""), "{metrics}");
+    let metrics = metrics(&daemon, &key).await;
     said.push_str(&metrics);
 
     assert!(completion.len() > 20, "{completion}");

@@ -57,6 +57,7 @@ pub(crate) enum Fate {
 }
 
 /// One engine.
+#[expect(clippy::struct_excessive_bools, reason = "what has happened to it, each by itself")]
 #[derive(Clone, Debug)]
 pub(crate) struct Process {
     pub(crate) generation: Generation,
@@ -173,7 +174,7 @@ impl Machine {
             self.truths.insert(profile.slot.clone(), truth);
             self.profiles.insert(profile.slot.clone(), Arc::new(profile));
         }
-        self.tell(Event::ProfilesChanged { profiles: self.profiles.clone() });
+        self.tell(&Event::ProfilesChanged { profiles: self.profiles.clone() });
     }
 
     pub(crate) fn view(&self, name: &str) -> &SlotView {
@@ -190,7 +191,7 @@ impl Machine {
             SlotEvent::LoadRequested => drop(self.put_down.remove(name)),
             _ => {}
         }
-        self.tell(Event::Slot { slot: name.clone(), event });
+        self.tell(&Event::Slot { slot: name.clone(), event });
     }
 
     /// A client comes: it is served at once by a ready engine, else it waits.
@@ -234,7 +235,7 @@ impl Machine {
             }
             (_, Some(due)) if due <= until => {
                 self.now = self.now.max(due);
-                self.tell(Event::DeadlinePassed);
+                self.tell(&Event::DeadlinePassed);
                 true
             }
             _ => false,
@@ -257,7 +258,7 @@ impl Machine {
             Happening::News(mut event) => {
                 self.notice(&event);
                 self.add_traffic(&mut event);
-                self.tell(event);
+                self.tell(&event);
             }
             Happening::Served { slot, generation } => {
                 let now = self.now;
@@ -333,20 +334,20 @@ impl Machine {
         let evidence = Evidence { oom_kills: Some(0), ..Evidence::of(status) };
         let event = ChildEvent::Exited { evidence, at_unix_ms: 1 };
         let event = SlotEvent::Child { generation, event };
-        self.tell(Event::Slot { slot: slot.clone(), event });
+        self.tell(&Event::Slot { slot: slot.clone(), event });
         self.report(reaping, (slot, generation), ChildEvent::Reaped);
     }
 
-    pub(crate) fn tell(&mut self, event: Event) {
+    pub(crate) fn tell(&mut self, event: &Event) {
         self.figures.events += 1;
-        if let Event::MemoryRead { reading, engines } = &event {
+        if let Event::MemoryRead { reading, engines } = event {
             self.read = Some((reading.clone(), engines.clone()));
         }
         let before = Arc::clone(&self.last);
         let mut commands = Vec::new();
         self.core.handle(self.now, event.clone(), &mut commands);
         self.last = self.core.snapshot();
-        promises::hold(self, &event, &before, &commands);
+        promises::hold(self, event, &before, &commands);
         for command in commands {
             self.perform(command);
         }

@@ -79,8 +79,8 @@ fn hold_room(machine: &Machine, after: &Snapshot) {
             let GpuState::Present(_) = gpu.state else {
                 panic!("GPU {index} is not there, and something is promised on it")
             };
-            let real = &machine.gpus[usize::try_from(*index).unwrap()];
-            assert!(sum <= real.total, "GPU {index}: {sum} of {}", real.total);
+            let actual = &machine.gpus[usize::try_from(*index).unwrap()];
+            assert!(sum <= actual.total, "GPU {index}: {sum} of {}", actual.total);
         }
     }
 }

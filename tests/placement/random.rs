@@ -5,6 +5,7 @@ use std::time::Duration;
 use slotd::{
     spec::{
         SlotName,
+        death::ExitStatus,
         residence::{Residence, Restore, WhenFull},
     },
     supervisor::{Policy, SlotEvent, StateView},
@@ -90,7 +91,7 @@ fn weather(machine: &mut Machine) {
                 .map(|(slot, process)| (slot.clone(), process.generation))
                 .collect();
             for (slot, generation) in dead {
-                machine.exit(&slot, generation, slotd::spec::death::ExitStatus::Signal(6));
+                machine.exit(&slot, generation, ExitStatus::Signal(6));
             }
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use slotd::{
     spec::{
         death::ExitStatus,
+        profile::Profile,
         residence::{Residence, WhenFull},
     },
     supervisor::{Policy, Refusal, SlotEvent, StateView, Wait},
@@ -153,7 +154,7 @@ fn a_gpu_that_is_lost_is_waited_for() {
 #[test]
 fn a_displaced_slot_that_is_kept_comes_back_once_its_displacer_is_idle() {
     let mut machine = machine(8);
-    let kept = slotd::spec::profile::Profile { autostart: true, ..profile("kept") };
+    let kept = Profile { autostart: true, ..profile("kept") };
     machine.have([
         (kept, works(vec![need(5000, None)])),
         (profile("guest"), works(vec![need(5000, None)])),
@@ -175,7 +176,7 @@ fn what_is_kept_loaded_is_loaded_by_importance_and_the_rest_says_why_not() {
     let mut machine = machine(6);
     let kept = |name: &str, priority| {
         let stay = Residence { priority: Some(priority), ..Residence::default() };
-        slotd::spec::profile::Profile { autostart: true, ..residence(name, stay) }
+        Profile { autostart: true, ..residence(name, stay) }
     };
     machine.have([
         (kept("a", 10), works(vec![need(3000, None)])),

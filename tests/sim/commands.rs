@@ -61,10 +61,9 @@ impl Model {
                 return Ok(given_up.map(|death| (slot.clone(), death)));
             }
             Command::Drain { slot, generation } => {
-                let others = self.slots.iter().filter(|(name, _)| *name != slot);
-                let is_asked_for_room = others
-                    .into_iter()
-                    .any(|(_, truth)| matches!(truth.child, Child::Queued | Child::None));
+                let is_asked_for_room = self.slots.iter().any(|(name, truth)| {
+                    name != slot && matches!(truth.child, Child::Queued | Child::None)
+                });
                 let truth = self.truth(slot)?;
                 truth.is_present(*generation)?;
                 truth.drain(moment, slot, is_asked_for_room)?;
@@ -81,12 +80,7 @@ impl Model {
                 self.measure_activity(slot, *generation)?;
             }
             Command::MeasureRoom { slot, generation } => {
-                let truth = self.truth(slot)?;
-                truth.is_present(*generation)?;
-                let is_low = truth.ladder.rung > 0;
-                let alive = truth.alive()?;
-                let is_serving = alive.ready_since.is_some() && alive.drain.is_none();
-                check(is_serving && is_low, || "room asked without a climb to make".to_owned())?;
+                self.measure_room(slot, *generation)?;
             }
             Command::Grant { waiter } => self.grant(*waiter)?,
             Command::Refuse { waiter, refusal } => self.refuse(*waiter, refusal)?,
@@ -97,6 +91,15 @@ impl Model {
             }
         }
         Ok(None)
+    }
+
+    fn measure_room(&mut self, slot: &SlotName, generation: Generation) -> Checked {
+        let truth = self.truth(slot)?;
+        truth.is_present(generation)?;
+        let is_low = truth.ladder.rung > 0;
+        let alive = truth.alive()?;
+        let is_serving = alive.ready_since.is_some() && alive.drain.is_none();
+        check(is_serving && is_low, || "room asked without a climb to make".to_owned())
     }
 
     fn is_in_force(&self, name: &SlotName, profile: &Arc<Profile>) -> bool {

@@ -1,12 +1,12 @@
 //! Who comes back: slots that have made room for another.
 
 use crate::{
-    spec::{SlotName, residence::Restore},
+    spec::{SlotName, memory::Share, residence::Restore},
     supervisor::{
         Supervisor,
         command::Command,
         eviction::Class,
-        placement::fit,
+        placement::has_room,
         slot::{Cause, Slot, State},
     },
 };
@@ -48,8 +48,12 @@ impl Supervisor {
         if is_coming {
             return;
         }
+        if self.displaced.is_empty() {
+            return;
+        }
+        let stand = self.stand();
         for one in self.displaced.clone() {
-            match self.way_back(&one) {
+            match self.way_back(&one, &stand) {
                 Way::Free => {
                     self.displaced.retain(|other| other.slot != one.slot);
                     self.with(&one.slot, commands, Slot::come_back);
@@ -65,37 +69,31 @@ impl Supervisor {
         }
     }
 
-    fn way_back(&self, one: &Displaced) -> Way {
+    fn way_back(&self, one: &Displaced, stand: &super::Stand) -> Way {
         let Some(slot) = self.slots.get(&one.slot) else { return Way::Closed };
         let is_busy = |by: &Slot| by.is_coming() || by.is_leaving();
         let by = self.slots.get(&one.by);
         if !matches!(slot.state, State::Offline) || by.is_some_and(is_busy) {
             return Way::Closed;
         }
-        let stand = self.stand();
         let need = slot.needs.get(slot.ladder.at()).or(slot.needs.last());
-        let fits = |stand: &super::Stand| {
-            let has_room = need.is_none_or(|need| fit(need, &stand.pools).is_ok());
-            stand.limits.admits(slot.kinds()) && has_room
-        };
-        if fits(&stand) {
+        let has_room = |freed: &Share| need.is_none_or(|need| has_room(need, &stand.pools, freed));
+        if stand.limits.admits(slot.kinds()) && has_room(&Share::default()) {
             return Way::Free;
         }
         let Some(by) = by.filter(|_| slot.restore() == Restore::WhenIdle) else {
             return Way::Closed;
         };
-        let is_idle = |other: &Slot, class: Class| {
-            let read = self.look.last.engines.get(&other.name);
-            let rested = read.is_some_and(|read| read.idle_for >= self.policy.restore_after);
-            let is_it = other.name == by.name && self.may_give_way(other, slot);
-            is_it && class < Class::Active && rested
-        };
-        let idle = self.candidates(is_idle);
-        let Some(idle) = idle.first() else { return Way::Closed };
-        let mut after = stand;
-        after.pools.release(&idle.share);
-        after.limits.leave(idle.capabilities);
-        if fits(&after) { Way::Swap } else { Way::Closed }
+        let Some(read) = self.look.last.engines.get(&by.name) else { return Way::Closed };
+        let is_rested = read.generation == by.generation
+            && read.idle_for >= self.policy.restore_after
+            && self.may_give_way(by, slot);
+        let idle = self.candidate(by, read).filter(|idle| is_rested && idle.class < Class::Active);
+        let Some(idle) = idle else { return Way::Closed };
+        let mut limits = stand.limits.clone();
+        limits.leave(idle.capabilities);
+        let would_do = limits.admits(slot.kinds()) && has_room(&idle.share);
+        if would_do { Way::Swap } else { Way::Closed }
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
         SlotName,
         death::Phase,
         memory::{Basis, Need, Share},
+        profile::Capability,
         residence::WhenFull,
     },
     supervisor::{
@@ -14,7 +15,7 @@ use crate::{
         command::{Command, Refusal},
         eviction::{Candidate, Class, Wanted, choose},
         ledger::Pools,
-        placement::{Lack, fit},
+        placement::{Lack, fit, has_room},
         slot::{Cause, Queued, Slot, State},
         waits::{Shortage, Wait},
     },
@@ -36,6 +37,17 @@ enum Turn {
     Wait(Wait),
 }
 
+/// Those that may ever make room for another, on their way out or not.
+#[derive(Debug, Default)]
+struct Goers {
+    /// What they hold together.
+    share: Share,
+    /// The kinds of work of each.
+    kinds: Vec<Vec<Capability>>,
+    /// Those that are not on their way out.
+    holders: Vec<SlotName>,
+}
+
 impl Supervisor {
     /// Names those in line, first first: those that may take the place of others before those that may
     /// not, then as they came.
@@ -52,28 +64,37 @@ impl Supervisor {
         queued.into_iter().map(|(_, name)| name).collect()
     }
 
-    /// Starts those of whom nothing is known, and whom no limit holds back.
-    pub(super) fn admit_the_unknown(&mut self, commands: &mut Vec<Command>) {
+    /// Starts those in line of whom nothing is known, and whom no limit holds back.
+    pub(super) fn admit_the_unknown(
+        &mut self,
+        line: &mut Vec<SlotName>,
+        commands: &mut Vec<Command>,
+    ) {
         if self.policy.max_resident.is_some() || !self.policy.max_resident_per.is_empty() {
             return;
         }
-        for name in self.line() {
-            let Some(slot) = self.slots.get(&name) else { continue };
-            let State::Queued(queued) = &slot.state else { continue };
+        line.retain(|name| {
+            let Some(slot) = self.slots.get(name) else { return false };
+            let State::Queued(queued) = &slot.state else { return false };
             let rung = slot.ladder.at();
-            if need_on(queued, rung).basis == Basis::Unknown {
-                self.admit(&name, (rung, Share::default()), commands);
+            let is_known = need_on(queued, rung).basis != Basis::Unknown;
+            if !is_known {
+                self.admit(name, (rung, Share::default()), commands);
             }
-        }
+            is_known
+        });
     }
 
     /// Goes through the line once; tells whether somebody waits whose turn it is.
     pub(super) fn serve_line(&mut self, line: &[SlotName], commands: &mut Vec<Command>) -> bool {
         let mut stand = self.stand();
         let mut is_first = true;
+        let mut goers = None;
         for name in line {
             let turn = match self.slots.get(name).map(|slot| (slot, &slot.state)) {
-                Some((slot, State::Queued(queued))) => self.turn(slot, queued, &stand, is_first),
+                Some((slot, State::Queued(queued))) => {
+                    self.turn((slot, queued), (&stand, &mut goers), is_first)
+                }
                 _ => continue,
             };
             match turn {
@@ -83,12 +104,11 @@ impl Supervisor {
                         stand.limits.come(slot.kinds());
                     }
                     self.admit(name, (rung, share), commands);
+                    goers = None;
                 }
                 Turn::MakeRoom(victims, lack) => {
                     is_first = false;
-                    for victim in &victims {
-                        self.displace(victim, name, commands);
-                    }
+                    self.displace(&victims, name, commands);
                     self.reserve(name, &mut stand);
                     self.set_wait(name, Wait::Leaving { lack });
                 }
@@ -104,7 +124,12 @@ impl Supervisor {
     }
 
     /// Decides about one that stands in line.
-    fn turn(&self, slot: &Slot, queued: &Queued, stand: &Stand, is_first: bool) -> Turn {
+    fn turn(
+        &self,
+        (slot, queued): (&Slot, &Queued),
+        (stand, goers): (&Stand, &mut Option<Goers>),
+        is_first: bool,
+    ) -> Turn {
         if self.lets_another_first(slot, queued) {
             return Turn::Wait(Wait::Look);
         }
@@ -119,8 +144,10 @@ impl Supervisor {
             if fits(slot, need_on(queued, at), &freed).is_ok() {
                 return Turn::Wait(Wait::Leaving { lack });
             }
-            let rested = self
-                .candidates(|other, class| class < Class::Active && self.may_give_way(other, slot));
+            let all = self.candidates(|other, _| self.may_give_way(other, slot));
+            // Those that work are the last.
+            let rested = all.partition_point(|one| one.class < Class::Active);
+            let rested = all.get(..rested).unwrap_or_default();
             for rung in rungs(slot, queued) {
                 let need = need_on(queued, rung);
                 if rung > at
@@ -128,18 +155,18 @@ impl Supervisor {
                 {
                     return Turn::Start(rung, share);
                 }
-                if let Some(victims) = chosen(slot, need, &freed, &rested) {
+                if let Some(victims) = chosen(slot, need, &freed, rested) {
                     return Turn::MakeRoom(victims, lack);
                 }
             }
-            if self.now.since(queued.began) >= self.policy.turn_after {
-                let all = self.candidates(|other, _| self.may_give_way(other, slot));
-                if let Some(victims) = chosen(slot, need_on(queued, at), &freed, &all) {
-                    return Turn::MakeRoom(victims, lack);
-                }
+            if self.now.since(queued.began) >= self.policy.turn_after
+                && let Some(victims) = chosen(slot, need_on(queued, at), &freed, &all)
+            {
+                return Turn::MakeRoom(victims, lack);
             }
         }
-        Turn::Wait(self.why(slot, queued, stand, lack))
+        let goers = goers.get_or_insert_with(|| self.goers());
+        Turn::Wait(why((slot, queued), (stand, goers), lack))
     }
 
     /// Tells whether one that is kept loaded, and is worth more, is about to stand in line too.
@@ -152,31 +179,22 @@ impl Supervisor {
         queued.cause == Cause::Keep && self.slots.values().any(is_before)
     }
 
-    /// Says why it waits: who would have to go, or that it would not help.
-    fn why(&self, slot: &Slot, queued: &Queued, stand: &Stand, lack: Shortage) -> Wait {
-        let (mut pools, mut limits) = (stand.pools.clone(), stand.limits.clone());
-        let mut holders = BTreeSet::new();
-        for (name, other) in &self.slots {
-            let Some(share) = other.held() else { continue };
-            if *name != slot.name && other.may_ever_go() {
-                pools.release(&share);
-                limits.leave(other.kinds());
-                holders.insert(name.clone());
+    /// Sums up those that may ever go.
+    fn goers(&self) -> Goers {
+        let mut goers = Goers::default();
+        for (name, slot) in &self.slots {
+            let Some(share) = slot.held().filter(|_| slot.may_ever_go()) else { continue };
+            goers.share.host.0 = goers.share.host.0.saturating_add(share.host.0);
+            for (gpu, bytes) in &share.gpus {
+                let sum = goers.share.gpus.entry(*gpu).or_default();
+                sum.0 = sum.0.saturating_add(bytes.0);
+            }
+            goers.kinds.push(slot.kinds().to_vec());
+            if !slot.is_leaving() {
+                goers.holders.push(name.clone());
             }
         }
-        let would_do = |pools: &Pools| {
-            let mut rungs = rungs(slot, queued);
-            limits.admits(slot.kinds()) && rungs.any(|at| fit(need_on(queued, at), pools).is_ok())
-        };
-        if would_do(&pools) {
-            let holders = holders.into_iter().filter(|name| !stand.leaving.contains_key(name));
-            return Wait::Turn { lack, holders: holders.collect() };
-        }
-        let may_return = matches!(lack, Shortage::NoGpu { .. }) || !stand.pools.aside.is_empty();
-        if may_return || would_do(&pools.without_strangers()) {
-            return Wait::Room { lack };
-        }
-        Wait::Never { lack }
+        goers
     }
 
     /// Tells whether a slot has been there for long enough to go for another.
@@ -190,19 +208,18 @@ impl Supervisor {
     fn admit(&mut self, name: &SlotName, place: (usize, Share), commands: &mut Vec<Command>) {
         let gpus = place.1.gpus.keys().filter_map(|gpu| self.look.last.memory.gpus.get(gpu));
         let devices = gpus.map(|gpu| gpu.uuid.clone()).collect();
-        self.with(name, commands, |slot, context| slot.admit(place, devices, context));
+        let seen = (devices, self.neighbours(name));
+        self.with(name, commands, |slot, context| slot.admit(place, seen, context));
     }
 
-    /// Lets a slot make room for another.
-    pub(super) fn displace(
-        &mut self,
-        victim: &SlotName,
-        by: &SlotName,
-        commands: &mut Vec<Command>,
-    ) {
-        self.displaced.retain(|one| one.slot != *victim);
-        self.displaced.push(Displaced { slot: victim.clone(), by: by.clone() });
-        self.with(victim, commands, Slot::give_way);
+    /// Lets slots make room for another.
+    fn displace(&mut self, victims: &[SlotName], by: &SlotName, commands: &mut Vec<Command>) {
+        let going: BTreeSet<_> = victims.iter().collect();
+        self.displaced.retain(|one| !going.contains(&one.slot));
+        for victim in victims {
+            self.displaced.push(Displaced { slot: victim.clone(), by: by.clone() });
+            self.with(victim, commands, Slot::give_way);
+        }
     }
 
     /// Keeps what one waits for from those behind it.
@@ -287,6 +304,27 @@ impl Stand {
         }
         Self { pools, limits, leaving: std::collections::BTreeMap::new() }
     }
+}
+
+/// Says why one waits: who would have to go, or that it would not help.
+fn why((slot, queued): (&Slot, &Queued), (stand, goers): (&Stand, &Goers), lack: Shortage) -> Wait {
+    let mut limits = stand.limits.clone();
+    for kinds in &goers.kinds {
+        limits.leave(kinds);
+    }
+    let would_do = |pools: &Pools| {
+        let mut rungs = rungs(slot, queued);
+        limits.admits(slot.kinds())
+            && rungs.any(|at| has_room(need_on(queued, at), pools, &goers.share))
+    };
+    if would_do(&stand.pools) {
+        return Wait::Turn { lack, holders: goers.holders.clone() };
+    }
+    let may_return = matches!(lack, Shortage::NoGpu { .. }) || !stand.pools.aside.is_empty();
+    if may_return || would_do(&stand.pools.without_strangers()) {
+        return Wait::Room { lack };
+    }
+    Wait::Never { lack }
 }
 
 /// Finds a place; says what is lacking where there is none.

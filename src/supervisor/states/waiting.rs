@@ -6,6 +6,7 @@ use crate::{
     spec::{Monotime, memory::Share},
     supervisor::{
         command::{Command, Refusal},
+        cores::Neighbours,
         input::Input,
         slot::{After, Cause, Context, Queued, Slot, State},
         waits::Wait,
@@ -154,7 +155,7 @@ impl Slot {
     pub(in crate::supervisor) fn admit(
         &mut self,
         (rung, share): (usize, Share),
-        devices: Vec<String>,
+        (devices, neighbours): (Vec<String>, Neighbours),
         context: &mut Context<'_>,
     ) {
         if !matches!(self.state, State::Queued(_)) {
@@ -163,7 +164,7 @@ impl Slot {
         self.ladder.settle_on(rung, context.now, context.policy);
         let rung = self.ladder.start();
         self.share = share;
-        let (cores, counted) = context.neighbours.share(&self.applied_profile(), context.policy);
+        let (cores, counted) = neighbours.share(&self.applied_profile(), context.policy);
         self.cores = counted;
         context.commands.push(Command::Spawn {
             slot: self.name.clone(),
