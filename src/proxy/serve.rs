@@ -481,3 +481,22 @@ pub(super) fn new_request_id() -> HeaderValue {
     let id = id.get(..end).and_then(|id| HeaderValue::from_bytes(id).ok());
     id.unwrap_or(HeaderValue::from_static("req"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_requests_are_numbered_in_plain_hexadecimal() {
+        let mut last = None;
+        for _ in 0..300 {
+            let id = new_request_id();
+            let (life, digits) = id.to_str().unwrap().split_at(13);
+            assert!(life.starts_with("req-") && life.ends_with('-'), "{id:?}");
+            let number = u64::from_str_radix(digits, 16).unwrap();
+            assert_eq!(format!("{number:x}"), digits);
+            assert!(last < Some(number), "{id:?}");
+            last = Some(number);
+        }
+    }
+}
