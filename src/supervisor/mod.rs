@@ -24,6 +24,7 @@ mod requests;
 mod restart;
 mod slot;
 mod snapshot;
+mod state;
 mod states;
 mod verdict;
 mod waits;
