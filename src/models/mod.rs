@@ -10,6 +10,7 @@ pub mod gguf;
 mod hub;
 mod locate;
 mod port;
+pub mod safetensors;
 
 pub use self::{
     check::{Checked, Checks, Places, Refused},
