@@ -50,6 +50,10 @@ impl Publisher {
 fn log_changes(before: &Snapshot, after: &Snapshot) {
     for (name, slot) in &after.slots {
         let earlier = before.slots.get(name);
+        if earlier.is_some_and(|earlier| Arc::ptr_eq(earlier, slot)) {
+            continue;
+        }
+        let earlier = earlier.map(AsRef::as_ref);
         log_deaths(name, earlier, slot);
         log_rejection(name, earlier, slot);
         let state = slot.state.as_str();

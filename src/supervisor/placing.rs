@@ -57,9 +57,10 @@ impl Supervisor {
         if !self.look.is_due() {
             return;
         }
-        self.forget_displaced();
+        self.forget_those_back();
         let mut line = self.line();
-        self.admit_the_unknown(&mut line, commands);
+        let mut neighbours = None;
+        self.admit_the_unknown(&mut line, &mut neighbours, commands);
         if line.is_empty() && self.displaced.is_empty() {
             self.look.rest();
             return;
@@ -68,7 +69,7 @@ impl Supervisor {
             self.look.ask(self.now, commands);
             return;
         }
-        let is_anybody_first = self.serve_line(&line, commands);
+        let is_anybody_first = self.serve_line(&line, neighbours, commands);
         if !is_anybody_first {
             self.bring_back(commands);
         }
@@ -79,31 +80,28 @@ impl Supervisor {
 
     /// Makes the stand of this moment.
     pub(super) fn stand(&self) -> Stand {
-        let present = self
-            .readings()
-            .filter_map(|(name, slot, read)| Some((name, slot, slot.held()?, read.map(measured))));
-        let (mut held, mut taken) = (Vec::new(), Vec::new());
-        for (name, slot, promised, measured) in present {
-            // What could not be read of one that serves is taken to be what it was promised.
-            let ours = match measured {
-                Some(measured) if slot.is_serving() => fill(measured, &promised),
-                Some(measured) => measured,
-                // It came after the reading.
-                None => Share::default(),
-            };
-            held.push((name, slot, promised.at_least(&ours)));
-            taken.push(ours);
-        }
-        let mut pools = Pools::of(&self.look.last.memory, taken.iter(), &self.policy);
+        let (mut held, mut taken) = (Share::default(), Share::default());
         let mut limits = Limits::of(&self.policy);
         let mut leaving = BTreeMap::new();
-        for (name, slot, share) in held {
-            pools.hold(&share);
+        for (name, slot, read) in self.readings() {
+            let Some(promised) = slot.held() else { continue };
+            // What could not be read of one that serves is taken to be what it was promised; what came after
+            // the reading is in none of its figures.
+            let ours = match read.map(measured) {
+                Some(measured) if slot.is_serving() => fill(measured, &promised),
+                Some(measured) => measured,
+                None => Share::default(),
+            };
+            let share = promised.at_least(&ours);
+            taken.add(&ours);
+            held.add(&share);
             limits.come(slot.kinds());
             if slot.is_leaving() {
                 leaving.insert(name.clone(), (share, slot.kinds().to_vec()));
             }
         }
+        let mut pools = Pools::of(&self.look.last.memory, &taken, &self.policy);
+        pools.hold(&held);
         Stand { pools, limits, leaving }
     }
 

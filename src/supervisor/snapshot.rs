@@ -20,7 +20,7 @@ pub struct Snapshot {
     /// Grows with each change.
     pub generation: u64,
     /// Every slot, by name.
-    pub slots: BTreeMap<SlotName, SlotView>,
+    pub slots: BTreeMap<SlotName, Arc<SlotView>>,
 }
 
 /// One slot at one moment.

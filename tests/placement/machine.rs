@@ -87,6 +87,8 @@ pub(crate) struct Figures {
     pub(crate) granted: u64,
     pub(crate) refused: BTreeMap<String, u64>,
     pub(crate) longest_wait: Duration,
+    /// How many slots the core looked at for one event, at most.
+    pub(crate) most_looks: u64,
 }
 
 pub(crate) struct Machine {
@@ -345,7 +347,9 @@ impl Machine {
         }
         let before = Arc::clone(&self.last);
         let mut commands = Vec::new();
+        let looks = self.core.looks();
         self.core.handle(self.now, event.clone(), &mut commands);
+        self.figures.most_looks = self.figures.most_looks.max(self.core.looks() - looks);
         self.last = self.core.snapshot();
         promises::hold(self, event, &before, &commands);
         for command in commands {

@@ -31,13 +31,31 @@ enum Way {
 
 impl Supervisor {
     /// Forgets those that came back, that are gone, or that nobody wants back.
-    pub(super) fn forget_displaced(&mut self) {
+    pub(super) fn forget_those_back(&mut self) {
         let slots = &self.slots;
-        self.displaced.retain(|one| {
+        let is_away = |one: &Displaced| {
             slots.get(&one.slot).is_some_and(|slot| {
                 slot.restore() != Restore::Never
                     && (matches!(slot.state, State::Offline) || slot.is_leaving())
             })
+        };
+        let away: Vec<_> = self.displaced.iter().map(is_away).collect();
+        let mut away = away.into_iter();
+        self.forget_displaced(|_| away.next().unwrap_or(true));
+    }
+
+    /// Forgets displaced slots that are not to be kept: the one place where that is done.
+    pub(in crate::supervisor) fn forget_displaced(
+        &mut self,
+        mut keep: impl FnMut(&Displaced) -> bool,
+    ) {
+        let slots = &mut self.slots;
+        self.displaced.retain(|one| {
+            let is_kept = keep(one);
+            if !is_kept {
+                slots.touch(&one.slot);
+            }
+            is_kept
         });
     }
 
@@ -55,7 +73,7 @@ impl Supervisor {
         for one in self.displaced.clone() {
             match self.way_back(&one, &stand) {
                 Way::Free => {
-                    self.displaced.retain(|other| other.slot != one.slot);
+                    self.forget_displaced(|other| other.slot != one.slot);
                     self.with(&one.slot, commands, Slot::come_back);
                     return;
                 }
