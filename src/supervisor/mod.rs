@@ -16,6 +16,7 @@ mod input;
 mod ladder;
 mod ledger;
 mod limits;
+mod offload;
 mod placement;
 mod placing;
 mod policy;
@@ -226,11 +227,24 @@ impl Supervisor {
         };
         // The one place where stale news of an earlier child is dropped.
         if generation.is_none_or(|generation| generation == slot.generation) {
+            let input = self.weigh_climb(slot, input);
             let is_order = matches!(input, Input::Load | Input::Restart);
             self.tell(name, input, commands);
             if is_order {
                 self.with(name, commands, |slot, _| slot.insist());
             }
+        }
+    }
+
+    /// Takes room to climb away where it is promised to others.
+    fn weigh_climb(&self, slot: &Slot, input: Input) -> Input {
+        match input {
+            Input::RoomMeasured { in_flight, idle_for, free: Some(_) }
+                if !self.has_room_above(slot) =>
+            {
+                Input::RoomMeasured { in_flight, idle_for, free: None }
+            }
+            input => input,
         }
     }
 
@@ -297,14 +311,18 @@ impl Supervisor {
     }
 
     fn fire_timers(&mut self, commands: &mut Vec<Command>) {
-        while let Some(name) = self.due() {
-            self.tell(&name, Input::TimerFired, commands);
+        loop {
+            let is_due = |slot: &&Slot| slot.deadline().is_some_and(|at| at <= self.now);
+            let due: Vec<_> =
+                self.slots.values().filter(is_due).map(|slot| slot.name.clone()).collect();
+            if due.is_empty() {
+                return;
+            }
+            // A slot's timer fires nobody else's.
+            for name in due {
+                self.tell(&name, Input::TimerFired, commands);
+            }
         }
-    }
-
-    fn due(&self) -> Option<SlotName> {
-        let is_due = |slot: &&Slot| slot.deadline().is_some_and(|at| at <= self.now);
-        self.slots.values().find(is_due).map(|slot| slot.name.clone())
     }
 
     fn change_profiles(

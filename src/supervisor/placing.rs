@@ -4,9 +4,12 @@
 //! 1. Those in line are looked at in the order in which they came. Those that may take the place of others
 //!    go first; what the first of them needs is kept for it, so that nobody small overtakes it for ever.
 //! 2. Room that is there is promised; see [`super::ledger`], [`super::placement`].
-//! 3. Else, once what is on its way out will not do, others make room: see [`super::eviction`].
+//! 3. Else, once what is on its way out will not do, others make room: see [`super::eviction`]; where a lower
+//!    rung of theirs is enough, they go on there: see [`super::offload`].
 //! 4. Else a lower rung of its ladder, on the same kind of device.
 //! 5. Else it waits, at the longest for the turn of those that work, each of which ends what it has begun.
+//!    One that was used just now, and whose load takes long, is spared until those that wait have waited a
+//!    good part of that together.
 //! 6. Nobody makes room for a slot whose last load failed, that is to be refused rather than swapped in,
 //!    that nobody asked for, or that would not fit even then.
 //!
@@ -19,7 +22,7 @@ mod look;
 use std::collections::BTreeMap;
 
 pub(super) use self::{
-    back::Displaced,
+    back::{Displaced, How},
     look::{Look, Looked},
 };
 use super::{
@@ -61,7 +64,7 @@ impl Supervisor {
         let mut line = self.line();
         let mut neighbours = None;
         self.admit_the_unknown(&mut line, &mut neighbours, commands);
-        if line.is_empty() && self.displaced.is_empty() {
+        if line.is_empty() && !self.is_anybody_away() {
             self.look.rest();
             return;
         }
@@ -74,7 +77,7 @@ impl Supervisor {
             self.bring_back(commands);
         }
         let is_queued = |slot: &Slot| matches!(slot.state, State::Queued(_));
-        let is_waiting = !self.displaced.is_empty() || self.slots.values().any(is_queued);
+        let is_waiting = self.is_anybody_away() || self.slots.values().any(is_queued);
         self.look.again(self.now, is_anybody_first, is_waiting);
     }
 
@@ -132,6 +135,9 @@ impl Supervisor {
             idle_for: read.idle_for,
             share: slot.held().unwrap_or_default().at_least(&measured(read)),
             capabilities: slot.kinds(),
+            load: slot.expected_load(),
+            needs: &slot.needs,
+            rung: slot.ladder.at(),
         })
     }
 

@@ -1,10 +1,10 @@
 //! Why a slot waits for memory, as others see it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Bytes, SlotName};
+use crate::spec::{Bytes, SlotName, residence::Unmet};
 
 /// What a slot waits for that is to be started.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -24,10 +24,26 @@ pub enum Wait {
         /// Whose memory would do.
         holders: Arc<[Holder]>,
     },
+    /// One that was used just now: its load would cost far more than the wait so far.
+    Spared {
+        /// What is lacking until then.
+        lack: Shortage,
+        /// Who is spared.
+        holder: SlotName,
+        /// How long its load takes.
+        load: Duration,
+        /// How long those that wait have to wait, all together, for it to make room.
+        until: Duration,
+    },
     /// Memory that nobody here can free: strangers have it, or those that keep their place.
     Room {
         /// What is lacking.
         lack: Shortage,
+    },
+    /// Another machine: this one has less than its profile needs.
+    Skipped {
+        /// What it has less of.
+        unmet: Unmet,
     },
     /// Nothing: it needs more than there is for it even without strangers.
     Never {
@@ -128,6 +144,14 @@ impl Wait {
             Self::Turn { lack, holders } => {
                 format!("{}; it waits for {}", lack.clause(), held(lack, holders))
             }
+            Self::Spared { lack, holder, load, until } => format!(
+                "{}; {holder} was used just now and takes {:.1} s to load again, so it makes room \
+                 once the requests have waited {:.1} s together, or when it is idle",
+                lack.clause(),
+                load.as_secs_f64(),
+                until.as_secs_f64()
+            ),
+            Self::Skipped { unmet } => format!("it is skipped on this machine: {}", unmet.clause()),
             Self::Room { lack } => {
                 format!("{}; no slot may make room for it", lack.clause())
             }
@@ -155,15 +179,15 @@ mod tests {
         let (needed, free) = (Bytes(9 << 30), Bytes(0));
         insta::assert_snapshot!(
             wait(Shortage::Host { needed, free }),
-            @""
+            @"it needs 9.0 GiB of memory, and 0 B can be had; it waits for b (5.0 GiB), f (4.0 GiB), e (3.0 GiB), d (2.0 GiB) and one more"
         );
         insta::assert_snapshot!(
             wait(Shortage::Gpus { needed, free }),
-            @""
+            @"it needs 9.0 GiB of GPU memory, and 0 B can be had; it waits for c (9.0 GiB), d (1.0 GiB)"
         );
         insta::assert_snapshot!(
             wait(Shortage::Places),
-            @""
+            @"as many slots are loaded as may be; it waits for a, b, c, d and 2 more"
         );
     }
 }

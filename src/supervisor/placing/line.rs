@@ -18,26 +18,32 @@ use crate::{
         Supervisor,
         command::{Command, Refusal},
         cores::Neighbours,
-        eviction::{Candidate, Class, Wanted, choose},
+        eviction::{Candidate, Class, Wanted, choose, order},
         ledger::Pools,
+        offload::{Victim, soften},
         placement::{Lack, fit, has_room},
         slot::{Cause, Queued, Slot, State},
         waits::{Holder, Shortage, Wait},
     },
 };
 
-use super::{Displaced, Stand};
+use super::{Displaced, How, Stand};
 
 /// When a request is told to come back that a slot in line cannot take.
 const RETRY_IN: Duration = Duration::from_secs(5);
 
+/// By how much a load must outweigh the wait for a slot that was used just now to be spared.
+const FAR_MORE: u32 = 4;
+
 /// What becomes of one that stands in line.
 #[derive(Debug)]
 enum Turn {
+    /// The machine is one for it: it is found out what it takes.
+    Size,
     /// It is started on this rung, and this is promised to it.
     Start(usize, Share),
     /// These make room for it.
-    MakeRoom(Vec<SlotName>, Shortage),
+    MakeRoom(Vec<Victim>, Shortage),
     /// It waits.
     Wait(Wait),
 }
@@ -94,7 +100,7 @@ impl Supervisor {
             let Some(slot) = self.slots.get(name) else { return false };
             let State::Queued(queued) = &slot.state else { return false };
             let rung = slot.ladder.at();
-            let is_known = need_on(queued, rung).basis != Basis::Unknown;
+            let is_known = !queued.is_sized() || need_on(queued, rung).basis != Basis::Unknown;
             if !is_known {
                 self.admit(name, (rung, Share::default()), neighbours, commands);
             }
@@ -119,6 +125,10 @@ impl Supervisor {
                 _ => continue,
             };
             match turn {
+                Turn::Size => {
+                    self.with(name, commands, Slot::size_up);
+                    pass.coming = self.coming();
+                }
                 Turn::Start(rung, share) => {
                     pass.stand.pools.hold(&share);
                     if let Some(slot) = self.slots.get(name) {
@@ -147,6 +157,13 @@ impl Supervisor {
 
     /// Decides about one that stands in line.
     fn turn(&self, (slot, queued): (&Slot, &Queued), pass: &mut Pass, is_first: bool) -> Turn {
+        let asks = &slot.profile.residence.asks;
+        if let Some(unmet) = asks.unmet(&self.look.last.memory, self.policy.machine.has_gpu) {
+            return Turn::Wait(Wait::Skipped { unmet });
+        }
+        if !queued.is_sized() {
+            return Turn::Size;
+        }
         let stand = &pass.stand;
         if queued.cause == Cause::Keep
             && pass.coming.is_some_and(|worth| worth > slot.profile.residence.priority())
@@ -165,6 +182,9 @@ impl Supervisor {
                 return Turn::Wait(Wait::Leaving { lack });
             }
             let all = self.candidates(|other, _| self.may_give_way(other, slot));
+            let waited = self.waited_together(slot, queued);
+            let (spared, all): (Vec<_>, Vec<_>) =
+                all.into_iter().partition(|one| is_spared(one, waited));
             // Those that work are the last.
             let rested = all.partition_point(|one| one.class < Class::Active);
             let rested = all.get(..rested).unwrap_or_default();
@@ -184,6 +204,9 @@ impl Supervisor {
             {
                 return Turn::MakeRoom(victims, lack);
             }
+            if let Some(wait) = spares((slot, need_on(queued, at)), &freed, (spared, all), &lack) {
+                return Turn::Wait(wait);
+            }
         }
         let goers = pass.goers.get_or_insert_with(|| self.goers());
         Turn::Wait(why((slot, queued), (stand, goers), lack))
@@ -193,6 +216,14 @@ impl Supervisor {
     fn coming(&self) -> Option<u32> {
         let comes = |slot: &&Slot| matches!(slot.state, State::Sizing { cause: Cause::Keep, .. });
         self.slots.values().filter(comes).map(|slot| slot.profile.residence.priority()).max()
+    }
+
+    /// Returns how long those that wait for a slot have waited, all together; `None` where a person has asked,
+    /// whom no load outweighs.
+    fn waited_together(&self, slot: &Slot, queued: &Queued) -> Option<Duration> {
+        let waiting = u32::try_from(slot.waiting.len()).unwrap_or(u32::MAX);
+        let since = self.now.since(queued.began);
+        (queued.cause != Cause::Order).then(|| since.saturating_mul(waiting))
     }
 
     /// Sums up those that may ever go.
@@ -246,12 +277,17 @@ impl Supervisor {
     }
 
     /// Lets slots make room for another.
-    fn displace(&mut self, victims: &[SlotName], by: &SlotName, commands: &mut Vec<Command>) {
-        let going: BTreeSet<_> = victims.iter().collect();
+    fn displace(&mut self, victims: &[Victim], by: &SlotName, commands: &mut Vec<Command>) {
+        let going: BTreeSet<_> = victims.iter().map(|victim| &victim.slot).collect();
         self.forget_displaced(|one| !going.contains(&one.slot));
         for victim in victims {
-            self.displaced.push(Displaced { slot: victim.clone(), by: by.clone() });
-            self.with(victim, commands, Slot::give_way);
+            let (slot, by) = (victim.slot.clone(), by.clone());
+            let how = victim.to.map_or(How::Away, How::Lower);
+            self.displaced.push(Displaced { slot, by, how });
+            self.with(&victim.slot, commands, |slot, context| match victim.to {
+                Some(rung) => slot.step_down(rung, context),
+                None => slot.give_way(context),
+            });
         }
     }
 
@@ -322,7 +358,7 @@ impl Slot {
         if self.has_failed_to_load() {
             return Some(self.load_failed_until(RETRY_IN));
         }
-        let is_in_vain = matches!(wait, Wait::Never { .. });
+        let is_in_vain = matches!(wait, Wait::Never { .. } | Wait::Skipped { .. });
         (is_in_vain || refuses).then(|| Refusal::NoRoom { reason: wait.sentence() })
     }
 }
@@ -378,10 +414,33 @@ fn chosen(
     need: &Need,
     freed: &Stand,
     candidates: &[Candidate<'_>],
-) -> Option<Vec<SlotName>> {
+) -> Option<Vec<Victim>> {
     let wanted = Wanted { need, capabilities: slot.kinds() };
-    let chosen = choose(wanted, (&freed.pools, &freed.limits), candidates)?;
-    Some(chosen.iter().map(|one| one.name.clone()).collect())
+    let stand = (&freed.pools, &freed.limits);
+    let chosen = choose(wanted, stand, candidates)?;
+    Some(soften(wanted, stand, &chosen))
+}
+
+/// Tells whether one stays because it is of use and its load would cost far more than the wait so far.
+fn is_spared(one: &Candidate<'_>, waited: Option<Duration>) -> bool {
+    let is_in_use = matches!(one.class, Class::Warm | Class::Active);
+    let outweighs = |waited: Duration| one.reload() > waited.saturating_mul(FAR_MORE);
+    is_in_use && waited.is_some_and(outweighs)
+}
+
+/// Says that one waits because another is spared; `None` where that one would not help either.
+fn spares(
+    (slot, need): (&Slot, &Need),
+    freed: &Stand,
+    (spared, mut all): (Vec<Candidate<'_>>, Vec<Candidate<'_>>),
+    lack: &Shortage,
+) -> Option<Wait> {
+    let slowest = spared.iter().max_by_key(|one| one.reload())?;
+    let (holder, load) = (slowest.name.clone(), slowest.reload());
+    all.extend(spared);
+    order(&mut all);
+    chosen(slot, need, freed, &all)?;
+    Some(Wait::Spared { lack: lack.clone(), holder, load, until: load / FAR_MORE })
 }
 
 /// Lists the rungs that it may be started on: its own, and those below it on the same kind of device.
@@ -390,6 +449,13 @@ fn rungs<'a>(slot: &Slot, queued: &'a Queued) -> impl Iterator<Item = usize> + u
     let is_on_gpu = need_on(queued, at).gpu.is_some();
     (at..queued.needs.len().max(1))
         .take_while(move |rung| need_on(queued, *rung).gpu.is_some() == is_on_gpu)
+}
+
+impl Queued {
+    /// Tells whether it is known what a start takes.
+    fn is_sized(&self) -> bool {
+        !self.needs.is_empty()
+    }
 }
 
 /// Returns the need of a rung; nothing is known of one that has none.
