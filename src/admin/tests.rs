@@ -173,7 +173,8 @@ fn fault() -> Fault {
 }
 
 fn snapshot(slots: &[SlotView]) -> Arc<Snapshot> {
-    let slots = slots.iter().map(|view| (view.profile.slot.clone(), view.clone())).collect();
+    let slots =
+        slots.iter().map(|view| (view.profile.slot.clone(), Arc::new(view.clone()))).collect();
     Arc::new(Snapshot { generation: 1, slots })
 }
 
