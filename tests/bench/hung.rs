@@ -62,8 +62,8 @@ pub(crate) async fn hung(programs: &Programs) {
     }
     let before = measure(programs, &daemon, &notes).await;
     set(&driver, "hang\n");
-    // The reading of before is no longer news.
-    sleep(Duration::from_secs(3)).await;
+    // The reading of before counts for four seconds.
+    sleep(Duration::from_secs(5)).await;
     daemon.order("later", "load").await;
     let during = measure(programs, &daemon, &notes).await;
     let waited = daemon.view("later").await["waits_for"].as_str().map(ToOwned::to_owned);

@@ -132,8 +132,10 @@ async fn run() {
         length.as_secs_f64(),
         load()
     );
-    let sides =
-        [Rc::new(Side::slotd(&paths, 0).await), Rc::new(Side::router(&paths, 1, most).await)];
+    let sides = [
+        Rc::new(Side::slotd(&paths, 0, trace::quiet(length)).await),
+        Rc::new(Side::router(&paths, 1, most).await),
+    ];
     drive(&sides, &asks, length).await;
     println!("Load average at the end {}\n", load());
     for side in &sides {

@@ -136,7 +136,7 @@ impl Events {
         }
         if view["displaced_by"].is_string() && !last["displaced_by"].is_string() {
             self.evictions += 1;
-            self.turns += u32::from(last["in_flight"].as_u64() > Some(0));
+            self.turns += u32::from(view["in_flight"].as_u64() > Some(0));
             let is_early = ready_at.elapsed().as_millis() + 50 < MIN_RESIDENCY_MS;
             self.early += u32::from(is_early && last["state"] == "ready");
         }

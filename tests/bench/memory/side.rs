@@ -66,7 +66,7 @@ pub(crate) struct Side {
     pub(crate) samples: RefCell<Samples>,
     pub(crate) events: RefCell<Events>,
     pub(crate) log: PathBuf,
-    child: RefCell<Child>,
+    child: RefCell<Option<Child>>,
     // Goes after the child.
     pub(crate) cell: Cell,
     _dir: TempDir,
@@ -74,12 +74,12 @@ pub(crate) struct Side {
 
 impl Side {
     /// Starts slotd on `core`, with a profile for each model.
-    pub(crate) async fn slotd(paths: &Paths, core: usize) -> Self {
+    pub(crate) async fn slotd(paths: &Paths, core: usize, quiet: Duration) -> Self {
         let (dir, cell) = set_up(paths, "slotd", core).await;
         let root = dir.path();
         fs::create_dir(root.join("profiles")).unwrap();
         for model in &MODELS {
-            let path = root.join(model.file);
+            let path = root.join(model.file).display().to_string();
             let capability = if model.name == "embed" { EMBEDS_SLOT } else { "" };
             let text = format!(
                 "model = {path:?}\nengine = \"llama-server\"\ncontext = {}\nparallel = {}\nthreads = 1\nautostart = {}\n{capability}",
@@ -88,8 +88,9 @@ impl Side {
             fs::write(root.join(format!("profiles/{}.toml", model.name)), text).unwrap();
         }
         let settings = format!(
-            "llama_server = {:?}\nmemory_limit = \"{LIMIT_MIB}MiB\"\nmemory_reserve = \"64MiB\"\n",
-            paths.llama
+            "llama_server = {:?}\nmemory_limit = \"{LIMIT_MIB}MiB\"\nmemory_reserve = \"64MiB\"\nrestore_after = \"{}ms\"\n",
+            paths.llama.display().to_string(),
+            quiet.as_millis() / 2
         );
         fs::write(root.join("slotd.toml"), settings).unwrap();
         let log = paths.kept.as_deref().unwrap_or(root).join("slotd.log");
@@ -166,7 +167,7 @@ impl Side {
             samples: RefCell::default(),
             events: RefCell::default(),
             log,
-            child: RefCell::new(child),
+            child: RefCell::new(Some(child)),
             cell,
             _dir: dir,
         }
@@ -217,7 +218,7 @@ impl Side {
 
     /// Ends it; returns once it is gone.
     pub(crate) async fn end(&self) {
-        let mut child = self.child.borrow_mut();
+        let Some(mut child) = self.child.borrow_mut().take() else { return };
         let Some(pid) = child.id() else { return };
         kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGTERM).unwrap();
         if timeout(Duration::from_secs(30), child.wait()).await.is_err() {

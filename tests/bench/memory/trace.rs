@@ -38,6 +38,11 @@ pub(crate) struct Ask {
     pub(crate) body: Value,
 }
 
+/// How long nobody asks at the end of each phase: those that were displaced come back then.
+pub(crate) fn quiet(length: Duration) -> Duration {
+    (length / PHASES).mul_f64(0.15)
+}
+
 /// Draws the requests of a run: about one arrival in `every`, one in eight of them several clients at
 /// once, models by popularity (half as often for each place down), favourites that change.
 pub(crate) fn draw(seed: u64, length: Duration, every: Duration, names: &[&str]) -> Vec<Ask> {
@@ -49,8 +54,11 @@ pub(crate) fn draw(seed: u64, length: Duration, every: Duration, names: &[&str])
         if at >= length {
             return asks;
         }
-        let phase =
-            usize::try_from(at.as_millis() * u128::from(PHASES) / length.as_millis()).unwrap();
+        let phase = (length / PHASES).as_millis();
+        if at.as_millis() % phase + quiet(length).as_millis() > phase {
+            continue;
+        }
+        let phase = usize::try_from(at.as_millis() / phase).unwrap();
         let rank = [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 4][random.index(16)];
         let model = (rank + 2 * phase) % names.len();
         let clients = if random.below(8) == 0 { 2 + random.below(3) } else { 1 };
