@@ -36,6 +36,7 @@ const UNUSED: [&str; 23] = [
     "min_residency",
     "when_full",
     "restore",
+    "needs",
 ];
 const EXAMPLE: &str =
     "write `url = \"http://127.0.0.1:8080\"`, or `url = \"unix:/path/of/its.sock\"`";

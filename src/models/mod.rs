@@ -11,6 +11,7 @@ mod hub;
 mod locate;
 mod port;
 pub mod pull;
+pub mod safetensors;
 
 pub use self::{
     check::{Checked, Checks, Places, Refused},

@@ -126,6 +126,15 @@ pub struct Share {
 }
 
 impl Share {
+    /// Adds another share up with this one.
+    pub fn add(&mut self, other: &Self) {
+        self.host.0 = self.host.0.saturating_add(other.host.0);
+        for (gpu, bytes) in &other.gpus {
+            let sum = self.gpus.entry(*gpu).or_default();
+            sum.0 = sum.0.saturating_add(bytes.0);
+        }
+    }
+
     /// Takes what was measured into account where it is more than what was promised.
     #[must_use]
     pub fn at_least(mut self, measured: &Self) -> Self {

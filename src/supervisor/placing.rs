@@ -4,9 +4,12 @@
 //! 1. Those in line are looked at in the order in which they came. Those that may take the place of others
 //!    go first; what the first of them needs is kept for it, so that nobody small overtakes it for ever.
 //! 2. Room that is there is promised; see [`super::ledger`], [`super::placement`].
-//! 3. Else, once what is on its way out will not do, others make room: see [`super::eviction`].
+//! 3. Else, once what is on its way out will not do, others make room: see [`super::eviction`]; where a lower
+//!    rung of theirs is enough, they go on there: see [`super::offload`].
 //! 4. Else a lower rung of its ladder, on the same kind of device.
 //! 5. Else it waits, at the longest for the turn of those that work, each of which ends what it has begun.
+//!    One that was used just now, and whose load takes long, is spared until those that wait have waited a
+//!    good part of that together.
 //! 6. Nobody makes room for a slot whose last load failed, that is to be refused rather than swapped in,
 //!    that nobody asked for, or that would not fit even then.
 //!
@@ -19,7 +22,7 @@ mod look;
 use std::collections::BTreeMap;
 
 pub(super) use self::{
-    back::Displaced,
+    back::{Displaced, How},
     look::{Look, Looked},
 };
 use super::{
@@ -57,10 +60,11 @@ impl Supervisor {
         if !self.look.is_due() {
             return;
         }
-        self.forget_displaced();
+        self.forget_those_back();
         let mut line = self.line();
-        self.admit_the_unknown(&mut line, commands);
-        if line.is_empty() && self.displaced.is_empty() {
+        let mut neighbours = None;
+        self.admit_the_unknown(&mut line, &mut neighbours, commands);
+        if line.is_empty() && !self.is_anybody_away() {
             self.look.rest();
             return;
         }
@@ -68,42 +72,39 @@ impl Supervisor {
             self.look.ask(self.now, commands);
             return;
         }
-        let is_anybody_first = self.serve_line(&line, commands);
+        let is_anybody_first = self.serve_line(&line, neighbours, commands);
         if !is_anybody_first {
             self.bring_back(commands);
         }
         let is_queued = |slot: &Slot| matches!(slot.state, State::Queued(_));
-        let is_waiting = !self.displaced.is_empty() || self.slots.values().any(is_queued);
+        let is_waiting = self.is_anybody_away() || self.slots.values().any(is_queued);
         self.look.again(self.now, is_anybody_first, is_waiting);
     }
 
     /// Makes the stand of this moment.
     pub(super) fn stand(&self) -> Stand {
-        let present = self
-            .readings()
-            .filter_map(|(name, slot, read)| Some((name, slot, slot.held()?, read.map(measured))));
-        let (mut held, mut taken) = (Vec::new(), Vec::new());
-        for (name, slot, promised, measured) in present {
-            // What could not be read of one that serves is taken to be what it was promised.
-            let ours = match measured {
-                Some(measured) if slot.is_serving() => fill(measured, &promised),
-                Some(measured) => measured,
-                // It came after the reading.
-                None => Share::default(),
-            };
-            held.push((name, slot, promised.at_least(&ours)));
-            taken.push(ours);
-        }
-        let mut pools = Pools::of(&self.look.last.memory, taken.iter(), &self.policy);
+        let (mut held, mut taken) = (Share::default(), Share::default());
         let mut limits = Limits::of(&self.policy);
         let mut leaving = BTreeMap::new();
-        for (name, slot, share) in held {
-            pools.hold(&share);
+        for (name, slot, read) in self.readings() {
+            let Some(promised) = slot.held() else { continue };
+            // What could not be read of one that serves is taken to be what it was promised; what came after
+            // the reading is in none of its figures.
+            let ours = match read.map(measured) {
+                Some(measured) if slot.is_serving() => fill(measured, &promised),
+                Some(measured) => measured,
+                None => Share::default(),
+            };
+            let share = promised.at_least(&ours);
+            taken.add(&ours);
+            held.add(&share);
             limits.come(slot.kinds());
             if slot.is_leaving() {
                 leaving.insert(name.clone(), (share, slot.kinds().to_vec()));
             }
         }
+        let mut pools = Pools::of(&self.look.last.memory, &taken, &self.policy);
+        pools.hold(&held);
         Stand { pools, limits, leaving }
     }
 
@@ -134,6 +135,9 @@ impl Supervisor {
             idle_for: read.idle_for,
             share: slot.held().unwrap_or_default().at_least(&measured(read)),
             capabilities: slot.kinds(),
+            load: slot.expected_load(),
+            needs: &slot.needs,
+            rung: slot.ladder.at(),
         })
     }
 
