@@ -15,6 +15,10 @@
 //! POST /v1/plan                      what profiles would change; nothing is changed
 //! GET  /v1/requests                  every request in flight, an array
 //! DELETE /v1/requests/{id}           202, once it is being cancelled
+//! GET  /v1/pulls                     every download of a model, an array
+//! POST /v1/pulls                     202 and the download, once it is known what is to come; 507 without room
+//! GET  /v1/pulls/{id}/watch          one download a line: at once, and after each change, to its end
+//! DELETE /v1/pulls/{id}              202, once it is being cancelled
 //! POST /v1/daemon/upgrade            202, once the program on disk takes the daemon's place
 //! GET  /v1/daemon                    the daemon and the faults of profiles
 //! GET  /healthz                      ok
@@ -24,6 +28,7 @@
 
 mod daemon;
 mod plan;
+mod pull;
 mod refusal;
 mod remote;
 mod request;
@@ -44,6 +49,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::{
     daemon::{DaemonObject, FaultObject},
     plan::{Action, OtherObject, PlanObject, PlanRequest, PlannedObject},
+    pull::{PullObject, PullRequest, Pulls, ShortageObject},
     remote::Remote,
     request::RequestObject,
     serve::serve,
@@ -86,6 +92,8 @@ pub struct State {
     pub requests: RequestList,
     /// Cancels one of them.
     pub cancel: Cancel,
+    /// Downloads of models.
+    pub pulls: Pulls,
     /// Opens logs.
     pub logs: LogReader,
     /// What is wrong with profiles at present.

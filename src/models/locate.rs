@@ -177,10 +177,7 @@ fn name(repo: &str, quant: Option<&str>) -> String {
 }
 
 fn download(repo: &str, quant: Option<&str>) -> String {
-    match quant {
-        Some(quant) => format!("hf download {repo} --include '*{quant}*'"),
-        None => format!("hf download {repo}"),
-    }
+    format!("slotd pull {}", name(repo, quant))
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ mod memory;
 mod outside;
 mod profiles;
 mod publish;
+mod pulls;
 mod readings;
 mod remember;
 mod service_manager;

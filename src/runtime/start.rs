@@ -184,8 +184,8 @@ fn tools(
     });
     let checks = Arc::new(checks);
     let machine = Machine { cores: sensor::usable_cores(), has_gpu: sensor::has_gpu() };
-    let suspects = Arc::default();
-    Ok(Tools { settings, spawner, state, checks, suspects, machine, environment })
+    let (suspects, pulls) = (Arc::default(), Arc::default());
+    Ok(Tools { settings, spawner, state, checks, pulls, suspects, machine, environment })
 }
 
 fn listed(faults: &[Fault]) -> String {

@@ -100,6 +100,7 @@ impl Played {
             in_flight: Arc::new(|_| None),
             requests: Arc::new(|| vec![request()]),
             cancel: Arc::new(|id| id == 17),
+            pulls: admin::Pulls::none(),
             logs: Arc::new(|_, _| stream::iter([Bytes::from("a line of the log\n")]).boxed()),
             faults: Arc::new(ArcSwap::from_pointee(Vec::new())),
             daemon: Arc::new(admin::Daemon {

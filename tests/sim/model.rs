@@ -331,7 +331,12 @@ impl Truth {
                 Child::Ordered { .. },
                 ChildEvent::Spawned { .. } | ChildEvent::SpawnFailed { .. },
             )
-            | (Child::Sizing, ChildEvent::Sized { .. } | ChildEvent::SpawnFailed { .. })
+            | (
+                Child::Sizing,
+                ChildEvent::Sized { .. }
+                | ChildEvent::SpawnFailed { .. }
+                | ChildEvent::Progressed { .. },
+            )
             | (Child::Alive(_), ChildEvent::Exited { .. })
             | (Child::Dead { .. }, ChildEvent::Reaped) => true,
             (Child::Outside(outside), ChildEvent::Looked { .. }) => outside.drain.is_none(),
@@ -537,6 +542,8 @@ impl Truth {
                 self.ladder.learn(rungs.len());
                 self.child = Child::Queued;
             }
+            // Its model comes from the hub.
+            (Child::Sizing, ChildEvent::Progressed { .. }) => {}
             (Child::Sizing, _) => {
                 self.child = Child::None;
                 return Some(Unplanned { had_served: false });
