@@ -7,6 +7,7 @@ use thiserror::Error;
 use super::exit::Exit;
 use crate::{
     config::{Fault, keys::EditFault},
+    models::pull::PullFault,
     spec::SlotName,
 };
 
@@ -74,6 +75,9 @@ pub(super) enum Failure {
     /// The file of keys was not changed.
     #[error(transparent)]
     Key(#[from] EditFault),
+    /// A model was not pulled.
+    #[error("{}", chain(.0))]
+    Pull(PullFault),
     /// The settings have faults.
     #[error("{}", listed(.0))]
     Settings(Vec<Fault>),
@@ -116,6 +120,15 @@ impl Failure {
             | Self::Refused { .. }
             | Self::Gone { .. }
             | Self::Outcome { .. } => Exit::Unavailable,
+            Self::Pull(PullFault::Cancelled) => Exit::Interrupted,
+            Self::Pull(PullFault::Environment(_)) => Exit::BadConfig,
+            Self::Pull(PullFault::Io { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Exit::NoPermission
+            }
+            Self::Pull(PullFault::Broken(_)) => Exit::Software,
+            Self::Pull(_) => Exit::Unavailable,
             Self::Denied { .. } => Exit::NoPermission,
             Self::Settings(_) | Self::Key(EditFault::Faults(_)) | Self::NoKey { .. } => {
                 Exit::BadConfig
@@ -155,6 +168,7 @@ impl Failure {
             | Self::Refused { .. }
             | Self::Gone { .. }
             | Self::Outcome { .. }
+            | Self::Pull(_)
             | Self::Interrupted { .. } => format!("slotd: {self}\n"),
             Self::Talk { .. }
             | Self::Answer(_)
