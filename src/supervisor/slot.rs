@@ -371,8 +371,8 @@ impl Slot {
     /// Returns the profile with the rung that it is started on, as far as that is known.
     pub(super) fn applied_profile(&self) -> Cow<'_, Profile> {
         match self.ladder.rung() {
-            Some(rung) => Cow::Owned(rung.apply(&self.profile)),
-            None => Cow::Borrowed(&self.profile),
+            Some(rung) if *rung != Rung::default() => Cow::Owned(rung.apply(&self.profile)),
+            Some(_) | None => Cow::Borrowed(&self.profile),
         }
     }
 

@@ -185,8 +185,11 @@ impl Supervisor {
             }
             let all = self.candidates(|other, _| self.may_give_way(other, slot));
             let waited = self.waited_together(slot, queued);
-            let (spared, all): (Vec<_>, Vec<_>) =
-                all.into_iter().partition(|one| is_spared(one, waited));
+            let (spared, all) = if all.iter().any(|one| is_spared(one, waited)) {
+                all.into_iter().partition(|one| is_spared(one, waited))
+            } else {
+                (Vec::new(), all)
+            };
             // Those that work are the last.
             let rested = all.partition_point(|one| one.class < Class::Active);
             let rested = all.get(..rested).unwrap_or_default();
