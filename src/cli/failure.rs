@@ -120,19 +120,11 @@ impl Failure {
             | Self::Refused { .. }
             | Self::Gone { .. }
             | Self::Outcome { .. } => Exit::Unavailable,
-            Self::Pull(PullFault::Cancelled) => Exit::Interrupted,
-            Self::Pull(PullFault::Environment(_)) => Exit::BadConfig,
-            Self::Pull(PullFault::Io { source, .. })
-                if source.kind() == io::ErrorKind::PermissionDenied =>
-            {
-                Exit::NoPermission
-            }
-            Self::Pull(PullFault::Broken(_)) => Exit::Software,
-            Self::Pull(_) => Exit::Unavailable,
             Self::Denied { .. } => Exit::NoPermission,
-            Self::Settings(_) | Self::Key(EditFault::Faults(_)) | Self::NoKey { .. } => {
-                Exit::BadConfig
-            }
+            Self::Settings(_)
+            | Self::Key(EditFault::Faults(_))
+            | Self::NoKey { .. }
+            | Self::Pull(PullFault::Environment(_)) => Exit::BadConfig,
             Self::Key(EditFault::Name(_)) | Self::Url { .. } => Exit::Usage,
             Self::Key(EditFault::Write { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
@@ -141,16 +133,20 @@ impl Failure {
             }
 
             Self::ReaderGone => Exit::Success,
-            Self::WriteFile { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            Self::WriteFile { source, .. } | Self::Pull(PullFault::Io { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
                 Exit::NoPermission
             }
+            Self::Pull(PullFault::Broken(_)) => Exit::Software,
+            Self::Pull(_) => Exit::Unavailable,
             Self::Answer(_)
             | Self::Write(_)
             | Self::WriteFile { .. }
             | Self::Encode(_)
             | Self::Key(_)
             | Self::System(_) => Exit::Software,
-            Self::Interrupted { .. } => Exit::Interrupted,
+            Self::Pull(PullFault::Cancelled) | Self::Interrupted { .. } => Exit::Interrupted,
         }
     }
 

@@ -1,6 +1,6 @@
 //! `slotd pull`: fetches a model from the hub, with or without a daemon.
 
-use std::{env, time::Duration};
+use std::{convert::Infallible, env, future::pending, time::Duration};
 
 use clap::Args;
 use serde::Serialize;
@@ -104,16 +104,16 @@ async fn one(model: &Reference, options: &Options, site: Site) -> Result<(), Fai
             end = &mut pulling => break end,
             _ = interrupts.recv() => cancel.cancel(),
             _ = terminations.recv() => cancel.cancel(),
-            never = &mut showing => never,
+            never = &mut showing => match never {},
         }
     };
     let status = status.borrow().clone();
-    tell(end, status, options)
+    tell(end, &status, options)
 }
 
 fn tell(
     end: Result<Pulled, PullFault>,
-    status: PullStatus,
+    status: &PullStatus,
     options: &Options,
 ) -> Result<(), Failure> {
     if out::notes_are_seen() {
@@ -129,7 +129,7 @@ fn tell(
     }
     let pulled = end.map_err(Failure::Pull)?;
     if !options.json {
-        out::print(done(&pulled, &status))?;
+        out::print(done(&pulled, status))?;
     }
     Ok(())
 }
@@ -168,13 +168,13 @@ impl View {
         Self { width, last: String::new(), told: None, since: (Instant::now(), 0), speed: 0 }
     }
 
-    async fn follow(&mut self, mut watched: watch::Receiver<PullStatus>) {
+    async fn follow(&mut self, mut watched: watch::Receiver<PullStatus>) -> Infallible {
         while watched.changed().await.is_ok() {
             let status = watched.borrow_and_update().clone();
             self.show(&status);
         }
         // The pull's own end says more.
-        std::future::pending().await
+        pending().await
     }
 
     fn show(&mut self, status: &PullStatus) {
@@ -186,15 +186,14 @@ impl View {
             out::note(&format!("{erase}{trouble}\n"));
             self.told.clone_from(&status.trouble);
         }
-        match self.width {
-            Some(width) => out::note(&format!("{ERASE}{}", moving(status, self.speed, width))),
-            None => {
-                let line = step(status);
-                if self.last != line {
-                    out::note(&format!("{line}\n"));
-                    self.last = line;
-                }
-            }
+        if let Some(width) = self.width {
+            out::note(&format!("{ERASE}{}", moving(status, self.speed, width)));
+            return;
+        }
+        let line = step(status);
+        if self.last != line {
+            out::note(&format!("{line}\n"));
+            self.last = line;
         }
     }
 

@@ -88,6 +88,8 @@ pub(super) fn is_free(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
 
     #[test]
@@ -108,7 +110,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.lock");
         let held = take(&path).unwrap().unwrap();
-        let (tell, told) = tokio::sync::oneshot::channel();
+        let (tell, told) = oneshot::channel();
         let mut tell = Some(tell);
         let waiting = wait(&path, |holder| {
             drop(tell.take().map(|tell| tell.send(holder)));

@@ -26,11 +26,12 @@ mod space;
 mod transfer;
 mod writer;
 
-use std::{cmp::Reverse, path::PathBuf, sync::Arc, time::Duration};
+use std::{cmp::Reverse, error::Error, path::PathBuf, sync::Arc, time::Duration};
 
+use bytes::Bytes as Text;
 use tokio::{
     sync::watch,
-    task::{JoinSet, spawn_blocking},
+    task::{JoinError, JoinSet, spawn_blocking},
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -130,7 +131,7 @@ pub async fn pull(
 
 /// Says a fault with its cause.
 pub fn said(fault: &PullFault) -> String {
-    match std::error::Error::source(fault) {
+    match fault.source() {
         Some(cause) => format!("{fault}: {cause}"),
         None => fault.to_string(),
     }
@@ -143,8 +144,8 @@ async fn run(job: Job, board: &Arc<Board>) -> Result<Pulled, PullFault> {
     }
     let preparing = layout.clone();
     spawn_blocking(move || preparing.prepare()).await.map_err(broken)??;
-    let _held = lock::wait(&layout.model_lock(), |holder| board.held_by(Some(holder))).await?;
-    board.held_by(None);
+    let _held = lock::wait(&layout.model_lock(), |holder| board.held_by(holder)).await?;
+    board.held_by_nobody();
     board.tell(|status| status.stage = Stage::Asking);
     let site = job.site.clone();
     let client = spawn_blocking(move || Client::new(site)).await.map_err(broken)??;
@@ -177,7 +178,8 @@ async fn run(job: Job, board: &Arc<Board>) -> Result<Pulled, PullFault> {
     Ok(Pulled { snapshot: layout.snapshot(&commit), commit, files })
 }
 
-fn broken(error: tokio::task::JoinError) -> PullFault {
+#[expect(clippy::needless_pass_by_value, reason = "as `map_err` hands it")]
+fn broken(error: JoinError) -> PullFault {
     PullFault::Broken(error.to_string())
 }
 
@@ -292,7 +294,7 @@ impl Asked<'_> {
     }
 
     /// Asks until there is an answer.
-    async fn ask(&self, path: &str) -> Result<(Answer, bytes::Bytes), PullFault> {
+    async fn ask(&self, path: &str) -> Result<(Answer, Text), PullFault> {
         let mut borne = Borne::new(self.job.patience);
         loop {
             match self.client.text(path).await {

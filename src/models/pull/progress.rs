@@ -119,12 +119,15 @@ impl Board {
         self.done.fetch_sub(bytes.min(self.done.load(Relaxed)), Relaxed);
     }
 
-    /// Notes that another holds a lock, or, with nothing, that nobody does.
-    pub(super) fn held_by(&self, holder: Option<Option<Holder>>) {
-        let name = holder.map(|holder| {
-            holder.map_or_else(|| "another program".to_owned(), |holder| holder.to_string())
-        });
-        self.tell(|status| status.held_by = name);
+    /// Notes that another holds a lock; who, where that is known.
+    pub(super) fn held_by(&self, holder: Option<Holder>) {
+        let name = holder.map_or_else(|| "another program".to_owned(), |holder| holder.to_string());
+        self.tell(|status| status.held_by = Some(name));
+    }
+
+    /// Notes that nobody else holds a lock.
+    pub(super) fn held_by_nobody(&self) {
+        self.tell(|status| status.held_by = None);
     }
 
     /// Shows what was noted.

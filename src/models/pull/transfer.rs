@@ -34,8 +34,8 @@ pub(super) struct Work {
 pub(super) async fn fetch(work: Arc<Work>, entry: Entry, counted: u64) -> Result<(), PullFault> {
     let board = Arc::clone(&work.board);
     let lock = work.layout.blob_lock(&entry.hash);
-    let held = Arc::new(lock::wait(&lock, |holder| board.held_by(Some(holder))).await?);
-    board.held_by(None);
+    let held = Arc::new(lock::wait(&lock, |holder| board.held_by(holder)).await?);
+    board.held_by_nobody();
     let mut is_second = false;
     while !work.layout.has_blob(&entry) {
         let from = work.layout.begun(&entry);

@@ -2,6 +2,7 @@
 //! network does not wait for the disk, nor for the hash of what an earlier pull left.
 
 use std::{
+    fmt::Write as _,
     fs::{File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     path::PathBuf,
@@ -84,11 +85,12 @@ fn write(
     from: u64,
     mut chunks: mpsc::Receiver<Chunk>,
 ) -> Result<Option<String>, PullFault> {
-    let fault = |error: io::Error, at: u64| match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+    let fault = |error: io::Error, at: u64| {
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
             spec.room.fault(Bytes(spec.size - at))
+        } else {
+            unusable(&spec.path)(error)
         }
-        _ => unusable(&spec.path)(error),
     };
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
@@ -157,7 +159,11 @@ impl Sum {
             Self::Sha256(sum) => sum.finalize().to_vec(),
             Self::Git(sum) => sum.finalize().to_vec(),
         };
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        let mut hex = String::with_capacity(bytes.len() * 2);
+        for byte in bytes {
+            drop(write!(hex, "{byte:02x}"));
+        }
+        hex
     }
 }
 
