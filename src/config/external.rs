@@ -12,7 +12,7 @@ use super::{
 use crate::spec::Endpoint;
 
 /// What is about an engine that slotd starts, holds and ends.
-const UNUSED: [&str; 23] = [
+const UNUSED: [&str; 24] = [
     "command",
     "stop_command",
     "args",
