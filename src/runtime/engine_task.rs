@@ -39,7 +39,7 @@ use crate::{
         pull::{PullStatus, Reference, Stage},
     },
     process::{self, Child, ErrandSpec, SpawnFault, SpawnSpec, Spawner},
-    proxy::{Gate, Suspects},
+    proxy::{Gate, Suspects, Uses},
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
@@ -73,6 +73,7 @@ pub(super) struct Tools {
     pub(super) checks: Arc<Checks>,
     pub(super) pulls: Arc<Pulls>,
     pub(super) suspects: Arc<Suspects>,
+    pub(super) uses: Arc<Uses>,
     /// What engines compute with.
     pub(super) machine: Machine,
     /// The daemon's environment, from which engines get an allow-list.
@@ -372,6 +373,7 @@ fn handles(tools: &Tools, running: &Running, reporter: &Reporter) -> Handles {
         (launched.info.parallel, tools.settings.queue_limit),
         &tools.suspects,
     );
+    gate.count_in(tools.uses.of(&reporter.slot));
     Handles {
         gate,
         pid: running.child.pid(),

@@ -126,12 +126,11 @@ pub struct Share {
 }
 
 impl Share {
-    /// Adds another share up with this one.
+    /// Adds another share to this one.
     pub fn add(&mut self, other: &Self) {
-        self.host.0 = self.host.0.saturating_add(other.host.0);
+        self.host.grow(other.host);
         for (gpu, bytes) in &other.gpus {
-            let sum = self.gpus.entry(*gpu).or_default();
-            sum.0 = sum.0.saturating_add(bytes.0);
+            self.gpus.entry(*gpu).or_default().grow(*bytes);
         }
     }
 

@@ -68,6 +68,8 @@ pub struct Memory {
     pub rung: usize,
     /// Which profile worked, and which one did not.
     pub edits: Edits,
+    /// How often it was used lately, at the start of this life.
+    pub uses: u64,
 }
 
 /// Where an event would land: the state and the input, as a cell of the table of all of them.

@@ -34,7 +34,7 @@ use super::{
     slot::{Slot, State},
 };
 use crate::spec::{
-    SlotName,
+    Bytes, SlotName,
     memory::{EngineReading, Share},
     profile::Capability,
 };
@@ -86,20 +86,12 @@ impl Supervisor {
         let (mut held, mut taken) = (Share::default(), Share::default());
         let mut limits = Limits::of(&self.policy);
         let mut leaving = BTreeMap::new();
-        for (name, slot, read) in self.readings() {
-            let Some(promised) = slot.held() else { continue };
-            // What could not be read of one that serves is taken to be what it was promised; what came after
-            // the reading is in none of its figures.
-            let ours = match read.map(measured) {
-                Some(measured) if slot.is_serving() => fill(measured, &promised),
-                Some(measured) => measured,
-                None => Share::default(),
-            };
-            let share = promised.at_least(&ours);
-            taken.add(&ours);
-            held.add(&share);
+        for (name, slot, read) in self.readings().filter(|(_, slot, _)| slot.has_child()) {
+            count((&mut taken, &mut held), slot, read);
             limits.come(slot.kinds());
             if slot.is_leaving() {
+                let measured = read.map(measured).unwrap_or_default();
+                let share = slot.held().unwrap_or_default().at_least(&measured);
                 leaving.insert(name.clone(), (share, slot.kinds().to_vec()));
             }
         }
@@ -153,13 +145,27 @@ impl Supervisor {
     }
 }
 
-/// Puts what was promised where a figure is missing.
-fn fill(mut measured: Share, promised: &Share) -> Share {
-    if measured.host.0 == 0 {
-        measured.host = promised.host;
+/// Adds one engine up: what it takes by the reading, and what it is counted with.
+fn count((taken, held): (&mut Share, &mut Share), slot: &Slot, read: Option<&EngineReading>) {
+    // What could not be read of one that serves is taken to be what it was promised; what came after the
+    // reading is in none of its figures.
+    let is_assumed = read.is_some() && slot.is_serving();
+    let unread = |promised: Bytes| if is_assumed { promised } else { Bytes(0) };
+    let host = slot.share.host.max(slot.rss.unwrap_or_default());
+    let ours = read.and_then(|read| read.host).filter(|bytes| bytes.0 > 0);
+    let ours = ours.unwrap_or_else(|| unread(host));
+    taken.host.grow(ours);
+    held.host.grow(host.max(ours));
+    for (gpu, promised) in &slot.share.gpus {
+        let ours = read.and_then(|read| read.gpus.get(gpu)).copied();
+        let ours = ours.unwrap_or_else(|| unread(*promised));
+        taken.gpus.entry(*gpu).or_default().grow(ours);
+        held.gpus.entry(*gpu).or_default().grow(ours.max(*promised));
     }
-    for (gpu, bytes) in &promised.gpus {
-        measured.gpus.entry(*gpu).or_insert(*bytes);
+    for (gpu, bytes) in read.iter().flat_map(|read| &read.gpus) {
+        if !slot.share.gpus.contains_key(gpu) {
+            taken.gpus.entry(*gpu).or_default().grow(*bytes);
+            held.gpus.entry(*gpu).or_default().grow(*bytes);
+        }
     }
-    measured
 }

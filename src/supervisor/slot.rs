@@ -88,6 +88,8 @@ pub(super) struct Slot {
     pub(super) rss: Option<Bytes>,
     pub(super) deaths: Vec<Arc<Death>>,
     pub(super) loads: Vec<Duration>,
+    /// How often it was used lately in an earlier life of the daemon.
+    pub(super) uses: u64,
 }
 
 impl Slot {
@@ -139,14 +141,15 @@ impl Slot {
             rss: None,
             deaths: memory.deaths,
             loads: memory.loads,
+            uses: memory.uses,
         }
     }
 
     /// Returns what is worth remembering when the slot goes.
     pub(super) fn memory(self) -> Memory {
         let rung = self.ladder.at();
-        let Self { generation, loads, deaths, edits, .. } = self;
-        Memory { generation, loads, deaths, rung, edits }
+        let Self { generation, loads, deaths, edits, uses, .. } = self;
+        Memory { generation, loads, deaths, rung, edits, uses }
     }
 
     /// Tells whether nothing is left of the slot and its profile.
@@ -368,8 +371,8 @@ impl Slot {
     /// Returns the profile with the rung that it is started on, as far as that is known.
     pub(super) fn applied_profile(&self) -> Cow<'_, Profile> {
         match self.ladder.rung() {
-            Some(rung) => Cow::Owned(rung.apply(&self.profile)),
-            None => Cow::Borrowed(&self.profile),
+            Some(rung) if *rung != Rung::default() => Cow::Owned(rung.apply(&self.profile)),
+            Some(_) | None => Cow::Borrowed(&self.profile),
         }
     }
 

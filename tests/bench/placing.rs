@@ -23,9 +23,9 @@ const ROUNDS: usize = if cfg!(debug_assertions) { 3 } else { 21 };
 /// Prints median times at three sizes.
 pub(crate) fn run() {
     println!(
-        "| slots on {GPUS} GPUs | who makes room | engines that do | all start | one becomes ready | a request comes |"
+        "| slots on {GPUS} GPUs | who makes room | and shown | engines that do | all start | one becomes ready | a request comes |"
     );
-    println!("| ---: | ---: | ---: | ---: | ---: | ---: |");
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     for slots in [10, 100, 1000] {
         let rounds: Vec<_> = (0..ROUNDS).map(|_| round(slots)).collect();
         let median = |of: fn(&Round) -> Duration| {
@@ -34,9 +34,12 @@ pub(crate) fn run() {
             times[ROUNDS / 2]
         };
         let (room, all) = (median(|round| round.make_room), median(|round| round.all_start));
+        let decision = median(|round| round.decision);
         let (ready, request) = (median(|round| round.ready), median(|round| round.request));
         let leaving = rounds[0].leaving;
-        println!("| {slots} | {room:.2?} | {leaving} | {all:.2?} | {ready:.2?} | {request:.2?} |");
+        println!(
+            "| {slots} | {decision:.2?} | {room:.2?} | {leaving} | {all:.2?} | {ready:.2?} | {request:.2?} |"
+        );
     }
 }
 
@@ -46,6 +49,8 @@ struct Round {
     ready: Duration,
     request: Duration,
     make_room: Duration,
+    /// Without the view.
+    decision: Duration,
     leaving: usize,
 }
 
@@ -54,6 +59,8 @@ struct Bench {
     core: Supervisor,
     now: Monotime,
     commands: Vec<Command>,
+    /// What the last decision took by itself.
+    decision: Duration,
 }
 
 impl Bench {
@@ -61,6 +68,7 @@ impl Bench {
     fn tell(&mut self, event: Event) -> Duration {
         let began = Instant::now();
         self.core.handle(self.now, event, &mut self.commands);
+        self.decision = began.elapsed();
         let seen = self.core.snapshot();
         let next = self.core.deadline();
         let took = began.elapsed();
@@ -77,7 +85,8 @@ fn round(slots: u64) -> Round {
     let names: Vec<SlotName> = (0..slots).map(name).collect();
     let policy = Policy { memory_reserve: Bytes(0), ..Policy::default() };
     let core = Supervisor::new(policy, 1, BTreeMap::new());
-    let mut bench = Bench { core, now: Monotime::default(), commands: Vec::new() };
+    let mut bench =
+        Bench { core, now: Monotime::default(), commands: Vec::new(), decision: Duration::ZERO };
     let big = name(slots);
     let profiles = names.iter().map(|name| (name.clone(), profile(name, true)));
     let profiles = profiles.chain([(big.clone(), profile(&big, false))]);
@@ -103,12 +112,13 @@ fn round(slots: u64) -> Round {
     bench.tell(child(&big, sized(total * GPUS / 2)));
     bench.commands.clear();
     let make_room = bench.tell(reading(total, &names, part));
+    let decision = bench.decision;
     let is_drain = |command: &&Command| matches!(command, Command::Drain { .. });
     let leaving = bench.commands.iter().filter(is_drain).count();
     ready.sort_unstable();
     request.sort_unstable();
     let (ready, request) = (ready[ready.len() / 2], request[request.len() / 2]);
-    Round { all_start, ready, request, make_room, leaving }
+    Round { all_start, ready, request, make_room, decision, leaving }
 }
 
 fn name(index: u64) -> SlotName {

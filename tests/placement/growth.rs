@@ -28,11 +28,11 @@ fn looks(count: u64) -> (u64, u64) {
 
 #[test]
 fn the_work_of_a_decision_grows_no_faster_than_the_number_of_slots() {
-    let (few, many) = (looks(40), looks(400));
-    println!("looks at slots: {few:?} with 40, {many:?} with 400");
-    // Ten times the slots; a little more is the one that comes.
-    assert!(many.0 < few.0 * 12, "all start");
-    assert!(many.1 < few.1 * 12, "who makes room");
+    let (few, many) = (looks(25), looks(200));
+    println!("looks at slots: {few:?} with 25, {many:?} with 200");
+    // Eight times the slots; a little more is chance.
+    assert!(many.0 < few.0 * 10, "all start");
+    assert!(many.1 < few.1 * 10, "who makes room");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The line of those that wait for memory.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
@@ -76,8 +77,9 @@ impl Supervisor {
     pub(super) fn line(&self) -> Vec<SlotName> {
         let queued = self.slots.iter().filter_map(|(name, slot)| {
             let State::Queued(queued) = &slot.state else { return None };
-            let priority = std::cmp::Reverse(slot.profile.residence.priority());
-            // What is kept loaded comes by importance, requests are served as they come.
+            let priority = Reverse((slot.profile.residence.priority(), slot.uses));
+            // What is kept loaded comes by importance, and of equals the one that was used most; requests are
+            // served as they come.
             let rank = (!slot.has_a_claim(queued)).then_some(priority);
             Some(((rank, queued.began, name), name.clone()))
         });
@@ -183,8 +185,11 @@ impl Supervisor {
             }
             let all = self.candidates(|other, _| self.may_give_way(other, slot));
             let waited = self.waited_together(slot, queued);
-            let (spared, all): (Vec<_>, Vec<_>) =
-                all.into_iter().partition(|one| is_spared(one, waited));
+            let (spared, all) = if all.iter().any(|one| is_spared(one, waited)) {
+                all.into_iter().partition(|one| is_spared(one, waited))
+            } else {
+                (Vec::new(), all)
+            };
             // Those that work are the last.
             let rested = all.partition_point(|one| one.class < Class::Active);
             let rested = all.get(..rested).unwrap_or_default();
