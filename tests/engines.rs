@@ -20,7 +20,7 @@ use slotd::{
     spec::{
         death::{LogCause, Verdict},
         ladder::{LadderChoice, Rung},
-        profile::{Capability, EngineChoice, ModelSource, OnExit, Profile},
+        profile::{Capability, EngineChoice, ModelSource, OnExit, Profile, Pull},
         requests::Requests,
         residence::Residence,
     },
@@ -98,6 +98,7 @@ impl Machine {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            pull: Pull::Never,
             residence: Residence::default(),
             requests: Requests::default(),
         }

@@ -19,7 +19,7 @@ use slotd::{
         Generation, Monotime, SlotName, WaiterId,
         edit::Edits,
         ladder::LadderChoice,
-        profile::{EngineChoice, ModelSource, OnExit, Profile},
+        profile::{EngineChoice, ModelSource, OnExit, Profile, Pull},
         requests::Requests,
         residence::Residence,
     },
@@ -314,6 +314,7 @@ fn profile(slot: &str) -> Profile {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        pull: Pull::Never,
         residence: Residence::default(),
         requests: Requests::default(),
     }
