@@ -65,7 +65,11 @@ async fn killed(bench: &Bench) {
         // Slow enough that twenty kills fall into it.
         command.args(["--limit-rate", &format!("{}B", bench.size / 8)]);
         let mut child = command.spawn().unwrap();
-        sleep(Duration::from_millis(150 + (random >> 33) % 300)).await;
+        let before = blobs(&cache, REPO).0;
+        while blobs(&cache, REPO).0 <= before && child.try_wait().unwrap().is_none() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        sleep(Duration::from_millis((random >> 33) % 300)).await;
         if child.try_wait().unwrap().is_none() {
             kills += 1;
         }
