@@ -85,6 +85,7 @@ async fn help_names_every_subcommand_and_exit_code() {
       load         Load a slot and wait until it is ready
       unload       Unload a slot; the next request loads it again
       restart      Replace a slot's engine by a new one and wait until it is ready
+      events       Tell what happens, as it happens: changes of slots, pressure, rules
       requests     List the requests in flight
       cancel       End a request in flight with an error
       key          Make, list and remove the keys that clients of the endpoint need

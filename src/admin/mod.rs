@@ -12,6 +12,7 @@
 //! POST /v1/slots/{slot}/restart
 //! GET  /v1/slots/{slot}/watch        one slot a line: at once, and after each change
 //! GET  /v1/slots/{slot}/logs         text; ?lines=N (100), ?follow=true
+//! GET  /v1/events                    what happens from here on, one object a line
 //! POST /v1/plan                      what profiles would change; nothing is changed
 //! GET  /v1/requests                  every request in flight, an array
 //! DELETE /v1/requests/{id}           202, once it is being cancelled
@@ -23,6 +24,7 @@
 //! What is refused is answered with OpenAI's error object.
 
 mod daemon;
+mod event;
 mod plan;
 mod refusal;
 mod remote;
@@ -42,7 +44,8 @@ use futures_util::stream::BoxStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::{
-    daemon::{DaemonObject, FaultObject},
+    daemon::{DaemonObject, FaultObject, PressureObject},
+    event::{EventObject, News, news},
     plan::{Action, OtherObject, PlanObject, PlanRequest, PlannedObject},
     remote::Remote,
     request::RequestObject,
@@ -52,7 +55,7 @@ pub use self::{
 use crate::{
     config::Fault,
     mailbox::Mailbox,
-    spec::{Monotime, SlotName},
+    spec::{Monotime, SlotName, pressure::Strain},
     supervisor::Snapshot,
 };
 
@@ -88,6 +91,10 @@ pub struct State {
     pub cancel: Cancel,
     /// Opens logs.
     pub logs: LogReader,
+    /// How short the machine is.
+    pub strain: watch::Receiver<Strain>,
+    /// Where news are told.
+    pub news: News,
     /// What is wrong with profiles at present.
     pub faults: Arc<ArcSwap<Vec<Fault>>>,
     /// Takes wishes to go on with the program on disk; answered with what it calls itself, or why

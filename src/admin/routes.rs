@@ -18,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 use super::{
     DaemonObject, Follow, LogRequest, PlanObject, PlanRequest, RequestObject, SlotObject, State,
     refusal::Refusal,
-    streams::{changes, log},
+    streams::{changes, events, log},
 };
 use crate::{
     spec::SlotName,
@@ -50,6 +50,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/slots/{slot}/restart", post(restart))
         .route("/v1/slots/{slot}/watch", get(watch_slot))
         .route("/v1/slots/{slot}/logs", get(logs))
+        .route("/v1/events", get(follow_events))
         .route("/v1/requests", get(requests))
         .route("/v1/requests/{id}", delete(cancel))
         .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MOST_PLAN)))
@@ -109,6 +110,11 @@ async fn watch_slot(
     let name = find(&app, &typed)?;
     let body = Body::from_stream(changes(app, name));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+async fn follow_events(Extract(app): Extract<App>) -> Response {
+    let body = Body::from_stream(events(&app));
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 
 /// The query of `logs`.

@@ -79,6 +79,10 @@ pub struct SlotObject {
     /// The slot that it has made room for, while it is down for that.
     #[serde(default)]
     pub displaced_by: Option<SlotName>,
+    /// What the machine ran short of when the slot was unloaded for that, while it is down: `memory`,
+    /// `gpu-0` and so on.
+    #[serde(default)]
+    pub unloaded_for: Option<String>,
     /// Requests that the engine works on; `null` without one.
     pub in_flight: Option<u32>,
     /// Requests that wait for the slot.
@@ -195,6 +199,7 @@ impl SlotObject {
             need_bytes: need.map(|need| need.host),
             need_gpu_bytes: need.and_then(|need| need.gpu.as_ref()).map(GpuNeed::least),
             displaced_by: view.displaced_by.clone(),
+            unloaded_for: view.relieved.map(|source| source.to_string()),
             in_flight,
             waiting: view.waiting,
             rung: view.rung.clone(),

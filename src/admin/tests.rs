@@ -66,6 +66,8 @@ impl Api {
                     Follow::Yes => lines.chain(stream::pending()).boxed(),
                 }
             }),
+            strain: watch::channel(Strain::default()).1,
+            news: news(),
             faults: Arc::new(ArcSwap::from_pointee(vec![fault()])),
             // Nobody reads it: the daemon is on its way out.
             upgrades: mpsc::channel(1).0,
@@ -220,6 +222,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         waiting: 2,
         promised: None,
         displaced_by: None,
+        relieved: None,
         expected_load: Some(Duration::from_millis(1300)),
         rss: Some(MemoryBytes(98_362_432)),
         deaths: Vec::new(),
@@ -306,6 +309,7 @@ async fn a_slot_is_shown_with_every_key() {
       "need_bytes": null,
       "need_gpu_bytes": null,
       "displaced_by": null,
+      "unloaded_for": null,
       "in_flight": 2,
       "waiting": 2,
       "rung": null,
@@ -383,6 +387,15 @@ async fn the_daemon_tells_of_itself_and_of_bad_profiles() {
       "profile_dirs": [
         "/etc/slotd/profiles"
       ],
+      "pressure": {
+        "level": "normal",
+        "throttle": 1.0,
+        "sources": {
+          "cpu": "normal",
+          "disk": "normal",
+          "memory": "normal"
+        }
+      },
       "faults": [
         {
           "file": "chat.toml",

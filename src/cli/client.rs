@@ -154,6 +154,12 @@ impl Client {
         Ok(Changes { slot: slot.clone(), response, buffer: Vec::new() })
     }
 
+    /// Returns what happens from here on.
+    pub(super) async fn events(&self) -> Result<Lines<'_>, Failure> {
+        let response = self.send(Method::GET, "/v1/events", None).await?;
+        Ok(Lines { client: self, response, buffer: Vec::new() })
+    }
+
     /// Opens a slot's log.
     pub(super) async fn logs(
         &self,
@@ -257,6 +263,31 @@ impl Changes {
                 }
                 Ok(_) | Err(_) => return Err(Failure::Gone { slot: self.slot.clone() }),
             }
+        }
+    }
+}
+
+/// Lines of an answer that goes on.
+#[derive(Debug)]
+pub(super) struct Lines<'a> {
+    client: &'a Client,
+    response: Response,
+    buffer: Vec<u8>,
+}
+
+impl Lines<'_> {
+    /// Waits for the next line; `None` once the daemon has ended it.
+    pub(super) async fn next(&mut self) -> Result<Option<String>, Failure> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()));
+            }
+            let chunk = self.response.chunk().await.map_err(|error| self.client.failure(error))?;
+            let Some(chunk) = chunk.filter(|_| self.buffer.len() < LONGEST_LINE) else {
+                return Ok(None);
+            };
+            self.buffer.extend_from_slice(&chunk);
         }
     }
 }

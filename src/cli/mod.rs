@@ -11,6 +11,7 @@ mod client;
 mod completions;
 #[cfg(test)]
 mod example;
+mod events;
 mod exit;
 mod failure;
 mod fit;
@@ -98,6 +99,8 @@ enum Command {
     Unload(order::Options),
     /// Replace a slot's engine by a new one and wait until it is ready
     Restart(order::Options),
+    /// Tell what happens, as it happens: changes of slots, pressure, rules
+    Events(events::Options),
     /// List the requests in flight
     Requests(requests::Options),
     /// End a request in flight with an error
@@ -144,6 +147,9 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Ps(options) => talk(&place, async |client| ps::run(&options, client).await),
         Command::Requests(options) => {
             talk(&place, async |client| requests::run(&options, client).await)
+        }
+        Command::Events(options) => {
+            talk(&place, async |client| events::run(&options, client).await)
         }
         Command::Cancel(options) => {
             talk(&place, async |client| cancel::run(&options, client).await)

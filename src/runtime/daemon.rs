@@ -24,6 +24,7 @@ use super::{
     engine_task::Tools,
     listen::{Addresses, Keeper, Kept, Sockets},
     memory,
+    pressure::{self, Board},
     profiles::Profiles,
     publish::Publisher,
     remember, service_manager,
@@ -152,12 +153,15 @@ impl Daemon {
         let settings = &self.tools.settings;
         let (mailbox, inbox) = mailbox::channel();
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
-        let (publisher, snapshots) = Publisher::new(Arc::clone(&routes), self.clock);
+        let board = Board::new();
+        let news = board.news.clone();
+        let (publisher, snapshots) = Publisher::new(Arc::clone(&routes), self.clock, news);
         let phase = watch::Sender::new(Phase::Starting);
-        let mut shared = self.shared(&routes, &mailbox);
+        let mut shared = self.shared(&routes, &mailbox, &board);
         let flights = Arc::clone(&shared.flights);
         let (end_admin, admin_ends) = oneshot::channel();
-        let state = self.admin_state((&mailbox, &snapshots), (profiles, &routes), flights, ask);
+        let seen = (&mailbox, &snapshots, &board);
+        let state = self.admin_state(seen, (profiles, &routes), flights, ask);
         let (close_orders, closing) = watch::channel(false);
         let remote = admin::Remote::new(state.clone(), closing);
         shared.control = Some(Control::new(move |request| remote.clone().answer(request)));
@@ -178,6 +182,8 @@ impl Daemon {
         for engine in mem::take(&mut self.adopted) {
             effects.adopt(engine);
         }
+        let machine = self.machine(&effects);
+        helpers.spawn(pressure::watch(machine, board, mailbox.clone()));
         let driver = Driver {
             core: Supervisor::new(policy(settings, self.tools.machine), clock::seed(), memory),
             inbox,
@@ -204,8 +210,23 @@ impl Daemon {
         }
     }
 
+    /// Says what is looked at for pressure.
+    fn machine(&self, effects: &Effects) -> pressure::Machine {
+        let settings = &self.tools.settings;
+        pressure::Machine {
+            gpus: effects.gpus(),
+            folders: vec![settings.state_dir.clone(), settings.cache_dir.clone()],
+            thresholds: settings.pressure.clone(),
+        }
+    }
+
     /// Puts together what every connection works with.
-    fn shared(&self, routes: &Arc<ArcSwap<RouteTable>>, mailbox: &Mailbox) -> Shared {
+    fn shared(
+        &self,
+        routes: &Arc<ArcSwap<RouteTable>>,
+        mailbox: &Mailbox,
+        board: &Board,
+    ) -> Shared {
         let settings = &self.tools.settings;
         let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
         let access_log = if settings.access_log { AccessLog::On } else { AccessLog::Off };
@@ -224,6 +245,7 @@ impl Daemon {
             byte_relay: if settings.byte_relay { ByteRelay::On } else { ByteRelay::Off },
             lanes: self.cores.lanes(),
             clock: clock::unix_ms,
+            throttle: Arc::clone(&board.throttle),
             fall_through: self.doors.fall_through(),
             control: None,
         }
@@ -280,7 +302,7 @@ impl Daemon {
 
     fn admin_state(
         &self,
-        (mailbox, snapshots): (&Mailbox, &watch::Receiver<Arc<Snapshot>>),
+        (mailbox, snapshots, board): (&Mailbox, &watch::Receiver<Arc<Snapshot>>, &Board),
         (profiles, routes): (&Profiles, &Arc<ArcSwap<RouteTable>>),
         flights: Arc<Flights>,
         ask: mpsc::Sender<upgrade::Asked>,
@@ -297,6 +319,8 @@ impl Daemon {
             requests: listing(&flights),
             cancel: Arc::new(move |id| flights.cancel(id)),
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
+            strain: board.strain.subscribe(),
+            news: board.news.clone(),
             faults: profiles.faults(),
             upgrades: ask,
             daemon: Arc::new(admin::Daemon {

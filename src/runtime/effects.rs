@@ -105,6 +105,11 @@ impl Effects {
         }
     }
 
+    /// Returns NVIDIA's GPUs, on a machine that may have some.
+    pub(super) fn gpus(&self) -> Option<Arc<Gpus>> {
+        self.gpus.clone()
+    }
+
     /// Returns the gates of live children, for the routing table.
     pub(super) fn gates(&self) -> &BTreeMap<SlotName, Arc<Gate>> {
         &self.gates

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod model;
 mod name;
 pub mod params;
+pub mod pressure;
 pub mod profile;
 mod quantity;
 pub mod requests;

@@ -10,6 +10,7 @@ use crate::spec::{
     death::{Evidence, Verdict},
     ladder::Rung,
     memory::{EngineReading, MemoryReading, Need},
+    pressure::Strain,
     profile::Profile,
 };
 
@@ -42,6 +43,11 @@ pub enum Event {
         reading: MemoryReading,
         /// Every engine that was there.
         engines: BTreeMap<SlotName, EngineReading>,
+    },
+    /// How short the machine is of something has changed, for a while at least.
+    PressureChanged {
+        /// How short it is of each.
+        strain: Strain,
     },
     /// The daemon was told to end.
     ShutdownRequested,

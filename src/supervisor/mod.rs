@@ -46,7 +46,7 @@ pub use self::{
 use self::{
     cores::Neighbours,
     input::Input,
-    placing::{Displaced, Look, Looked},
+    placing::{Displaced, Look, Looked, Relief},
     random::Random,
     slot::{Context, Slot},
 };
@@ -88,6 +88,7 @@ pub struct Supervisor {
     look: Look,
     /// Slots that have made room for others, in the order in which they went.
     displaced: Vec<Displaced>,
+    relief: Relief,
     published: Arc<Snapshot>,
 }
 
@@ -112,6 +113,7 @@ impl Supervisor {
             memory,
             look: Look::default(),
             displaced: Vec::new(),
+            relief: Relief::default(),
             published: Arc::new(Snapshot::default()),
         }
     }
@@ -132,6 +134,10 @@ impl Supervisor {
             Event::MemoryRead { reading, engines } => {
                 self.look.take(self.now, Looked { memory: reading, engines });
             }
+            Event::PressureChanged { strain } => {
+                self.relief.take(strain);
+                self.look.touch();
+            }
             Event::ShutdownRequested => self.shut_down(commands),
             Event::DeadlinePassed => {}
             Event::Slot { slot, event } => self.slot_event(&slot, event, commands),
@@ -145,7 +151,8 @@ impl Supervisor {
     /// with each `handle`; never lies before the `now` of the last one.
     pub fn deadline(&self) -> Option<Monotime> {
         let of_slots = self.slots.values().filter_map(Slot::deadline).min();
-        of_slots.into_iter().chain(self.look.deadline()).min()
+        let of_memory = self.look.deadline().into_iter().chain(self.relief.deadline());
+        of_slots.into_iter().chain(of_memory).min()
     }
 
     /// Returns the present view; the same one, with the same generation, while nothing has changed.
@@ -155,6 +162,11 @@ impl Supervisor {
         for Displaced { slot, by } in &self.displaced {
             if let Some(view) = slots.get_mut(slot) {
                 view.displaced_by = Some(by.clone());
+            }
+        }
+        for (slot, source) in &self.relief.gone {
+            if let Some(view) = slots.get_mut(slot) {
+                view.relieved = Some(*source);
             }
         }
         if self.published.slots != slots {
@@ -207,6 +219,7 @@ impl Supervisor {
         if matches!(input, Input::Unload) {
             // It is to stay away.
             self.displaced.retain(|one| one.slot != *name);
+            self.relief.gone.remove(name);
         }
         self.with(name, commands, |slot, context| slot.handle(input, context));
         if self.slots.get(name).is_some_and(Slot::is_gone) {

@@ -15,12 +15,14 @@
 mod back;
 mod line;
 mod look;
+mod relief;
 
 use std::collections::BTreeMap;
 
 pub(super) use self::{
     back::Displaced,
     look::{Look, Looked},
+    relief::Relief,
 };
 use super::{
     Supervisor,
@@ -51,16 +53,22 @@ impl Supervisor {
     pub(super) fn place(&mut self, commands: &mut Vec<Command>) {
         if self.mode != super::Mode::Running {
             self.look.rest();
+            self.relief.rest();
             return;
         }
         self.look.wake(self.now);
+        if self.relief.wake(self.now) {
+            self.look.touch();
+        }
         if !self.look.is_due() {
             return;
         }
         self.forget_displaced();
+        self.forget_relieved();
         let mut line = self.line();
         self.admit_the_unknown(&mut line, commands);
-        if line.is_empty() && self.displaced.is_empty() {
+        self.bring_back_relieved(commands);
+        if line.is_empty() && self.displaced.is_empty() && !self.relief.is_due() {
             self.look.rest();
             return;
         }
@@ -69,9 +77,10 @@ impl Supervisor {
             return;
         }
         let is_anybody_first = self.serve_line(&line, commands);
-        if !is_anybody_first {
+        if !is_anybody_first && !self.relief.is_host_short() {
             self.bring_back(commands);
         }
+        self.relieve(commands);
         let is_queued = |slot: &Slot| matches!(slot.state, State::Queued(_));
         let is_waiting = !self.displaced.is_empty() || self.slots.values().any(is_queued);
         self.look.again(self.now, is_anybody_first, is_waiting);

@@ -340,6 +340,7 @@ impl Slot {
             restarts: self.restarts,
             promised: self.held(),
             displaced_by: None,
+            relieved: None,
             waiting: self.waiting.len(),
             expected_load: self.expected_load(),
             rss: self.rss,

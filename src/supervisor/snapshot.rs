@@ -11,6 +11,7 @@ use crate::spec::{
     edit::Edits,
     ladder::RungView,
     memory::{Need, Share},
+    pressure::Source,
     profile::Profile,
 };
 
@@ -51,6 +52,8 @@ pub struct SlotView {
     pub promised: Option<Share>,
     /// The slot that it has made room for and has not come back from, while it is down.
     pub displaced_by: Option<SlotName>,
+    /// What the machine ran short of when it was unloaded for that, while it is down.
+    pub relieved: Option<Source>,
     /// Requests that wait for the slot.
     pub waiting: usize,
     /// How long a load is expected to take, from earlier ones.

@@ -12,13 +12,14 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use slotd::{
-    admin::{self, RequestObject, State},
+    admin::{self, RequestObject, State, news},
     config,
     mailbox::{self, Inbox},
     spec::{
         Generation, Monotime, SlotName,
         death::{Confidence, Death, Phase, Verdict},
         edit::Edits,
+        pressure::Strain,
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -80,6 +81,7 @@ impl Played {
                 waiting: 0,
                 promised: None,
                 displaced_by: None,
+                relieved: None,
                 expected_load: None,
                 rss: None,
                 deaths: Vec::new(),
@@ -93,6 +95,8 @@ impl Played {
         let socket = dir.path().join("control.sock");
         let listener = UnixListener::bind(&socket).expect("a socket");
         let state = State {
+            strain: watch::channel(Strain::default()).1,
+            news: news(),
             upgrades: mpsc::channel(1).0,
             snapshots: seen,
             mailbox,

@@ -9,10 +9,10 @@ use super::common::{Daemon, fake, scratch};
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/sensor/gpus/fake_nvml.c");
 
 /// A driver whose GPUs are the lines of a file.
-struct Driver(TempDir);
+pub(crate) struct Driver(TempDir);
 
 impl Driver {
-    fn new(lines: &str) -> Self {
+    pub(crate) fn new(lines: &str) -> Self {
         let driver = Self(tempfile::tempdir().unwrap());
         driver.set(lines);
         let status = Command::new("cc")
@@ -30,24 +30,24 @@ impl Driver {
     }
 
     /// At once for those who read at the same time.
-    fn set(&self, lines: &str) {
+    pub(crate) fn set(&self, lines: &str) {
         let new = self.0.path().join("new");
         fs::write(&new, lines).unwrap();
         fs::rename(new, self.0.path().join("gpus")).unwrap();
     }
 
-    async fn daemon(&self, profiles: &[(&str, &str)]) -> Daemon {
+    pub(crate) async fn daemon(&self, profiles: &[(&str, &str)]) -> Daemon {
         let library = self.library();
         Daemon::start_with(scratch(profiles), &[("SLOTD_NVML_LIBRARY", &library)]).await
     }
 }
 
-fn needs(memory: &str) -> String {
+pub(crate) fn needs(memory: &str) -> String {
     fake("", &format!("gpu_memory = \"{memory}\""))
 }
 
 /// The GPUs that a slot's engine was told to see, once it is ready.
-async fn visible_to(daemon: &Daemon, slot: &str) -> String {
+pub(crate) async fn visible_to(daemon: &Daemon, slot: &str) -> String {
     let view = daemon.until_state(slot, "ready").await;
     let environment = fs::read(format!("/proc/{}/environ", view["pid"])).unwrap();
     let environment = String::from_utf8(environment).unwrap();

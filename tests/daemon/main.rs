@@ -26,6 +26,7 @@ mod hangs;
 mod ladder;
 mod memory;
 mod orders;
+mod pressure;
 #[cfg(feature = "worker")]
 mod real;
 mod restarts;

@@ -15,6 +15,7 @@ use slotd::{
         memory::{
             Basis, EngineReading, GpuNeed, GpuReading, GpuState, MemoryReading, Need, Room, Share,
         },
+        pressure::Strain,
         profile::Profile,
         residence::Residence,
     },
@@ -107,6 +108,8 @@ pub(crate) struct Machine {
     pub(crate) refusals: Vec<(SlotName, Refusal)>,
     /// What the core was told last.
     pub(crate) read: Option<(MemoryReading, BTreeMap<SlotName, EngineReading>)>,
+    /// How short it was said to be.
+    pub(crate) strain: Strain,
     agenda: BTreeMap<(Monotime, u64), Happening>,
     planned: u64,
     waiters: u64,
@@ -162,6 +165,7 @@ impl Machine {
             last: Arc::default(),
             refusals: Vec::new(),
             read: None,
+            strain: Strain::default(),
             agenda: BTreeMap::new(),
             planned: 0,
             waiters: 0,
@@ -342,6 +346,9 @@ impl Machine {
         self.figures.events += 1;
         if let Event::MemoryRead { reading, engines } = event {
             self.read = Some((reading.clone(), engines.clone()));
+        }
+        if let Event::PressureChanged { strain } = event {
+            self.strain = strain.clone();
         }
         let before = Arc::clone(&self.last);
         let mut commands = Vec::new();

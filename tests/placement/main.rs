@@ -12,6 +12,7 @@
 )]
 
 mod machine;
+mod pressure;
 mod promises;
 mod random;
 mod scenarios;

@@ -61,9 +61,11 @@ impl Model {
                 return Ok(given_up.map(|death| (slot.clone(), death)));
             }
             Command::Drain { slot, generation } => {
+                let is_short = self.strain.of_memory().next().is_some();
                 let is_asked_for_room = self.slots.iter().any(|(name, truth)| {
                     name != slot && matches!(truth.child, Child::Queued | Child::None)
                 });
+                let is_asked_for_room = is_asked_for_room || is_short;
                 let truth = self.truth(slot)?;
                 truth.is_present(*generation)?;
                 truth.drain(moment, slot, is_asked_for_room)?;
@@ -418,7 +420,10 @@ impl Moment<'_> {
                     })
                 })
             }
-            Event::DeadlinePassed | Event::EngineAdopted { .. } | Event::MemoryRead { .. } => false,
+            Event::DeadlinePassed
+            | Event::EngineAdopted { .. }
+            | Event::PressureChanged { .. }
+            | Event::MemoryRead { .. } => false,
             Event::Slot { slot, event } => {
                 slot == name
                     && matches!(event, SlotEvent::UnloadRequested | SlotEvent::RestartRequested)

@@ -11,7 +11,10 @@ use std::{
 };
 
 use slotd::{
-    spec::{Generation, Monotime, SlotName, WaiterId, death::Verdict, profile::Profile},
+    spec::{
+        Generation, Monotime, SlotName, WaiterId, death::Verdict, pressure::Strain,
+        profile::Profile,
+    },
     supervisor::{ChildEvent, Event, Policy, Sight, SlotEvent},
 };
 
@@ -29,6 +32,8 @@ pub(crate) struct Model {
     pub(crate) left: BTreeSet<WaiterId>,
     pub(crate) shutdown_at: Option<Monotime>,
     pub(crate) is_finished: bool,
+    /// How short the machine is.
+    pub(crate) strain: Strain,
 }
 
 /// What is true of one slot; outlives its profile.
@@ -365,6 +370,7 @@ impl Model {
             left: BTreeSet::new(),
             shutdown_at: None,
             is_finished: false,
+            strain: Strain::default(),
         }
     }
 
@@ -398,6 +404,10 @@ impl Model {
                         truth
                     });
                 }
+                None
+            }
+            Event::PressureChanged { strain } => {
+                self.strain = strain.clone();
                 None
             }
             Event::DeadlinePassed | Event::MemoryRead { .. } => None,

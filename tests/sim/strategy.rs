@@ -8,6 +8,7 @@ use slotd::{
         Bytes, Generation, Monotime, SlotName, WaiterId,
         death::Verdict,
         memory::{EngineReading, MemoryReading, Room},
+        pressure::{Pressure, Strain},
         profile::{OnExit, Profile},
     },
     supervisor::{ChildEvent, Event, Policy, Sight, SlotEvent, Vitals},
@@ -76,6 +77,10 @@ pub(crate) enum Action {
     /// A profile goes.
     Remove(usize),
     Wake,
+    /// The machine runs short of memory, or is no longer.
+    Strain(usize),
+    /// It is read, whether it was asked for or not.
+    Read(usize),
     Shutdown,
 }
 
@@ -162,6 +167,9 @@ fn action() -> impl Strategy<Value = Action> {
         4 => (slot.clone(), traits()).prop_map(|(slot, traits)| Action::Edit(slot, traits)),
         2 => slot.prop_map(Action::Remove),
         3 => Just(Action::Wake),
+        // Mostly there is enough: a short machine sees few climbs.
+        1 => (0..8_usize).prop_map(Action::Strain),
+        1 => (0..64_usize).prop_map(Action::Read),
         // Mostly late in a run, or little else would be seen: see `Player::play`.
         1 => Just(Action::Shutdown),
     ]
@@ -274,6 +282,15 @@ impl Player {
                 Event::ProfilesChanged { profiles: self.profiles.clone() }
             }
             Action::Wake => Event::DeadlinePassed,
+            Action::Strain(level) => {
+                let memory = match level {
+                    0 => Pressure::Elevated,
+                    1 => Pressure::Critical,
+                    _ => Pressure::Normal,
+                };
+                Event::PressureChanged { strain: Strain { memory, ..Strain::default() } }
+            }
+            Action::Read(choice) => self.reading(choice),
             Action::Shutdown => Event::ShutdownRequested,
         })
     }
