@@ -10,9 +10,12 @@
 //! POST /v1/slots/{slot}/load         202 and the slot, once the wish is in the mailbox
 //! POST /v1/slots/{slot}/unload
 //! POST /v1/slots/{slot}/restart
+//! POST /v1/slots/{slot}/pin          also unpin, offload
+//! POST /v1/slots/{slot}/priority     {"priority": 0..=100 or null}
 //! GET  /v1/slots/{slot}/watch        one slot a line: at once, and after each change
 //! GET  /v1/slots/{slot}/logs         text; ?lines=N (100), ?follow=true
 //! GET  /v1/events                    what happens from here on, one object a line
+//! POST /v1/ensure                    {"bytes", "gpu", "slot"}: who goes for it, or why it cannot be had
 //! POST /v1/plan                      what profiles would change; nothing is changed
 //! GET  /v1/requests                  every request in flight, an array
 //! DELETE /v1/requests/{id}           202, once it is being cancelled
@@ -32,6 +35,7 @@ mod request;
 mod routes;
 mod serve;
 mod slot;
+mod stay;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -51,6 +55,7 @@ pub use self::{
     request::RequestObject,
     serve::serve,
     slot::{DeathObject, RejectedObject, SlotObject},
+    stay::{RoomObject, RoomWish},
 };
 use crate::{
     config::Fault,

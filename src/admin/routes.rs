@@ -18,6 +18,7 @@ use tokio::sync::{oneshot, watch};
 use super::{
     DaemonObject, Follow, LogRequest, PlanObject, PlanRequest, RequestObject, SlotObject, State,
     refusal::Refusal,
+    stay,
     streams::{changes, events, log},
 };
 use crate::{
@@ -48,6 +49,11 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/slots/{slot}/load", post(load))
         .route("/v1/slots/{slot}/unload", post(unload))
         .route("/v1/slots/{slot}/restart", post(restart))
+        .route("/v1/slots/{slot}/pin", post(stay::pin))
+        .route("/v1/slots/{slot}/unpin", post(stay::unpin))
+        .route("/v1/slots/{slot}/offload", post(stay::offload))
+        .route("/v1/slots/{slot}/priority", post(stay::prioritise))
+        .route("/v1/ensure", post(stay::ensure))
         .route("/v1/slots/{slot}/watch", get(watch_slot))
         .route("/v1/slots/{slot}/logs", get(logs))
         .route("/v1/events", get(follow_events))
@@ -177,7 +183,7 @@ async fn upgrade(Extract(app): Extract<App>) -> Result<Response, Refusal> {
     Ok((StatusCode::ACCEPTED, Json(json!({ "version": version }))).into_response())
 }
 
-fn find(app: &App, typed: &str) -> Result<SlotName, Refusal> {
+pub(super) fn find(app: &App, typed: &str) -> Result<SlotName, Refusal> {
     let snapshot = app.state.snapshots.borrow();
     match snapshot.slots.get_key_value(typed) {
         Some((name, _)) => Ok(name.clone()),
@@ -186,7 +192,7 @@ fn find(app: &App, typed: &str) -> Result<SlotName, Refusal> {
 }
 
 /// Shows a slot; its profile may be gone since it was found.
-fn show(app: &App, name: &SlotName) -> Result<SlotObject, Refusal> {
+pub(super) fn show(app: &App, name: &SlotName) -> Result<SlotObject, Refusal> {
     let snapshot = app.state.snapshots.borrow().clone();
     app.show(&snapshot, name).ok_or_else(|| Refusal::no_such_slot(name.as_str(), &snapshot))
 }

@@ -11,12 +11,14 @@ use reqwest::{
     Method, Response,
     header::{HeaderMap, HeaderValue},
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::failure::Failure;
 use crate::{
-    admin::{DaemonObject, PlanObject, PlanRequest, RequestObject, SlotObject},
+    admin::{
+        DaemonObject, PlanObject, PlanRequest, RequestObject, RoomObject, RoomWish, SlotObject,
+    },
     config::{
         daemon::{Flags, Settings},
         keys,
@@ -152,6 +154,32 @@ impl Client {
     pub(super) async fn watch(&self, slot: &SlotName) -> Result<Changes, Failure> {
         let response = self.send(Method::GET, &format!("/v1/slots/{slot}/watch"), None).await?;
         Ok(Changes { slot: slot.clone(), response, buffer: Vec::new() })
+    }
+
+    /// Tells a slot something that has a body; returns the slot as it was when that was taken.
+    pub(super) async fn tell_slot(
+        &self,
+        slot: &SlotName,
+        word: &str,
+        body: &Value,
+    ) -> Result<SlotObject, Failure> {
+        self.tell(&format!("/v1/slots/{slot}/{word}"), body).await
+    }
+
+    /// Asks for room.
+    pub(super) async fn ensure(&self, wish: &RoomWish) -> Result<RoomObject, Failure> {
+        self.tell("/v1/ensure", wish).await
+    }
+
+    async fn tell<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let sent = self.http.post(format!("{}{path}", self.base)).json(body).timeout(PATIENCE);
+        let response = self.receive(sent).await?;
+        let body = response.bytes().await.map_err(|error| self.failure(error))?;
+        serde_json::from_slice(&body).map_err(Failure::Answer)
     }
 
     /// Returns what happens from here on.

@@ -75,6 +75,7 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
         "made room",
         slot.unloaded_for.as_ref().map(|source| format!("the machine ran short of {source}")),
     );
+    text.field("by order", by_order(slot));
     text.field("asleep", slot.asleep.filter(|asleep| *asleep).map(|_| "yes".to_owned()));
     text.field("process", slot.pid.map(|pid| process(slot, pid)));
     text.field("cores", cores(slot));
@@ -141,6 +142,17 @@ fn requests(slot: &SlotObject) -> Option<String> {
         (None, waiting) => Some(format!("{waiting} waiting")),
         (Some(running), waiting) => Some(format!("{running}{at_most} running, {waiting} waiting")),
     }
+}
+
+/// What a person has ordered of its stay.
+fn by_order(slot: &SlotObject) -> Option<String> {
+    let pinned = if slot.pinned { "pinned" } else { "not pinned" };
+    let said = slot.ordered.iter().map(|what| match what.as_str() {
+        "pinned" => pinned.to_owned(),
+        _ => format!("priority {}", slot.priority),
+    });
+    let said: Vec<_> = said.collect();
+    (!said.is_empty()).then(|| said.join(", "))
 }
 
 /// The rung, where there is more than one.

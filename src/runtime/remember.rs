@@ -14,6 +14,7 @@ use crate::{
         Generation, SlotName,
         death::{Death, Evidence},
         edit::Edits,
+        residence::Orders,
     },
     store::{Remembered, SlotMemory, StateDir},
     supervisor::{Memory, Snapshot},
@@ -80,7 +81,7 @@ pub(super) async fn keep_last(
     let mut last = before.clone();
     last.slots.extend(memory.iter().map(|(name, slot)| {
         let memory = memory_of((slot.generation, slot.rung), &slot.loads, &slot.deaths);
-        (name.clone(), SlotMemory { edits: slot.edits.clone(), ..memory })
+        (name.clone(), SlotMemory { edits: slot.edits.clone(), orders: slot.orders, ..memory })
     }));
     if last == before {
         return;
@@ -105,7 +106,7 @@ fn merge(before: &Remembered, snapshot: &Snapshot) -> Remembered {
     for (name, slot) in &snapshot.slots {
         let at = (slot.generation, slot.rung_index);
         let memory = memory_of(at, &slot.loads, &slot.deaths);
-        let memory = SlotMemory { edits: slot.edits.clone(), ..memory };
+        let memory = SlotMemory { edits: slot.edits.clone(), orders: slot.orders, ..memory };
         latest.slots.insert(name.clone(), memory);
     }
     latest
@@ -123,6 +124,7 @@ fn memory_of(
         deaths: shortened(deaths),
         rung,
         edits: Edits::default(),
+        orders: Orders::default(),
     }
 }
 
@@ -165,6 +167,7 @@ pub(super) fn recall(remembered: &Remembered) -> BTreeMap<SlotName, Memory> {
                 deaths: slot.deaths.clone(),
                 rung: slot.rung,
                 edits: slot.edits.clone(),
+                orders: slot.orders,
             };
             (name.clone(), memory)
         })

@@ -20,7 +20,7 @@ pub use cores::usable_cores;
 pub use figures::{disk_free, host_figures};
 pub use gauge::{Gauge, Stand};
 pub use gpu::has_gpu;
-pub use gpus::{GpuOptions, GpuUse, Gpus, NVML_LIBRARY};
+pub use gpus::{GpuOptions, GpuUse, Gpus, NVML_LIBRARY, VISIBLE};
 pub use host::{HostMemory, host_memory, machine_oom_kills};
 pub use memory::read_memory;
 pub use processes::Processes;

@@ -16,6 +16,7 @@ mod input;
 mod ladder;
 mod ledger;
 mod limits;
+mod orders;
 mod placement;
 mod placing;
 mod policy;
@@ -39,6 +40,7 @@ pub use self::{
     command::{Command, Refusal, StopSignal},
     event::{ChildEvent, EngineInfo, Event, Sight, SlotEvent},
     health::Vitals,
+    placing::{RoomAnswer, RoomRequest},
     policy::Policy,
     snapshot::{SlotView, Snapshot, StateView},
     waits::{Shortage, Wait},
@@ -50,7 +52,9 @@ use self::{
     random::Random,
     slot::{Context, Slot},
 };
-use crate::spec::{Generation, Monotime, SlotName, death::Death, edit::Edits, profile::Profile};
+use crate::spec::{
+    Generation, Monotime, SlotName, death::Death, edit::Edits, profile::Profile, residence::Orders,
+};
 
 /// What an earlier life of the daemon remembered of a slot.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -65,6 +69,8 @@ pub struct Memory {
     pub rung: usize,
     /// Which profile worked, and which one did not.
     pub edits: Edits,
+    /// What a person has ordered of its stay.
+    pub orders: Orders,
 }
 
 /// Where an event would land: the state and the input, as a cell of the table of all of them.
@@ -89,6 +95,8 @@ pub struct Supervisor {
     /// Slots that have made room for others, in the order in which they went.
     displaced: Vec<Displaced>,
     relief: Relief,
+    /// Room that a person asks for.
+    rooms: Vec<RoomRequest>,
     published: Arc<Snapshot>,
 }
 
@@ -114,6 +122,7 @@ impl Supervisor {
             look: Look::default(),
             displaced: Vec::new(),
             relief: Relief::default(),
+            rooms: Vec::new(),
             published: Arc::new(Snapshot::default()),
         }
     }
@@ -136,6 +145,11 @@ impl Supervisor {
             }
             Event::PressureChanged { strain } => {
                 self.relief.take(strain);
+                self.look.touch();
+            }
+            Event::StayOrdered { slot, order } => self.order_stay(&slot, order, commands),
+            Event::RoomRequested(request) => {
+                self.rooms.push(request);
                 self.look.touch();
             }
             Event::ShutdownRequested => self.shut_down(commands),
@@ -264,8 +278,13 @@ impl Supervisor {
     fn forget(&mut self, name: &SlotName) {
         if let Some(slot) = self.slots.remove(name) {
             // The profile may come back; its generations must not begin again.
-            // Its rung and its edits were those of a profile that is gone.
-            let memory = Memory { rung: 0, edits: Edits::default(), ..slot.memory() };
+            // Its rung, its edits and its orders were those of a profile that is gone.
+            let memory = Memory {
+                rung: 0,
+                edits: Edits::default(),
+                orders: Orders::default(),
+                ..slot.memory()
+            };
             self.memory.insert(name.clone(), memory);
         }
     }

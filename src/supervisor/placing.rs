@@ -13,12 +13,14 @@
 //! All figures come from one reading, which is asked for when something has changed.
 
 mod back;
+mod headroom;
 mod line;
 mod look;
 mod relief;
 
 use std::collections::BTreeMap;
 
+pub use self::headroom::{RoomAnswer, RoomRequest};
 pub(super) use self::{
     back::Displaced,
     look::{Look, Looked},
@@ -54,6 +56,7 @@ impl Supervisor {
         if self.mode != super::Mode::Running {
             self.look.rest();
             self.relief.rest();
+            self.refuse_rooms(commands);
             return;
         }
         self.look.wake(self.now);
@@ -68,7 +71,11 @@ impl Supervisor {
         let mut line = self.line();
         self.admit_the_unknown(&mut line, commands);
         self.bring_back_relieved(commands);
-        if line.is_empty() && self.displaced.is_empty() && !self.relief.is_due() {
+        if line.is_empty()
+            && self.displaced.is_empty()
+            && !self.relief.is_due()
+            && self.rooms.is_empty()
+        {
             self.look.rest();
             return;
         }
@@ -80,6 +87,7 @@ impl Supervisor {
         if !is_anybody_first && !self.relief.is_host_short() {
             self.bring_back(commands);
         }
+        self.make_headroom(commands);
         self.relieve(commands);
         let is_queued = |slot: &Slot| matches!(slot.state, State::Queued(_));
         let is_waiting = !self.displaced.is_empty() || self.slots.values().any(is_queued);
@@ -133,13 +141,13 @@ impl Supervisor {
         slot: &'a Slot,
         read: &EngineReading,
     ) -> Option<Candidate<'a>> {
-        if !matches!(slot.state, State::Ready(_)) || slot.profile.residence.pinned {
+        if !matches!(slot.state, State::Ready(_)) || slot.is_pinned() {
             return None;
         }
         Some(Candidate {
             name: &slot.name,
             class: Class::of(read.in_flight, read.idle_for, &self.policy),
-            priority: slot.profile.residence.priority(),
+            priority: slot.priority(),
             idle_for: read.idle_for,
             share: slot.held().unwrap_or_default().at_least(&measured(read)),
             capabilities: slot.kinds(),

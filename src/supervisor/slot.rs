@@ -52,6 +52,7 @@ use crate::spec::{
     ladder::Rung,
     memory::{Need, Share},
     profile::{Capability, Profile},
+    residence::Orders,
 };
 
 /// What a state function works with besides the slot.
@@ -70,6 +71,7 @@ pub(super) struct Slot {
     /// The one in force.
     pub(super) profile: Arc<Profile>,
     pub(super) edits: Edits,
+    pub(super) orders: Orders,
     pub(super) state: State,
     pub(super) since: Monotime,
     pub(super) generation: Generation,
@@ -124,6 +126,7 @@ impl Slot {
             name,
             profile,
             edits,
+            orders: memory.orders,
             state: State::Offline,
             since: now,
             generation: memory.generation,
@@ -144,8 +147,8 @@ impl Slot {
     /// Returns what is worth remembering when the slot goes.
     pub(super) fn memory(self) -> Memory {
         let rung = self.ladder.at();
-        let Self { generation, loads, deaths, edits, .. } = self;
-        Memory { generation, loads, deaths, rung, edits }
+        let Self { generation, loads, deaths, edits, orders, .. } = self;
+        Memory { generation, loads, deaths, rung, edits, orders }
     }
 
     /// Tells whether nothing is left of the slot and its profile.
@@ -336,6 +339,7 @@ impl Slot {
             rung: self.ladder.view(self.has_child()),
             rung_index: self.ladder.at(),
             edits: self.edits.clone(),
+            orders: self.orders,
             tally: self.tally.deaths,
             restarts: self.restarts,
             promised: self.held(),

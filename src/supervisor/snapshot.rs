@@ -13,6 +13,7 @@ use crate::spec::{
     memory::{Need, Share},
     pressure::Source,
     profile::Profile,
+    residence::Orders,
 };
 
 /// All slots at one moment. Equal generations mean equal content.
@@ -44,6 +45,8 @@ pub struct SlotView {
     pub rung_index: usize,
     /// Which profile worked, and which one did not.
     pub edits: Edits,
+    /// What a person has ordered of its stay; to be remembered.
+    pub orders: Orders,
     /// Deaths in a row without a healthy run in between.
     pub tally: u32,
     /// Restarts after deaths that slotd made by itself, in this life of the daemon.

@@ -20,6 +20,7 @@ use slotd::{
         death::{Confidence, Death, Phase, Verdict},
         edit::Edits,
         pressure::Strain,
+        residence::Orders,
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -82,6 +83,7 @@ impl Played {
                 promised: None,
                 displaced_by: None,
                 relieved: None,
+                orders: Orders::default(),
                 expected_load: None,
                 rss: None,
                 deaths: Vec::new(),

@@ -286,18 +286,24 @@ impl Events {
     pub(crate) async fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
         let found = async {
             loop {
-                while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                    let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                    let event: Value = serde_json::from_slice(&line).unwrap();
-                    if wanted(&event) {
-                        return event;
-                    }
+                let event = self.next().await;
+                if wanted(&event) {
+                    return event;
                 }
-                let chunk = self.answer.chunk().await.unwrap().expect("the stream ended");
-                self.buffer.extend_from_slice(&chunk);
             }
         };
         timeout(DEADLINE, found).await.expect("it never happened")
+    }
+
+    async fn next(&mut self) -> Value {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return serde_json::from_slice(&line).unwrap();
+            }
+            let chunk = self.answer.chunk().await.unwrap().expect("the stream ended");
+            self.buffer.extend_from_slice(&chunk);
+        }
     }
 }
 

@@ -30,5 +30,6 @@ mod pressure;
 #[cfg(feature = "worker")]
 mod real;
 mod restarts;
+mod stay;
 mod storage;
 mod storms;

@@ -18,8 +18,8 @@ fn with_settings(profiles: &[(&str, &str)], settings: &str) -> tempfile::TempDir
 #[tokio::test]
 async fn a_gpu_that_strangers_fill_is_told_and_whoever_is_on_it_goes() {
     let driver = Driver::new("present 8000 6000\n");
-    let (on_gpu, on_cpu) = (needs("1000MiB"), fake("", "memory = \"100MiB\""));
-    let daemon = driver.daemon(&[("on-gpu", &on_gpu), ("on-cpu", &on_cpu)]).await;
+    let (on_gpu, plain) = (needs("1000MiB"), fake("", "memory = \"100MiB\""));
+    let daemon = driver.daemon(&[("on-gpu", &on_gpu), ("on-cpu", &plain)]).await;
     let mut events = daemon.events().await;
     for slot in ["on-gpu", "on-cpu"] {
         daemon.order(slot, "load").await;
@@ -39,9 +39,9 @@ async fn a_gpu_that_strangers_fill_is_told_and_whoever_is_on_it_goes() {
     assert_eq!(daemon.daemon().await["pressure"]["sources"]["gpu-0"], "critical");
     let answer = daemon.chat("on-cpu").await;
     assert_eq!(answer.headers()["x-slotd-throttle"], "0.25");
-    let page = daemon.client.get(format!("{}/metrics", daemon.url)).send().await.unwrap();
-    let page = page.text().await.unwrap();
-    assert!(page.contains("slotd_pressure{source=\"gpu-0\"} 2\n"), "{page}");
+    let metrics = daemon.client.get(format!("{}/metrics", daemon.url)).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    assert!(metrics.contains("slotd_pressure{source=\"gpu-0\"} 2\n"), "{metrics}");
 
     driver.set("present 8000 6000\n");
     let told = events.until(|event| event["source"] == "gpu-0").await;

@@ -20,8 +20,8 @@ use slotd::{
         residence::Residence,
     },
     supervisor::{
-        ChildEvent, Command, EngineInfo, Event, Policy, Refusal, SlotEvent, SlotView, Snapshot,
-        StopSignal, Supervisor,
+        ChildEvent, Command, EngineInfo, Event, Policy, Refusal, RoomAnswer, SlotEvent, SlotView,
+        Snapshot, StopSignal, Supervisor,
     },
 };
 
@@ -108,6 +108,8 @@ pub(crate) struct Machine {
     pub(crate) refusals: Vec<(SlotName, Refusal)>,
     /// What the core was told last.
     pub(crate) read: Option<(MemoryReading, BTreeMap<SlotName, EngineReading>)>,
+    /// What came of asking for room.
+    pub(crate) rooms: Vec<RoomAnswer>,
     /// How short it was said to be.
     pub(crate) strain: Strain,
     agenda: BTreeMap<(Monotime, u64), Happening>,
@@ -165,6 +167,7 @@ impl Machine {
             last: Arc::default(),
             refusals: Vec::new(),
             read: None,
+            rooms: Vec::new(),
             strain: Strain::default(),
             agenda: BTreeMap::new(),
             planned: 0,
@@ -403,6 +406,7 @@ impl Machine {
                 *self.figures.refused.entry(name).or_default() += 1;
                 self.refusals.push((slot, refusal));
             }
+            Command::AnswerRoom { answer, .. } => self.rooms.push(answer),
             Command::MeasureActivity { .. }
             | Command::MeasureRoom { .. }
             | Command::Watch { .. }

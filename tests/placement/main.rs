@@ -11,6 +11,7 @@
     reason = "this is a test: a broken set-up is a failed one"
 )]
 
+mod headroom;
 mod machine;
 mod pressure;
 mod promises;

@@ -21,7 +21,7 @@ use slotd::{
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile},
         requests::Requests,
-        residence::Residence,
+        residence::{Orders, Residence},
     },
     supervisor::{Event, Refusal, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -165,6 +165,7 @@ impl World {
             promised: None,
             displaced_by: None,
             relieved: None,
+            orders: Orders::default(),
             expected_load: None,
             rss: None,
             deaths: Vec::new(),

@@ -235,6 +235,8 @@ impl Checker {
             | Event::DeadlinePassed
             | Event::EngineAdopted { .. }
             | Event::PressureChanged { .. }
+            | Event::StayOrdered { .. }
+            | Event::RoomRequested(_)
             | Event::MemoryRead { .. } => false,
             Event::Slot { slot, event } => {
                 slot == name
@@ -263,7 +265,10 @@ impl Checker {
                 before.slots.contains_key(slot) || self.model.shutdown_at.is_some()
             }
             Event::ProfilesChanged { .. } | Event::ShutdownRequested => self.model.is_finished,
-            Event::PressureChanged { .. } | Event::MemoryRead { .. } => false,
+            Event::PressureChanged { .. }
+            | Event::StayOrdered { .. }
+            | Event::RoomRequested(_)
+            | Event::MemoryRead { .. } => false,
             Event::Slot { slot, event } => match event {
                 SlotEvent::WaiterLeft { waiter } => self.model.pending.get(waiter) != Some(slot),
                 SlotEvent::Child { generation, event } => {

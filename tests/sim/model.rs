@@ -34,6 +34,8 @@ pub(crate) struct Model {
     pub(crate) is_finished: bool,
     /// How short the machine is.
     pub(crate) strain: Strain,
+    /// Who has asked for room and was not answered.
+    pub(crate) rooms: BTreeSet<WaiterId>,
 }
 
 /// What is true of one slot; outlives its profile.
@@ -371,6 +373,7 @@ impl Model {
             shutdown_at: None,
             is_finished: false,
             strain: Strain::default(),
+            rooms: BTreeSet::new(),
         }
     }
 
@@ -410,7 +413,11 @@ impl Model {
                 self.strain = strain.clone();
                 None
             }
-            Event::DeadlinePassed | Event::MemoryRead { .. } => None,
+            Event::RoomRequested(request) => {
+                self.rooms.insert(request.asker);
+                None
+            }
+            Event::StayOrdered { .. } | Event::DeadlinePassed | Event::MemoryRead { .. } => None,
             Event::Slot { slot, event } => self.learn_slot(now, slot, event),
         }
     }

@@ -7,11 +7,12 @@ use slotd::{
     spec::{
         Bytes, Generation, Monotime, SlotName, WaiterId,
         death::Verdict,
-        memory::{EngineReading, MemoryReading, Room},
+        memory::{Basis, EngineReading, MemoryReading, Need, Room},
         pressure::{Pressure, Strain},
         profile::{OnExit, Profile},
+        residence::StayOrder,
     },
-    supervisor::{ChildEvent, Event, Policy, Sight, SlotEvent, Vitals},
+    supervisor::{ChildEvent, Event, Policy, RoomRequest, Sight, SlotEvent, Vitals},
 };
 
 use super::{
@@ -81,6 +82,10 @@ pub(crate) enum Action {
     Strain(usize),
     /// It is read, whether it was asked for or not.
     Read(usize),
+    /// A person orders something of a slot's stay.
+    Stay(usize, StayOrder),
+    /// A person asks for room.
+    Room(u64),
     Shutdown,
 }
 
@@ -170,8 +175,19 @@ fn action() -> impl Strategy<Value = Action> {
         // Mostly there is enough: a short machine sees few climbs.
         1 => (0..8_usize).prop_map(Action::Strain),
         1 => (0..64_usize).prop_map(Action::Read),
+        1 => (0..4_usize, stay()).prop_map(|(slot, order)| Action::Stay(slot, order)),
+        1 => (0..4_u64).prop_map(Action::Room),
         // Mostly late in a run, or little else would be seen: see `Player::play`.
         1 => Just(Action::Shutdown),
+    ]
+}
+
+fn stay() -> impl Strategy<Value = StayOrder> {
+    prop_oneof![
+        Just(StayOrder::Pin),
+        Just(StayOrder::Unpin),
+        (0..100_u32).prop_map(|priority| StayOrder::Priority(Some(priority))),
+        Just(StayOrder::Offload),
     ]
 }
 
@@ -291,6 +307,13 @@ impl Player {
                 Event::PressureChanged { strain: Strain { memory, ..Strain::default() } }
             }
             Action::Read(choice) => self.reading(choice),
+            Action::Stay(pick, order) => Event::StayOrdered { slot: self.name(pick), order },
+            Action::Room(gib) => {
+                self.next_waiter += 1;
+                let need = Need { host: Bytes(gib << 30), basis: Basis::Profile, gpu: None };
+                let asker = WaiterId(self.next_waiter);
+                Event::RoomRequested(RoomRequest { asker, need, gpu: None, slot: None })
+            }
             Action::Shutdown => Event::ShutdownRequested,
         })
     }

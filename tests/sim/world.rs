@@ -274,6 +274,7 @@ impl World {
                 self.waiting.remove(&waiter);
                 *self.figures.refusals.entry(name_of(&refusal)).or_default() += 1;
             }
+            Command::AnswerRoom { .. } => {}
             Command::Finish => {
                 if let Some((slot, _)) = self.processes.first_key_value() {
                     return Err(format!("`Finish` while a process of {slot} is there"));

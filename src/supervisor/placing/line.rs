@@ -54,7 +54,7 @@ impl Supervisor {
     pub(super) fn line(&self) -> Vec<SlotName> {
         let queued = self.slots.iter().filter_map(|(name, slot)| {
             let State::Queued(queued) = &slot.state else { return None };
-            let priority = std::cmp::Reverse(slot.profile.residence.priority());
+            let priority = std::cmp::Reverse(slot.priority());
             // What is kept loaded comes by importance, requests are served as they come.
             let rank = (!slot.has_a_claim(queued)).then_some(priority);
             Some(((rank, queued.began, name), name.clone()))
@@ -171,7 +171,7 @@ impl Supervisor {
 
     /// Tells whether one that is kept loaded, and is worth more, is about to stand in line too.
     fn lets_another_first(&self, slot: &Slot, queued: &Queued) -> bool {
-        let worth = |slot: &Slot| slot.profile.residence.priority();
+        let worth = Slot::priority;
         let is_before = |other: &Slot| {
             matches!(other.state, State::Sizing { cause: Cause::Keep, .. })
                 && worth(other) > worth(slot)
@@ -278,9 +278,8 @@ impl Slot {
     }
 
     /// Tells whether it could ever make room for another.
-    fn may_ever_go(&self) -> bool {
-        let residence = &self.profile.residence;
-        !residence.pinned && !residence.pressure_evict_only
+    pub(super) fn may_ever_go(&self) -> bool {
+        !self.is_pinned() && !self.profile.residence.pressure_evict_only
     }
 
     /// Says why requests for it do not wait; `None` where they do.
