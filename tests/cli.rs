@@ -91,6 +91,8 @@ async fn help_names_every_subcommand_and_exit_code() {
       offload      Take a slot down one rung of its ladder, to less memory
       ensure       Have memory made free, by the same order in which slots make room for each other
       events       Tell what happens, as it happens: changes of slots, pressure, rules
+      rules        List the rules with their next times
+      signal       Tell the rules that something has happened
       requests     List the requests in flight
       cancel       End a request in flight with an error
       key          Make, list and remove the keys that clients of the endpoint need

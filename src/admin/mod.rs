@@ -15,6 +15,8 @@
 //! GET  /v1/slots/{slot}/watch        one slot a line: at once, and after each change
 //! GET  /v1/slots/{slot}/logs         text; ?lines=N (100), ?follow=true
 //! GET  /v1/events                    what happens from here on, one object a line
+//! GET  /v1/rules                     every rule, an array
+//! POST /v1/signals                   {"signal"}, 202: the rules are told a name
 //! POST /v1/ensure                    {"bytes", "gpu", "slot"}: who goes for it, or why it cannot be had
 //! POST /v1/plan                      what profiles would change; nothing is changed
 //! GET  /v1/requests                  every request in flight, an array
@@ -33,6 +35,7 @@ mod refusal;
 mod remote;
 mod request;
 mod routes;
+mod rules;
 mod serve;
 mod slot;
 mod stay;
@@ -53,6 +56,7 @@ pub use self::{
     plan::{Action, OtherObject, PlanObject, PlanRequest, PlannedObject},
     remote::Remote,
     request::RequestObject,
+    rules::RuleObject,
     serve::serve,
     slot::{DeathObject, RejectedObject, SlotObject},
     stay::{RoomObject, RoomWish},
@@ -75,6 +79,9 @@ pub type InFlight = Arc<dyn Fn(&SlotName) -> Option<u32> + Send + Sync>;
 
 /// Shows every request in flight, oldest first.
 pub type RequestList = Arc<dyn Fn() -> Vec<RequestObject> + Send + Sync>;
+
+/// Shows every rule in force.
+pub type RuleList = Arc<dyn Fn() -> Vec<RuleObject> + Send + Sync>;
 
 /// Cancels a request by its id; says whether it was there.
 pub type Cancel = Arc<dyn Fn(u64) -> bool + Send + Sync>;
@@ -100,6 +107,10 @@ pub struct State {
     pub strain: watch::Receiver<Strain>,
     /// Where news are told.
     pub news: News,
+    /// The rules in force.
+    pub rules: RuleList,
+    /// Tells the time in milliseconds since 1970.
+    pub wall_clock: fn() -> u64,
     /// What is wrong with profiles at present.
     pub faults: Arc<ArcSwap<Vec<Fault>>>,
     /// Takes wishes to go on with the program on disk; answered with what it calls itself, or why

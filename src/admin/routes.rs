@@ -18,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 use super::{
     DaemonObject, Follow, LogRequest, PlanObject, PlanRequest, RequestObject, SlotObject, State,
     refusal::Refusal,
-    stay,
+    rules, stay,
     streams::{changes, events, log},
 };
 use crate::{
@@ -56,6 +56,8 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/ensure", post(stay::ensure))
         .route("/v1/slots/{slot}/watch", get(watch_slot))
         .route("/v1/slots/{slot}/logs", get(logs))
+        .route("/v1/rules", get(rules::rules))
+        .route("/v1/signals", post(rules::signal))
         .route("/v1/events", get(follow_events))
         .route("/v1/requests", get(requests))
         .route("/v1/requests/{id}", delete(cancel))

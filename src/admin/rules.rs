@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    extract::{Path, State as Extract},
+    extract::{State as Extract, rejection::JsonRejection},
     http::StatusCode,
     response::{IntoResponse, Response},
 };
@@ -32,6 +32,13 @@ pub struct RuleObject {
     pub fired_unix_ms: Option<u64>,
 }
 
+/// The body of `POST /v1/signals`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SignalWish {
+    signal: String,
+}
+
 pub(super) async fn rules(Extract(app): Extract<App>) -> Json<Vec<RuleObject>> {
     Json((app.state.rules)())
 }
@@ -39,11 +46,13 @@ pub(super) async fn rules(Extract(app): Extract<App>) -> Json<Vec<RuleObject>> {
 /// Tells the rules a name; 202 whoever listens.
 pub(super) async fn signal(
     Extract(app): Extract<App>,
-    Path(name): Path<String>,
+    wish: Result<Json<SignalWish>, JsonRejection>,
 ) -> Result<Response, Refusal> {
+    let Json(SignalWish { signal: name }) =
+        wish.map_err(|fault| Refusal::BadBody(fault.body_text()))?;
     if name.len() > LONGEST || name.chars().any(char::is_control) {
         let message = "a name has at most 200 bytes and no control characters".to_owned();
-        return Err(Refusal::BadQuery(message));
+        return Err(Refusal::BadBody(message));
     }
     let text = format!("{name} was signalled");
     let event = EventObject::new("signalled", (app.state.wall_clock)(), text);

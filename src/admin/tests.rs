@@ -69,6 +69,8 @@ impl Api {
             }),
             strain: watch::channel(Strain::default()).1,
             news: news(),
+            rules: Arc::new(Vec::new),
+            wall_clock: || 0,
             faults: Arc::new(ArcSwap::from_pointee(vec![fault()])),
             // Nobody reads it: the daemon is on its way out.
             upgrades: mpsc::channel(1).0,

@@ -12,12 +12,13 @@ use reqwest::{
     header::{HeaderMap, HeaderValue},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::failure::Failure;
 use crate::{
     admin::{
-        DaemonObject, PlanObject, PlanRequest, RequestObject, RoomObject, RoomWish, SlotObject,
+        DaemonObject, PlanObject, PlanRequest, RequestObject, RoomObject, RoomWish, RuleObject,
+        SlotObject,
     },
     config::{
         daemon::{Flags, Settings},
@@ -164,6 +165,16 @@ impl Client {
         body: &Value,
     ) -> Result<SlotObject, Failure> {
         self.tell(&format!("/v1/slots/{slot}/{word}"), body).await
+    }
+
+    /// Returns every rule.
+    pub(super) async fn rules(&self) -> Result<Vec<RuleObject>, Failure> {
+        self.ask(Method::GET, "/v1/rules").await
+    }
+
+    /// Tells the rules a name.
+    pub(super) async fn signal(&self, name: &str) -> Result<Value, Failure> {
+        self.tell("/v1/signals", &json!({ "signal": name })).await
     }
 
     /// Asks for room.

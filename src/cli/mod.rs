@@ -26,6 +26,7 @@ mod progress;
 mod plan;
 mod ps;
 mod requests;
+mod rules;
 mod schema;
 mod serve;
 mod status;
@@ -113,6 +114,10 @@ enum Command {
     Ensure(stay::EnsureOptions),
     /// Tell what happens, as it happens: changes of slots, pressure, rules
     Events(events::Options),
+    /// List the rules with their next times
+    Rules(rules::Options),
+    /// Tell the rules that something has happened
+    Signal(rules::SignalOptions),
     /// List the requests in flight
     Requests(requests::Options),
     /// End a request in flight with an error
@@ -174,6 +179,10 @@ fn dispatch(cli: Cli) -> ExitCode {
         }
         Command::Ensure(options) => {
             talk(&place, async |client| stay::ensure(&options, client).await)
+        }
+        Command::Rules(options) => talk(&place, async |client| rules::run(&options, client).await),
+        Command::Signal(options) => {
+            talk(&place, async |client| rules::signal(&options, client).await)
         }
         Command::Events(options) => {
             talk(&place, async |client| events::run(&options, client).await)

@@ -80,8 +80,7 @@ fn take_when(walk: &mut Walk<'_>, slots: &BTreeSet<SlotName>) -> Option<When> {
     let at = walk.take_text("at").and_then(|times| schedule(walk, &times));
     let signal = walk.take_text("signal").map(|name| When::Signal(name.value));
     let source = walk.take_text("source").map(|source| source.value);
-    let pressure =
-        walk.take_choice("pressure", &LEVELS).map(|level| When::Pressure(level, source));
+    let pressure = walk.take_choice("pressure", &LEVELS).map(|level| When::Pressure(level, source));
     let slot = walk.take_text("slot").and_then(|typed| slot_of(walk, &typed, slots));
     let states = STATES.map(|state| (state, state));
     let becomes = walk.take_choice("becomes", &states);
@@ -130,14 +129,19 @@ fn order(walk: &mut Walk<'_>, text: &At<String>, slots: &BTreeSet<SlotName>) -> 
             let verb = words.first().copied().unwrap_or_default();
             let near = nearest(verb, &WORDS).filter(|near| *near != verb);
             let message = format!("`{}` is nothing that a rule does", cut(&text.value));
-            let hint = near.map_or_else(|| EXAMPLE.to_owned(), |near| format!("did you mean `{near}`?"));
+            let hint =
+                near.map_or_else(|| EXAMPLE.to_owned(), |near| format!("did you mean `{near}`?"));
             walk.refuse_value(text, message, hint);
             None
         }
     }
 }
 
-fn slot_of(walk: &mut Walk<'_>, typed: &At<String>, slots: &BTreeSet<SlotName>) -> Option<SlotName> {
+fn slot_of(
+    walk: &mut Walk<'_>,
+    typed: &At<String>,
+    slots: &BTreeSet<SlotName>,
+) -> Option<SlotName> {
     if let Some(slot) = slots.get(typed.value.as_str()) {
         return Some(slot.clone());
     }
@@ -159,9 +163,7 @@ mod tests {
     fn checked(text: &str) -> Result<Vec<Rule>, String> {
         let slots = ["chat", "coder"].map(|slot| slot.parse().unwrap()).into();
         let read = read(Path::new("/etc/slotd/rules.toml"), text, &slots);
-        read.map_err(|faults| {
-            faults.iter().map(|fault| format!("{fault}\n")).collect::<String>()
-        })
+        read.map_err(|faults| faults.iter().map(|fault| format!("{fault}\n")).collect::<String>())
     }
 
     #[test]
@@ -189,11 +191,12 @@ mod tests {
             do = ["load chat"]
             "#,
         );
-        let told = rules.unwrap().iter().map(|rule| {
+        let rules = rules.unwrap();
+        let told = rules.iter().map(|rule| {
             let orders: Vec<_> = rule.orders.iter().map(ToString::to_string).collect();
-            format!("{}: {}: {}\n", rule.name, rule.when, orders.join(", "))
+            format!("{}: {}: {}", rule.name, rule.when, orders.join(", "))
         });
-        assert_snapshot!(told.collect::<String>(), @r"
+        assert_snapshot!(told.collect::<Vec<_>>().join("\n"), @r"
         evening: at 0 22 * * mon-fri: swap coder chat, unpin coder
         rule 2: on the signal app:editor: load coder, pin coder
         rule 3: when memory pressure is critical: unload coder

@@ -27,7 +27,9 @@ use super::{
     pressure::{self, Board},
     profiles::Profiles,
     publish::Publisher,
-    remember, service_manager,
+    remember,
+    rules::{self, Fired, Hands},
+    service_manager,
     signals::Signals,
     start::StartFault,
     upgrade::{self, Next},
@@ -106,8 +108,12 @@ impl Daemon {
         let mut profiles = Profiles::new(settings.profile_dirs.clone(), settings.context());
         // The watch is set before the first look, so that no edit falls between the two.
         let (look_again, looks) = mpsc::channel(1);
-        let watch = Watch::start(settings.profile_dirs.clone(), look_again);
-        if let Err(fault) = &watch {
+        let of_rules = settings.rules_file().into_iter().collect();
+        let watches = [
+            Watch::start(settings.profile_dirs.clone(), look_again.clone()),
+            Watch::start_on_files(of_rules, look_again),
+        ];
+        for fault in watches.iter().filter_map(|watch| watch.as_ref().err()) {
             error!(%fault, "profiles are not watched, `SIGHUP` reads them again");
         }
         let Sockets { endpoint, ollama, control, kept } = sockets;
@@ -139,7 +145,7 @@ impl Daemon {
                 }
             };
         }
-        drop(watch);
+        drop(watches);
         self.stop(parts, kept, reason).await
     }
 
@@ -182,6 +188,7 @@ impl Daemon {
         for engine in mem::take(&mut self.adopted) {
             effects.adopt(engine);
         }
+        helpers.spawn(rules::follow(profiles.rules(), hands(&board, &mailbox, &routes)));
         let machine = self.machine(&effects);
         helpers.spawn(pressure::watch(machine, board, mailbox.clone()));
         let driver = Driver {
@@ -321,6 +328,8 @@ impl Daemon {
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
             strain: board.strain.subscribe(),
             news: board.news.clone(),
+            rules: showing(profiles, &board.fired),
+            wall_clock: clock::unix_ms,
             faults: profiles.faults(),
             upgrades: ask,
             daemon: Arc::new(admin::Daemon {
@@ -400,6 +409,23 @@ async fn close_the_door(parts: &mut Parts) {
     if ended.await.is_err() {
         info!("requests are still in flight and are cut");
     }
+}
+
+/// Puts together what rules work with.
+fn hands(board: &Board, mailbox: &Mailbox, routes: &Arc<ArcSwap<RouteTable>>) -> Hands {
+    let routes = Arc::clone(routes);
+    Hands {
+        mailbox: mailbox.clone(),
+        news: board.news.clone(),
+        idle_for: Arc::new(move |slot| routes.load().idle_for(slot)),
+        fired: board.fired.clone(),
+    }
+}
+
+/// Shows rules to the control API.
+fn showing(profiles: &Profiles, fired: &Fired) -> admin::RuleList {
+    let (rules, fired) = (profiles.rules(), fired.clone());
+    Arc::new(move || fired.show(&rules.borrow()))
 }
 
 /// Shows requests in flight to the control API.

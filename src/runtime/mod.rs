@@ -25,6 +25,7 @@ mod profiles;
 mod publish;
 mod readings;
 mod remember;
+mod rules;
 mod service_manager;
 mod signals;
 mod start;

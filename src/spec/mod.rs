@@ -19,6 +19,7 @@ pub mod profile;
 mod quantity;
 pub mod requests;
 pub mod residence;
+pub mod rule;
 
 pub use endpoint::Endpoint;
 pub use name::{Generation, NameFault, SlotName, WaiterId};

@@ -112,7 +112,9 @@ impl fmt::Display for When {
         match self {
             Self::At(times) => write!(f, "at {times}"),
             Self::Signal(name) => write!(f, "on the signal {name}"),
-            Self::Pressure(level, Some(of)) => write!(f, "when {of} pressure is {}", level.as_str()),
+            Self::Pressure(level, Some(of)) => {
+                write!(f, "when {of} pressure is {}", level.as_str())
+            }
             Self::Pressure(level, None) => write!(f, "when any pressure is {}", level.as_str()),
             Self::Becomes(slot, state) => write!(f, "when {slot} is {state}"),
             Self::Idle(slot, time) => write!(f, "when {slot} is idle for {} s", time.as_secs()),

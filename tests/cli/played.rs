@@ -99,6 +99,8 @@ impl Played {
         let state = State {
             strain: watch::channel(Strain::default()).1,
             news: news(),
+            rules: Arc::new(Vec::new),
+            wall_clock: || 0,
             upgrades: mpsc::channel(1).0,
             snapshots: seen,
             mailbox,

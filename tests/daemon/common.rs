@@ -261,6 +261,16 @@ impl Daemon {
         Events { answer, buffer: Vec::new() }
     }
 
+    /// Waits until a fault of what it reads is told.
+    pub(crate) async fn until_faults(&self, message: &str) {
+        let told = async {
+            while !self.daemon().await["faults"].to_string().contains(message) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(DEADLINE, told).await.expect("it was never told");
+    }
+
     /// Signals the daemon.
     pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();

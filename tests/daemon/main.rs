@@ -30,6 +30,7 @@ mod pressure;
 #[cfg(feature = "worker")]
 mod real;
 mod restarts;
+mod rules;
 mod stay;
 mod storage;
 mod storms;

@@ -35,9 +35,7 @@ async fn a_name_that_is_said_swaps_slots_and_an_edit_with_a_fault_leaves_the_rul
         (&fired["name"], &fired["text"]),
         (
             &json!("german"),
-            &json!(
-                "german fired (on the signal language:de): swap english german, pin german"
-            )
+            &json!("german fired (on the signal language:de): swap english german, pin german")
         )
     );
     daemon.until_state("german", "ready").await;

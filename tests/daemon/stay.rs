@@ -15,7 +15,7 @@ async fn slotd(daemon: &Daemon, line: &str) -> Output {
     timeout(DEADLINE, command.output()).await.unwrap().unwrap()
 }
 
-async fn said(daemon: &Daemon, line: &str) -> String {
+pub(crate) async fn said(daemon: &Daemon, line: &str) -> String {
     let output = slotd(daemon, line).await;
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()

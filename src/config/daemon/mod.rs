@@ -28,7 +28,7 @@ pub use self::{
     memory::MemorySettings,
     network::{KeysFile, TlsFiles},
 };
-use super::{Context, disk, fault::Fault};
+use super::{Context, disk, fault::Fault, rules};
 use crate::spec::{Bytes, Generation, SlotName, pressure::Thresholds};
 
 /// The name of the daemon's own file.
@@ -196,9 +196,18 @@ impl Settings {
         sockets::of_engine(&self.runtime_dir, slot, generation)
     }
 
+    /// Returns where rules are: beside the first folder of profiles.
+    pub fn rules_file(&self) -> Option<PathBuf> {
+        Some(self.profile_dirs.first()?.parent()?.join(rules::FILE_NAME))
+    }
+
     /// Returns what the meaning of a profile depends on.
     pub fn context(&self) -> Context {
-        Context { model_dirs: self.model_dirs.clone(), home: self.home.clone() }
+        Context {
+            model_dirs: self.model_dirs.clone(),
+            home: self.home.clone(),
+            rules: self.rules_file(),
+        }
     }
 }
 
