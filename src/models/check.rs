@@ -12,7 +12,7 @@ use super::{
     engines::Asked,
     gguf::{self, Header, HeaderFault},
     locate::{LocateFault, Located, locate, locate_any},
-    port,
+    port, safetensors,
 };
 use crate::{
     engine::{
@@ -209,7 +209,7 @@ impl Checks {
             located.map_or((None, None), |Located { path, mmproj }| (Some(path), mmproj));
         let files = match &header {
             Some(header) => Some(header.tensor_bytes),
-            None => model.as_deref().and_then(size_of),
+            None => model.as_deref().and_then(weights_of),
         };
         let projector = mmproj.as_deref().and_then(size_of);
         Ok(Checked { kind, program, version, flags, model, mmproj, header, files, projector })
@@ -234,6 +234,12 @@ impl Checks {
             Refused::new(verdict, whole(&fault))
         })
     }
+}
+
+/// What the weights take in safetensors files, alone or in a folder; else what the file takes.
+fn weights_of(path: &Path) -> Option<Bytes> {
+    // Whether a damaged one will do is for the command to say.
+    safetensors::read_model(path).ok().map(|model| model.bytes()).or_else(|| size_of(path))
 }
 
 /// `None` for a folder, and for what cannot be looked at.

@@ -10,6 +10,8 @@ pub mod gguf;
 mod hub;
 mod locate;
 mod port;
+pub mod pull;
+pub mod safetensors;
 
 pub use self::{
     check::{Checked, Checks, Places, Refused},

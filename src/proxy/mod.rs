@@ -60,6 +60,7 @@ mod trace;
 mod tunnel;
 mod upstream;
 mod usage;
+mod uses;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -86,6 +87,7 @@ pub use self::{
     suspects::Suspects,
     throttle::Throttle,
     tls::{Certificate, TlsFault},
+    uses::{Use, Uses},
 };
 use crate::mailbox::Mailbox;
 

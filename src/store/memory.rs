@@ -50,6 +50,12 @@ pub struct SlotMemory {
     /// What a person has ordered of its stay in memory.
     #[serde(default)]
     pub orders: Orders,
+    /// How often it was used, the last time not long ago.
+    #[serde(default)]
+    pub uses: u64,
+    /// When it was used last, in milliseconds since 1970; 0 if that is not known.
+    #[serde(default)]
+    pub last_use_unix_ms: u64,
 }
 
 /// Profiles of another version may hold what this one does not know: that is no reason to set the

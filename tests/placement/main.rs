@@ -12,6 +12,7 @@
 )]
 
 mod headroom;
+mod growth;
 mod machine;
 mod pressure;
 mod promises;

@@ -215,6 +215,28 @@ fn a_commands_program_is_looked_up_and_its_model_may_be_anything() {
 }
 
 #[test]
+fn the_weights_of_a_commands_folder_are_counted_and_a_damaged_one_is_its_own_affair() {
+    let machine = Machine::new();
+    machine.program("bin/serve", "");
+    let folder = machine.path("models/a.gguf");
+    fs::create_dir(&folder).unwrap();
+    // A folder of that name is no GGUF file.
+    fs::rename(&folder, machine.path("models/a")).unwrap();
+    let weights = machine.path("models/a/model.safetensors");
+    let json = br#"{"t":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]}}"#;
+    let file = [&[u8::try_from(json.len()).unwrap(), 0, 0, 0, 0, 0, 0, 0][..], json, &[0; 12]];
+    fs::write(&weights, file.concat()).unwrap();
+    let words = EngineChoice::Command(vec!["serve".into(), "{port}".into()]);
+    let source =
+        ModelSource::File { typed: "a".into(), candidates: vec![machine.path("models/a")] };
+    let profile = Profile { model: Some(source), ..machine.profile(words) };
+    let files = || machine.checks.run(&profile, &Endpoint::Unix("a.sock".into())).unwrap().files;
+    assert_eq!(files(), Some(Bytes(12)));
+    fs::write(&weights, &file.concat()[..40]).unwrap();
+    assert_eq!(files(), None);
+}
+
+#[test]
 fn a_command_is_asked_for_its_model_by_the_name_that_it_was_given() {
     let machine = Machine::new();
     machine.model("llama");

@@ -141,17 +141,29 @@ impl Supervisor {
 
     /// Forgets those that are there again, that are gone, or that nobody wants back.
     pub(super) fn forget_relieved(&mut self) {
-        let slots = &self.slots;
-        self.relief.gone.retain(|name, _| {
-            let slot = slots.get(name);
-            slot.is_some_and(|slot| matches!(slot.state, State::Offline) || slot.is_leaving())
-        });
+        let is_back = |name: &&SlotName| {
+            let slot = self.slots.get(name);
+            !slot.is_some_and(|slot| matches!(slot.state, State::Offline) || slot.is_leaving())
+        };
+        let back: Vec<_> = self.relief.gone.keys().filter(is_back).cloned().collect();
+        for name in back {
+            self.forget_relieved_of(&name);
+        }
+    }
+
+    /// Forgets what one slot went for.
+    pub(in crate::supervisor) fn forget_relieved_of(&mut self, name: &SlotName) {
+        if self.relief.gone.remove(name).is_some() {
+            self.slots.touch(name);
+        }
     }
 
     /// Brings one back that is kept loaded, once there is enough again.
     pub(super) fn bring_back_relieved(&mut self, commands: &mut Vec<Command>) {
-        let is_coming = self.slots.values().any(|slot| slot.cause() == Some(Cause::Restore));
-        if is_coming || self.relief.is_host_short() {
+        if self.relief.gone.is_empty() || self.relief.is_host_short() {
+            return;
+        }
+        if self.slots.values().any(|slot| slot.cause() == Some(Cause::Restore)) {
             return;
         }
         let may_return = |(name, source): &(&SlotName, &Source)| {
@@ -161,7 +173,7 @@ impl Supervisor {
             })
         };
         if let Some(name) = self.relief.gone.iter().find(may_return).map(|(name, _)| name.clone()) {
-            self.relief.gone.remove(&name);
+            self.forget_relieved_of(&name);
             self.with(&name, commands, Slot::come_back);
         }
     }
