@@ -177,9 +177,7 @@ impl Daemon {
             begun.await;
             admin::serve(control, state, async move { drop(admin_ends.await) }).await;
         });
-        let mut helpers = JoinSet::new();
-        helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
-        helpers.spawn(self.doors.clone().keep());
+        let mut helpers = self.helpers(seen, (profiles, &routes));
         let (mut keeping, end_keeping) = (JoinSet::new(), CancellationToken::new());
         let (state, known) = (Arc::clone(&self.state), self.remembered.clone());
         let uses = Arc::clone(&self.tools.uses);
@@ -188,12 +186,10 @@ impl Daemon {
         let kept = (snapshots.clone(), uses);
         keeping.spawn(remember::keep(state, kept, known, end_keeping.clone()));
         let mut effects = Effects::new(Arc::clone(&self.tools));
+        helpers.spawn(pressure::watch(self.machine(&effects), board, mailbox.clone()));
         for engine in mem::take(&mut self.adopted) {
             effects.adopt(engine);
         }
-        helpers.spawn(rules::follow(profiles.rules(), hands(&board, &mailbox, &routes)));
-        let machine = self.machine(&effects);
-        helpers.spawn(pressure::watch(machine, board, mailbox.clone()));
         let driver = Driver {
             core: Supervisor::new(policy(settings, self.tools.machine), clock::seed(), memory),
             inbox,
@@ -218,6 +214,19 @@ impl Daemon {
             end_keeping,
             driving,
         }
+    }
+
+    /// Starts what looks at things beside the driver.
+    fn helpers(
+        &self,
+        (mailbox, snapshots, board): (&Mailbox, &watch::Receiver<Arc<Snapshot>>, &Board),
+        (profiles, routes): (&Profiles, &Arc<ArcSwap<RouteTable>>),
+    ) -> JoinSet<Infallible> {
+        let mut helpers = JoinSet::new();
+        helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
+        helpers.spawn(self.doors.clone().keep());
+        helpers.spawn(rules::follow(profiles.rules(), hands(board, mailbox, routes)));
+        helpers
     }
 
     /// Says what is looked at for pressure.
