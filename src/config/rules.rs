@@ -211,6 +211,17 @@ mod tests {
         let faults = checked(
             "[[rule]]\nat = \"25 o'clock\"\ndo = [\"lod chat\"]\n[[rule]]\nsignal = \"x\"\nat = \"0 1 * * *\"\ndo = [\"load caht\"]\n[[rule]]\npressure = \"high\"\n[[rul]]\n",
         );
-        assert_snapshot!(faults.unwrap_err(), @"");
+        let faults = faults.unwrap_err();
+        for told in [
+            "/etc/slotd/rules.toml:2:6: rule[0].at: `25 o'clock` is no schedule",
+            ":3:7: rule[0].do[0]: `lod chat` is nothing that a rule does\n  hint: did you mean `load`?",
+            "a rule fires on one thing",
+            ":7:7: rule[1].do[0]: there is no slot `caht`\n  hint: did you mean `chat`?",
+            ":9:12: rule[2].pressure: `high` is not one of",
+            "a rule without `do` does nothing",
+            ":10:3: rul: unknown key",
+        ] {
+            assert!(faults.contains(told), "{told}\nis not in\n{faults}");
+        }
     }
 }
