@@ -128,7 +128,7 @@ fn file_name(name: &str) -> &str {
     name.rsplit_once('/').map_or(name, |(_, file)| file)
 }
 
-fn choose<'a>(models: &[&'a str], quant: Option<&str>) -> Option<&'a str> {
+pub(super) fn choose<'a>(models: &[&'a str], quant: Option<&str>) -> Option<&'a str> {
     let with = |quant: &str| models.iter().copied().find(|name| has_quant(name, quant));
     match quant {
         Some(quant) => with(quant),

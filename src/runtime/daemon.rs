@@ -23,7 +23,7 @@ use super::{
     effects::Effects,
     engine_task::Tools,
     listen::{Addresses, Keeper, Kept, Sockets},
-    memory,
+    memory, models,
     profiles::Profiles,
     publish::Publisher,
     remember, service_manager,
@@ -297,6 +297,8 @@ impl Daemon {
             requests: listing(&flights),
             cancel: Arc::new(move |id| flights.cancel(id)),
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
+            inventory: models::inventory(&self.tools, snapshots.clone()),
+            lack: models::lack(&self.tools),
             faults: profiles.faults(),
             upgrades: ask,
             daemon: Arc::new(admin::Daemon {
