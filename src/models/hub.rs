@@ -161,7 +161,7 @@ fn projector<'a>(names: &'a [String], model: &str) -> Option<&'a str> {
     half.or(found.first()).copied()
 }
 
-fn listed(names: &[&str]) -> String {
+pub(super) fn listed(names: &[&str]) -> String {
     const SHOWN: usize = 8;
     let shown: Vec<_> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
     match names.len() {

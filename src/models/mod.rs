@@ -11,6 +11,7 @@ mod hub;
 pub mod inventory;
 mod locate;
 mod port;
+pub mod pull;
 pub mod safetensors;
 
 pub use self::{

@@ -30,7 +30,7 @@ use crate::{
         Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault, give_back_cgroup,
         raise_file_limit,
     },
-    proxy::Cores,
+    proxy::{Cores, Uses},
     sensor,
     store::{OpenFault, StateDir},
 };
@@ -185,7 +185,8 @@ fn tools(
     let checks = Arc::new(checks);
     let machine = Machine { cores: sensor::usable_cores(), has_gpu: sensor::has_gpu() };
     let suspects = Arc::default();
-    Ok(Tools { settings, spawner, state, checks, suspects, machine, environment })
+    let uses = Arc::new(Uses::new(clock::unix_ms));
+    Ok(Tools { settings, spawner, state, checks, suspects, uses, machine, environment })
 }
 
 fn listed(faults: &[Fault]) -> String {
