@@ -215,8 +215,8 @@ fn name(repo: &str, quant: Option<&str>) -> String {
 
 fn download(repo: &str, quant: Option<&str>) -> String {
     match quant {
-        Some(quant) => format!("hf download {repo} --include '*{quant}*'"),
-        None => format!("hf download {repo}"),
+        Some(quant) => format!("slotd pull {repo}:{quant}"),
+        None => format!("slotd pull {repo}"),
     }
 }
 

@@ -70,10 +70,7 @@ impl Lacking {
         };
         let bytes = missing_bytes.map(|bytes| format!(" ({bytes})")).unwrap_or_default();
         let fetch = match source {
-            ModelSource::Hub { repo, quant: Some(quant) } => {
-                format!("fetch it with `hf download {repo} --include '*{quant}*'`")
-            }
-            ModelSource::Hub { repo, quant: None } => format!("fetch it with `hf download {repo}`"),
+            ModelSource::Hub { .. } => format!("fetch it with `slotd pull {model}`"),
             ModelSource::File { .. } => "put it there".to_owned(),
         };
         let message = format!("model `{model}` has to be downloaded{bytes}: {what}; {fetch}");

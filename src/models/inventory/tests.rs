@@ -318,7 +318,7 @@ fn a_slot_is_told_what_its_model_lacks() {
         typed: inside.to_owned(),
         candidates: vec![world.path("nowhere"), world.path(inside)],
     };
-    insta::assert_snapshot!(told(&hub("org/none", None)).unwrap(), @"model `org/none` has to be downloaded: it is not on this machine; fetch it with `hf download org/none`");
+    insta::assert_snapshot!(told(&hub("org/none", None)).unwrap(), @"model `org/none` has to be downloaded: it is not on this machine; fetch it with `slotd pull org/none`");
 
     world.cached("org/tiny-GGUF", "tiny-Q8_0.gguf", &"a".repeat(64), &llama());
     let leaf =
@@ -331,8 +331,8 @@ fn a_slot_is_told_what_its_model_lacks() {
     );
     assert_eq!(told(&hub("org/tiny-GGUF", Some("Q8_0"))), None);
     assert_eq!(told(&hub("org/tiny-GGUF", None)), None);
-    insta::assert_snapshot!(told(&hub("org/tiny-GGUF", Some("BF16"))).unwrap(), @"model `org/tiny-GGUF:BF16` has to be downloaded (5.4 KiB): `tiny-BF16-00001-of-00002.gguf` is not there, and 1 more; fetch it with `hf download org/tiny-GGUF --include '*BF16*'`");
-    insta::assert_snapshot!(told(&hub("org/tiny-GGUF", Some("Q2_K"))).unwrap(), @"model `org/tiny-GGUF:Q2_K` has to be downloaded: it is not on this machine; fetch it with `hf download org/tiny-GGUF --include '*Q2_K*'`");
+    insta::assert_snapshot!(told(&hub("org/tiny-GGUF", Some("BF16"))).unwrap(), @"model `org/tiny-GGUF:BF16` has to be downloaded (5.4 KiB): `tiny-BF16-00001-of-00002.gguf` is not there, and 1 more; fetch it with `slotd pull org/tiny-GGUF:BF16`");
+    insta::assert_snapshot!(told(&hub("org/tiny-GGUF", Some("Q2_K"))).unwrap(), @"model `org/tiny-GGUF:Q2_K` has to be downloaded: it is not on this machine; fetch it with `slotd pull org/tiny-GGUF:Q2_K`");
 
     let split = gguf(&[("general.architecture", "llama")], 2);
     world.write("models/s-00001-of-00002.gguf", &split);
