@@ -25,6 +25,7 @@ mod gpus;
 mod hangs;
 mod ladder;
 mod memory;
+mod models;
 mod orders;
 #[cfg(feature = "worker")]
 mod real;

@@ -136,11 +136,8 @@ impl Repo {
 
     /// A revision that a branch names and that has no files.
     fn lost_revision(&self, commit: &str, refs: &[String], headers: &mut Headers) -> Entry {
-        let mut found = Vec::new();
-        if let Some(tree) = Tree::read(&self.folder, commit) {
-            found = self.of_revision(commit, &[], headers);
-            drop(tree);
-        }
+        // Of one that is being fetched the hub's list tells more.
+        let mut found = self.of_revision(commit, &[], headers);
         if let Some(entry) = found.pop().filter(|_| found.is_empty()) {
             return entry;
         }
