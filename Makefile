@@ -11,7 +11,7 @@ SECONDS ?=
 CHECKS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run model engine build check test test-systemd sim deaths clients chaos bench bench-peers bench-box fit-table install uninstall clean
+.PHONY: help run model engine build check test test-systemd sim deaths clients damage chaos bench bench-peers bench-box fit-table install uninstall clean
 
 help: ## List the targets
 	@awk -F ': .*## |: ## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ fit-table: ## Predicted against measured memory of real engines, written to docs
 
 clients: ## Put unmodified clients through a table of behaviours, write docs/CLIENTS.md
 	@scripts/clients
+
+damage: ## Damage a cache of the hub in 27 ways, compare the verdicts, write docs/MODELS.md
+	@scripts/damage
 
 chaos: ## Real processes under random faults; SEED=… repeats one, SECONDS=… says how long (60)
 	@scripts/chaos '$(SEED)' '$(SECONDS)'

@@ -1,5 +1,7 @@
 //! Paths and what each answers.
 
+use std::sync::Arc;
+
 use axum::{
     Json, Router,
     body::Body,
@@ -12,7 +14,7 @@ use axum::{
     routing::{delete, get, post},
 };
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
 use super::{
@@ -62,6 +64,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/requests", get(requests))
         .route("/v1/requests/{id}", delete(cancel))
         .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MOST_PLAN)))
+        .route("/v1/inventory", get(inventory))
         .route("/v1/daemon", get(daemon))
         .route("/v1/daemon/upgrade", post(upgrade))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -90,7 +93,25 @@ async fn slot(
 }
 
 async fn load(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
+    let name = find(&app, &slot)?;
+    if let Some(lacking) = lacking(&app, &name).await {
+        return Ok((StatusCode::ACCEPTED, Json(lacking)).into_response());
+    }
     order(&app, &slot, SlotEvent::LoadRequested).await
+}
+
+/// Says what has to be fetched before a slot can be loaded. One that has an engine has its model.
+async fn lacking(app: &App, name: &SlotName) -> Option<Value> {
+    let profile = {
+        let snapshot = app.state.snapshots.borrow();
+        let view = snapshot.slots.get(name)?;
+        view.state.pid().is_none().then(|| Arc::clone(&view.profile))?
+    };
+    let mut lacking = (app.state.lack)(profile).await?;
+    let fields = lacking.as_object_mut()?;
+    fields.shift_insert(0, "status".to_owned(), "download_required".into());
+    fields.shift_insert(1, "slot".to_owned(), json!(name));
+    Some(lacking)
 }
 
 async fn unload(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
@@ -161,6 +182,10 @@ async fn cancel(
     let id = typed.parse().ok().filter(|id| (app.state.cancel)(*id));
     let id: u64 = id.ok_or(Refusal::NoSuchRequest(typed))?;
     Ok((StatusCode::ACCEPTED, Json(json!({ "id": id }))).into_response())
+}
+
+async fn inventory(Extract(app): Extract<App>) -> Json<Value> {
+    Json((app.state.inventory)().await)
 }
 
 async fn daemon(Extract(app): Extract<App>) -> Json<DaemonObject> {

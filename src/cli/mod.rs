@@ -20,6 +20,7 @@ mod journal;
 mod key;
 mod logs;
 mod man;
+mod models;
 mod order;
 mod out;
 mod progress;
@@ -87,6 +88,8 @@ enum Command {
     Plan(plan::Options),
     /// Tell how much memory a model or slot will take, and whether that is there
     Fit(fit::Options),
+    /// List the models on disk and what they lack; check them
+    Models(models::Options),
     /// Fetch a model from the hub into the Hugging Face cache; no daemon is needed
     Pull(pull::Options),
     /// Print the JSON Schema of a profile
@@ -201,6 +204,9 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Logs(options) => talk(&place, async |client| logs::run(&options, client).await),
         Command::Plan(options) => talk(&place, async |client| plan::run(&options, client).await),
         Command::Fit(options) => talk(&place, async |client| fit::run(&options, client).await),
+        Command::Models(options) => {
+            talk(&place, async |client| models::run(&options, client).await)
+        }
         Command::Upgrade(options) => {
             talk(&place, async |client| upgrade::run(&options, client).await)
         }

@@ -23,7 +23,7 @@ use super::{
     effects::Effects,
     engine_task::Tools,
     listen::{Addresses, Keeper, Kept, Sockets},
-    memory,
+    memory, models,
     pressure::{self, Board},
     profiles::Profiles,
     publish::Publisher,
@@ -343,6 +343,8 @@ impl Daemon {
             news: board.news.clone(),
             rules: showing(profiles, &board.fired),
             wall_clock: clock::unix_ms,
+            inventory: models::inventory(&self.tools, snapshots.clone()),
+            lack: models::lack(&self.tools),
             faults: profiles.faults(),
             upgrades: ask,
             daemon: Arc::new(admin::Daemon {

@@ -19,6 +19,7 @@ mod keep;
 mod last_seconds;
 mod listen;
 mod memory;
+mod models;
 mod outside;
 mod pressure;
 mod profiles;
@@ -33,5 +34,6 @@ mod survey;
 mod upgrade;
 mod watch;
 
+pub use clock::since_1970;
 pub use listen::Addresses;
 pub use start::{StartFault, run};
