@@ -22,6 +22,10 @@
 //! POST /v1/plan                      what profiles would change; nothing is changed
 //! GET  /v1/requests                  every request in flight, an array
 //! DELETE /v1/requests/{id}           202, once it is being cancelled
+//! GET  /v1/pulls                     every download of a model, an array
+//! POST /v1/pulls                     202 and the download, once it is known what is to come; 507 without room
+//! GET  /v1/pulls/{id}/watch          one download a line: at once, and after each change, to its end
+//! DELETE /v1/pulls/{id}              202, once it is being cancelled
 //! POST /v1/daemon/upgrade            202, once the program on disk takes the daemon's place
 //! GET  /v1/inventory                 the models on disk
 //! GET  /v1/daemon                    the daemon and the faults of profiles
@@ -33,6 +37,7 @@
 mod daemon;
 mod event;
 mod plan;
+mod pull;
 mod refusal;
 mod remote;
 mod request;
@@ -57,6 +62,7 @@ pub use self::{
     daemon::{DaemonObject, FaultObject, PressureObject},
     event::{EventObject, News, news},
     plan::{Action, OtherObject, PlanObject, PlanRequest, PlannedObject},
+    pull::{PullObject, PullRequest, Pulls, ShortageObject},
     remote::Remote,
     request::RequestObject,
     rules::RuleObject,
@@ -110,6 +116,8 @@ pub struct State {
     pub requests: RequestList,
     /// Cancels one of them.
     pub cancel: Cancel,
+    /// Downloads of models.
+    pub pulls: Pulls,
     /// Opens logs.
     pub logs: LogReader,
     /// How short the machine is.

@@ -19,6 +19,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     DaemonObject, Follow, LogRequest, PlanObject, PlanRequest, RequestObject, SlotObject, State,
+    pull,
     refusal::Refusal,
     rules, stay,
     streams::{changes, events, log},
@@ -63,6 +64,9 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/events", get(follow_events))
         .route("/v1/requests", get(requests))
         .route("/v1/requests/{id}", delete(cancel))
+        .route("/v1/pulls", get(pull::list).post(pull::start))
+        .route("/v1/pulls/{id}", delete(pull::cancel))
+        .route("/v1/pulls/{id}/watch", get(pull::watch))
         .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MOST_PLAN)))
         .route("/v1/inventory", get(inventory))
         .route("/v1/daemon", get(daemon))
@@ -77,10 +81,9 @@ pub(super) fn router(app: App) -> Router {
 async fn slots(Extract(app): Extract<App>) -> Json<Vec<SlotObject>> {
     let snapshot = app.state.snapshots.borrow().clone();
     let now = (app.state.now)();
-    let shown = snapshot
-        .slots
-        .iter()
-        .map(|(name, view)| SlotObject::of(name, view, now, (app.state.in_flight)(name)));
+    let shown = snapshot.slots.iter().map(|(name, view)| {
+        app.with_pull(SlotObject::of(name, view, now, (app.state.in_flight)(name)))
+    });
     Json(shown.collect())
 }
 
@@ -229,6 +232,13 @@ impl App {
     pub(super) fn show(&self, snapshot: &Snapshot, name: &SlotName) -> Option<SlotObject> {
         let view = snapshot.slots.get(name)?;
         let in_flight = (self.state.in_flight)(name);
-        Some(SlotObject::of(name, view, (self.state.now)(), in_flight))
+        Some(self.with_pull(SlotObject::of(name, view, (self.state.now)(), in_flight)))
+    }
+
+    /// Adds the download that a slot waits for.
+    fn with_pull(&self, slot: SlotObject) -> SlotObject {
+        let waits = slot.state == "starting" && slot.pid.is_none();
+        let model = slot.model.as_deref().filter(|_| waits);
+        SlotObject { pull: self.state.pulls.of(model), ..slot }
     }
 }

@@ -24,7 +24,7 @@ use crate::{
         edit::Edits,
         ladder::LadderChoice,
         pressure::Strain,
-        profile::{EngineChoice, ModelSource, OnExit, Profile},
+        profile::{EngineChoice, ModelSource, OnExit, Profile, Pull},
         requests::Requests,
         residence::{Orders, Residence},
     },
@@ -59,6 +59,7 @@ impl Api {
             in_flight: Arc::new(|slot| (slot.as_str() == "chat").then_some(2)),
             requests: Arc::new(|| vec![request()]),
             cancel: Arc::new(|id| id == 17),
+            pulls: Pulls::none(),
             logs: Arc::new(move |slot, request| {
                 asks.lock().unwrap().push((slot.clone(), request));
                 let lines = stream::iter(["one\n", "two\n"].map(Bytes::from));
@@ -215,6 +216,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        pull: Pull::Never,
         residence: Residence::default(),
         requests: Requests::default(),
     };

@@ -283,6 +283,8 @@ impl Daemon {
             Reason::Upgrade => service_manager::reloading(),
         }
         let kept = leave_the_door(&mut parts, kept, reason).await;
+        // A start that waits for its model would hold the end up.
+        self.tools.pulls.end().await;
         parts.mailbox.tell(Event::ShutdownRequested).await;
         let Some(Ok(ended)) = parts.driving.join_next().await else {
             error!("driver broke off");
@@ -338,6 +340,7 @@ impl Daemon {
             in_flight: Arc::new(move |slot| routes.load().in_flight(slot)),
             requests: listing(&flights),
             cancel: Arc::new(move |id| flights.cancel(id)),
+            pulls: self.tools.pulls.for_admin(),
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
             strain: board.strain.subscribe(),
             news: board.news.clone(),

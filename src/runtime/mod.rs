@@ -24,6 +24,7 @@ mod outside;
 mod pressure;
 mod profiles;
 mod publish;
+mod pulls;
 mod readings;
 mod remember;
 mod rules;
