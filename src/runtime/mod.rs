@@ -20,6 +20,7 @@ mod last_seconds;
 mod listen;
 mod memory;
 mod outside;
+mod peaks;
 mod profiles;
 mod publish;
 mod readings;

@@ -19,6 +19,7 @@ use super::{
     daemon::{Daemon, Ending},
     engine_task::Tools,
     listen::{self, Addresses},
+    peaks::PeakBook,
     signals::Signals,
     upgrade::Next,
 };
@@ -185,7 +186,8 @@ fn tools(
     let checks = Arc::new(checks);
     let machine = Machine { cores: sensor::usable_cores(), has_gpu: sensor::has_gpu() };
     let suspects = Arc::default();
-    Ok(Tools { settings, spawner, state, checks, suspects, machine, environment })
+    let peaks = PeakBook::open(Arc::clone(&state));
+    Ok(Tools { settings, spawner, state, checks, suspects, peaks, machine, environment })
 }
 
 fn listed(faults: &[Fault]) -> String {
