@@ -11,7 +11,7 @@ SECONDS ?=
 CHECKS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run model engine build check test test-systemd sim deaths clients chaos bench bench-peers fit-table install uninstall clean
+.PHONY: help run model engine build check test test-systemd sim deaths clients chaos bench bench-peers bench-box fit-table install uninstall clean
 
 help: ## List the targets
 	@awk -F ': .*## |: ## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -61,6 +61,9 @@ bench: build ## What slotd costs, as ratios measured side by side
 
 bench-peers: ## The endpoint beside nginx, HAProxy and, where found, llama-swap (ROUNDS=… says how often)
 	@scripts/bench-peers
+
+bench-box: ## Two of five models at a time, beside llama-server's router; root, 30 minutes (SLOTD_BENCH_BOX=…)
+	@scripts/bench-box
 
 install: ## Install what was built below PREFIX (/usr/local) and DESTDIR
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install

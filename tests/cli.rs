@@ -77,6 +77,7 @@ async fn help_names_every_subcommand_and_exit_code() {
       validate     Check profiles and tell every fault with its place
       plan         Tell what an edit of profiles would do: which slots restart, drain, come, go or stay
       fit          Tell how much memory a model or slot will take, and whether that is there
+      pull         Fetch a model from the hub into the Hugging Face cache; no daemon is needed
       schema       Print the JSON Schema of a profile
       ps           List the slots
       status       Tell how a slot is, why, and what can be done; or how the daemon is
@@ -109,7 +110,7 @@ async fn help_names_every_subcommand_and_exit_code() {
        64  the command line cannot be understood
        65  a model file is damaged (`worker`)
        66  a model file is missing (`worker`)
-       69  no daemon answers, no such slot, a load failed, or the address is taken
+       69  no daemon answers, no such slot, a load or a pull failed, or the address is taken
        70  something broke inside slotd
        71  there is not enough memory (`worker`)
        75  another daemon holds the state directory or the control socket

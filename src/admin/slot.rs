@@ -10,7 +10,7 @@ use crate::{
         death::{Confidence, Death, Evidence, Phase, Verdict},
         edit::Rejected,
         ladder::RungView,
-        memory::{Basis, GpuNeed, Need},
+        memory::{Basis, GpuNeed, Need, Share},
         profile::Capability,
     },
     supervisor::{SlotView, StateView},
@@ -76,6 +76,12 @@ pub struct SlotObject {
     /// While queued: what it will take of the memory of GPUs; `null` where it takes none.
     #[serde(default)]
     pub need_gpu_bytes: Option<Bytes>,
+    /// What it is counted with of the host's memory, while an engine is there or ordered.
+    #[serde(default)]
+    pub promised_bytes: Option<Bytes>,
+    /// The same of the memory of all GPUs together.
+    #[serde(default)]
+    pub promised_gpu_bytes: Option<Bytes>,
     /// The slot that it has made room for, while it is down for that.
     #[serde(default)]
     pub displaced_by: Option<SlotName>,
@@ -194,6 +200,8 @@ impl SlotObject {
             waits_for,
             need_bytes: need.map(|need| need.host),
             need_gpu_bytes: need.and_then(|need| need.gpu.as_ref()).map(GpuNeed::least),
+            promised_bytes: view.promised.as_ref().map(|share| share.host),
+            promised_gpu_bytes: view.promised.as_ref().map(of_gpus),
             displaced_by: view.displaced_by.clone(),
             in_flight,
             waiting: view.waiting,
@@ -219,6 +227,11 @@ fn outside(state: &StateView) -> (Option<String>, Option<bool>) {
         return (None, Some(*is_asleep));
     };
     (reason.clone(), None)
+}
+
+/// Sums up what is promised on GPUs.
+fn of_gpus(share: &Share) -> Bytes {
+    Bytes(share.gpus.values().fold(0, |sum, bytes| sum.saturating_add(bytes.0)))
 }
 
 /// Returns what a slot in line waits for, and what it needs where that is known.

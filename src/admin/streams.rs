@@ -1,6 +1,6 @@
 //! Answers that go on: a slot's changes, a slot's log. Both end when the API closes.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -14,7 +14,7 @@ type Chunk = Result<Bytes, Infallible>;
 struct Watcher {
     app: App,
     name: SlotName,
-    shown: Option<SlotView>,
+    shown: Option<Arc<SlotView>>,
 }
 
 /// Returns the slot as one line of JSON, at once and after each change, until its profile is gone.
@@ -44,7 +44,7 @@ impl Watcher {
             let snapshot = self.app.state.snapshots.borrow_and_update().clone();
             let view = snapshot.slots.get(&self.name)?;
             if self.shown.as_ref() != Some(view) {
-                self.shown = Some(view.clone());
+                self.shown = Some(Arc::clone(view));
                 let object = self.app.show(&snapshot, &self.name)?;
                 let mut line = serde_json::to_vec(&object).ok()?;
                 line.push(b'\n');

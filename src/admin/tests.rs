@@ -173,7 +173,8 @@ fn fault() -> Fault {
 }
 
 fn snapshot(slots: &[SlotView]) -> Arc<Snapshot> {
-    let slots = slots.iter().map(|view| (view.profile.slot.clone(), view.clone())).collect();
+    let slots =
+        slots.iter().map(|view| (view.profile.slot.clone(), Arc::new(view.clone()))).collect();
     Arc::new(Snapshot { generation: 1, slots })
 }
 
@@ -305,6 +306,8 @@ async fn a_slot_is_shown_with_every_key() {
       "waits_for": null,
       "need_bytes": null,
       "need_gpu_bytes": null,
+      "promised_bytes": null,
+      "promised_gpu_bytes": null,
       "displaced_by": null,
       "in_flight": 2,
       "waiting": 2,

@@ -15,6 +15,13 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
     }
     match slot.state.as_str() {
         "ready" if slot.rejected_edit.is_some() => after_rejection(slot),
+        "ready" if slot.displaced_by.is_some() => {
+            let other = slot.displaced_by.as_ref().map_or("another", |name| name.as_str());
+            format!(
+                "it has made room for {other} by a lower rung, and climbs when there is room again; \
+                 `slotd restart {name}` starts it on its first one"
+            )
+        }
         "ready" => "nothing to do".to_owned(),
         "starting" => format!("it loads; `slotd logs -f {name}` shows what it writes"),
         "queued" => format!(

@@ -44,6 +44,8 @@ pub(super) fn ready() -> SlotObject {
         waits_for: None,
         need_bytes: None,
         need_gpu_bytes: None,
+        promised_bytes: None,
+        promised_gpu_bytes: None,
         displaced_by: None,
         in_flight: Some(1),
         waiting: 0,

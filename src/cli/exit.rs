@@ -16,7 +16,7 @@ pub enum Exit {
     BadData,
     /// A file is missing or cannot be read. Used by `worker` for its model.
     NoInput,
-    /// No daemon answers, there is no such slot, a load failed, or the address is taken.
+    /// No daemon answers, there is no such slot, a load or a pull failed, or the address is taken.
     Unavailable,
     /// Something broke inside slotd, or its output cannot be written.
     Software,
@@ -38,7 +38,7 @@ Exit codes:
    64  the command line cannot be understood
    65  a model file is damaged (`worker`)
    66  a model file is missing (`worker`)
-   69  no daemon answers, no such slot, a load failed, or the address is taken
+   69  no daemon answers, no such slot, a load or a pull failed, or the address is taken
    70  something broke inside slotd
    71  there is not enough memory (`worker`)
    75  another daemon holds the state directory or the control socket

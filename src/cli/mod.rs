@@ -2,7 +2,7 @@
 //!
 //! A file a subcommand. The clients (`ps`, `status`, `why`, `plan`, `logs`, `load`, `unload`, `restart`, `requests`, `cancel`) talk to a
 //! daemon over its control socket; `fit` does without where none
-//! answers; `validate`, `schema`, `completions` and `man` need none. Only
+//! answers; `validate`, `pull`, `schema`, `completions` and `man` need none. Only
 //! `out` writes, only `exit` knows exit codes, only [`main`] reports failures.
 
 mod advice;
@@ -24,6 +24,7 @@ mod out;
 mod progress;
 mod plan;
 mod ps;
+mod pull;
 mod requests;
 mod schema;
 mod serve;
@@ -82,6 +83,8 @@ enum Command {
     Plan(plan::Options),
     /// Tell how much memory a model or slot will take, and whether that is there
     Fit(fit::Options),
+    /// Fetch a model from the hub into the Hugging Face cache; no daemon is needed
+    Pull(pull::Options),
     /// Print the JSON Schema of a profile
     Schema,
     /// List the slots
@@ -137,6 +140,7 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Worker(options) => worker::run(options),
         Command::Guard => guard::run(),
         Command::Validate(options) => end(validate::run(options)),
+        Command::Pull(options) => end(pull::run(&options)),
         Command::Schema => end(schema::run()),
         Command::Key(options) => end(key::run(options)),
         Command::Completions(options) => end(completions::run(&options)),

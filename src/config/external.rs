@@ -12,7 +12,7 @@ use super::{
 use crate::spec::Endpoint;
 
 /// What is about an engine that slotd starts, holds and ends.
-const UNUSED: [&str; 23] = [
+const UNUSED: [&str; 24] = [
     "command",
     "stop_command",
     "args",
@@ -36,6 +36,7 @@ const UNUSED: [&str; 23] = [
     "min_residency",
     "when_full",
     "restore",
+    "needs",
 ];
 const EXAMPLE: &str =
     "write `url = \"http://127.0.0.1:8080\"`, or `url = \"unix:/path/of/its.sock\"`";

@@ -10,7 +10,8 @@ use schemars::JsonSchema;
 use super::{
     ladder::{self, LadderShape},
     params::{self, ParamsShape},
-    requests, residence,
+    requests,
+    residence::{self, NeedsShape},
     walk::{At, MayBeEmpty, Walk},
 };
 use crate::spec::{
@@ -19,7 +20,7 @@ use crate::spec::{
     params::Params,
     profile::{Capability, OnExit},
     requests::{Lane, OnClientGone, Requests},
-    residence::{Restore, WhenFull},
+    residence::{Asks, Restore, WhenFull},
 };
 
 /// A slotd profile: the file NAME.toml describes the slot NAME. One line is enough: `model = "…"`.
@@ -199,6 +200,11 @@ pub(super) struct ProfileFile {
     #[schemars(with = "String", extend("enum" = ["when-idle", "when-room", "never"]))]
     pub(super) restore: Option<Restore>,
 
+    /// What the machine has to have: `gpus`, `gpu_memory` of all of them, `memory` of the host. On a machine
+    /// with less the slot is skipped: neither started nor failed, and it says why. Default: nothing.
+    #[schemars(with = "NeedsShape", extend("default" = {}))]
+    pub(super) needs: Asks,
+
     /// Which lane the slot's requests wait in that do not say by the header `x-slotd-lane`:
     /// `interactive`, or `batch`, which lets those go first. Default: `interactive`.
     #[schemars(with = "String", extend("enum" = ["interactive", "batch"], "default" = "interactive"))]
@@ -244,7 +250,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 37] = [
+pub(super) const KEYS: [&str; 38] = [
     "model",
     "engine",
     "command",
@@ -277,6 +283,7 @@ pub(super) const KEYS: [&str; 37] = [
     "min_residency",
     "when_full",
     "restore",
+    "needs",
     "lane",
     "queue_timeout",
     "on_client_gone",
@@ -341,6 +348,7 @@ impl ProfileFile {
             min_residency: residence.min_residency,
             when_full: residence.when_full,
             restore: residence.restore,
+            needs: residence.asks,
             lane,
             queue_timeout,
             on_client_gone,

@@ -10,6 +10,7 @@ pub mod gguf;
 mod hub;
 mod locate;
 mod port;
+pub mod pull;
 pub mod safetensors;
 
 pub use self::{

@@ -59,6 +59,7 @@ mod trace;
 mod tunnel;
 mod upstream;
 mod usage;
+mod uses;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -84,6 +85,7 @@ pub use self::{
     serve::{Phase, serve},
     suspects::Suspects,
     tls::{Certificate, TlsFault},
+    uses::{Use, Uses},
 };
 use crate::mailbox::Mailbox;
 

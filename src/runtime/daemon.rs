@@ -172,8 +172,11 @@ impl Daemon {
         helpers.spawn(self.doors.clone().keep());
         let (mut keeping, end_keeping) = (JoinSet::new(), CancellationToken::new());
         let (state, known) = (Arc::clone(&self.state), self.remembered.clone());
-        keeping.spawn(remember::keep(state, snapshots.clone(), known, end_keeping.clone()));
-        let memory = remember::recall(&self.remembered);
+        let uses = Arc::clone(&self.tools.uses);
+        remember::recall_uses(&self.remembered, &uses, clock::unix_ms());
+        let memory = remember::recall(&self.remembered, &uses);
+        let kept = (snapshots.clone(), uses);
+        keeping.spawn(remember::keep(state, kept, known, end_keeping.clone()));
         let mut effects = Effects::new(Arc::clone(&self.tools));
         for engine in mem::take(&mut self.adopted) {
             effects.adopt(engine);
@@ -271,7 +274,8 @@ impl Daemon {
         parts.helpers.shutdown().await;
         parts.end_keeping.cancel();
         if let Some(Ok(written)) = parts.keeping.join_next().await {
-            remember::keep_last(Arc::clone(&self.state), written, memory).await;
+            let last = (memory, &*self.tools.uses);
+            remember::keep_last(Arc::clone(&self.state), written, last).await;
         }
         // Reaped before this process is another program, which would not know it.
         self.tools.spawner.dismiss_guard().await;

@@ -299,7 +299,7 @@ impl Effects {
         let survey::Surveyed { reading, mut engines } = surveyed;
         for (slot, engine) in &mut engines {
             if let Some(gate) = self.gate(slot, engine.generation) {
-                (engine.in_flight, engine.idle_for) = (gate.in_flight(), gate.idle_for());
+                (engine.in_flight, engine.idle_for) = (gate.in_flight(), gate.unused_for());
             }
         }
         Event::MemoryRead { reading, engines }

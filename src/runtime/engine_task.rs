@@ -36,7 +36,7 @@ use crate::{
     engine::{self, CoreShare, Endpoint, EngineKind, Launch, Machine, wants_port},
     models::{Checked, Checks, Refused},
     process::{self, Child, ErrandSpec, SpawnFault, SpawnSpec, Spawner},
-    proxy::{Gate, Suspects},
+    proxy::{Gate, Suspects, Uses},
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
@@ -71,6 +71,7 @@ pub(super) struct Tools {
     pub(super) suspects: Arc<Suspects>,
     /// What engines took at most before.
     pub(super) peaks: PeakBook,
+    pub(super) uses: Arc<Uses>,
     /// What engines compute with.
     pub(super) machine: Machine,
     /// The daemon's environment, from which engines get an allow-list.
@@ -343,6 +344,7 @@ fn handles(tools: &Tools, running: &Running, reporter: &Reporter) -> Handles {
         (launched.info.parallel, tools.settings.queue_limit),
         &tools.suspects,
     );
+    gate.count_in(tools.uses.of(&reporter.slot));
     Handles {
         gate,
         pid: running.child.pid(),

@@ -1,7 +1,7 @@
 //! Publishes the core's snapshot: to the request path, the control API, the log, the service
 //! manager and the state file.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, mem::discriminant, sync::Arc};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -50,10 +50,14 @@ impl Publisher {
 fn log_changes(before: &Snapshot, after: &Snapshot) {
     for (name, slot) in &after.slots {
         let earlier = before.slots.get(name);
+        if earlier.is_some_and(|earlier| Arc::ptr_eq(earlier, slot)) {
+            continue;
+        }
+        let earlier = earlier.map(AsRef::as_ref);
         log_deaths(name, earlier, slot);
         log_rejection(name, earlier, slot);
         let state = slot.state.as_str();
-        if earlier.map(|earlier| earlier.state.as_str()) == Some(state) {
+        if earlier.is_some_and(|earlier| is_told(&earlier.state, &slot.state)) {
             continue;
         }
         let generation = slot.generation;
@@ -73,6 +77,12 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
             StateView::Queued { wait: wait @ Wait::Never { .. }, .. } => {
                 warn!(slot = %name, state, reason = wait.sentence(), "slot does not fit");
             }
+            StateView::Queued { wait: wait @ Wait::Skipped { .. }, .. } => {
+                info!(slot = %name, state, reason = wait.sentence(), "slot skipped");
+            }
+            StateView::Queued { wait: wait @ (Wait::Turn { .. } | Wait::Room { .. }), .. } => {
+                info!(slot = %name, state, reason = wait.sentence(), "slot waits for memory");
+            }
             StateView::Starting { .. }
             | StateView::Queued { .. }
             | StateView::Offline
@@ -90,6 +100,17 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
     for name in before.slots.keys().filter(|name| !after.slots.contains_key(*name)) {
         info!(slot = %name, "slot removed");
     }
+}
+
+/// Tells whether a state is no news after another one: what a slot in line waits for is, once it is known.
+fn is_told(earlier: &StateView, now: &StateView) -> bool {
+    if let (StateView::Queued { wait: earlier, .. }, StateView::Queued { wait: now, .. }) =
+        (earlier, now)
+    {
+        let is_settled = !matches!(now, Wait::Look | Wait::Leaving { .. } | Wait::Spared { .. });
+        return !is_settled || discriminant(earlier) == discriminant(now);
+    }
+    earlier.as_str() == now.as_str()
 }
 
 /// Once for each edit that failed, and once for one that a daemon begins with.

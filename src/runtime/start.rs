@@ -31,7 +31,7 @@ use crate::{
         Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault, give_back_cgroup,
         raise_file_limit,
     },
-    proxy::Cores,
+    proxy::{Cores, Uses},
     sensor,
     store::{OpenFault, StateDir},
 };
@@ -186,8 +186,9 @@ fn tools(
     let checks = Arc::new(checks);
     let machine = Machine { cores: sensor::usable_cores(), has_gpu: sensor::has_gpu() };
     let suspects = Arc::default();
+    let uses = Arc::new(Uses::new(clock::unix_ms));
     let peaks = PeakBook::open(Arc::clone(&state));
-    Ok(Tools { settings, spawner, state, checks, suspects, peaks, machine, environment })
+    Ok(Tools { settings, spawner, state, checks, suspects, uses, peaks, machine, environment })
 }
 
 fn listed(faults: &[Fault]) -> String {

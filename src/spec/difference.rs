@@ -158,7 +158,7 @@ impl Found {
     /// None of it changes what an engine is started with.
     fn compare_residence(&mut self, before: &Residence, after: &Residence) {
         let Residence { memory, gpu_memory, pinned, pressure_evict_only, .. } = before;
-        let Residence { priority, min_residency, when_full, restore, .. } = before;
+        let Residence { priority, min_residency, when_full, restore, asks, .. } = before;
         let size = |size: Option<Bytes>| or_word(size, "default");
         let word = |restore: Option<Restore>| or_word(restore.map(Restore::as_str), "default");
         for (key, before, after) in [
@@ -173,6 +173,7 @@ impl Found {
             ("priority", or_word(*priority, "default"), or_word(after.priority, "default")),
             ("when_full", when_full.as_str().to_owned(), after.when_full.as_str().to_owned()),
             ("restore", word(*restore), word(after.restore)),
+            ("needs", asks.words(), after.asks.words()),
         ] {
             self.compare(key, Reach::Live, before, after);
         }

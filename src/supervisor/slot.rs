@@ -44,6 +44,7 @@ use super::{
     random::Random,
     restart::Tally,
     snapshot::{SlotView, StateView},
+    waits::Wait,
 };
 use crate::spec::{
     Bytes, Generation, Monotime, SlotName, WaiterId,
@@ -87,6 +88,8 @@ pub(super) struct Slot {
     pub(super) rss: Option<Bytes>,
     pub(super) deaths: Vec<Arc<Death>>,
     pub(super) loads: Vec<Duration>,
+    /// How often it was used lately in an earlier life of the daemon.
+    pub(super) uses: u64,
 }
 
 impl Slot {
@@ -138,14 +141,15 @@ impl Slot {
             rss: None,
             deaths: memory.deaths,
             loads: memory.loads,
+            uses: memory.uses,
         }
     }
 
     /// Returns what is worth remembering when the slot goes.
     pub(super) fn memory(self) -> Memory {
         let rung = self.ladder.at();
-        let Self { generation, loads, deaths, edits, .. } = self;
-        Memory { generation, loads, deaths, rung, edits }
+        let Self { generation, loads, deaths, edits, uses, .. } = self;
+        Memory { generation, loads, deaths, rung, edits, uses }
     }
 
     /// Tells whether nothing is left of the slot and its profile.
@@ -196,13 +200,23 @@ impl Slot {
         self.generation = self.generation.next();
         self.rss = None;
         self.share = Share::default();
+        let is_kept = self.profile.autostart || self.profile.essential;
+        let cause = if is_kept { Cause::Keep } else { Cause::Demand };
+        if self.profile.residence.asks.is_any() {
+            // Whether the machine is one for it comes before everything else: nothing is known of it yet.
+            let (began, needs) = (context.now, Arc::default());
+            return State::Queued(Queued { began, cause, needs, wait: Wait::Look });
+        }
+        self.size(cause, context)
+    }
+
+    /// Has it found out what a start takes.
+    pub(super) fn size(&self, cause: Cause, context: &mut Context<'_>) -> State {
         context.commands.push(Command::Size {
             slot: self.name.clone(),
             generation: self.generation,
             profile: Arc::clone(&self.profile),
         });
-        let is_kept = self.profile.autostart || self.profile.essential;
-        let cause = if is_kept { Cause::Keep } else { Cause::Demand };
         State::Sizing { began: context.now, cause }
     }
 
@@ -224,6 +238,12 @@ impl Slot {
             After::Climb => {
                 self.ladder.climb();
                 self.start(context)
+            }
+            After::Lower { rung } => {
+                self.ladder.settle_on(rung, context.now, context.policy);
+                let mut next = self.start(context);
+                next.set_cause(Cause::Restore);
+                next
             }
             After::Restart => self.restart(context),
             After::Backoff { retry_at } if retry_at <= context.now => self.restart(context),
@@ -351,8 +371,8 @@ impl Slot {
     /// Returns the profile with the rung that it is started on, as far as that is known.
     pub(super) fn applied_profile(&self) -> Cow<'_, Profile> {
         match self.ladder.rung() {
-            Some(rung) => Cow::Owned(rung.apply(&self.profile)),
-            None => Cow::Borrowed(&self.profile),
+            Some(rung) if *rung != Rung::default() => Cow::Owned(rung.apply(&self.profile)),
+            Some(_) | None => Cow::Borrowed(&self.profile),
         }
     }
 
@@ -412,7 +432,12 @@ impl Slot {
     /// Tells whether an engine is to become ready without anybody's doing: one is on its way, or another
     /// comes at once.
     pub(super) fn is_coming(&self) -> bool {
-        let comes = |after: &After| matches!(after, After::Start | After::Climb | After::Restart);
+        let comes = |after: &After| match after {
+            After::Start | After::Climb | After::Lower { .. } | After::Restart => true,
+            After::Rest | After::Backoff { .. } | After::Fail | After::Leave | After::Remove => {
+                false
+            }
+        };
         match &self.state {
             State::Sizing { .. }
             | State::Queued(_)

@@ -20,7 +20,7 @@ pub struct Snapshot {
     /// Grows with each change.
     pub generation: u64,
     /// Every slot, by name.
-    pub slots: BTreeMap<SlotName, SlotView>,
+    pub slots: BTreeMap<SlotName, Arc<SlotView>>,
 }
 
 /// One slot at one moment.
@@ -49,7 +49,7 @@ pub struct SlotView {
     pub restarts: u32,
     /// What it is counted with of the machine's memory, while an engine is there or ordered.
     pub promised: Option<Share>,
-    /// The slot that it has made room for and has not come back from, while it is down.
+    /// The slot that it has made room for: while it is down for that, or on a lower rung.
     pub displaced_by: Option<SlotName>,
     /// Requests that wait for the slot.
     pub waiting: usize,

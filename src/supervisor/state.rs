@@ -124,6 +124,8 @@ pub(super) enum After {
     Start,
     /// Start one rung higher.
     Climb,
+    /// Start on this lower rung: it makes room for another.
+    Lower { rung: usize },
     /// Start again after a death.
     Restart,
     /// Wait for the next attempt.
@@ -137,6 +139,13 @@ pub(super) enum After {
 }
 
 impl State {
+    /// Says anew why a slot is started that is not yet.
+    pub(super) fn set_cause(&mut self, to: Cause) {
+        if let Self::Sizing { cause, .. } | Self::Queued(Queued { cause, .. }) = self {
+            *cause = to;
+        }
+    }
+
     /// Returns the state's name, for the table of cells.
     pub(super) fn name(&self) -> &'static str {
         match self {

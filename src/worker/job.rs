@@ -33,9 +33,11 @@ pub(super) struct Generate {
     pub(super) score_prompt: bool,
 }
 
-/// What a sequence tells about its job, in this order: prompt scores, text, an end.
+/// What is told about a job, in this order: its begin, prompt scores, text, an end.
 #[derive(Clone, Debug)]
 pub(super) enum Event {
+    /// It has a seat.
+    Begun,
     PromptScores(Vec<Scored>),
     Text(Piece),
     Done(Done),
@@ -78,12 +80,11 @@ pub(super) enum Reason {
 pub(super) struct ComputeFault(pub(super) String);
 
 impl Job {
-    /// Gives the tokens that will be taken in.
-    pub(super) fn tokens(&self) -> &[u32] {
+    /// Gives how many tokens the answer may have.
+    pub(super) fn most_tokens(&self) -> usize {
         match self {
-            Self::Generate(generate) => &generate.prompt,
-            // What an embedding leaves in the cache is computed anew each time.
-            Self::Embed(_) => &[],
+            Self::Generate(generate) => generate.most_tokens,
+            Self::Embed(_) => 0,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{
     exit::{Ending, say},
     http::Served,
     memory::{Room, room},
-    model::{Header, Loading, Shape},
+    model::{Header, Loading, Part, Shape, Want},
     options::Options,
     text::{Template, Vocabulary},
 };
@@ -19,7 +19,7 @@ use crate::spec::Bytes;
 /// The context when nobody asks for one, unless the model was trained with less.
 const USUAL_CONTEXT: usize = 4096;
 const MOST_CONTEXT: usize = 1 << 24;
-/// What computing takes beside weights and cache: unpacked weights of a layer, scores, logits.
+/// What computing takes beside weights and cache: rows of a step, scores, logits.
 const SCRATCH: u64 = 64 << 20;
 
 /// Says whether the file is there, before anything is opened for the world.
@@ -64,12 +64,11 @@ pub(super) fn load(
     let cache =
         shape.cache_bytes(context).saturating_mul(options.parallel.try_into().unwrap_or(u64::MAX));
     if gpu.is_none() {
-        let weights = header.resident_bytes()?;
-        fits(weights, cache, room().as_ref())?;
+        fits(model_bytes, cache, room().as_ref())?;
     }
     let vocabulary = Vocabulary::read(&header)?;
     let template = template(&header, &vocabulary)?;
-    let loading = Loading { header: &header, shape, context, gpu, progress: progress(served) };
+    let loading = Loading { header: &header, shape, gpu, progress: progress(served) };
     let model = loading.run()?;
     if vocabulary.len() > model.vocabulary() {
         return Err(Ending::bad_model(format!(
@@ -79,10 +78,9 @@ pub(super) fn load(
         )));
     }
     // The first step starts the pools of threads and packs weights; no request should pay for it.
-    model
-        .cache(1)
-        .and_then(|mut cache| model.logits(&[0], &mut cache))
-        .map_err(|error| Ending::from_candle("warming up", &error))?;
+    let warm_up =
+        |mut cache| model.step(&mut [Part { tokens: &[0], cache: &mut cache, want: Want::Last }]);
+    model.cache(1).and_then(warm_up).map_err(|error| Ending::from_candle("warming up", &error))?;
     let parallel = options.parallel;
     Engine::start(Parts { model, vocabulary, template, context, parallel, model_bytes, fatal })
 }

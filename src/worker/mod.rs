@@ -6,14 +6,13 @@
 //! on stderr and its exit code (see [`exit`]).
 //!
 //! ```text
-//! client ──HTTP──▶ http ──job──▶ engine ──▶ sequence (a thread, a cache) ──▶ model (weights)
-//!           ▲                                  │ sampler, stop strings, text
+//! client ──HTTP──▶ http ──job──▶ engine ──▶ schedule (a thread) ──▶ model (weights)
+//!           ▲                                  │ seats: caches, sampler, stop strings, text
 //!           └──────────── events ──────────────┘
 //! ```
 //!
 //! The listener is open before the model is loaded, and answers 503 with the progress until then.
-//! A client that leaves drops its receiver, and the sequence stops before the next token or the
-//! next part of a prompt.
+//! A client that leaves drops its receiver, and its seat is free before the next step.
 
 mod clock;
 mod engine;
@@ -25,8 +24,10 @@ mod load;
 mod memory;
 mod model;
 mod options;
+mod outgoing;
 mod sampler;
-mod sequence;
+mod schedule;
+mod seat;
 mod serve;
 mod text;
 mod threads;

@@ -16,6 +16,7 @@ mod client;
 mod daemon;
 mod detection;
 mod hammer;
+mod hung;
 mod placing;
 mod resume;
 mod shares;
@@ -57,6 +58,10 @@ async fn main() {
     }
     if is_asked("SLOTD_BENCH_PLACING") {
         placing::run();
+        return;
+    }
+    if is_asked("SLOTD_BENCH_HUNG_GPUS") {
+        hung::hung(&programs).await;
         return;
     }
     if is_asked("SLOTD_BENCH_AFFINITY") {

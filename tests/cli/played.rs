@@ -85,7 +85,7 @@ impl Played {
                 deaths: Vec::new(),
                 loads: Vec::new(),
             };
-            (name, view)
+            (name, Arc::new(view))
         });
         let snapshot = Arc::new(Snapshot { generation: 1, slots: views.collect() });
         let (snapshots, seen) = watch::channel(snapshot);
@@ -177,7 +177,7 @@ fn change(
     snapshots.send_modify(|snapshot| {
         let snapshot = Arc::make_mut(snapshot);
         snapshot.generation += 1;
-        how(snapshot.slots.get_mut(slot).expect("the slot is there"));
+        how(Arc::make_mut(snapshot.slots.get_mut(slot).expect("the slot is there")));
     });
 }
 

@@ -97,3 +97,47 @@ async fn two_slots_that_fit_one_at_a_time_answer_both_their_clients() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_is_kept_loaded_comes_by_importance_and_what_does_not_fit_is_told_once() {
+    let kept =
+        |memory, priority| needs(memory, &format!("autostart = true\npriority = {priority}"));
+    let (first, second, last) = (kept("60MiB", 90), kept("30MiB", 50), kept("60MiB", 10));
+    let daemon =
+        Daemon::start(small(&[("a-last", &last), ("b-first", &first), ("c-second", &second)]))
+            .await;
+    daemon.until_state("b-first", "ready").await;
+    daemon.until_state("c-second", "ready").await;
+    let queued = daemon
+        .until("a-last", "queued with its reason", |view| {
+            view["waits_for"].as_str().is_some_and(|told| told.contains("waits for b-first"))
+        })
+        .await;
+    assert_eq!(
+        queued["waits_for"],
+        "it needs 60 MiB of memory, and 10 MiB can be had; it waits for b-first (60 MiB), c-second (30 MiB)"
+    );
+    let log = daemon.log();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("slot waits for memory")).collect();
+    assert_eq!(told.len(), 1, "{log}");
+    assert!(told[0].contains("it needs 60 MiB of memory"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_slot_that_needs_another_machine_is_skipped_and_not_failed() {
+    let keys =
+        "engine = \"command\"\ncommand = [\"/nowhere/engine\", \"{port}\"]\nautostart = true\n";
+    let asking = format!("{keys}[needs]\ngpu_memory = \"1024TiB\"\nmemory = \"1024TiB\"\n");
+    let daemon = Daemon::start(small(&[("elsewhere", &asking)])).await;
+    let view = daemon
+        .until("elsewhere", "skipped", |view| {
+            view["waits_for"].as_str().is_some_and(|told| told.contains("skipped"))
+        })
+        .await;
+    assert_eq!((&view["state"], &view["verdict"]), (&json!("queued"), &json!(null)));
+    let told = view["waits_for"].as_str().unwrap();
+    assert!(told.contains("its profile needs `"), "{told}");
+    let answer = daemon.chat("elsewhere").await;
+    assert_eq!(answer.status(), 503);
+    assert!(daemon.log().contains("slot skipped"), "{}", daemon.log());
+}

@@ -218,7 +218,7 @@ fn encoder(shape: &Shape, vocabulary: u64) -> Vec<Tensor> {
     };
     add("token_embd.weight".into(), &[width, vocabulary], shape.format);
     add("position_embd.weight".into(), &[width, POSITIONS.into()], Format::F16);
-    let mut norm = |name: &str, add: &mut dyn FnMut(String, &[u64], Format)| {
+    let norm = |name: &str, add: &mut dyn FnMut(String, &[u64], Format)| {
         add(format!("{name}.weight"), &[width], shape.format);
         add(format!("{name}.bias"), &[width], shape.format);
     };

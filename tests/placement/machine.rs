@@ -87,6 +87,8 @@ pub(crate) struct Figures {
     pub(crate) granted: u64,
     pub(crate) refused: BTreeMap<String, u64>,
     pub(crate) longest_wait: Duration,
+    /// How many slots the core looked at for one event, at most.
+    pub(crate) most_looks: u64,
 }
 
 pub(crate) struct Machine {
@@ -345,7 +347,9 @@ impl Machine {
         }
         let before = Arc::clone(&self.last);
         let mut commands = Vec::new();
+        let looks = self.core.looks();
         self.core.handle(self.now, event.clone(), &mut commands);
+        self.figures.most_looks = self.figures.most_looks.max(self.core.looks() - looks);
         self.last = self.core.snapshot();
         promises::hold(self, event, &before, &commands);
         for command in commands {
@@ -396,12 +400,23 @@ impl Machine {
                 *self.figures.refused.entry(name).or_default() += 1;
                 self.refusals.push((slot, refusal));
             }
+            Command::MeasureRoom { slot, generation } => self.measure_room(&slot, generation),
             Command::MeasureActivity { .. }
-            | Command::MeasureRoom { .. }
             | Command::Watch { .. }
             | Command::Leave { .. }
             | Command::Finish => {}
         }
+    }
+
+    fn measure_room(&mut self, slot: &SlotName, generation: Generation) {
+        let taken: u64 = self.processes.values().map(|one| Self::taken(one).host.0).sum();
+        let free = self.host.saturating_sub(self.strangers + taken);
+        let now = self.now;
+        let Some(process) = self.process(slot, generation) else { return };
+        let in_flight = process.in_flight;
+        let idle_for = if in_flight == 0 { now.since(process.last_use) } else { Duration::ZERO };
+        let event = ChildEvent::RoomMeasured { in_flight, idle_for, free: Some(Bytes(free)) };
+        self.report(Duration::ZERO, (slot, generation), event);
     }
 
     fn size(&mut self, slot: &SlotName, generation: Generation) {

@@ -11,6 +11,7 @@
     reason = "this is a test: a broken set-up is a failed one"
 )]
 
+mod growth;
 mod machine;
 mod promises;
 mod random;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use slotd::{
     spec::memory::GpuState,
-    supervisor::{Command, Event, SlotEvent, Snapshot, StateView},
+    supervisor::{ChildEvent, Command, Event, SlotEvent, Snapshot, StateView},
 };
 
 use super::machine::Machine;
@@ -71,7 +71,7 @@ fn hold_room(machine: &Machine, after: &Snapshot) {
         let promised = |view: &slotd::supervisor::SlotView| {
             view.promised.as_ref().and_then(|promised| promised.gpus.get(index)).map_or(0, |b| b.0)
         };
-        let sum: u64 = after.slots.values().map(promised).sum();
+        let sum: u64 = after.slots.values().map(AsRef::as_ref).map(promised).sum();
         let is_new = after.slots.values().any(|view| {
             matches!(view.state, StateView::Starting { pid: None, .. }) && promised(view) > 0
         });
@@ -89,7 +89,9 @@ fn hold_room(machine: &Machine, after: &Snapshot) {
 fn hold_drain(machine: &Machine, event: &Event, before: &Snapshot, slot: &slotd::spec::SlotName) {
     let is_ordered = matches!(event, Event::Slot { slot: of, event } if of == slot
         && matches!(event, SlotEvent::UnloadRequested | SlotEvent::RestartRequested));
-    if is_ordered {
+    let climbs = matches!(event, Event::Slot { slot: of, event: SlotEvent::Child { event, .. } }
+        if of == slot && matches!(event, ChildEvent::RoomMeasured { .. }));
+    if is_ordered || climbs {
         return;
     }
     let residence = &machine.profiles[slot].residence;
@@ -116,8 +118,10 @@ fn count(machine: &mut Machine, before: &Snapshot, after: &Snapshot) {
             (None, Some(_)) => machine.figures.displaced += 1,
             (Some(by), None) => {
                 machine.figures.came_back += 1;
-                let is_accounted_for =
-                    !matches!(view.state, StateView::Offline) || machine.put_down.contains(name);
+                // One on a lower rung was not away: its engine may end like any other.
+                let is_accounted_for = !matches!(view.state, StateView::Offline)
+                    || machine.put_down.contains(name)
+                    || view.rung_index > 0;
                 assert!(is_accounted_for, "{name} made room for {by} and was forgotten");
             }
             _ => {}

@@ -165,7 +165,7 @@ impl World {
             deaths: Vec::new(),
             loads: Vec::new(),
         };
-        self.snapshot.slots.insert(slot.parse().unwrap(), view);
+        self.snapshot.slots.insert(slot.parse().unwrap(), Arc::new(view));
         self.publish();
     }
 
@@ -179,9 +179,13 @@ impl World {
         }
     }
 
+    fn view(&mut self, slot: &str) -> &mut SlotView {
+        Arc::make_mut(self.snapshot.slots.get_mut(slot).unwrap())
+    }
+
     /// Lets a slot have taken this long to load.
     pub(crate) fn set_load(&mut self, slot: &str, load: Duration) {
-        self.snapshot.slots.get_mut(slot).unwrap().expected_load = Some(load);
+        self.view(slot).expected_load = Some(load);
         self.publish();
     }
 
@@ -190,7 +194,7 @@ impl World {
         if !self.snapshot.slots.contains_key(slot) {
             self.make_slot(slot, |_| {});
         }
-        self.snapshot.slots.get_mut(slot).unwrap().state = state;
+        self.view(slot).state = state;
         self.publish();
     }
 
@@ -214,7 +218,7 @@ impl World {
         );
         self.gates.insert(name, Arc::clone(&gate));
         self.set_state(slot, StateView::Ready { pid: 1 });
-        self.snapshot.slots.get_mut(slot).unwrap().generation = generation;
+        self.view(slot).generation = generation;
         self.publish();
         (engine, gate)
     }

@@ -68,7 +68,7 @@ impl Checker {
     }
 
     pub(crate) fn view(&self, name: &SlotName) -> Option<&SlotView> {
-        self.last.slots.get(name)
+        self.last.slots.get(name).map(AsRef::as_ref)
     }
 
     pub(crate) fn events(&self) -> usize {

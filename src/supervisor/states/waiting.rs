@@ -146,9 +146,14 @@ impl Slot {
 
     /// Notes that a person wants it up, and others to make room for it.
     pub(in crate::supervisor) fn insist(&mut self) {
-        if let State::Sizing { cause, .. } | State::Queued(Queued { cause, .. }) = &mut self.state {
-            *cause = Cause::Order;
-        }
+        self.state.set_cause(Cause::Order);
+    }
+
+    /// Has it found out what a start takes, now that the machine is one for it.
+    pub(in crate::supervisor) fn size_up(&mut self, context: &mut Context<'_>) {
+        let State::Queued(queued) = &self.state else { return };
+        let next = self.size(queued.cause, context);
+        self.enter(next, context);
     }
 
     /// Orders the child that has a place.
@@ -186,11 +191,20 @@ impl Slot {
 
     /// Makes room for another: takes no more requests, ends those it has, however long they take.
     pub(in crate::supervisor) fn give_way(&mut self, context: &mut Context<'_>) {
+        self.make_room(After::Rest, context);
+    }
+
+    /// Makes room for another by going on on a lower rung.
+    pub(in crate::supervisor) fn step_down(&mut self, rung: usize, context: &mut Context<'_>) {
+        self.make_room(After::Lower { rung }, context);
+    }
+
+    fn make_room(&mut self, after: After, context: &mut Context<'_>) {
         let State::Ready(serving) = &self.state else { return };
         let (began, pid) = (serving.began, serving.pid);
         let (slot, generation) = (self.name.clone(), self.generation);
         context.commands.push(Command::Drain { slot, generation });
-        let next = State::Draining { began, pid, cut_at: None, after: After::Rest };
+        let next = State::Draining { began, pid, cut_at: None, after };
         self.enter(next, context);
     }
 
@@ -200,9 +214,7 @@ impl Slot {
             return;
         }
         let mut next = self.start(context);
-        if let State::Sizing { cause, .. } = &mut next {
-            *cause = Cause::Restore;
-        }
+        next.set_cause(Cause::Restore);
         self.enter(next, context);
     }
 

@@ -9,7 +9,6 @@ use axum::{
 };
 use futures_util::stream;
 use serde_json::{Map, Value as Json, json};
-use tokio::sync::mpsc::Receiver;
 
 use super::{
     options::Delivery,
@@ -17,7 +16,7 @@ use super::{
     shape::{Envelope, Usage, timings},
 };
 use crate::worker::{
-    engine::Engine,
+    engine::{Answer, Engine},
     job::{Done, Event, Generate, Job},
     sampler::Scored,
 };
@@ -83,7 +82,7 @@ impl Request {
                     return Ok((self.envelope.choice(index, &text, &logprobs, &done), done));
                 }
                 Event::Failed(fault) => return Err(fault.into()),
-                Event::Embedding(_) => break,
+                Event::Begun | Event::Embedding(_) => break,
             }
         }
         Err(Refusal::stopping())
@@ -141,7 +140,7 @@ fn whole_prompt(job: &Generate, scores: Vec<Scored>) -> Vec<Scored> {
 #[derive(Debug)]
 struct Streaming {
     request: Request,
-    events: Option<Receiver<Event>>,
+    events: Option<Answer>,
     /// The choice that is being made.
     index: usize,
     /// Characters of this choice so far.
@@ -210,7 +209,9 @@ impl Streaming {
                 self.events = None;
             }
             Event::Failed(fault) => self.break_off(&Refusal::from(fault)),
-            Event::Embedding(_) => self.break_off(&Refusal::internal("an answer came as a vector")),
+            Event::Begun | Event::Embedding(_) => {
+                self.break_off(&Refusal::internal("an answer came out of order"));
+            }
         }
     }
 

@@ -87,7 +87,7 @@ async fn one(engine: &Engine, tokens: Vec<u32>) -> Result<Vec<f32>, Refusal> {
     match events.recv().await {
         Some(Event::Embedding(vector)) => Ok(vector),
         Some(Event::Failed(fault)) => Err(fault.into()),
-        Some(Event::PromptScores(_) | Event::Text(_) | Event::Done(_)) | None => {
+        Some(Event::Begun | Event::PromptScores(_) | Event::Text(_) | Event::Done(_)) | None => {
             Err(Refusal::stopping())
         }
     }

@@ -5,12 +5,14 @@
 use std::{
     fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom},
+    ops::Range,
     path::Path,
+    sync::Arc,
 };
 
 use candle_core::quantized::{GgmlDType, gguf_file};
+use memmap2::Mmap;
 
-use super::linear::resident_bytes;
 use crate::{
     spec::Bytes,
     worker::exit::{Ending, first_line},
@@ -20,7 +22,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Header {
     content: gguf_file::Content,
-    file: File,
+    file: Arc<Mmap>,
 }
 
 /// Where one tensor lies and what it is.
@@ -55,12 +57,14 @@ impl Header {
                 first_line(&error)
             ))
         })?;
+        let file = Arc::new(map(&file).map_err(unreadable)?);
         let header = Self { content, file };
-        header.check_bounds(path, metadata.len())?;
+        header.check_bounds(path)?;
         Ok(header)
     }
 
-    fn check_bounds(&self, path: &Path, size: u64) -> Result<(), Ending> {
+    fn check_bounds(&self, path: &Path) -> Result<(), Ending> {
+        let size = u64::try_from(self.file.len()).unwrap_or(u64::MAX);
         for name in self.content.tensor_infos.keys() {
             let end = self
                 .extent(name)?
@@ -95,13 +99,14 @@ impl Header {
         Ok(Some(Extent { dtype: info.ggml_dtype, dims, offset, length }))
     }
 
-    /// Reads the bytes of a tensor.
-    pub(crate) fn bytes(&self, extent: &Extent) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; extent.length];
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(extent.offset))?;
-        file.read_exact(&mut bytes)?;
-        Ok(bytes)
+    /// Gives the file, mapped into memory.
+    pub(crate) fn file(&self) -> &Arc<Mmap> {
+        &self.file
+    }
+
+    /// Gives the bytes of a tensor.
+    pub(crate) fn bytes(&self, extent: &Extent) -> &[u8] {
+        extent.range().and_then(|range| self.file.get(range)).unwrap_or_default()
     }
 
     /// Gives the bytes all tensors take in the file.
@@ -110,16 +115,6 @@ impl Header {
         for name in self.content.tensor_infos.keys() {
             let length = self.extent(name)?.map_or(0, |extent| extent.length);
             sum = sum.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
-        }
-        Ok(sum)
-    }
-
-    /// Gives about the bytes all tensors take in memory once they are in use.
-    pub(crate) fn resident_bytes(&self) -> Result<u64, Ending> {
-        let mut sum = 0_u64;
-        for name in self.content.tensor_infos.keys() {
-            let bytes = self.extent(name)?.map_or(0, |of| resident_bytes(of.dtype, of.length));
-            sum = sum.saturating_add(bytes);
         }
         Ok(sum)
     }
@@ -172,6 +167,32 @@ impl Header {
             value.to_u32().ok().or_else(|| u32::try_from(value.to_i32().ok()?).ok())
         };
         Some(list.iter().filter_map(number).collect())
+    }
+}
+
+impl Extent {
+    /// Gives where in the file the tensor lies.
+    pub(crate) fn range(&self) -> Option<Range<usize>> {
+        let start = usize::try_from(self.offset).ok()?;
+        Some(start..start.checked_add(self.length)?)
+    }
+
+    /// A tensor that is all of a file.
+    #[cfg(test)]
+    pub(crate) fn whole(dtype: GgmlDType, dims: Vec<usize>, length: usize) -> Self {
+        Self { dtype, dims, offset: 0, length }
+    }
+}
+
+/// Maps a file: its pages are shared with whoever else reads it, and are no private memory.
+pub(super) fn map(file: &File) -> io::Result<Mmap> {
+    // SAFETY: a mapping is sound as long as nobody changes the file. A model is written once and
+    // then only read; whoever cuts it while it is served ends the worker by a signal, which its
+    // supervisor sees, and whoever overwrites it in place changes the weights, as with any engine
+    // that maps its models. Copying all weights would double their memory to guard against that.
+    #[expect(unsafe_code, reason = "no mapping of a file is safe by type")]
+    unsafe {
+        Mmap::map(file)
     }
 }
 

@@ -1,17 +1,14 @@
 //! Weights from the file to where they are computed.
 
-use std::{borrow::Cow, sync::Arc};
-
-use candle_core::{
-    Device, Result, Tensor,
-    quantized::{GgmlDType, QStorage, QTensor},
-};
+use candle_core::{Device, Result, Tensor, quantized::GgmlDType};
 
 use super::{
-    Model,
+    Model, Output,
+    device::{DeviceLayer, Stacked},
     header::{Extent, Header},
-    layer::{Layer, Rotation, Stacked},
+    host::HostLayer,
     linear::Linear,
+    matrix::{HostMatrix, pool},
     shape::Shape,
 };
 use crate::worker::exit::Ending;
@@ -21,8 +18,6 @@ use crate::worker::exit::Ending;
 pub(crate) struct Loading<'a, F> {
     pub(crate) header: &'a Header,
     pub(crate) shape: Shape,
-    /// Positions that will be asked for.
-    pub(crate) context: usize,
     /// Where the last `gpu_layers` layers go, and the output if one more is asked for.
     pub(crate) gpu: Option<(Device, usize)>,
     /// Called with the bytes read so far and in all.
@@ -44,29 +39,48 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
     pub(crate) fn run(mut self) -> std::result::Result<Model, Ending> {
         let total = self.header.tensor_bytes()?;
         let mut read = 0_u64;
-        let embedding = self.embedding(&mut read)?;
-        let mut layers = Vec::with_capacity(self.shape.layers);
+        let embedding = self.host_matrix("token_embd.weight", None, &mut read)?;
+        let (mut host, mut device) = (Vec::new(), Vec::new());
         for index in 0..self.shape.layers {
-            layers.push(self.layer(index, &mut read)?);
+            match &self.gpu {
+                Some((gpu, count)) if index.saturating_add(*count) >= self.shape.layers => {
+                    device.push(self.device_layer(index, gpu, &mut read)?);
+                }
+                _ => host.push(self.host_layer(index, &mut read)?),
+            }
             (self.progress)(read, total);
         }
-        let device = match &self.gpu {
-            Some((gpu, count)) if *count > self.shape.layers => gpu.clone(),
-            _ => Device::Cpu,
-        };
-        let output_norm = self.vector("output_norm.weight", self.shape.width, &device)?;
-        let output = self.output(&embedding, &device, &mut read)?;
-        let rotations = self.rotations(&layers)?;
+        let output = self.output(embedding.rows, &mut read)?;
+        let frequencies = self.frequencies()?;
         (self.progress)(total, total);
-        let shape = self.shape;
-        Ok(Model { shape, embedding, layers, output_norm, output, device, rotations })
+        let (shape, pool) = (self.shape, pool());
+        Ok(Model { shape, embedding, host, device, output, frequencies, pool })
     }
 
-    fn layer(&self, index: usize, read: &mut u64) -> std::result::Result<Layer, Ending> {
-        let device = match &self.gpu {
-            Some((gpu, count)) if index.saturating_add(*count) >= self.shape.layers => gpu.clone(),
-            _ => Device::Cpu,
-        };
+    fn host_layer(&self, index: usize, read: &mut u64) -> std::result::Result<HostLayer, Ending> {
+        let Shape { width, feed_forward, heads, head_width, .. } = self.shape;
+        let (query, kv) = (heads * head_width, self.shape.kv_width());
+        let name = |part: &str| format!("blk.{index}.{part}.weight");
+        let mut matrix = |part: &str, dims| self.host_matrix(&name(part), Some(dims), read);
+        Ok(HostLayer {
+            attention_norm: self.floats(&name("attn_norm"), width)?,
+            query: matrix("attn_q", (query, width))?,
+            key: matrix("attn_k", (kv, width))?,
+            value: matrix("attn_v", (kv, width))?,
+            output: matrix("attn_output", (width, query))?,
+            feed_forward_norm: self.floats(&name("ffn_norm"), width)?,
+            gate: matrix("ffn_gate", (feed_forward, width))?,
+            up: matrix("ffn_up", (feed_forward, width))?,
+            down: matrix("ffn_down", (width, feed_forward))?,
+        })
+    }
+
+    fn device_layer(
+        &self,
+        index: usize,
+        device: &Device,
+        read: &mut u64,
+    ) -> std::result::Result<DeviceLayer, Ending> {
         let name = |part: &str| format!("blk.{index}.{part}.weight");
         let Shape { width, feed_forward, heads, kv_heads, .. } = self.shape;
         let (query, kv) = (heads * self.shape.head_width, self.shape.kv_width());
@@ -79,46 +93,67 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
             (name("ffn_gate"), feed_forward, Order::AsStored),
             (name("ffn_up"), feed_forward, Order::AsStored),
         ];
-        Ok(Layer {
-            attention_norm: self.vector(&name("attn_norm"), width, &device)?,
-            qkv: self.stacked(&qkv, &device, read)?,
-            output: self.linear(&name("attn_output"), (width, query), &device, read)?,
-            feed_forward_norm: self.vector(&name("ffn_norm"), width, &device)?,
-            gate_up: self.stacked(&gate_up, &device, read)?,
-            down: self.linear(&name("ffn_down"), (width, feed_forward), &device, read)?,
-            device,
+        Ok(DeviceLayer {
+            attention_norm: self.vector(&name("attn_norm"), width, device)?,
+            qkv: self.stacked(&qkv, device, read)?,
+            output: self.linear(&name("attn_output"), (width, query), device, read)?,
+            feed_forward_norm: self.vector(&name("ffn_norm"), width, device)?,
+            gate_up: self.stacked(&gate_up, device, read)?,
+            down: self.linear(&name("ffn_down"), (width, feed_forward), device, read)?,
+            device: device.clone(),
         })
     }
 
-    fn embedding(&self, read: &mut u64) -> std::result::Result<Arc<QTensor>, Ending> {
-        let name = "token_embd.weight";
-        let extent = self.extent(name)?;
-        let [_, width] = extent.dims.as_slice() else { return Err(wrong_shape(name, &extent)) };
-        if *width != self.shape.width {
-            return Err(wrong_shape(name, &extent));
+    fn output(&self, vocabulary: usize, read: &mut u64) -> std::result::Result<Output, Ending> {
+        let dims = (vocabulary, self.shape.width);
+        let has_own = self.header.extent("output.weight")?.is_some();
+        let norm = "output_norm.weight";
+        if let Some((gpu, _)) = self.gpu.as_ref().filter(|(_, count)| *count > self.shape.layers) {
+            // A model without an output matrix uses its embedding for both.
+            let name = if has_own { "output.weight" } else { "token_embd.weight" };
+            let norm = self.vector(norm, self.shape.width, gpu)?;
+            return Ok(Output::Device { norm, matrix: self.linear(name, dims, gpu, read)? });
         }
-        let bytes = self.bytes(name, &extent, read)?;
-        table(bytes, &extent)
-            .map(Arc::new)
-            .map_err(|error| Ending::from_candle("loading the embedding", &error))
+        let norm = self.floats(norm, self.shape.width)?;
+        let mut matrix = None;
+        if has_own {
+            matrix = Some(self.host_matrix("output.weight", Some(dims), read)?);
+        }
+        Ok(Output::Host { norm, matrix })
     }
 
-    fn output(
+    /// Maps a matrix of any height, or one of `dims`.
+    fn host_matrix(
         &self,
-        embedding: &Arc<QTensor>,
-        device: &Device,
+        name: &str,
+        dims: Option<(usize, usize)>,
         read: &mut u64,
-    ) -> std::result::Result<Linear, Ending> {
-        let vocabulary = embedding.shape().dims().first().copied().unwrap_or(0);
-        let dims = (vocabulary, self.shape.width);
-        if self.header.extent("output.weight")?.is_some() {
-            return self.linear("output.weight", dims, device, read);
+    ) -> std::result::Result<HostMatrix, Ending> {
+        let extent = match dims {
+            Some(dims) => self.matrix(name, dims)?,
+            None => self.extent(name)?,
+        };
+        if extent.dims.last() != Some(&dims.map_or(self.shape.width, |(_, width)| width)) {
+            return Err(wrong_shape(name, &extent));
         }
-        // A model without an output matrix uses its embedding for both.
-        if let Some(shared) = Linear::shared(embedding).filter(|_| device.is_cpu()) {
-            return Ok(shared);
+        let matrix = HostMatrix::new(self.header.file(), &extent);
+        let matrix = matrix.ok_or_else(|| wrong_shape(name, &extent))?;
+        matrix.touch();
+        *read = read.saturating_add(u64::try_from(extent.length).unwrap_or(0));
+        Ok(matrix)
+    }
+
+    /// Gives a vector of `length` floats.
+    fn floats(&self, name: &str, length: usize) -> std::result::Result<Vec<f32>, Ending> {
+        let extent = self.extent(name)?;
+        if extent.dims != [length] {
+            return Err(wrong_shape(name, &extent));
         }
-        self.linear("token_embd.weight", dims, device, read)
+        let bytes = self.header.bytes(&extent).to_vec();
+        let floats = extent.dtype.from_data(bytes.into()).dequantize(length);
+        floats
+            .and_then(|floats| Ok(floats.as_slice::<f32>()?.to_vec()))
+            .map_err(|error| Ending::from_candle(&format!("loading `{name}`"), &error))
     }
 
     fn stacked(
@@ -131,7 +166,7 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
         let mut pieces: Vec<(GgmlDType, Vec<u8>, usize)> = Vec::with_capacity(parts.len());
         for (name, rows, order) in parts {
             let extent = self.matrix(name, (*rows, width))?;
-            let bytes = order.apply(self.bytes(name, &extent, read)?, *rows);
+            let bytes = order.apply(self.bytes(&extent, read), *rows);
             match pieces.last_mut() {
                 Some((dtype, stacked, height)) if *dtype == extent.dtype => {
                     stacked.extend(bytes);
@@ -158,7 +193,7 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
         let width = self.shape.width;
         let piece = |(name, rows, order): &(String, usize, Order)| {
             let extent = self.matrix(name, (*rows, width))?;
-            Ok((extent.dtype, order.apply(self.bytes(name, &extent, read)?, *rows), *rows))
+            Ok((extent.dtype, order.apply(self.bytes(&extent, read), *rows), *rows))
         };
         parts.iter().map(piece).collect()
     }
@@ -171,7 +206,7 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
         read: &mut u64,
     ) -> std::result::Result<Linear, Ending> {
         let extent = self.matrix(name, dims)?;
-        let bytes = self.bytes(name, &extent, read)?;
+        let bytes = self.bytes(&extent, read);
         Linear::new(extent.dtype, bytes, dims, device)
             .map_err(|error| Ending::from_candle(&format!("loading `{name}`"), &error))
     }
@@ -182,36 +217,23 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
         length: usize,
         device: &Device,
     ) -> std::result::Result<Tensor, Ending> {
-        let extent = self.extent(name)?;
-        if extent.dims != [length] {
-            return Err(wrong_shape(name, &extent));
-        }
-        let bytes = self.bytes(name, &extent, &mut 0)?;
-        table(bytes, &extent)
-            .and_then(|vector| vector.dequantize(device))
+        Tensor::from_vec(self.floats(name, length)?, length, device)
             .map_err(|error| Ending::from_candle(&format!("loading `{name}`"), &error))
     }
 
-    /// The angles of all positions. A tensor of factors stretches single frequencies (Llama 3).
-    fn rotations(&self, layers: &[Layer]) -> std::result::Result<Vec<(Device, Rotation)>, Ending> {
+    /// What position 1 turns each pair of a head by. A tensor of factors stretches single
+    /// frequencies (Llama 3).
+    fn frequencies(&self) -> std::result::Result<Vec<f32>, Ending> {
         let half = self.shape.head_width / 2;
         let stretched = match self.header.extent("rope_freqs.weight")? {
-            Some(_) => Some(self.vector("rope_freqs.weight", half, &Device::Cpu)?),
-            None => None,
+            Some(_) => self.floats("rope_freqs.weight", half)?,
+            None => vec![1.0; half],
         };
-        let made = || -> Result<Vec<(Device, Rotation)>> {
-            let all = self.shape.rotation(self.context, stretched.as_ref())?;
-            let mut rotations: Vec<(Device, Rotation)> = Vec::new();
-            for layer in layers {
-                if !rotations.iter().any(|(device, _)| device.same_device(&layer.device)) {
-                    let (cos, sin) =
-                        (all.cos.to_device(&layer.device)?, all.sin.to_device(&layer.device)?);
-                    rotations.push((layer.device.clone(), Rotation { cos, sin }));
-                }
-            }
-            Ok(rotations)
+        let step = -self.shape.rope_base.ln() / to_f32(half);
+        let frequency = |(pair, stretch): (usize, &f32)| {
+            (to_f32(pair) * step).exp() / self.shape.rope_factor / stretch
         };
-        made().map_err(|error| Ending::from_candle("preparing positions", &error))
+        Ok(stretched.iter().enumerate().map(frequency).collect())
     }
 
     fn matrix(&self, name: &str, dims: (usize, usize)) -> std::result::Result<Extent, Ending> {
@@ -225,17 +247,10 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
             .ok_or_else(|| Ending::bad_model(format!("the model lacks the tensor `{name}`")))
     }
 
-    fn bytes(
-        &self,
-        name: &str,
-        extent: &Extent,
-        read: &mut u64,
-    ) -> std::result::Result<Vec<u8>, Ending> {
-        let bytes = self.header.bytes(extent).map_err(|error| {
-            Ending::missing_file(format!("cannot read tensor `{name}` of the model: {error}"))
-        })?;
+    fn bytes(&self, extent: &Extent, read: &mut u64) -> Vec<u8> {
+        let bytes = self.header.bytes(extent).to_vec();
         *read = read.saturating_add(u64::try_from(bytes.len()).unwrap_or(0));
-        Ok(bytes)
+        bytes
     }
 }
 
@@ -252,32 +267,9 @@ impl Order {
     }
 }
 
-impl Shape {
-    fn rotation(&self, context: usize, stretched: Option<&Tensor>) -> Result<Rotation> {
-        let half = self.head_width / 2;
-        let steps = Tensor::arange(0_u32, u32::try_from(half)?, &Device::Cpu)?;
-        let exponents = steps
-            .to_dtype(candle_core::DType::F32)?
-            .affine(f64::from(self.rope_base.ln()) / -to_f64(half), 0.0)?;
-        let mut frequencies = exponents.exp()?.affine(1.0 / f64::from(self.rope_factor), 0.0)?;
-        if let Some(stretched) = stretched {
-            frequencies = (frequencies / stretched)?;
-        }
-        let positions = Tensor::arange(0_u32, u32::try_from(context)?, &Device::Cpu)?;
-        let positions = positions.to_dtype(candle_core::DType::F32)?.reshape((context, 1))?;
-        let angles = positions.matmul(&frequencies.reshape((1, half))?)?;
-        Ok(Rotation { cos: angles.cos()?, sin: angles.sin()? })
-    }
-}
-
 #[expect(clippy::cast_precision_loss, clippy::as_conversions, reason = "a width is small")]
-fn to_f64(number: usize) -> f64 {
-    number as f64
-}
-
-fn table(bytes: Vec<u8>, extent: &Extent) -> Result<QTensor> {
-    let storage = QStorage::from_data(Cow::Owned(bytes), &Device::Cpu, extent.dtype)?;
-    QTensor::new(storage, extent.dims.clone())
+fn to_f32(number: usize) -> f32 {
+    number as f32
 }
 
 fn wrong_shape(name: &str, extent: &Extent) -> Ending {

@@ -1,17 +1,13 @@
-//! One layer: attention over the positions so far, then the gated feed-forward network.
+//! The layers that are computed on a GPU.
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::{
-    attention::{AttnMask, flash_attn},
-    ops,
-    rotary_emb::rope_thd,
-};
+use candle_nn::{ops, rotary_emb::rope_thd};
 
-use super::{cache::LayerCache, linear::Linear, shape::Shape};
+use super::{Part, linear::Linear, shape::Shape};
 
 /// The weights of one layer.
 #[derive(Debug)]
-pub(super) struct Layer {
+pub(super) struct DeviceLayer {
     pub(super) device: Device,
     pub(super) attention_norm: Tensor,
     /// Queries, keys and values of one input.
@@ -32,7 +28,7 @@ pub(super) struct Stacked {
     pub(super) rows: Vec<usize>,
 }
 
-/// The rotation of a range of positions.
+/// The rotations of rows, `rows × half a head`.
 #[derive(Debug)]
 pub(super) struct Rotation {
     pub(super) cos: Tensor,
@@ -56,53 +52,62 @@ impl Stacked {
     }
 }
 
-impl Layer {
-    /// Computes the layer for rows of `hidden` that stand at positions from `at` on.
+impl DeviceLayer {
+    /// Computes layer `index` of a GPU for the rows of all `parts`, in order.
     pub(super) fn forward(
         &self,
-        shape: &Shape,
+        (shape, index): (&Shape, usize),
         hidden: &Tensor,
-        (at, cache): (usize, &LayerCache),
+        parts: &[Part<'_>],
         rotation: &Rotation,
     ) -> Result<Tensor> {
         let normed = ops::rms_norm(hidden, &self.attention_norm, shape.norm_epsilon)?;
-        let attended = self.attend(shape, &normed, (at, cache), rotation)?;
+        let attended = self.attend((shape, index), &normed, parts, rotation)?;
         let hidden = (hidden + self.output.forward(&attended)?)?;
         let normed = ops::rms_norm(&hidden, &self.feed_forward_norm, shape.norm_epsilon)?;
-        let parts = self.gate_up.forward(&normed)?;
-        let [gate, up] = parts.as_slice() else {
-            candle_core::bail!("a layer has a gate and an input")
-        };
+        let [gate, up] = self.gate_up.forward(&normed)?.try_into().map_err(candle_wrong)?;
         let inner = (gate.silu()? * up)?;
         hidden + self.down.forward(&inner)?
     }
 
     fn attend(
         &self,
-        shape: &Shape,
+        (shape, index): (&Shape, usize),
         inputs: &Tensor,
-        (at, cache): (usize, &LayerCache),
+        parts: &[Part<'_>],
         rotation: &Rotation,
     ) -> Result<Tensor> {
-        let rows = inputs.dim(0)?;
-        let parts = self.qkv.forward(inputs)?;
-        let [queries, keys, values] = parts.as_slice() else {
-            candle_core::bail!("a layer has queries, keys and values")
-        };
-        let queries = queries.reshape((1, rows, shape.heads, shape.head_width))?;
-        let keys = keys.reshape((1, rows, shape.kv_heads, shape.head_width))?;
-        let values = values.reshape((1, rows, shape.kv_heads, shape.head_width))?;
-        let queries = rope_thd(&queries, &rotation.cos, &rotation.sin)?;
-        let keys = rope_thd(&keys, &rotation.cos, &rotation.sin)?;
-        let (keys, values) = cache.store(at, &keys, &values)?;
-        let attended = if self.device.is_cpu() {
-            let mask = AttnMask::causal_with_offset(at);
-            flash_attn::<f32>(&queries, &keys, &values, shape.scale(), mask, None, None)?
-        } else {
-            attend_plainly(&queries, &keys, &values, at, shape)?
-        };
-        attended.transpose(1, 2)?.reshape((rows, shape.heads * shape.head_width))
+        let outputs = self.qkv.forward(inputs)?;
+        let [queries, keys, values] = outputs.try_into().map_err(candle_wrong)?;
+        let mut first = 0_usize;
+        let mut mixed = Vec::with_capacity(parts.len());
+        for part in parts {
+            let rows = part.tokens.len();
+            let of_part = |rows_of: &Tensor, heads: usize| {
+                let part = rows_of.narrow(0, first, rows)?;
+                part.reshape((1, rows, heads, shape.head_width))
+            };
+            let cos = rotation.cos.narrow(0, first, rows)?;
+            let sin = rotation.sin.narrow(0, first, rows)?;
+            let queries = rope_thd(&of_part(&queries, shape.heads)?, &cos, &sin)?;
+            let keys = rope_thd(&of_part(&keys, shape.kv_heads)?, &cos, &sin)?;
+            let values = of_part(&values, shape.kv_heads)?.contiguous()?;
+            let at = part.cache.length();
+            let Some(kept) = part.cache.device_layers().get(index) else {
+                candle_core::bail!("a cache has all layers")
+            };
+            let (keys, values) = kept.store(at, &keys, &values)?;
+            let attended = attend_plainly(&queries, &keys, &values, at, shape)?;
+            let width = shape.heads.saturating_mul(shape.head_width);
+            mixed.push(attended.transpose(1, 2)?.reshape((rows, width))?);
+            first = first.saturating_add(rows);
+        }
+        Tensor::cat(&mixed, 0)
     }
+}
+
+fn candle_wrong(parts: Vec<Tensor>) -> candle_core::Error {
+    candle_core::Error::Msg(format!("a layer's matrices gave {} outputs", parts.len()))
 }
 
 /// Attention by whole matrices, for devices without a fused kernel here.
@@ -141,40 +146,4 @@ fn causal_mask(at: usize, rows: usize, length: usize, device: &Device) -> Result
         )
     });
     Tensor::from_iter(hidden, device)?.reshape((rows, length))?.to_dtype(DType::F32)
-}
-
-/// Tells whether the two ways to attend agree; shared by the tests of the whole model.
-#[cfg(test)]
-mod tests {
-    use candle_core::D;
-
-    use super::*;
-
-    #[test]
-    fn plain_and_fused_attention_agree() {
-        let device = Device::Cpu;
-        let shape = Shape {
-            layers: 1,
-            width: 32,
-            feed_forward: 32,
-            heads: 4,
-            kv_heads: 2,
-            head_width: 8,
-            trained_context: 16,
-            norm_epsilon: 1e-5,
-            rope_base: 1e4,
-            rope_factor: 1.0,
-        };
-        let (at, rows) = (3, 2);
-        let random =
-            |length, heads| Tensor::randn(0_f32, 1.0, (1, length, heads, 8), &device).unwrap();
-        let (queries, keys, values) = (random(rows, 4), random(at + rows, 2), random(at + rows, 2));
-        let plain = attend_plainly(&queries, &keys, &values, at, &shape).unwrap();
-        let mask = AttnMask::causal_with_offset(at);
-        let fused =
-            flash_attn::<f32>(&queries, &keys, &values, shape.scale(), mask, None, None).unwrap();
-        let difference = (plain - fused).unwrap().abs().unwrap().flatten_all().unwrap();
-        let difference: f32 = difference.max(D::Minus1).unwrap().to_scalar().unwrap();
-        assert!(difference < 1e-4, "{difference}");
-    }
 }

@@ -1,0 +1,136 @@
+//! Steps on single rows: norms, the gate of a feed-forward network, rotations, sums.
+
+use crate::pool::Pool;
+
+const LANES: usize = 8;
+
+/// Divides each row of `hidden` by its root mean square and multiplies it by `weights`.
+pub fn normalise(pool: Pool, hidden: &[f32], weights: &[f32], epsilon: f32) -> Vec<f32> {
+    let width = weights.len().max(1);
+    let mut normed = vec![0.0; hidden.len()];
+    let units = hidden.chunks_exact(width).zip(normed.chunks_exact_mut(width)).collect();
+    pool.few(hidden.len() / width).each(units, |_, (row, normed)| {
+        let mut squares = [0.0_f32; LANES];
+        let (eights, rest) = row.as_chunks::<LANES>();
+        for eight in eights {
+            for (square, float) in squares.iter_mut().zip(eight) {
+                *square += float * float;
+            }
+        }
+        let rest: f32 = rest.iter().map(|float| float * float).sum();
+        let mean = (squares.iter().sum::<f32>() + rest) / width as f32;
+        let scale = 1.0 / (mean + epsilon).sqrt();
+        for ((normed, float), weight) in normed.iter_mut().zip(*row).zip(weights) {
+            *normed = float * scale * weight;
+        }
+    });
+    normed
+}
+
+/// Adds `more` to `hidden`.
+pub fn add(hidden: &mut [f32], more: &[f32]) {
+    for (hidden, more) in hidden.iter_mut().zip(more) {
+        *hidden += more;
+    }
+}
+
+/// Multiplies `inputs` by the sigmoid-weighted `gates`, row by row of `width`.
+pub fn gate(pool: Pool, gates: &[f32], mut inputs: Vec<f32>, width: usize) -> Vec<f32> {
+    let width = width.max(1);
+    let units = inputs.chunks_mut(width).zip(gates.chunks(width)).collect();
+    pool.few(gates.len() / width).each(units, |_, (inputs, gates)| gate_row(gates, inputs));
+    inputs
+}
+
+fn gate_row(gates: &[f32], inputs: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::product::has_avx2() {
+        // SAFETY: the features were found.
+        #[expect(unsafe_code, reason = "vector code is entered where the processor has it")]
+        return unsafe { gate_row_avx2(gates, inputs) };
+    }
+    gate_row_any(gates, inputs);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn gate_row_avx2(gates: &[f32], inputs: &mut [f32]) {
+    gate_row_any(gates, inputs);
+}
+
+#[inline(always)]
+fn gate_row_any(gates: &[f32], inputs: &mut [f32]) {
+    for (input, gate) in inputs.iter_mut().zip(gates) {
+        *input *= gate / (1.0 + exp(-gate));
+    }
+}
+
+/// Turns each pair of numbers `(2i, 2i + 1)` of each head by its angle. `turns` holds the cosine
+/// and sine of each pair of a head, row after row.
+pub fn rotate(rows: &mut [f32], width: usize, turns: &[(f32, f32)], pairs: usize) {
+    let rows = rows.chunks_exact_mut(width.max(1)).zip(turns.chunks_exact(pairs.max(1)));
+    for (row, turns) in rows {
+        for head in row.chunks_exact_mut(pairs * 2) {
+            for ([x, y], (cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+                (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
+            }
+        }
+    }
+}
+
+/// Gives e to the `x`, within two units of the last place; below -87 it gives nearly nothing.
+///
+/// Source: the reduction and polynomial of Cephes' `expf`.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0;
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + MAGIC;
+    let whole = shifted - MAGIC;
+    let rest = x - whole * 0.693_359_4 - whole * -2.121_944_4e-4;
+    let mut sum = 1.987_569_1e-4;
+    sum = sum * rest + 1.398_199_9e-3;
+    sum = sum * rest + 8.333_452e-3;
+    sum = sum * rest + 4.166_579_6e-2;
+    sum = sum * rest + 0.166_666_65;
+    sum = sum * rest + 0.5;
+    let power = sum * rest * rest + rest + 1.0;
+    let exponent = shifted.to_bits().wrapping_sub(0x4B40_0000).wrapping_add(127) << 23;
+    power * f32::from_bits(exponent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exponential_is_close() {
+        for step in -860..880_i16 {
+            let x = f32::from(step) * 0.1;
+            let (made, wanted) = (exp(x), x.exp());
+            assert!((made - wanted).abs() <= wanted * 4e-7, "{x}: {made} {wanted}");
+        }
+        assert!(exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn a_row_is_normalised_and_gated_alone_as_among_others() {
+        let rows: Vec<f32> = (0..100 * 12_u16).map(|i| (f32::from(i) * 0.3).sin()).collect();
+        let weights: Vec<f32> = (0..12_u16).map(f32::from).collect();
+        let all = normalise(Pool::inline(), &rows, &weights, 1e-5);
+        let one = normalise(Pool::inline(), &rows[36..48], &weights, 1e-5);
+        assert_eq!(all[36..48], one);
+        let gated = gate(Pool::inline(), &rows, rows.clone(), 12);
+        assert_eq!(gated[36..48], gate(Pool::inline(), &rows[36..48], rows[36..48].to_vec(), 12));
+        let x = rows[40];
+        assert!((gated[40] - x * x / (1.0 + (-x).exp())).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_quarter_turn_swaps_a_pair() {
+        let mut row = vec![1.0, 2.0, 3.0, 4.0];
+        rotate(&mut row, 4, &[(0.0, 1.0)], 1);
+        assert_eq!(row, [-2.0, 1.0, -4.0, 3.0]);
+    }
+}

@@ -1,0 +1,312 @@
+//! A seat: a cache, the tokens in it, and the job that sits there.
+
+use std::time::Duration;
+
+use tokio::{sync::mpsc::Sender, time::Instant};
+
+use super::{
+    clock::now,
+    job::{ComputeFault, Done, Event, Generate, Job, Piece, Reason},
+    model::{Cache, Want},
+    outgoing::{Going, Outgoing},
+    sampler::{Sampler, Scored, score},
+    text::Vocabulary,
+};
+
+/// A cache with the tokens that are in it.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) cache: Cache,
+    /// As many as the cache has positions.
+    pub(super) tokens: Vec<u32>,
+    /// When it was last given to a job, by count.
+    pub(super) used: u64,
+    pub(super) running: Option<Running>,
+}
+
+/// A job that has a seat.
+#[derive(Debug)]
+pub(super) struct Running {
+    client: Client,
+    phase: Phase,
+}
+
+/// Who is told about a job.
+#[derive(Debug)]
+struct Client {
+    events: Sender<Event>,
+    begun: Instant,
+    /// Tokens of the prompt that were still known.
+    cached_tokens: usize,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Embedding { tokens: Vec<u32>, sum: Vec<f32> },
+    Prompt { generate: Generate, scores: Vec<Scored> },
+    Answer(Box<Answer>),
+}
+
+#[derive(Debug)]
+struct Answer {
+    generate: Generate,
+    sampler: Sampler,
+    outgoing: Outgoing,
+    prompt_time: Duration,
+    completion_tokens: usize,
+    /// Chosen, and not yet taken in.
+    next: u32,
+}
+
+/// What a seat brings to a step.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Kind {
+    /// One token, and wants to know the next.
+    Decode,
+    /// A part of a prompt.
+    Prefill,
+}
+
+/// Rows of a prompt whose tokens are scored: each costs logits over the whole vocabulary.
+const SCORED_PART: usize = 32;
+
+impl Seat {
+    pub(super) fn new(cache: Cache) -> Self {
+        Self { cache, tokens: Vec::new(), used: 0, running: None }
+    }
+
+    /// Gives `job` the seat, which knows `keep` tokens of it.
+    pub(super) fn begin(&mut self, job: Job, events: Sender<Event>, (keep, used): (usize, u64)) {
+        self.keep(keep);
+        self.used = used;
+        // A client that has left is found at the next step.
+        drop(events.try_send(Event::Begun));
+        let phase = match job {
+            Job::Embed(tokens) => Phase::Embedding { tokens, sum: Vec::new() },
+            Job::Generate(generate) => Phase::Prompt { generate, scores: Vec::new() },
+        };
+        let client = Client { events, begun: now(), cached_tokens: keep };
+        self.running = Some(Running { client, phase });
+    }
+
+    /// Takes note that `count` tokens of the prompt need not be computed.
+    pub(super) fn count_cached(&mut self, count: usize) {
+        if let Some(running) = &mut self.running {
+            running.client.cached_tokens = count;
+        }
+    }
+
+    /// Forgets all tokens from `count` on.
+    pub(super) fn keep(&mut self, count: usize) {
+        self.cache.truncate(count);
+        self.tokens.truncate(count);
+    }
+
+    /// Drops a job whose client has left.
+    pub(super) fn drop_cancelled(&mut self) {
+        if self.running.as_ref().is_some_and(|running| running.client.events.is_closed()) {
+            self.running = None;
+        }
+    }
+
+    /// Gives what kind of work is to be done here.
+    pub(super) fn kind(&self) -> Option<Kind> {
+        self.running.as_ref().map(|running| match running.phase {
+            Phase::Answer(_) => Kind::Decode,
+            Phase::Embedding { .. } | Phase::Prompt { .. } => Kind::Prefill,
+        })
+    }
+
+    /// Gives the tokens that are to be taken in before an answer.
+    pub(super) fn prompt(&self) -> &[u32] {
+        match self.running.as_ref().map(|running| &running.phase) {
+            Some(Phase::Embedding { tokens, .. }) => tokens,
+            Some(Phase::Prompt { generate, .. }) => &generate.prompt,
+            Some(Phase::Answer(_)) | None => &[],
+        }
+    }
+
+    /// Says whether known positions serve for what is left of the prompt.
+    pub(super) fn may_reuse(&self) -> bool {
+        match self.running.as_ref().map(|running| &running.phase) {
+            Some(Phase::Prompt { generate, .. }) => !generate.score_prompt,
+            Some(Phase::Embedding { .. } | Phase::Answer(_)) | None => false,
+        }
+    }
+
+    /// Gives the tokens of the next step, at most `most` of a prompt, and what is wanted of them.
+    pub(super) fn ask(&self, most: usize) -> Option<(Vec<u32>, Want)> {
+        let running = self.running.as_ref()?;
+        let at = self.tokens.len();
+        let part = |tokens: &[u32], most: usize| -> Vec<u32> {
+            tokens.iter().skip(at).take(most).copied().collect()
+        };
+        Some(match &running.phase {
+            Phase::Answer(answer) => (vec![answer.next], Want::Last),
+            Phase::Embedding { tokens, .. } => (part(tokens, most), Want::Sum),
+            Phase::Prompt { generate, .. } if generate.score_prompt => {
+                (part(&generate.prompt, most.min(SCORED_PART)), Want::All)
+            }
+            Phase::Prompt { generate, .. } => {
+                let tokens = part(&generate.prompt, most);
+                let is_last = at.saturating_add(tokens.len()) >= generate.prompt.len();
+                (tokens, if is_last { Want::Last } else { Want::Nothing })
+            }
+        })
+    }
+
+    /// Takes the rows that a step gave for `taken` tokens.
+    pub(super) fn take(&mut self, taken: &[u32], rows: Vec<Vec<f32>>, vocabulary: &Vocabulary) {
+        self.tokens.extend_from_slice(taken);
+        let (at, is_full) = (self.tokens.len(), self.cache.length() >= self.cache.capacity());
+        let Some(running) = self.running.take() else { return };
+        self.running = running.take(at, is_full, rows, vocabulary);
+    }
+
+    /// Ends the job with a fault, and forgets what the cache holds.
+    pub(super) fn fail(&mut self, fault: &ComputeFault) {
+        self.keep(0);
+        if let Some(running) = self.running.take() {
+            // The client may be gone already.
+            drop(running.client.events.try_send(Event::Failed(fault.clone())));
+        }
+    }
+}
+
+impl Running {
+    /// Goes on with the rows of a step; `None` when the job is done.
+    fn take(
+        self,
+        at: usize,
+        is_full: bool,
+        rows: Vec<Vec<f32>>,
+        vocabulary: &Vocabulary,
+    ) -> Option<Self> {
+        let Self { client, phase } = self;
+        let (mut answer, mut logits) = match phase {
+            Phase::Embedding { tokens, sum } => {
+                let sum = rows.into_iter().fold(sum, added);
+                if at < tokens.len() {
+                    return Some(Self { client, phase: Phase::Embedding { tokens, sum } });
+                }
+                drop(client.events.try_send(Event::Embedding(scaled(sum))));
+                return None;
+            }
+            Phase::Prompt { generate, mut scores } => {
+                if generate.score_prompt {
+                    let count = generate.sampling.logprobs.unwrap_or(0);
+                    let next = generate.prompt.iter().skip(scores.len().saturating_add(1));
+                    scores.extend(rows.iter().zip(next).map(|(row, id)| score(row, *id, count)));
+                }
+                if at < generate.prompt.len() {
+                    return Some(Self { client, phase: Phase::Prompt { generate, scores } });
+                }
+                if generate.score_prompt {
+                    client.events.try_send(Event::PromptScores(scores)).ok()?;
+                }
+                (Box::new(Answer::new(generate, client.begun.elapsed())), rows.into_iter().last()?)
+            }
+            Phase::Answer(answer) => (answer, rows.into_iter().last()?),
+        };
+        match answer.go_on(&client.events, &mut logits, is_full, vocabulary) {
+            Step::On => Some(Self { client, phase: Phase::Answer(answer) }),
+            Step::Left => None,
+            Step::Over(reason) => {
+                client.finish(*answer, reason);
+                None
+            }
+        }
+    }
+}
+
+impl Client {
+    fn finish(&self, mut answer: Answer, reason: Reason) {
+        let done = Done {
+            reason,
+            prompt_tokens: answer.generate.prompt.len(),
+            cached_tokens: self.cached_tokens,
+            completion_tokens: answer.completion_tokens,
+            prompt_time: answer.prompt_time,
+            completion_time: self.begun.elapsed().saturating_sub(answer.prompt_time),
+        };
+        if tell(&self.events, answer.outgoing.finish()).is_some() {
+            // A client that left at the very end misses nothing.
+            drop(self.events.try_send(Event::Done(done)));
+        }
+    }
+}
+
+/// What becomes of an answer after a choice.
+enum Step {
+    On,
+    Over(Reason),
+    /// The client has left.
+    Left,
+}
+
+impl Answer {
+    fn new(generate: Generate, prompt_time: Duration) -> Self {
+        Self {
+            sampler: Sampler::new(generate.sampling.clone(), &generate.prompt),
+            outgoing: Outgoing::new(generate.stops.clone()),
+            generate,
+            prompt_time,
+            completion_tokens: 0,
+            next: 0,
+        }
+    }
+
+    /// Chooses the next token and tells its text.
+    fn go_on(
+        &mut self,
+        events: &Sender<Event>,
+        logits: &mut [f32],
+        is_full: bool,
+        vocabulary: &Vocabulary,
+    ) -> Step {
+        if self.completion_tokens >= self.generate.most_tokens {
+            return Step::Over(Reason::Length);
+        }
+        let (id, scored) = self.sampler.choose(logits);
+        self.completion_tokens = self.completion_tokens.saturating_add(1);
+        if vocabulary.is_end(id) && !self.generate.ignore_end {
+            return Step::Over(Reason::Stop);
+        }
+        let (piece, going) = self.outgoing.push(vocabulary.bytes(id), scored);
+        if tell(events, piece).is_none() {
+            return Step::Left;
+        }
+        if going == Going::Ended {
+            return Step::Over(Reason::Stop);
+        }
+        if self.completion_tokens >= self.generate.most_tokens || is_full {
+            return Step::Over(Reason::Length);
+        }
+        self.next = id;
+        Step::On
+    }
+}
+
+/// Tells a piece unless it is empty; `None` if the client has left.
+fn tell(events: &Sender<Event>, piece: Piece) -> Option<()> {
+    if piece.text.is_empty() && piece.scores.is_empty() {
+        return Some(());
+    }
+    // There is room for all events of a job, so only a client that left refuses one.
+    events.try_send(Event::Text(piece)).ok()
+}
+
+fn added(sum: Vec<f32>, row: Vec<f32>) -> Vec<f32> {
+    if sum.is_empty() { row } else { sum.iter().zip(row).map(|(sum, x)| sum + x).collect() }
+}
+
+/// The mean of hidden states has the direction of their sum, and only that survives the scaling to
+/// length 1.
+fn scaled(mut sum: Vec<f32>) -> Vec<f32> {
+    let length = sum.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
+    for x in &mut sum {
+        *x *= scale;
+    }
+    sum
+}
