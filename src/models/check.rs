@@ -4,6 +4,7 @@ use std::{
     error::Error,
     ffi::OsString,
     fs, io,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     engine::{
         CoreShare, Endpoint, EngineKind, Estimate, Flags, LadderInput, Launch, LaunchFault,
-        LaunchInput, NeedInput, ladder, launch, need,
+        LaunchInput, Machine, NeedInput, ladder, launch, need, peak_key, wants_port,
     },
     spec::{
         Bytes,
@@ -129,6 +130,24 @@ impl Checked {
             projector: self.projector,
             has_gpu,
         })
+    }
+
+    /// Returns the name under which the peak of memory of such a start is remembered: the same for the
+    /// same model's file, program, and arguments. Blocks on the disk; `None` for what cannot be started.
+    pub fn peak_key(&self, (profile, rung): (&Profile, &Rung)) -> Option<String> {
+        // Where it listens and how many threads it has says nothing about its memory.
+        let endpoint = if wants_port(&profile.engine) {
+            Endpoint::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+        } else {
+            Endpoint::Unix("peak.sock".into())
+        };
+        let machine = Machine { cores: 1, has_gpu: false };
+        let cores = CoreShare { machine, threads: 1 };
+        let launch = self.launch((profile, rung), cores, &endpoint, &[]).ok()?;
+        let model = self.model.as_deref().map(state_of).unwrap_or_default();
+        let mmproj = self.mmproj.as_deref().map(state_of).unwrap_or_default();
+        let files = format!("{model}\n{mmproj}\n{}\n{:?}", state_of(&self.program), self.files);
+        Some(peak_key(&launch, self.version.as_deref(), &files))
     }
 
     /// Makes the command line.
@@ -246,6 +265,13 @@ impl Checks {
             Refused::new(verdict, whole(&fault))
         })
     }
+}
+
+/// Tells a file apart from others, and from itself after a change.
+fn state_of(path: &Path) -> String {
+    let found = fs::metadata(path).ok();
+    let changed = found.as_ref().and_then(|found| found.modified().ok());
+    format!("{} {:?} {changed:?}", path.display(), found.map(|found| found.len()))
 }
 
 /// What the weights take in safetensors files, alone or in a folder; else what the file takes.

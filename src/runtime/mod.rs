@@ -22,6 +22,7 @@ mod memory;
 mod models;
 mod outside;
 mod pressure;
+mod peaks;
 mod profiles;
 mod publish;
 mod pulls;
