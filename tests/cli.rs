@@ -89,6 +89,14 @@ async fn help_names_every_subcommand_and_exit_code() {
       load         Load a slot and wait until it is ready
       unload       Unload a slot; the next request loads it again
       restart      Replace a slot's engine by a new one and wait until it is ready
+      pin          Keep a slot loaded: nothing unloads it but a person
+      unpin        Let a slot make room for others
+      priority     Say who gives way first: those with less
+      offload      Take a slot down one rung of its ladder, to less memory
+      ensure       Have memory made free, by the same order in which slots make room for each other
+      events       Tell what happens, as it happens: changes of slots, pressure, rules
+      rules        List the rules with their next times
+      signal       Tell the rules that something has happened
       requests     List the requests in flight
       cancel       End a request in flight with an error
       key          Make, list and remove the keys that clients of the endpoint need

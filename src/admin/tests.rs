@@ -23,9 +23,10 @@ use crate::{
         },
         edit::Edits,
         ladder::LadderChoice,
-        profile::{EngineChoice, ModelSource, OnExit, Profile},
+        pressure::Strain,
+        profile::{EngineChoice, ModelSource, OnExit, Profile, Pull},
         requests::Requests,
-        residence::Residence,
+        residence::{Orders, Residence},
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, StateView},
 };
@@ -58,6 +59,7 @@ impl Api {
             in_flight: Arc::new(|slot| (slot.as_str() == "chat").then_some(2)),
             requests: Arc::new(|| vec![request()]),
             cancel: Arc::new(|id| id == 17),
+            pulls: Pulls::none(),
             logs: Arc::new(move |slot, request| {
                 asks.lock().unwrap().push((slot.clone(), request));
                 let lines = stream::iter(["one\n", "two\n"].map(Bytes::from));
@@ -66,6 +68,10 @@ impl Api {
                     Follow::Yes => lines.chain(stream::pending()).boxed(),
                 }
             }),
+            strain: watch::channel(Strain::default()).1,
+            news: news(),
+            rules: Arc::new(Vec::new),
+            wall_clock: || 0,
             inventory: Arc::new(|| Box::pin(std::future::ready(json!({ "models": [] })))),
             lack: Arc::new(|profile| {
                 let missing = json!({ "model": profile.model_name(), "missing_bytes": 5 });
@@ -210,6 +216,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        pull: Pull::Never,
         residence: Residence::default(),
         requests: Requests::default(),
     };
@@ -227,6 +234,8 @@ fn view(slot: &str, state: StateView) -> SlotView {
         waiting: 2,
         promised: None,
         displaced_by: None,
+        relieved: None,
+        orders: Orders::default(),
         expected_load: Some(Duration::from_millis(1300)),
         rss: Some(MemoryBytes(98_362_432)),
         deaths: Vec::new(),
@@ -315,6 +324,10 @@ async fn a_slot_is_shown_with_every_key() {
       "promised_bytes": null,
       "promised_gpu_bytes": null,
       "displaced_by": null,
+      "unloaded_for": null,
+      "pinned": false,
+      "priority": 50,
+      "ordered": [],
       "in_flight": 2,
       "waiting": 2,
       "rung": null,
@@ -392,6 +405,15 @@ async fn the_daemon_tells_of_itself_and_of_bad_profiles() {
       "profile_dirs": [
         "/etc/slotd/profiles"
       ],
+      "pressure": {
+        "level": "normal",
+        "throttle": 1.0,
+        "sources": {
+          "cpu": "normal",
+          "disk": "normal",
+          "memory": "normal"
+        }
+      },
       "faults": [
         {
           "file": "chat.toml",

@@ -11,12 +11,15 @@ use reqwest::{
     Method, Response,
     header::{HeaderMap, HeaderValue},
 };
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 
 use super::failure::Failure;
 use crate::{
-    admin::{DaemonObject, PlanObject, PlanRequest, RequestObject, SlotObject},
+    admin::{
+        DaemonObject, PlanObject, PlanRequest, RequestObject, RoomObject, RoomWish, RuleObject,
+        SlotObject,
+    },
     config::{
         daemon::{Flags, Settings},
         keys,
@@ -170,6 +173,48 @@ impl Client {
         Ok(Changes { slot: slot.clone(), response, buffer: Vec::new() })
     }
 
+    /// Tells a slot something that has a body; returns the slot as it was when that was taken.
+    pub(super) async fn tell_slot(
+        &self,
+        slot: &SlotName,
+        word: &str,
+        body: &Value,
+    ) -> Result<SlotObject, Failure> {
+        self.tell(&format!("/v1/slots/{slot}/{word}"), body).await
+    }
+
+    /// Returns every rule.
+    pub(super) async fn rules(&self) -> Result<Vec<RuleObject>, Failure> {
+        self.ask(Method::GET, "/v1/rules").await
+    }
+
+    /// Tells the rules a name.
+    pub(super) async fn signal(&self, name: &str) -> Result<Value, Failure> {
+        self.tell("/v1/signals", &json!({ "signal": name })).await
+    }
+
+    /// Asks for room.
+    pub(super) async fn ensure(&self, wish: &RoomWish) -> Result<RoomObject, Failure> {
+        self.tell("/v1/ensure", wish).await
+    }
+
+    async fn tell<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let sent = self.http.post(format!("{}{path}", self.base)).json(body).timeout(PATIENCE);
+        let response = self.receive(sent).await?;
+        let body = response.bytes().await.map_err(|error| self.failure(error))?;
+        serde_json::from_slice(&body).map_err(Failure::Answer)
+    }
+
+    /// Returns what happens from here on.
+    pub(super) async fn events(&self) -> Result<Lines<'_>, Failure> {
+        let response = self.send(Method::GET, "/v1/events", None).await?;
+        Ok(Lines { client: self, response, buffer: Vec::new() })
+    }
+
     /// Opens a slot's log.
     pub(super) async fn logs(
         &self,
@@ -273,6 +318,31 @@ impl Changes {
                 }
                 Ok(_) | Err(_) => return Err(Failure::Gone { slot: self.slot.clone() }),
             }
+        }
+    }
+}
+
+/// Lines of an answer that goes on.
+#[derive(Debug)]
+pub(super) struct Lines<'a> {
+    client: &'a Client,
+    response: Response,
+    buffer: Vec<u8>,
+}
+
+impl Lines<'_> {
+    /// Waits for the next line; `None` once the daemon has ended it.
+    pub(super) async fn next(&mut self) -> Result<Option<String>, Failure> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()));
+            }
+            let chunk = self.response.chunk().await.map_err(|error| self.client.failure(error))?;
+            let Some(chunk) = chunk.filter(|_| self.buffer.len() < LONGEST_LINE) else {
+                return Ok(None);
+            };
+            self.buffer.extend_from_slice(&chunk);
         }
     }
 }

@@ -11,6 +11,7 @@ mod client;
 mod completions;
 #[cfg(test)]
 mod example;
+mod events;
 mod exit;
 mod failure;
 mod fit;
@@ -27,9 +28,11 @@ mod plan;
 mod ps;
 mod pull;
 mod requests;
+mod rules;
 mod schema;
 mod serve;
 mod status;
+mod stay;
 mod table;
 mod text;
 mod upgrade;
@@ -46,6 +49,7 @@ pub use self::exit::Exit;
 use self::{
     client::{Client, Order, Place},
     failure::Failure,
+    stay::Word,
 };
 
 /// Keeps inference servers alive: one supervised engine a slot, one OpenAI-compatible endpoint
@@ -104,6 +108,22 @@ enum Command {
     Unload(order::Options),
     /// Replace a slot's engine by a new one and wait until it is ready
     Restart(order::Options),
+    /// Keep a slot loaded: nothing unloads it but a person
+    Pin(stay::Options),
+    /// Let a slot make room for others
+    Unpin(stay::Options),
+    /// Say who gives way first: those with less
+    Priority(stay::PriorityOptions),
+    /// Take a slot down one rung of its ladder, to less memory
+    Offload(stay::Options),
+    /// Have memory made free, by the same order in which slots make room for each other
+    Ensure(stay::EnsureOptions),
+    /// Tell what happens, as it happens: changes of slots, pressure, rules
+    Events(events::Options),
+    /// List the rules with their next times
+    Rules(rules::Options),
+    /// Tell the rules that something has happened
+    Signal(rules::SignalOptions),
     /// List the requests in flight
     Requests(requests::Options),
     /// End a request in flight with an error
@@ -151,6 +171,28 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Ps(options) => talk(&place, async |client| ps::run(&options, client).await),
         Command::Requests(options) => {
             talk(&place, async |client| requests::run(&options, client).await)
+        }
+        Command::Pin(options) => {
+            talk(&place, async |client| stay::run(Word::Pin, &options, client).await)
+        }
+        Command::Unpin(options) => {
+            talk(&place, async |client| stay::run(Word::Unpin, &options, client).await)
+        }
+        Command::Offload(options) => {
+            talk(&place, async |client| stay::run(Word::Offload, &options, client).await)
+        }
+        Command::Priority(options) => {
+            talk(&place, async |client| stay::prioritise(&options, client).await)
+        }
+        Command::Ensure(options) => {
+            talk(&place, async |client| stay::ensure(&options, client).await)
+        }
+        Command::Rules(options) => talk(&place, async |client| rules::run(&options, client).await),
+        Command::Signal(options) => {
+            talk(&place, async |client| rules::signal(&options, client).await)
+        }
+        Command::Events(options) => {
+            talk(&place, async |client| events::run(&options, client).await)
         }
         Command::Cancel(options) => {
             talk(&place, async |client| cancel::run(&options, client).await)

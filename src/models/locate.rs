@@ -214,10 +214,7 @@ fn name(repo: &str, quant: Option<&str>) -> String {
 }
 
 fn download(repo: &str, quant: Option<&str>) -> String {
-    match quant {
-        Some(quant) => format!("slotd pull {repo}:{quant}"),
-        None => format!("slotd pull {repo}"),
-    }
+    format!("slotd pull {}", name(repo, quant))
 }
 
 #[cfg(test)]

@@ -184,9 +184,9 @@ fn tools(
     });
     let checks = Arc::new(checks);
     let machine = Machine { cores: sensor::usable_cores(), has_gpu: sensor::has_gpu() };
-    let suspects = Arc::default();
+    let (suspects, pulls) = (Arc::default(), Arc::default());
     let uses = Arc::new(Uses::new(clock::unix_ms));
-    Ok(Tools { settings, spawner, state, checks, suspects, uses, machine, environment })
+    Ok(Tools { settings, spawner, state, checks, pulls, suspects, uses, machine, environment })
 }
 
 fn listed(faults: &[Fault]) -> String {

@@ -5,7 +5,7 @@ use std::{
 use super::*;
 use crate::spec::ladder::LadderChoice;
 use crate::spec::profile::EngineChoice;
-use crate::spec::profile::OnExit;
+use crate::spec::profile::{OnExit, Pull};
 use crate::spec::{requests::Requests, residence::Residence};
 
 /// A machine of its own: programs, models, caches.
@@ -94,6 +94,7 @@ impl Machine {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            pull: Pull::Never,
             residence: Residence::default(),
             requests: Requests::default(),
         }
