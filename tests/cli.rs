@@ -117,7 +117,7 @@ async fn help_names_every_subcommand_and_exit_code() {
 
     Exit codes:
         0  done
-        1  `validate` or `plan` found faults
+        1  `validate`, `plan` or `models verify` found faults
        64  the command line cannot be understood
        65  a model file is damaged (`worker`)
        66  a model file is missing (`worker`)

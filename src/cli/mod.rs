@@ -210,16 +210,15 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Upgrade(options) => {
             talk(&place, async |client| upgrade::run(&options, client).await)
         }
-        Command::Load(options) => {
-            talk(&place, async |client| order::run(Order::Load, &options, client).await)
-        }
-        Command::Unload(options) => {
-            talk(&place, async |client| order::run(Order::Unload, &options, client).await)
-        }
-        Command::Restart(options) => {
-            talk(&place, async |client| order::run(Order::Restart, &options, client).await)
-        }
+        Command::Load(options) => give(&place, Order::Load, &options),
+        Command::Unload(options) => give(&place, Order::Unload, &options),
+        Command::Restart(options) => give(&place, Order::Restart, &options),
     }
+}
+
+/// Gives an order of one slot.
+fn give(place: &Place, order: Order, options: &order::Options) -> ExitCode {
+    talk(place, async |client| order::run(order, options, client).await)
 }
 
 /// Talks to the daemon.

@@ -37,11 +37,11 @@ async fn models_are_listed_verified_and_cleaned_without_a_daemon() {
         let found = shown.lines().find(|line| line.contains(start)).unwrap_or_default();
         found.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(line("whole.gguf"), "chat 47 B whole chat - - - - folder", "{shown}");
-    assert_eq!(line("split-00001"), "chat 47 B incomplete - - - - - folder", "{shown}");
+    assert_eq!(line("whole.gguf"), "chat 51 B whole chat - - - - folder", "{shown}");
+    assert_eq!(line("split-00001"), "chat 51 B incomplete - - - - - folder", "{shown}");
     assert!(
         shown.ends_with(
-            "2 models, 194 B on disk, 100 B of it in no model (`slotd models clean --dry-run`)\n"
+            "2 models, 202 B on disk, 100 B of it in no model (`slotd models clean --dry-run`)\n"
         ),
         "{shown}"
     );

@@ -58,10 +58,11 @@ impl Repo {
     /// Finds the models of every revision.
     fn models(&self, headers: &mut Headers) -> Vec<Entry> {
         let mut models = Vec::new();
-        for (commit, files) in &self.snapshots {
+        for (commit, files) in self.snapshots.iter().filter(|(_, files)| !files.is_empty()) {
             models.extend(self.of_revision(commit, files, headers));
         }
-        let lost = self.refs.iter().filter(|(commit, _)| !self.snapshots.contains_key(*commit));
+        let is_lost = |commit: &str| self.snapshots.get(commit).is_none_or(Vec::is_empty);
+        let lost = self.refs.iter().filter(|(commit, _)| is_lost(commit));
         for (commit, refs) in lost {
             models.push(self.lost_revision(commit, refs, headers));
         }

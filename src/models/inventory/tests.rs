@@ -350,53 +350,67 @@ fn a_slot_is_told_what_its_model_lacks() {
     assert_eq!(told(&file("models/st")), None);
 }
 
-#[test]
-fn only_what_nobody_needs_may_go() {
-    let world = World::new();
-    let (used, lone, old) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
+const REPO: &str = "hub/models--org--tiny";
+
+/// Names of blobs: of a model, of nothing, of a revision that no branch names.
+fn blobs() -> [(&'static str, String); 3] {
+    [("USED", "a".repeat(64)), ("LONE", "b".repeat(64)), ("OLD", "c".repeat(64))]
+}
+
+/// Leaves behind what programs leave behind. Returns the folder of a revision that no branch names, and
+/// a lock that is held.
+fn littered(world: &World) -> (PathBuf, fs::File) {
+    let [(_, used), (_, lone), (_, old)] = blobs();
     world.cached("org/tiny", "model.gguf", &used, &llama());
-    let repo = "hub/models--org--tiny";
-    world.write(&format!("{repo}/blobs/{lone}"), &[0; 50]);
-    world.write(&format!("{repo}/blobs/{used}.1a2b3c4d.incomplete"), &[0; 20]);
-    // A revision that no branch names, with one blob of its own and one that it shares.
-    let detached = world.path(&format!("{repo}/snapshots/{}", "f".repeat(40)));
+    world.write(&format!("{REPO}/blobs/{lone}"), &[0; 50]);
+    world.write(&format!("{REPO}/blobs/{used}.1a2b3c4d.incomplete"), &[0; 20]);
+    // With one blob of its own and one that it shares.
+    let detached = world.path(&format!("{REPO}/snapshots/{}", "f".repeat(40)));
     fs::create_dir_all(&detached).unwrap();
-    world.write(&format!("{repo}/blobs/{old}"), &[0; 70]);
+    world.write(&format!("{REPO}/blobs/{old}"), &[0; 70]);
     symlink(format!("../../blobs/{old}"), detached.join("old.gguf")).unwrap();
     symlink(format!("../../blobs/{used}"), detached.join("model.gguf")).unwrap();
-    let lock = format!("hub/.locks/models--org--tiny/{lone}.lock");
-    world.write(&lock, b"");
+    world.write(&format!("hub/.locks/models--org--tiny/{lone}.lock"), b"");
     let held = format!("hub/.locks/models--org--tiny/{used}.lock");
     world.write(&held, b"");
     let holder = fs::File::open(world.path(&held)).unwrap();
     fs2::FileExt::lock_exclusive(&holder).unwrap();
     world.write("models/m.gguf.part", &[0; 30]);
-    let open = fs::File::open(world.path("models/m.gguf.part")).unwrap();
     world.write("models/n.gguf.part", &[0; 31]);
     world.write("ollama/blobs/sha256-0-partial", &[0; 32]);
+    (detached, holder)
+}
 
+/// A plan of an age, and the same for people.
+fn planned(
+    world: &World,
+    older_than: Duration,
+    revisions: Revisions,
+    served: &[PathBuf],
+) -> (String, Plan) {
     let now = Duration::from_secs(1 << 40);
-    let plan_of = |older_than, revisions, served: &[PathBuf]| {
-        let plan = clean_plan(&world.stores(), &Wish { older_than, revisions, now }, served);
-        let lines = plan
-            .removals
-            .iter()
-            .map(|it| format!("{} {} {}", it.what.as_str(), it.bytes.0, it.path.display()));
-        let lines: Vec<_> = lines.chain(plan.kept.clone()).collect();
-        let process = format!("pid {}", std::process::id());
-        let text = lines
-            .join("\n")
-            .replace(&world.0.path().display().to_string(), "HOME")
-            .replace(&process, "pid us");
-        let me = fs::read_to_string("/proc/self/comm").unwrap_or_default();
-        (
-            text.replace(me.trim(), "us")
-                .replace(&used, "USED")
-                .replace(&lone, "LONE")
-                .replace(&old, "OLD"),
-            plan,
-        )
-    };
+    let plan = clean_plan(&world.stores(), &Wish { older_than, revisions, now }, served);
+    let shown = |it: &Removal| format!("{} {} {}", it.what.as_str(), it.bytes.0, it.path.display());
+    let lines: Vec<_> = plan.removals.iter().map(shown).chain(plan.kept.clone()).collect();
+    let me = fs::read_to_string("/proc/self/comm").unwrap_or_default();
+    let mut text = lines
+        .join("\n")
+        .replace(&world.0.path().display().to_string(), "HOME")
+        .replace(&format!("pid {}", std::process::id()), "pid us")
+        .replace(me.trim(), "us");
+    for (name, blob) in blobs() {
+        text = text.replace(&blob, name);
+    }
+    (text, plan)
+}
+
+#[test]
+fn only_what_nobody_needs_may_go() {
+    let world = World::new();
+    let (detached, holder) = littered(&world);
+    let open = fs::File::open(world.path("models/m.gguf.part")).unwrap();
+    let plan_of =
+        |older_than, revisions, served: &[PathBuf]| planned(&world, older_than, revisions, served);
     let week = Duration::from_secs(7 * 86_400);
     insta::assert_snapshot!(plan_of(week, Revisions::Stay, &[]).0, @r"
     partial 20 HOME/hub/models--org--tiny/blobs/USED.1a2b3c4d.incomplete
@@ -416,7 +430,7 @@ fn only_what_nobody_needs_may_go() {
     `HOME/hub/.locks/models--org--tiny/USED.lock` stays: somebody holds it
     `HOME/models/m.gguf.part` stays: `us` (pid us) has it open
     ");
-    let (_, nothing) = plan_of(now, Revisions::Go, &[]);
+    let (_, nothing) = plan_of(Duration::from_secs(1 << 40), Revisions::Go, &[]);
     assert!(nothing.removals.is_empty(), "all of it is younger: {nothing:?}");
     let (text, plan) = plan_of(week, Revisions::Go, &[detached.join("old.gguf")]);
     assert!(text.contains("a slot serves it") && !text.contains("revision "), "{text}");
@@ -425,13 +439,13 @@ fn only_what_nobody_needs_may_go() {
         plan.removals.iter().filter(|it| remove(it).is_err()).map(|it| it.what).collect();
     assert_eq!(locked, [Rubbish::Partial], "its lock is held by another");
     drop((holder, open));
-    assert!(detached.exists() && world.path(&format!("{repo}/blobs/{old}")).exists());
-    assert!(!world.path(&format!("{repo}/blobs/{lone}")).exists());
+    assert!(detached.exists() && world.path(&format!("{REPO}/blobs/{}", blobs()[2].1)).exists());
+    assert!(!world.path(&format!("{REPO}/blobs/{}", blobs()[1].1)).exists());
     for removal in plan_of(week, Revisions::Go, &[]).1.removals {
         remove(&removal).unwrap();
     }
     let left: Vec<_> =
-        fs::read_dir(world.path(&format!("{repo}/blobs"))).unwrap().flatten().collect();
+        fs::read_dir(world.path(&format!("{REPO}/blobs"))).unwrap().flatten().collect();
     assert_eq!(left.len(), 1);
     assert_eq!(
         world.scan().models.iter().filter(|model| model.state == Wholeness::Whole).count(),
