@@ -3,6 +3,8 @@
 
 #![expect(clippy::expect_used, reason = "a broken set-up is a failed test")]
 
+#[path = "cli/models.rs"]
+mod models;
 #[path = "cli/played.rs"]
 mod played;
 
@@ -77,6 +79,7 @@ async fn help_names_every_subcommand_and_exit_code() {
       validate     Check profiles and tell every fault with its place
       plan         Tell what an edit of profiles would do: which slots restart, drain, come, go or stay
       fit          Tell how much memory a model or slot will take, and whether that is there
+      models       List the models on disk and what they lack; check them
       pull         Fetch a model from the hub into the Hugging Face cache; no daemon is needed
       schema       Print the JSON Schema of a profile
       ps           List the slots
@@ -114,7 +117,7 @@ async fn help_names_every_subcommand_and_exit_code() {
 
     Exit codes:
         0  done
-        1  `validate` or `plan` found faults
+        1  `validate`, `plan` or `models verify` found faults
        64  the command line cannot be understood
        65  a model file is damaged (`worker`)
        66  a model file is missing (`worker`)

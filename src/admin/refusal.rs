@@ -23,6 +23,8 @@ pub(super) enum Refusal {
     },
     /// There is no such request, or it has ended.
     NoSuchRequest(String),
+    /// There is no such download, or it is forgotten.
+    NoSuchPull(String),
     /// There is no such path.
     NoSuchPath(String),
     /// The path is there, the method is not.
@@ -60,6 +62,7 @@ impl Refusal {
         match self {
             Self::NoSuchSlot { .. } => (StatusCode::NOT_FOUND, "slot_not_found", Some("slot")),
             Self::NoSuchRequest(_) => (StatusCode::NOT_FOUND, "request_not_found", Some("id")),
+            Self::NoSuchPull(_) => (StatusCode::NOT_FOUND, "pull_not_found", Some("id")),
             Self::NoSuchPath(_) => (StatusCode::NOT_FOUND, "path_not_found", None),
             Self::WrongMethod => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
             Self::BadQuery(_) => (StatusCode::BAD_REQUEST, "bad_query", None),
@@ -89,6 +92,10 @@ impl Refusal {
             Self::NoSuchRequest(typed) => {
                 let typed: String = typed.chars().take(100).collect();
                 format!("there is no request `{typed}` in flight, `slotd requests` lists them")
+            }
+            Self::NoSuchPull(typed) => {
+                let typed: String = typed.chars().take(100).collect();
+                format!("there is no download `{typed}`, `GET /v1/pulls` lists them")
             }
             Self::NoSuchPath(path) => format!("there is no path `{path}` in the control API"),
             Self::WrongMethod => "this path takes another method".to_owned(),

@@ -1,5 +1,7 @@
 //! Paths and what each answers.
 
+use std::sync::Arc;
+
 use axum::{
     Json, Router,
     body::Body,
@@ -12,11 +14,12 @@ use axum::{
     routing::{delete, get, post},
 };
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
 use super::{
     DaemonObject, Follow, LogRequest, PlanObject, PlanRequest, RequestObject, SlotObject, State,
+    pull,
     refusal::Refusal,
     rules, stay,
     streams::{changes, events, log},
@@ -61,7 +64,11 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/events", get(follow_events))
         .route("/v1/requests", get(requests))
         .route("/v1/requests/{id}", delete(cancel))
+        .route("/v1/pulls", get(pull::list).post(pull::start))
+        .route("/v1/pulls/{id}", delete(pull::cancel))
+        .route("/v1/pulls/{id}/watch", get(pull::watch))
         .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MOST_PLAN)))
+        .route("/v1/inventory", get(inventory))
         .route("/v1/daemon", get(daemon))
         .route("/v1/daemon/upgrade", post(upgrade))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -74,10 +81,9 @@ pub(super) fn router(app: App) -> Router {
 async fn slots(Extract(app): Extract<App>) -> Json<Vec<SlotObject>> {
     let snapshot = app.state.snapshots.borrow().clone();
     let now = (app.state.now)();
-    let shown = snapshot
-        .slots
-        .iter()
-        .map(|(name, view)| SlotObject::of(name, view, now, (app.state.in_flight)(name)));
+    let shown = snapshot.slots.iter().map(|(name, view)| {
+        app.with_pull(SlotObject::of(name, view, now, (app.state.in_flight)(name)))
+    });
     Json(shown.collect())
 }
 
@@ -90,7 +96,25 @@ async fn slot(
 }
 
 async fn load(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
+    let name = find(&app, &slot)?;
+    if let Some(lacking) = lacking(&app, &name).await {
+        return Ok((StatusCode::ACCEPTED, Json(lacking)).into_response());
+    }
     order(&app, &slot, SlotEvent::LoadRequested).await
+}
+
+/// Says what has to be fetched before a slot can be loaded. One that has an engine has its model.
+async fn lacking(app: &App, name: &SlotName) -> Option<Value> {
+    let profile = {
+        let snapshot = app.state.snapshots.borrow();
+        let view = snapshot.slots.get(name)?;
+        view.state.pid().is_none().then(|| Arc::clone(&view.profile))?
+    };
+    let mut lacking = (app.state.lack)(profile).await?;
+    let fields = lacking.as_object_mut()?;
+    fields.shift_insert(0, "status".to_owned(), "download_required".into());
+    fields.shift_insert(1, "slot".to_owned(), json!(name));
+    Some(lacking)
 }
 
 async fn unload(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
@@ -163,6 +187,10 @@ async fn cancel(
     Ok((StatusCode::ACCEPTED, Json(json!({ "id": id }))).into_response())
 }
 
+async fn inventory(Extract(app): Extract<App>) -> Json<Value> {
+    Json((app.state.inventory)().await)
+}
+
 async fn daemon(Extract(app): Extract<App>) -> Json<DaemonObject> {
     Json(DaemonObject::of(&app.state))
 }
@@ -204,6 +232,13 @@ impl App {
     pub(super) fn show(&self, snapshot: &Snapshot, name: &SlotName) -> Option<SlotObject> {
         let view = snapshot.slots.get(name)?;
         let in_flight = (self.state.in_flight)(name);
-        Some(SlotObject::of(name, view, (self.state.now)(), in_flight))
+        Some(self.with_pull(SlotObject::of(name, view, (self.state.now)(), in_flight)))
+    }
+
+    /// Adds the download that a slot waits for.
+    fn with_pull(&self, slot: SlotObject) -> SlotObject {
+        let waits = slot.state == "starting" && slot.pid.is_none();
+        let model = slot.model.as_deref().filter(|_| waits);
+        SlotObject { pull: self.state.pulls.of(model), ..slot }
     }
 }

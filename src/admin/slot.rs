@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::PullObject;
 use crate::{
     spec::{
         Bytes, Generation, Monotime, SlotName,
@@ -58,6 +59,9 @@ pub struct SlotObject {
     pub program: Option<String>,
     /// How long it has been in this state.
     pub since_ms: u64,
+    /// While starting: the download of its model, where it waits for that.
+    #[serde(default)]
+    pub pull: Option<PullObject>,
     /// While starting: which attempt in a row this is, from 1.
     pub attempt: Option<u32>,
     /// While starting: how far the load has come, 0 to 100, where the engine tells.
@@ -205,6 +209,7 @@ impl SlotObject {
             capabilities: Capability::ALL.into_iter().filter(|one| profile.offers(*one)).collect(),
             program: engine.map(|engine| engine.program.clone()),
             since_ms: ms(since),
+            pull: None,
             attempt,
             percent,
             elapsed_ms,

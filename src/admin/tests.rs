@@ -24,7 +24,7 @@ use crate::{
         edit::Edits,
         ladder::LadderChoice,
         pressure::Strain,
-        profile::{EngineChoice, ModelSource, OnExit, Profile},
+        profile::{EngineChoice, ModelSource, OnExit, Profile, Pull},
         requests::Requests,
         residence::{Orders, Residence},
     },
@@ -59,6 +59,7 @@ impl Api {
             in_flight: Arc::new(|slot| (slot.as_str() == "chat").then_some(2)),
             requests: Arc::new(|| vec![request()]),
             cancel: Arc::new(|id| id == 17),
+            pulls: Pulls::none(),
             logs: Arc::new(move |slot, request| {
                 asks.lock().unwrap().push((slot.clone(), request));
                 let lines = stream::iter(["one\n", "two\n"].map(Bytes::from));
@@ -71,6 +72,12 @@ impl Api {
             news: news(),
             rules: Arc::new(Vec::new),
             wall_clock: || 0,
+            inventory: Arc::new(|| Box::pin(std::future::ready(json!({ "models": [] })))),
+            lack: Arc::new(|profile| {
+                let missing = json!({ "model": profile.model_name(), "missing_bytes": 5 });
+                let lacks = profile.slot.as_str() == "lacking";
+                Box::pin(std::future::ready(lacks.then_some(missing)))
+            }),
             faults: Arc::new(ArcSwap::from_pointee(vec![fault()])),
             // Nobody reads it: the daemon is on its way out.
             upgrades: mpsc::channel(1).0,
@@ -209,6 +216,7 @@ fn view(slot: &str, state: StateView) -> SlotView {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        pull: Pull::Never,
         residence: Residence::default(),
         requests: Requests::default(),
     };
@@ -438,6 +446,25 @@ async fn an_order_is_in_the_mailbox_when_it_is_answered() {
         let told = timeout(DEADLINE, api.inbox.next()).await.unwrap();
         assert_eq!(told, Some(Event::Slot { slot: "chat".parse().unwrap(), event: wanted }));
     }
+    api.close().await;
+}
+
+#[tokio::test]
+async fn a_load_of_a_model_that_is_not_whole_says_what_is_missing_and_starts_nothing() {
+    let mut api = Api::start(&[view("lacking", StateView::Offline)]);
+    let answer = api.post("/v1/slots/lacking/load").await;
+    assert_eq!(answer.status(), 202);
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!(
+        body.to_string(),
+        r#"{"status":"download_required","slot":"lacking","model":"org/repo:Q4","missing_bytes":5}"#
+    );
+    assert_eq!(api.json("/v1/inventory").await, json!({ "models": [] }));
+    // The wish of the slot itself is the only one in the mailbox.
+    assert_eq!(api.post("/v1/slots/lacking/unload").await.status(), 202);
+    let told = timeout(DEADLINE, api.inbox.next()).await.unwrap();
+    let unload = SlotEvent::UnloadRequested;
+    assert_eq!(told, Some(Event::Slot { slot: "lacking".parse().unwrap(), event: unload }));
     api.close().await;
 }
 

@@ -24,6 +24,7 @@ use crate::{
         daemon::{Flags, Settings},
         keys,
     },
+    models::inventory::Inventory,
     spec::SlotName,
 };
 
@@ -32,6 +33,8 @@ use crate::{
 const OF_SYSTEM: &str = "/run/slotd/control.sock";
 /// How long an answer that is there at once may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a look at the disks may take.
+const SCAN_PATIENCE: Duration = Duration::from_mins(2);
 /// The longest line that a watch may send.
 const LONGEST_LINE: usize = 4 << 20;
 
@@ -134,6 +137,13 @@ impl Client {
         self.ask(Method::GET, &format!("/v1/slots/{slot}")).await
     }
 
+    /// Returns the models on disk as the daemon sees them.
+    pub(super) async fn inventory(&self) -> Result<Inventory, Failure> {
+        let response = self.send(Method::GET, "/v1/inventory", Some(SCAN_PATIENCE)).await?;
+        let body = response.bytes().await.map_err(|error| self.failure(error))?;
+        serde_json::from_slice(&body).map_err(Failure::Answer)
+    }
+
     /// Returns the daemon.
     pub(super) async fn daemon(&self) -> Result<DaemonObject, Failure> {
         self.ask(Method::GET, "/v1/daemon").await
@@ -148,7 +158,13 @@ impl Client {
 
     /// Gives an order and returns the slot as it was when the order was taken.
     pub(super) async fn order(&self, slot: &SlotName, order: Order) -> Result<SlotObject, Failure> {
-        self.ask(Method::POST, &format!("/v1/slots/{slot}/{}", order.verb())).await
+        let answer: Value =
+            self.ask(Method::POST, &format!("/v1/slots/{slot}/{}", order.verb())).await?;
+        if answer.get("status").and_then(Value::as_str) == Some("download_required") {
+            let message = answer.get("message").and_then(Value::as_str).unwrap_or_default();
+            return Err(Failure::Refused { message: message.to_owned() });
+        }
+        serde_json::from_value(answer).map_err(Failure::Answer)
     }
 
     /// Returns the slot's changes, the present state first.

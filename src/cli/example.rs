@@ -36,6 +36,7 @@ pub(super) fn ready() -> SlotObject {
         capabilities: Capability::ALL.to_vec(),
         program: Some("/usr/libexec/slotd/llama-server".to_owned()),
         since_ms: 754_000,
+        pull: None,
         attempt: None,
         percent: None,
         elapsed_ms: None,

@@ -20,6 +20,7 @@ mod journal;
 mod key;
 mod logs;
 mod man;
+mod models;
 mod order;
 mod out;
 mod progress;
@@ -87,6 +88,8 @@ enum Command {
     Plan(plan::Options),
     /// Tell how much memory a model or slot will take, and whether that is there
     Fit(fit::Options),
+    /// List the models on disk and what they lack; check them
+    Models(models::Options),
     /// Fetch a model from the hub into the Hugging Face cache; no daemon is needed
     Pull(pull::Options),
     /// Print the JSON Schema of a profile
@@ -201,19 +204,21 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Logs(options) => talk(&place, async |client| logs::run(&options, client).await),
         Command::Plan(options) => talk(&place, async |client| plan::run(&options, client).await),
         Command::Fit(options) => talk(&place, async |client| fit::run(&options, client).await),
+        Command::Models(options) => {
+            talk(&place, async |client| models::run(&options, client).await)
+        }
         Command::Upgrade(options) => {
             talk(&place, async |client| upgrade::run(&options, client).await)
         }
-        Command::Load(options) => {
-            talk(&place, async |client| order::run(Order::Load, &options, client).await)
-        }
-        Command::Unload(options) => {
-            talk(&place, async |client| order::run(Order::Unload, &options, client).await)
-        }
-        Command::Restart(options) => {
-            talk(&place, async |client| order::run(Order::Restart, &options, client).await)
-        }
+        Command::Load(options) => give(&place, Order::Load, &options),
+        Command::Unload(options) => give(&place, Order::Unload, &options),
+        Command::Restart(options) => give(&place, Order::Restart, &options),
     }
+}
+
+/// Gives an order of one slot.
+fn give(place: &Place, order: Order, options: &order::Options) -> ExitCode {
+    talk(place, async |client| order::run(order, options, client).await)
 }
 
 /// Talks to the daemon.

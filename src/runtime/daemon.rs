@@ -23,7 +23,7 @@ use super::{
     effects::Effects,
     engine_task::Tools,
     listen::{Addresses, Keeper, Kept, Sockets},
-    memory,
+    memory, models,
     pressure::{self, Board},
     profiles::Profiles,
     publish::Publisher,
@@ -283,6 +283,8 @@ impl Daemon {
             Reason::Upgrade => service_manager::reloading(),
         }
         let kept = leave_the_door(&mut parts, kept, reason).await;
+        // A start that waits for its model would hold the end up.
+        self.tools.pulls.end().await;
         parts.mailbox.tell(Event::ShutdownRequested).await;
         let Some(Ok(ended)) = parts.driving.join_next().await else {
             error!("driver broke off");
@@ -338,11 +340,14 @@ impl Daemon {
             in_flight: Arc::new(move |slot| routes.load().in_flight(slot)),
             requests: listing(&flights),
             cancel: Arc::new(move |id| flights.cancel(id)),
+            pulls: self.tools.pulls.for_admin(),
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
             strain: board.strain.subscribe(),
             news: board.news.clone(),
             rules: showing(profiles, &board.fired),
             wall_clock: clock::unix_ms,
+            inventory: models::inventory(&self.tools, snapshots.clone()),
+            lack: models::lack(&self.tools),
             faults: profiles.faults(),
             upgrades: ask,
             daemon: Arc::new(admin::Daemon {

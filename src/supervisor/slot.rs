@@ -220,7 +220,7 @@ impl Slot {
             generation: self.generation,
             profile: Arc::clone(&self.profile),
         });
-        State::Sizing { began: context.now, cause }
+        State::Sizing { began: context.now, cause, fetched: None }
     }
 
     /// Orders a new child after a death.
@@ -495,7 +495,13 @@ impl Slot {
                 need: needs.get(self.ladder.at()).or(needs.last()).cloned().unwrap_or_default(),
                 wait: wait.clone(),
             },
-            State::Sizing { began, .. } | State::Spawning { began } => StateView::Starting {
+            State::Sizing { began, fetched, .. } => StateView::Starting {
+                pid: None,
+                percent: *fetched,
+                attempt,
+                give_up_at: self.give_up_at(*began),
+            },
+            State::Spawning { began } => StateView::Starting {
                 pid: None,
                 percent: None,
                 attempt,

@@ -108,7 +108,10 @@ impl Played {
             in_flight: Arc::new(|_| None),
             requests: Arc::new(|| vec![request()]),
             cancel: Arc::new(|id| id == 17),
+            pulls: admin::Pulls::none(),
             logs: Arc::new(|_, _| stream::iter([Bytes::from("a line of the log\n")]).boxed()),
+            inventory: Arc::new(|| Box::pin(std::future::ready(serde_json::json!({})))),
+            lack: Arc::new(|_| Box::pin(std::future::ready(None))),
             faults: Arc::new(ArcSwap::from_pointee(Vec::new())),
             daemon: Arc::new(admin::Daemon {
                 images: 0,

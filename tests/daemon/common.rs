@@ -190,6 +190,17 @@ impl Daemon {
         assert!(answer.status().is_success(), "{verb} {slot}: {}", answer.status());
     }
 
+    /// Orders something of a slot and returns the answer.
+    pub(crate) async fn ordered(&self, slot: &str, verb: &str) -> Value {
+        let url = format!("http://slotd/v1/slots/{slot}/{verb}");
+        self.control.post(url).send().await.unwrap().json().await.unwrap()
+    }
+
+    /// The models on disk as the control API shows them.
+    pub(crate) async fn inventory(&self) -> Value {
+        self.control.get("http://slotd/v1/inventory").send().await.unwrap().json().await.unwrap()
+    }
+
     /// Waits until a slot is as wanted, by the control API's stream of changes.
     pub(crate) async fn until(
         &self,

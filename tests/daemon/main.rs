@@ -25,6 +25,7 @@ mod gpus;
 mod hangs;
 mod ladder;
 mod memory;
+mod models;
 mod orders;
 mod pressure;
 #[cfg(feature = "worker")]

@@ -338,7 +338,12 @@ impl Truth {
                 Child::Ordered { .. },
                 ChildEvent::Spawned { .. } | ChildEvent::SpawnFailed { .. },
             )
-            | (Child::Sizing, ChildEvent::Sized { .. } | ChildEvent::SpawnFailed { .. })
+            | (
+                Child::Sizing,
+                ChildEvent::Sized { .. }
+                | ChildEvent::SpawnFailed { .. }
+                | ChildEvent::Progressed { .. },
+            )
             | (Child::Alive(_), ChildEvent::Exited { .. })
             | (Child::Dead { .. }, ChildEvent::Reaped) => true,
             (Child::Outside(outside), ChildEvent::Looked { .. }) => outside.drain.is_none(),
@@ -554,6 +559,8 @@ impl Truth {
                 self.ladder.learn(rungs.len());
                 self.child = Child::Queued;
             }
+            // Its model comes from the hub.
+            (Child::Sizing, ChildEvent::Progressed { .. }) => {}
             (Child::Sizing, _) => {
                 self.child = Child::None;
                 return Some(Unplanned { had_served: false });

@@ -339,6 +339,9 @@ impl Player {
             Child::Queued => return Some(self.reading(choice)),
             Child::Sizing if choice.is_multiple_of(16) => spawn_failed(choice),
             Child::Ordered { .. } if choice.is_multiple_of(4) => spawn_failed(choice),
+            Child::Sizing if choice % 16 == 1 => {
+                ChildEvent::Progressed { percent: u8::try_from(choice % 101).unwrap_or(100) }
+            }
             Child::Sizing => sized(need(choice)),
             Child::Ordered { .. } => spawned(pid_of(truth.generation)),
             Child::Dead { .. } => ChildEvent::Reaped,

@@ -217,7 +217,9 @@ impl Supervisor {
 
     /// Returns the highest priority of those that are kept loaded, and about to stand in line too.
     fn coming(&self) -> Option<u32> {
-        let comes = |slot: &&Slot| matches!(slot.state, State::Sizing { cause: Cause::Keep, .. });
+        let comes = |slot: &&Slot| {
+            matches!(slot.state, State::Sizing { cause: Cause::Keep, fetched: None, .. })
+        };
         self.slots.values().filter(comes).map(|slot| slot.priority()).max()
     }
 
