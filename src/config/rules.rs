@@ -203,7 +203,7 @@ mod tests {
         rule 4: when chat is idle for 600 s: unload chat
         rule 5: when coder is failed: load chat
         ");
-        assert_eq!(checked("").unwrap(), []);
+        assert!(checked("").unwrap().is_empty());
     }
 
     #[test]
