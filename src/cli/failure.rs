@@ -138,6 +138,7 @@ impl Failure {
             {
                 Exit::NoPermission
             }
+            Self::Pull(PullFault::Cancelled) | Self::Interrupted { .. } => Exit::Interrupted,
             Self::Pull(PullFault::Broken(_)) => Exit::Software,
             Self::Pull(_) => Exit::Unavailable,
             Self::Answer(_)
@@ -146,7 +147,6 @@ impl Failure {
             | Self::Encode(_)
             | Self::Key(_)
             | Self::System(_) => Exit::Software,
-            Self::Pull(PullFault::Cancelled) | Self::Interrupted { .. } => Exit::Interrupted,
         }
     }
 

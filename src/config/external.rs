@@ -12,7 +12,7 @@ use super::{
 use crate::spec::Endpoint;
 
 /// What is about an engine that slotd starts, holds and ends.
-const UNUSED: [&str; 24] = [
+const UNUSED: [&str; 25] = [
     "command",
     "stop_command",
     "args",
@@ -28,6 +28,7 @@ const UNUSED: [&str; 24] = [
     "hang_timeout",
     "idle_timeout",
     "on_exit",
+    "pull",
     "memory",
     "gpu_memory",
     "pinned",

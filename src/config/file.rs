@@ -18,7 +18,7 @@ use crate::spec::{
     Bytes,
     ladder::LadderChoice,
     params::Params,
-    profile::{Capability, OnExit},
+    profile::{Capability, OnExit, Pull},
     requests::{Lane, OnClientGone, Requests},
     residence::{Asks, Restore, WhenFull},
 };
@@ -162,6 +162,11 @@ pub(super) struct ProfileFile {
     #[schemars(with = "String", extend("enum" = ["stop", "keep"], "default" = "stop"))]
     pub(super) on_exit: OnExit,
 
+    /// What becomes of a start whose model, of the hub, is not whole on this disk: `never`, it fails and
+    /// says how to fetch it; `auto`, it is fetched first. Default: `never`.
+    #[schemars(with = "String", extend("enum" = ["never", "auto"], "default" = "never"))]
+    pub(super) pull: Pull,
+
     /// What the engine takes of the host's memory, once it serves with its caches full, `1MiB` to
     /// `1024TiB`: a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`. Default: what slotd finds
     /// out by itself.
@@ -250,7 +255,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 38] = [
+pub(super) const KEYS: [&str; 39] = [
     "model",
     "engine",
     "command",
@@ -275,6 +280,7 @@ pub(super) const KEYS: [&str; 38] = [
     "hang_timeout",
     "idle_timeout",
     "on_exit",
+    "pull",
     "memory",
     "gpu_memory",
     "pinned",
@@ -340,6 +346,7 @@ impl ProfileFile {
             ),
             idle_timeout: walk.take_duration("idle_timeout", &IDLE_TIMEOUT),
             on_exit: walk.take_choice("on_exit", &ON_EXIT).unwrap_or_default(),
+            pull: walk.take_choice("pull", &PULL).unwrap_or_default(),
             memory: residence.memory,
             gpu_memory: residence.gpu_memory,
             pinned: residence.pinned,
@@ -417,6 +424,7 @@ const ENGINES: [(&str, EngineKey); 5] = [
 ];
 
 const ON_EXIT: [(&str, OnExit); 2] = [("stop", OnExit::Stop), ("keep", OnExit::Keep)];
+const PULL: [(&str, Pull); 2] = [("never", Pull::Never), ("auto", Pull::Auto)];
 
 pub(super) const OWN_DEFAULT: &str = "leave the key out to use the engine's own default";
 const NEVER_GIVE_UP: &str = "to never give up on the slot, set `essential = true`";

@@ -12,6 +12,7 @@ use super::{
     choose::Engine,
     engines::Asked,
     gguf::{self, Header, HeaderFault},
+    inventory,
     locate::{LocateFault, Located, locate, locate_any},
     port, safetensors,
 };
@@ -215,6 +216,13 @@ impl Checks {
     }
 
     fn model(&self, profile: &Profile, engine: Engine) -> Result<Checked, Refused> {
+        // Of GGUF files the header's reader says more; a command may be given anything.
+        let lacks = |source| inventory::lacking(source, self.hub());
+        if let (EngineKind::Command, Some(source)) = (engine.kind, &profile.model)
+            && let Some(lacking) = lacks(source).filter(|lacking| !lacking.missing.is_empty())
+        {
+            return Err(Refused::new(Verdict::MissingFile, lacking.message));
+        }
         let (located, header) = match &profile.model {
             Some(source) => {
                 let located = self.locate(source, engine.kind)?;
@@ -234,8 +242,12 @@ impl Checks {
         Ok(Checked { kind, program, version, flags, model, mmproj, header, files, projector })
     }
 
+    fn hub(&self) -> &Path {
+        self.places.hub_cache.as_deref().unwrap_or(Path::new(""))
+    }
+
     fn locate(&self, source: &ModelSource, kind: EngineKind) -> Result<Located, Refused> {
-        let hub = self.places.hub_cache.as_deref().unwrap_or(Path::new(""));
+        let hub = self.hub();
         let located = match kind {
             EngineKind::Command => locate_any(source, hub),
             EngineKind::LlamaServer | EngineKind::Candle => locate(source, hub),

@@ -29,12 +29,16 @@ use super::{
     keep::Keeping,
     last_seconds::{Before, LastSeconds},
     peaks::PeakBook,
+    pulls::{Limits, Pulls},
     watch::{self, Begins, Watched},
 };
 use crate::{
     config::daemon::Settings,
     engine::{self, CoreShare, Endpoint, EngineKind, Launch, Machine, wants_port},
-    models::{Checked, Checks, Refused},
+    models::{
+        Checked, Checks, Refused,
+        pull::{PullStatus, Reference, Stage},
+    },
     process::{self, Child, ErrandSpec, SpawnFault, SpawnSpec, Spawner},
     proxy::{Gate, Suspects, Uses},
     spec::{
@@ -43,7 +47,7 @@ use crate::{
         identity::NONCE_VARIABLE,
         ladder::Rung,
         memory::Need,
-        profile::{OnExit, Profile},
+        profile::{OnExit, Profile, Pull},
     },
     store::StateDir,
     supervisor::{ChildEvent, EngineInfo, StopSignal},
@@ -68,6 +72,7 @@ pub(super) struct Tools {
     pub(super) spawner: Spawner,
     pub(super) state: Arc<StateDir>,
     pub(super) checks: Arc<Checks>,
+    pub(super) pulls: Arc<Pulls>,
     pub(super) suspects: Arc<Suspects>,
     /// What engines took at most before.
     pub(super) peaks: PeakBook,
@@ -166,7 +171,13 @@ async fn sized(
 ) -> Result<(Arc<[Rung]>, Arc<[Need]>), Failure> {
     let endpoint =
         endpoint(tools, profile, reporter).map_err(|fault| Failure::no_address(&fault))?;
-    let checked = check(tools, profile, &endpoint).await?;
+    let checked = match check(tools, profile, &endpoint).await {
+        Err(failure) if failure.verdict == Verdict::MissingFile => {
+            fetch(tools, profile, reporter, failure).await?;
+            check(tools, profile, &endpoint).await?
+        }
+        checked => checked?,
+    };
     let rungs: Arc<[Rung]> = checked.ladder(profile, tools.machine.has_gpu).into();
     let has_gpu = tools.machine.has_gpu;
     // What a person has written down is believed, on every rung.
@@ -179,6 +190,35 @@ async fn sized(
     };
     let needs = rungs.iter().map(need).collect();
     Ok((rungs, needs))
+}
+
+/// Fetches a model that is not whole, where the profile says so; else it stays at what was found missing.
+async fn fetch(
+    tools: &Tools,
+    profile: &Profile,
+    reporter: &Reporter,
+    missing: Failure,
+) -> Result<(), Failure> {
+    let wanted = profile.model.as_ref().and_then(Reference::of);
+    let Some(wanted) = wanted.filter(|_| profile.pull == Pull::Auto) else { return Err(missing) };
+    let (_, mut watched) = tools.pulls.start(wanted, Limits::default());
+    let mut told = None;
+    loop {
+        let status = watched.borrow_and_update().clone();
+        match status.stage {
+            Stage::Done => return Ok(()),
+            Stage::Failed | Stage::Cancelled => return Err(Failure::of_pull(status)),
+            Stage::Waiting | Stage::Asking | Stage::Downloading => {}
+        }
+        let percent = status.percent().unwrap_or(0);
+        if told != Some(percent) {
+            told = Some(percent);
+            reporter.tell(ChildEvent::Progressed { percent }).await;
+        }
+        if watched.changed().await.is_err() {
+            return Err(missing);
+        }
+    }
 }
 
 /// Runs one child and returns once nothing of it is left.
@@ -491,6 +531,16 @@ fn spec(
 impl Failure {
     fn new(verdict: Verdict, reason: String) -> Self {
         Self { verdict, reason, engine: None }
+    }
+
+    fn of_pull(status: PullStatus) -> Self {
+        let why = status.error.unwrap_or_default();
+        let reason = format!("model `{}` was not fetched: {why}", status.model);
+        // What may pass by itself is tried again; the rest needs a person.
+        match status.code.as_deref() {
+            Some("hub_unreachable" | "bad_answer") => Self::new(Verdict::StartTimeout, reason),
+            Some(_) | None => Self::new(Verdict::MissingFile, reason),
+        }
     }
 
     fn no_address(fault: &io::Error) -> Self {

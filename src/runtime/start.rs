@@ -185,10 +185,21 @@ fn tools(
     });
     let checks = Arc::new(checks);
     let machine = Machine { cores: sensor::usable_cores(), has_gpu: sensor::has_gpu() };
-    let suspects = Arc::default();
+    let (suspects, pulls) = (Arc::default(), Arc::default());
     let uses = Arc::new(Uses::new(clock::unix_ms));
     let peaks = PeakBook::open(Arc::clone(&state));
-    Ok(Tools { settings, spawner, state, checks, suspects, uses, peaks, machine, environment })
+    Ok(Tools {
+        settings,
+        spawner,
+        state,
+        checks,
+        pulls,
+        suspects,
+        uses,
+        peaks,
+        machine,
+        environment,
+    })
 }
 
 fn listed(faults: &[Fault]) -> String {

@@ -13,8 +13,9 @@ use crate::spec::{Monotime, death::Phase, memory::Need};
 pub(super) enum State {
     /// No child; a demand brings one.
     Offline,
-    /// What its start needs is found out.
-    Sizing { began: Monotime, cause: Cause },
+    /// What its start needs is found out. Its model may have to be fetched for that: `fetched` is how much of
+    /// it is there, 0 to 100.
+    Sizing { began: Monotime, cause: Cause, fetched: Option<u8> },
     /// It waits for memory.
     Queued(Queued),
     /// The spawn was ordered; there is no process id yet.

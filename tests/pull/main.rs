@@ -1,5 +1,6 @@
 //! `slotd pull` against a hub on loopback that does what it is told.
 
+mod daemon;
 mod faults;
 mod once;
 mod secrets;
@@ -12,10 +13,15 @@ use std::{
 
 use tempfile::TempDir;
 use tokio::{process::Command, time::timeout};
-use world::{End, Hub, run, scratch, slotd};
+use world::{End, Hub, run, slotd};
 
 /// The longest that anything here takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A folder of its own.
+pub(crate) fn scratch() -> TempDir {
+    tempfile::Builder::new().prefix("slotd-pull-").tempdir().unwrap()
+}
 
 /// A hub and an empty cache.
 pub(crate) struct World {

@@ -7,12 +7,10 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tempfile::TempDir;
 
 /// A hub that serves a folder.
 pub(crate) struct Hub {
@@ -210,11 +208,4 @@ pub(crate) fn blobs(cache: &Path, repo: &str) -> (u64, usize) {
 fn split(path: &str) -> (&str, &str) {
     let at = path.match_indices('/').nth(1).expect("`org/repo/file`").0;
     (&path[..at], &path[at + 1..])
-}
-
-/// A folder of its own.
-pub(crate) fn scratch() -> TempDir {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let prefix = format!("slotd-pull-{}-", COUNT.fetch_add(1, Ordering::Relaxed));
-    tempfile::Builder::new().prefix(&prefix).tempdir().unwrap()
 }

@@ -5,7 +5,7 @@ use std::{
 use super::*;
 use crate::spec::ladder::LadderChoice;
 use crate::spec::profile::EngineChoice;
-use crate::spec::profile::OnExit;
+use crate::spec::profile::{OnExit, Pull};
 use crate::spec::{requests::Requests, residence::Residence};
 
 /// A machine of its own: programs, models, caches.
@@ -94,6 +94,7 @@ impl Machine {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            pull: Pull::Never,
             residence: Residence::default(),
             requests: Requests::default(),
         }
@@ -230,10 +231,17 @@ fn the_weights_of_a_commands_folder_are_counted_and_a_damaged_one_is_its_own_aff
     let source =
         ModelSource::File { typed: "a".into(), candidates: vec![machine.path("models/a")] };
     let profile = Profile { model: Some(source), ..machine.profile(words) };
-    let files = || machine.checks.run(&profile, &Endpoint::Unix("a.sock".into())).unwrap().files;
-    assert_eq!(files(), Some(Bytes(12)));
+    let checked = || machine.checks.run(&profile, &Endpoint::Unix("a.sock".into()));
+    assert_eq!(checked().unwrap().files, Some(Bytes(12)));
+    fs::write(&weights, "what only the command knows").unwrap();
+    assert_eq!(checked().unwrap().files, None);
     fs::write(&weights, &file.concat()[..40]).unwrap();
-    assert_eq!(files(), None);
+    let refused = checked().unwrap_err();
+    assert_eq!(
+        refused.verdict,
+        Verdict::MissingFile,
+        "a cut one fails in every command: {refused:?}"
+    );
 }
 
 #[test]

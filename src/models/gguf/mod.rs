@@ -42,6 +42,8 @@ pub struct Header {
     pub architecture: String,
     /// `general.name`.
     pub name: Option<String>,
+    /// `general.type`, such as `model`, `adapter` or `mmproj`, where it is said.
+    pub general_type: Option<String>,
     /// The quantisation of most tensors, such as `Q4_K_M`, where it is said and known.
     pub quantisation: Option<&'static str>,
     /// Numbers in all tensors of this file.
@@ -207,6 +209,7 @@ impl Metadata {
         match key {
             "general.architecture" => self.header.architecture = text,
             "general.name" => self.header.name = Some(text),
+            "general.type" => self.header.general_type = Some(text),
             _ => {}
         }
     }

@@ -4,12 +4,7 @@
 //! without it, and one from TLS to none is not followed. What is said of an address is its host: a
 //! signed one holds a secret in its query.
 
-use std::{
-    error::Error,
-    fmt::{self, Write},
-    sync::Arc,
-    time::Duration,
-};
+use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
@@ -264,7 +259,11 @@ pub(super) fn encoded(path: &str) -> String {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
                 text.push(char::from(byte));
             }
-            byte => drop(write!(text, "%{byte:02X}")),
+            byte => {
+                let digits = [byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16));
+                text.push('%');
+                text.extend(digits.into_iter().flatten().map(|digit| digit.to_ascii_uppercase()));
+            }
         }
     }
     text

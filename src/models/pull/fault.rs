@@ -1,14 +1,14 @@
 //! Why a pull did not come to its end.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{error::Error, io, path::PathBuf, time::Duration};
 
-use thiserror::Error;
+use thiserror::Error as Fault;
 
 use crate::spec::Bytes;
 
 /// Says why a model was not pulled. Each text is a sentence with what to do about it; none holds a token
 /// or the query of an address. What was fetched stays and is not fetched again.
-#[derive(Debug, Error)]
+#[derive(Debug, Fault)]
 pub enum PullFault {
     /// The environment says how to reach the hub, and that cannot be used.
     #[error("{0}")]
@@ -162,10 +162,13 @@ impl PullFault {
             Self::Broken(_) => "broken",
         }
     }
+}
 
-    /// Tells whether the same pull may come to its end later without anybody's doing.
-    pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::ComeBackLater { .. } | Self::Refused { .. })
+/// Says a fault with its cause.
+pub fn said(fault: &PullFault) -> String {
+    match fault.source() {
+        Some(cause) => format!("{fault}: {cause}"),
+        None => fault.to_string(),
     }
 }
 

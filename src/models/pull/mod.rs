@@ -26,7 +26,7 @@ mod space;
 mod transfer;
 mod writer;
 
-use std::{cmp::Reverse, error::Error, path::PathBuf, sync::Arc, time::Duration};
+use std::{cmp::Reverse, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes as Text;
 use tokio::{
@@ -49,9 +49,9 @@ use self::{
     transfer::{Work, fetch, no_access},
 };
 pub use self::{
-    fault::PullFault,
+    fault::{PullFault, said},
     patience::Patience,
-    progress::{PullStatus, Stage},
+    progress::{PullStatus, Shortage, Stage},
     reference::{Reference, ReferenceFault},
     site::Site,
 };
@@ -114,27 +114,11 @@ pub async fn pull(
         end = run(job, &board) => end,
         () = showing => Err(PullFault::Cancelled),
     };
-    board.tell(|status| {
-        status.held_by = None;
-        status.stage = match &end {
-            Ok(_) => Stage::Done,
-            Err(PullFault::Cancelled) => Stage::Cancelled,
-            Err(_) => Stage::Failed,
-        };
-        if let Err(fault) = &end {
-            status.code = Some(fault.code().to_owned());
-            status.error = Some(said(fault));
-        }
+    board.tell(|status| match &end {
+        Ok(_) => status.stage = Stage::Done,
+        Err(fault) => status.fail(fault),
     });
     end
-}
-
-/// Says a fault with its cause.
-pub fn said(fault: &PullFault) -> String {
-    match fault.source() {
-        Some(cause) => format!("{fault}: {cause}"),
-        None => fault.to_string(),
-    }
 }
 
 async fn run(job: Job, board: &Arc<Board>) -> Result<Pulled, PullFault> {

@@ -8,6 +8,7 @@ use std::sync::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::fault::{PullFault, said};
 use crate::models::Holder;
 
 /// A pull at one moment. Its keys are stable.
@@ -41,6 +42,21 @@ pub struct PullStatus {
     pub error: Option<String>,
     /// The code of that.
     pub code: Option<String>,
+    /// Where room on the disk is short: the numbers.
+    pub shortage: Option<Shortage>,
+}
+
+/// How much room is short on the disk.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Shortage {
+    /// What is to be fetched.
+    pub needed_bytes: u64,
+    /// What is free.
+    pub free_bytes: u64,
+    /// What has to stay free.
+    pub reserve_bytes: u64,
+    /// What partial and unused files of the cache take.
+    pub freeable_bytes: u64,
 }
 
 /// How far a pull has come.
@@ -63,6 +79,18 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// Returns its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Asking => "asking",
+            Self::Downloading => "downloading",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// Tells whether nothing more comes.
     pub fn is_end(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Cancelled)
@@ -70,6 +98,25 @@ impl Stage {
 }
 
 impl PullStatus {
+    /// Notes that it has ended without the model.
+    pub fn fail(&mut self, fault: &PullFault) {
+        self.stage = match fault {
+            PullFault::Cancelled => Stage::Cancelled,
+            _ => Stage::Failed,
+        };
+        self.held_by = None;
+        self.code = Some(fault.code().to_owned());
+        self.error = Some(said(fault));
+        if let PullFault::Disk { needed, free, reserve, freeable, .. } = fault {
+            self.shortage = Some(Shortage {
+                needed_bytes: needed.0,
+                free_bytes: free.0,
+                reserve_bytes: reserve.0,
+                freeable_bytes: freeable.0,
+            });
+        }
+    }
+
     /// Returns how much of it is there, 0 to 100; nothing while its size is not known.
     pub fn percent(&self) -> Option<u8> {
         if self.size_bytes == 0 {

@@ -2,7 +2,6 @@
 //! network does not wait for the disk, nor for the hash of what an earlier pull left.
 
 use std::{
-    fmt::Write as _,
     fs::{File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     path::PathBuf,
@@ -159,11 +158,8 @@ impl Sum {
             Self::Sha256(sum) => sum.finalize().to_vec(),
             Self::Git(sum) => sum.finalize().to_vec(),
         };
-        let mut hex = String::with_capacity(bytes.len() * 2);
-        for byte in bytes {
-            drop(write!(hex, "{byte:02x}"));
-        }
-        hex
+        let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    spec::{Monotime, memory::Share},
+    spec::memory::Share,
     supervisor::{
         command::{Command, Refusal},
         cores::Neighbours,
@@ -16,11 +16,16 @@ use crate::{
 impl Slot {
     pub(in crate::supervisor) fn sizing(
         &mut self,
-        (began, cause): (Monotime, Cause),
+        state: State,
         input: Input,
         context: &mut Context<'_>,
     ) -> State {
+        let State::Sizing { began, cause, fetched } = state else { return state };
         match input {
+            // Its model comes from the hub: that may take hours, and nobody else waits for it.
+            Input::Progressed { percent } => {
+                State::Sizing { began, cause, fetched: Some(percent.min(100)) }
+            }
             Input::Sized { rungs, needs } => {
                 self.ladder.learn(rungs);
                 self.needs = Arc::clone(&needs);
@@ -42,7 +47,6 @@ impl Slot {
             | Input::Shutdown
             | Input::TimerFired
             | Input::Spawned { .. }
-            | Input::Progressed { .. }
             | Input::BecameReady
             | Input::BecameUnready
             | Input::Drained
@@ -53,7 +57,7 @@ impl Slot {
             | Input::Looked { .. }
             | Input::Exited { .. }
             | Input::Reaped => {
-                let same = State::Sizing { began, cause };
+                let same = State::Sizing { began, cause, fetched };
                 self.before_the_order(same, input, context)
             }
         }
