@@ -11,7 +11,7 @@ SECONDS ?=
 CHECKS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run model engine build check test test-systemd sim deaths clients chaos bench bench-peers fit-table install uninstall clean
+.PHONY: help run model engine build check test test-systemd sim deaths clients damage chaos bench bench-peers bench-box fit-table pull-trials install uninstall clean
 
 help: ## List the targets
 	@awk -F ': .*## |: ## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -51,8 +51,14 @@ deaths: ## Die in every way this machine has with real engines, check each verdi
 fit-table: ## Predicted against measured memory of real engines, written to docs/MEMORY.md
 	@scripts/fit-table
 
+pull-trials: ## Pull 2 GiB from a hub on loopback, killed, cut, lied to, on a full disk; speed beside curl and hf
+	@scripts/pull-trials
+
 clients: ## Put unmodified clients through a table of behaviours, write docs/CLIENTS.md
 	@scripts/clients
+
+damage: ## Damage a cache of the hub in 27 ways, compare the verdicts, write docs/MODELS.md
+	@scripts/damage
 
 chaos: ## Real processes under random faults; SEED=… repeats one, SECONDS=… says how long (60)
 	@scripts/chaos '$(SEED)' '$(SECONDS)'
@@ -62,6 +68,9 @@ bench: build ## What slotd costs, as ratios measured side by side
 
 bench-peers: ## The endpoint beside nginx, HAProxy and, where found, llama-swap (ROUNDS=… says how often)
 	@scripts/bench-peers
+
+bench-box: ## Two of five models at a time, beside llama-server's router; root, 30 minutes (SLOTD_BENCH_BOX=…)
+	@scripts/bench-box
 
 install: ## Install what was built below PREFIX (/usr/local) and DESTDIR
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install

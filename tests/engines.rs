@@ -20,7 +20,7 @@ use slotd::{
     spec::{
         death::{LogCause, Verdict},
         ladder::{LadderChoice, Rung},
-        profile::{Capability, EngineChoice, ModelSource, OnExit, Profile},
+        profile::{Capability, EngineChoice, ModelSource, OnExit, Profile, Pull},
         requests::Requests,
         residence::Residence,
     },
@@ -77,6 +77,7 @@ impl Machine {
                 typed: model.display().to_string(),
                 candidates: vec![model.to_owned()],
             }),
+            pull: Pull::Never,
             engine: EngineChoice::Auto,
             stop_command: Vec::new(),
             args: Vec::new(),

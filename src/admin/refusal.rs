@@ -23,6 +23,8 @@ pub(super) enum Refusal {
     },
     /// There is no such request, or it has ended.
     NoSuchRequest(String),
+    /// There is no such download, or it is forgotten.
+    NoSuchPull(String),
     /// There is no such path.
     NoSuchPath(String),
     /// The path is there, the method is not.
@@ -38,6 +40,8 @@ pub(super) enum Refusal {
         /// Where the engine is.
         url: String,
     },
+    /// The slot is on the last rung of its ladder.
+    NoLowerRung(String),
     /// The daemon is ending, or is being upgraded already.
     Ending,
     /// The program on disk cannot take the daemon's place.
@@ -58,11 +62,13 @@ impl Refusal {
         match self {
             Self::NoSuchSlot { .. } => (StatusCode::NOT_FOUND, "slot_not_found", Some("slot")),
             Self::NoSuchRequest(_) => (StatusCode::NOT_FOUND, "request_not_found", Some("id")),
+            Self::NoSuchPull(_) => (StatusCode::NOT_FOUND, "pull_not_found", Some("id")),
             Self::NoSuchPath(_) => (StatusCode::NOT_FOUND, "path_not_found", None),
             Self::WrongMethod => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", None),
             Self::BadQuery(_) => (StatusCode::BAD_REQUEST, "bad_query", None),
             Self::BadBody(_) => (StatusCode::BAD_REQUEST, "bad_body", None),
             Self::NotOurs { .. } => (StatusCode::CONFLICT, "external_engine", Some("slot")),
+            Self::NoLowerRung(_) => (StatusCode::CONFLICT, "no_lower_rung", Some("slot")),
             Self::Ending => (StatusCode::CONFLICT, "ending", None),
             Self::NoUpgrade(_) => (StatusCode::CONFLICT, "no_upgrade", None),
         }
@@ -87,11 +93,16 @@ impl Refusal {
                 let typed: String = typed.chars().take(100).collect();
                 format!("there is no request `{typed}` in flight, `slotd requests` lists them")
             }
+            Self::NoSuchPull(typed) => {
+                let typed: String = typed.chars().take(100).collect();
+                format!("there is no download `{typed}`, `GET /v1/pulls` lists them")
+            }
             Self::NoSuchPath(path) => format!("there is no path `{path}` in the control API"),
             Self::WrongMethod => "this path takes another method".to_owned(),
             Self::NotOurs { slot, url } => format!(
                 "somebody else runs the engine of `{slot}`: restart it at {url}, slotd follows"
             ),
+            Self::NoLowerRung(slot) => format!("`{slot}` is on the last rung of its ladder"),
             Self::Ending => "the daemon is ending or being upgraded already".to_owned(),
             Self::BadQuery(fault) | Self::BadBody(fault) | Self::NoUpgrade(fault) => fault.clone(),
         }

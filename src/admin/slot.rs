@@ -4,14 +4,16 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::PullObject;
 use crate::{
     spec::{
         Bytes, Generation, Monotime, SlotName,
         death::{Confidence, Death, Evidence, Phase, Verdict},
         edit::Rejected,
         ladder::RungView,
-        memory::{Basis, GpuNeed, Need},
+        memory::{Basis, GpuNeed, Need, Share},
         profile::Capability,
+        residence::Orders,
     },
     supervisor::{SlotView, StateView},
 };
@@ -57,6 +59,9 @@ pub struct SlotObject {
     pub program: Option<String>,
     /// How long it has been in this state.
     pub since_ms: u64,
+    /// While starting: the download of its model, where it waits for that.
+    #[serde(default)]
+    pub pull: Option<PullObject>,
     /// While starting: which attempt in a row this is, from 1.
     pub attempt: Option<u32>,
     /// While starting: how far the load has come, 0 to 100, where the engine tells.
@@ -76,9 +81,28 @@ pub struct SlotObject {
     /// While queued: what it will take of the memory of GPUs; `null` where it takes none.
     #[serde(default)]
     pub need_gpu_bytes: Option<Bytes>,
+    /// What it is counted with of the host's memory, while an engine is there or ordered.
+    #[serde(default)]
+    pub promised_bytes: Option<Bytes>,
+    /// The same of the memory of all GPUs together.
+    #[serde(default)]
+    pub promised_gpu_bytes: Option<Bytes>,
     /// The slot that it has made room for, while it is down for that.
     #[serde(default)]
     pub displaced_by: Option<SlotName>,
+    /// What the machine ran short of when the slot was unloaded for that, while it is down: `memory`,
+    /// `gpu-0` and so on.
+    #[serde(default)]
+    pub unloaded_for: Option<String>,
+    /// Never unloaded for another slot, by its profile or a person's order.
+    #[serde(default)]
+    pub pinned: bool,
+    /// Those with less give way first, by its profile or a person's order.
+    #[serde(default)]
+    pub priority: u32,
+    /// Which of the two a person has ordered: `pinned`, `priority`.
+    #[serde(default)]
+    pub ordered: Vec<String>,
     /// Requests that the engine works on; `null` without one.
     pub in_flight: Option<u32>,
     /// Requests that wait for the slot.
@@ -164,8 +188,7 @@ impl SlotObject {
         let (waits_for, need) = waiting(&view.state);
         if let StateView::Coming { percent: told } = view.state {
             (percent, elapsed_ms) = (told, Some(ms(since)));
-        }
-        if let StateView::Backoff { retry_at } = view.state {
+        } else if let StateView::Backoff { retry_at } = view.state {
             retry_in_ms = Some(ms(retry_at.since(now)));
         }
         Self {
@@ -186,6 +209,7 @@ impl SlotObject {
             capabilities: Capability::ALL.into_iter().filter(|one| profile.offers(*one)).collect(),
             program: engine.map(|engine| engine.program.clone()),
             since_ms: ms(since),
+            pull: None,
             attempt,
             percent,
             elapsed_ms,
@@ -194,7 +218,13 @@ impl SlotObject {
             waits_for,
             need_bytes: need.map(|need| need.host),
             need_gpu_bytes: need.and_then(|need| need.gpu.as_ref()).map(GpuNeed::least),
+            promised_bytes: view.promised.as_ref().map(|share| share.host),
+            promised_gpu_bytes: view.promised.as_ref().map(of_gpus),
             displaced_by: view.displaced_by.clone(),
+            unloaded_for: view.relieved.map(|source| source.to_string()),
+            pinned: view.orders.pinned.unwrap_or(profile.residence.pinned),
+            priority: view.orders.priority.unwrap_or_else(|| profile.residence.priority()),
+            ordered: ordered(view.orders),
             in_flight,
             waiting: view.waiting,
             rung: view.rung.clone(),
@@ -212,6 +242,12 @@ impl SlotObject {
     }
 }
 
+/// Names what a person has ordered.
+fn ordered(orders: Orders) -> Vec<String> {
+    let named = [("pinned", orders.pinned.is_some()), ("priority", orders.priority.is_some())];
+    named.iter().filter(|(_, is_there)| *is_there).map(|(name, _)| (*name).to_owned()).collect()
+}
+
 /// Returns why an engine that somebody else runs is absent, or whether it sleeps.
 fn outside(state: &StateView) -> (Option<String>, Option<bool>) {
     let StateView::Absent { reason } = state else {
@@ -219,6 +255,11 @@ fn outside(state: &StateView) -> (Option<String>, Option<bool>) {
         return (None, Some(*is_asleep));
     };
     (reason.clone(), None)
+}
+
+/// Sums up what is promised on GPUs.
+fn of_gpus(share: &Share) -> Bytes {
+    Bytes(share.gpus.values().fold(0, |sum, bytes| sum.saturating_add(bytes.0)))
 }
 
 /// Returns what a slot in line waits for, and what it needs where that is known.

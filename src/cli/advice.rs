@@ -15,6 +15,13 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
     }
     match slot.state.as_str() {
         "ready" if slot.rejected_edit.is_some() => after_rejection(slot),
+        "ready" if slot.displaced_by.is_some() => {
+            let other = slot.displaced_by.as_ref().map_or("another", |name| name.as_str());
+            format!(
+                "it has made room for {other} by a lower rung, and climbs when there is room again; \
+                 `slotd restart {name}` starts it on its first one"
+            )
+        }
         "ready" => "nothing to do".to_owned(),
         "starting" => format!("it loads; `slotd logs -f {name}` shows what it writes"),
         "queued" => format!(
@@ -30,6 +37,9 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
                 "it has made room for {other}; the next request or `slotd load {name}` loads it"
             )
         }
+        "offline" if slot.unloaded_for.is_some() => format!(
+            "it went because the machine ran short; the next request or `slotd load {name}` loads it"
+        ),
         "offline" => {
             format!("the next request loads it; `slotd load {name}` loads it at once")
         }

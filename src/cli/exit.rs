@@ -8,7 +8,7 @@ use std::process::ExitCode;
 pub enum Exit {
     /// It did what was asked.
     Success,
-    /// `validate` or `plan` found faults.
+    /// `validate`, `plan` or `models verify` found faults.
     Faults,
     /// The command line cannot be understood.
     Usage,
@@ -16,7 +16,7 @@ pub enum Exit {
     BadData,
     /// A file is missing or cannot be read. Used by `worker` for its model.
     NoInput,
-    /// No daemon answers, there is no such slot, a load failed, or the address is taken.
+    /// No daemon answers, there is no such slot, a load or a pull failed, or the address is taken.
     Unavailable,
     /// Something broke inside slotd, or its output cannot be written.
     Software,
@@ -34,11 +34,11 @@ pub enum Exit {
 pub(super) const TABLE: &str = "\
 Exit codes:
     0  done
-    1  `validate` or `plan` found faults
+    1  `validate`, `plan` or `models verify` found faults
    64  the command line cannot be understood
    65  a model file is damaged (`worker`)
    66  a model file is missing (`worker`)
-   69  no daemon answers, no such slot, a load failed, or the address is taken
+   69  no daemon answers, no such slot, a load or a pull failed, or the address is taken
    70  something broke inside slotd
    71  there is not enough memory (`worker`)
    75  another daemon holds the state directory or the control socket

@@ -7,6 +7,7 @@ use thiserror::Error;
 use super::exit::Exit;
 use crate::{
     config::{Fault, keys::EditFault},
+    models::pull::PullFault,
     spec::SlotName,
 };
 
@@ -74,6 +75,9 @@ pub(super) enum Failure {
     /// The file of keys was not changed.
     #[error(transparent)]
     Key(#[from] EditFault),
+    /// A model was not pulled.
+    #[error("{}", chain(.0))]
+    Pull(PullFault),
     /// The settings have faults.
     #[error("{}", listed(.0))]
     Settings(Vec<Fault>),
@@ -117,9 +121,10 @@ impl Failure {
             | Self::Gone { .. }
             | Self::Outcome { .. } => Exit::Unavailable,
             Self::Denied { .. } => Exit::NoPermission,
-            Self::Settings(_) | Self::Key(EditFault::Faults(_)) | Self::NoKey { .. } => {
-                Exit::BadConfig
-            }
+            Self::Settings(_)
+            | Self::Key(EditFault::Faults(_))
+            | Self::NoKey { .. }
+            | Self::Pull(PullFault::Environment(_)) => Exit::BadConfig,
             Self::Key(EditFault::Name(_)) | Self::Url { .. } => Exit::Usage,
             Self::Key(EditFault::Write { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
@@ -128,16 +133,20 @@ impl Failure {
             }
 
             Self::ReaderGone => Exit::Success,
-            Self::WriteFile { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            Self::WriteFile { source, .. } | Self::Pull(PullFault::Io { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
                 Exit::NoPermission
             }
+            Self::Pull(PullFault::Cancelled) | Self::Interrupted { .. } => Exit::Interrupted,
+            Self::Pull(PullFault::Broken(_)) => Exit::Software,
+            Self::Pull(_) => Exit::Unavailable,
             Self::Answer(_)
             | Self::Write(_)
             | Self::WriteFile { .. }
             | Self::Encode(_)
             | Self::Key(_)
             | Self::System(_) => Exit::Software,
-            Self::Interrupted { .. } => Exit::Interrupted,
         }
     }
 
@@ -155,6 +164,7 @@ impl Failure {
             | Self::Refused { .. }
             | Self::Gone { .. }
             | Self::Outcome { .. }
+            | Self::Pull(_)
             | Self::Interrupted { .. } => format!("slotd: {self}\n"),
             Self::Talk { .. }
             | Self::Answer(_)

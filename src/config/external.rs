@@ -12,7 +12,7 @@ use super::{
 use crate::spec::Endpoint;
 
 /// What is about an engine that slotd starts, holds and ends.
-const UNUSED: [&str; 23] = [
+const UNUSED: [&str; 25] = [
     "command",
     "stop_command",
     "args",
@@ -28,6 +28,7 @@ const UNUSED: [&str; 23] = [
     "hang_timeout",
     "idle_timeout",
     "on_exit",
+    "pull",
     "memory",
     "gpu_memory",
     "pinned",
@@ -36,6 +37,7 @@ const UNUSED: [&str; 23] = [
     "min_residency",
     "when_full",
     "restore",
+    "needs",
 ];
 const EXAMPLE: &str =
     "write `url = \"http://127.0.0.1:8080\"`, or `url = \"unix:/path/of/its.sock\"`";

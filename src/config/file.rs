@@ -10,16 +10,17 @@ use schemars::JsonSchema;
 use super::{
     ladder::{self, LadderShape},
     params::{self, ParamsShape},
-    requests, residence,
+    requests,
+    residence::{self, NeedsShape},
     walk::{At, MayBeEmpty, Walk},
 };
 use crate::spec::{
     Bytes,
     ladder::LadderChoice,
     params::Params,
-    profile::{Capability, OnExit},
+    profile::{Capability, OnExit, Pull},
     requests::{Lane, OnClientGone, Requests},
-    residence::{Restore, WhenFull},
+    residence::{Asks, Restore, WhenFull},
 };
 
 /// A slotd profile: the file NAME.toml describes the slot NAME. One line is enough: `model = "…"`.
@@ -161,6 +162,11 @@ pub(super) struct ProfileFile {
     #[schemars(with = "String", extend("enum" = ["stop", "keep"], "default" = "stop"))]
     pub(super) on_exit: OnExit,
 
+    /// What becomes of a start whose model, of the hub, is not whole on this disk: `never`, it fails and
+    /// says how to fetch it; `auto`, it is fetched first. Default: `never`.
+    #[schemars(with = "String", extend("enum" = ["never", "auto"], "default" = "never"))]
+    pub(super) pull: Pull,
+
     /// What the engine takes of the host's memory, once it serves with its caches full, `1MiB` to
     /// `1024TiB`: a whole number and one of `B`, `KiB`, `MiB`, `GiB`, `TiB`. Default: what slotd finds
     /// out by itself.
@@ -198,6 +204,11 @@ pub(super) struct ProfileFile {
     /// Default: `when-idle` with `autostart` or `essential`, else `when-room`.
     #[schemars(with = "String", extend("enum" = ["when-idle", "when-room", "never"]))]
     pub(super) restore: Option<Restore>,
+
+    /// What the machine has to have: `gpus`, `gpu_memory` of all of them, `memory` of the host. On a machine
+    /// with less the slot is skipped: neither started nor failed, and it says why. Default: nothing.
+    #[schemars(with = "NeedsShape", extend("default" = {}))]
+    pub(super) needs: Asks,
 
     /// Which lane the slot's requests wait in that do not say by the header `x-slotd-lane`:
     /// `interactive`, or `batch`, which lets those go first. Default: `interactive`.
@@ -244,7 +255,7 @@ pub(super) enum EngineKey {
 }
 
 /// Every key of a profile, in the order that documents use.
-pub(super) const KEYS: [&str; 37] = [
+pub(super) const KEYS: [&str; 39] = [
     "model",
     "engine",
     "command",
@@ -269,6 +280,7 @@ pub(super) const KEYS: [&str; 37] = [
     "hang_timeout",
     "idle_timeout",
     "on_exit",
+    "pull",
     "memory",
     "gpu_memory",
     "pinned",
@@ -277,6 +289,7 @@ pub(super) const KEYS: [&str; 37] = [
     "min_residency",
     "when_full",
     "restore",
+    "needs",
     "lane",
     "queue_timeout",
     "on_client_gone",
@@ -333,6 +346,7 @@ impl ProfileFile {
             ),
             idle_timeout: walk.take_duration("idle_timeout", &IDLE_TIMEOUT),
             on_exit: walk.take_choice("on_exit", &ON_EXIT).unwrap_or_default(),
+            pull: walk.take_choice("pull", &PULL).unwrap_or_default(),
             memory: residence.memory,
             gpu_memory: residence.gpu_memory,
             pinned: residence.pinned,
@@ -341,6 +355,7 @@ impl ProfileFile {
             min_residency: residence.min_residency,
             when_full: residence.when_full,
             restore: residence.restore,
+            needs: residence.asks,
             lane,
             queue_timeout,
             on_client_gone,
@@ -409,6 +424,7 @@ const ENGINES: [(&str, EngineKey); 5] = [
 ];
 
 const ON_EXIT: [(&str, OnExit); 2] = [("stop", OnExit::Stop), ("keep", OnExit::Keep)];
+const PULL: [(&str, Pull); 2] = [("never", Pull::Never), ("auto", Pull::Auto)];
 
 pub(super) const OWN_DEFAULT: &str = "leave the key out to use the engine's own default";
 const NEVER_GIVE_UP: &str = "to never give up on the slot, set `essential = true`";

@@ -56,9 +56,10 @@ fn hub(typed: &str) -> Option<ModelSource> {
     is_legal.then(|| ModelSource::Hub { repo: repo.to_owned(), quant: quant.map(str::to_owned) })
 }
 
+/// Tells whether a text can be a part of a repository's name.
 /// Source: `validate_repo_id` of `huggingface_hub`: up to 96 characters of letters, digits, `-`, `_`
 /// and `.`, none of `-` and `.` first or last, no `--` and no `..`.
-fn is_hub_name(name: &str) -> bool {
+pub fn is_hub_name(name: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     (1..=96).contains(&name.len())
         && name.chars().all(is_allowed)
@@ -102,7 +103,7 @@ mod tests {
     use super::*;
 
     fn context() -> Context {
-        Context { model_dirs: vec!["/models".into()], home: Some("/home/ada".into()) }
+        Context { model_dirs: vec!["/models".into()], home: Some("/home/ada".into()), rules: None }
     }
 
     fn candidates(typed: &str) -> Vec<PathBuf> {

@@ -90,6 +90,7 @@ pub(super) fn read(file: &Path, slot: &SlotName, text: &str, context: &Context) 
             hang_timeout: typed.hang_timeout,
             idle_timeout: typed.idle_timeout,
             on_exit: typed.on_exit,
+            pull: typed.pull,
             residence,
             requests,
         });

@@ -128,7 +128,7 @@ fn file_name(name: &str) -> &str {
     name.rsplit_once('/').map_or(name, |(_, file)| file)
 }
 
-fn choose<'a>(models: &[&'a str], quant: Option<&str>) -> Option<&'a str> {
+pub(super) fn choose<'a>(models: &[&'a str], quant: Option<&str>) -> Option<&'a str> {
     let with = |quant: &str| models.iter().copied().find(|name| has_quant(name, quant));
     match quant {
         Some(quant) => with(quant),
@@ -161,7 +161,7 @@ fn projector<'a>(names: &'a [String], model: &str) -> Option<&'a str> {
     half.or(found.first()).copied()
 }
 
-fn listed(names: &[&str]) -> String {
+pub(super) fn listed(names: &[&str]) -> String {
     const SHOWN: usize = 8;
     let shown: Vec<_> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
     match names.len() {

@@ -2,6 +2,7 @@
 //! before it had said anything.
 
 use std::{
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -163,21 +164,31 @@ pub(super) async fn turn(shared: &Shared, order: &Order) -> Result<Lease, Fault>
         }
         let began = Instant::now();
         order.flight.enter(Stage::Loading);
-        let asked = async {
+        let mut asked = pin!(async {
             candidates.judged(shared).await;
             candidates.ask(shared).await
-        };
-        let granted = timeout_at(order.deadline, asked).await;
+        });
+        let granted = timeout_at(order.deadline, &mut asked).await;
         order.flight.add_cold_start(began.elapsed());
         match granted {
             Ok(Ok(())) => {} // (2)
             Ok(Err((slot, refusal))) => {
                 return Err(Fault::of_refusal(&slot, refusal, eta(shared, &slot)));
             }
-            Err(_) => break,
+            // While the core still holds the request: what it waits for is told as it is.
+            Err(_) => return Err(in_vain(shared, &candidates.first)),
         }
     }
-    Err(Fault::still_loading(&candidates.first, eta(shared, &candidates.first)))
+    Err(in_vain(shared, &candidates.first))
+}
+
+/// Says what a request has waited for in vain.
+pub(super) fn in_vain(shared: &Shared, slot: &SlotName) -> Fault {
+    let wait = shared.routes.load().slot(slot).and_then(|route| route.wait.clone());
+    match wait {
+        Some(wait) => Fault::no_memory_in_time(slot, &wait.sentence()),
+        None => Fault::still_loading(slot, eta(shared, slot)),
+    }
 }
 
 /// How long the slot should still take to be ready.

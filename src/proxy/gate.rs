@@ -29,11 +29,15 @@ use super::{
     seats::{Closed, Seat, Seats},
     suspects::Suspects,
     upstream::Upstream,
+    uses::Use,
 };
 use crate::{
     engine::Endpoint,
     spec::{Generation, SlotName, requests::Lane},
 };
+
+/// An engine without a request for so long was not loaded for one.
+const UNASKED: Duration = Duration::from_secs(30);
 
 /// Lets requests into one engine, lane by lane in the order they came.
 ///
@@ -51,6 +55,8 @@ pub struct Gate {
     queue_limit: usize,
     born: Instant,
     last_access_ms: AtomicU64,
+    /// Where its slot's uses are counted, once that was said.
+    uses: OnceLock<Arc<Use>>,
     record: Record,
     /// How long the engine holds a seat for a request, in milliseconds: a mean that follows the last
     /// dozen or so; 0 before the first.
@@ -128,6 +134,7 @@ impl Gate {
             queue_limit: usize::try_from(queue_limit).unwrap_or(usize::MAX),
             born: Instant::now(),
             last_access_ms: AtomicU64::new(0),
+            uses: OnceLock::new(),
             record: Record::default(),
             held_ms: AtomicU64::new(0),
             broken: Mutex::default(),
@@ -265,6 +272,21 @@ impl Gate {
         self.born.elapsed().saturating_sub(last)
     }
 
+    /// Has the slot's uses counted there from here on; said once.
+    pub fn count_in(&self, uses: Arc<Use>) {
+        // A second one would be the same slot's.
+        drop(self.uses.set(uses));
+    }
+
+    /// Returns how long nobody has used the slot: where this engine has been there for a while without a
+    /// request, the time since the last use of an earlier one counts too.
+    pub fn unused_for(&self) -> Duration {
+        let idle = self.idle_for();
+        let is_untouched = self.last_access_ms.load(Ordering::Relaxed) == 0;
+        let before = self.uses.get().filter(|_| is_untouched && idle >= UNASKED);
+        before.and_then(|uses| uses.ago()).map_or(idle, |ago| ago.max(idle))
+    }
+
     /// Lets nobody in any more; those who wait are sent back to the core. Idle connections end.
     pub fn close(&self) {
         self.seats.close();
@@ -366,6 +388,13 @@ impl Gate {
     /// Resolves when exchanges are ended.
     pub(super) fn ended(&self) -> &CancellationToken {
         &self.ended
+    }
+
+    /// Counts a use.
+    fn note_use(&self) {
+        if let Some(uses) = self.uses.get() {
+            uses.note();
+        }
     }
 
     fn touch(&self) {

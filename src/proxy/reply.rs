@@ -205,6 +205,14 @@ impl Fault {
             .retry_after(eta.map_or(LOADING, half))
     }
 
+    /// The slot stood in line for memory for as long as the request may wait; `wait` says for what.
+    pub(super) fn no_memory_in_time(slot: &SlotName, wait: &str) -> Self {
+        let message = format!(
+            "slot `{slot}` waits for memory, and the request has waited for it as long as it may: {wait}"
+        );
+        Self::of_server(StatusCode::SERVICE_UNAVAILABLE, "no_memory", message).retry_after(LOADING)
+    }
+
     /// The gate gave no turn.
     pub(super) fn of_gate(gate: &Gate, refusal: GateRefusal) -> Self {
         let slot = gate.slot();

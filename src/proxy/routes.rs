@@ -13,7 +13,7 @@ use crate::{
         ladder::RungView,
         profile::{Capability, Profile},
     },
-    supervisor::{Snapshot, StateView},
+    supervisor::{Snapshot, StateView, Wait},
 };
 
 /// All routes at one moment.
@@ -58,6 +58,8 @@ pub(super) struct Route {
     pub(super) restarts: u32,
     pub(super) rss: Option<Bytes>,
     pub(super) waiting: usize,
+    /// What it waits for, while it stands in line for memory.
+    pub(super) wait: Option<Wait>,
     /// How long a load takes, by earlier ones.
     pub(super) load: Option<Duration>,
     /// When the load that goes on, or the next one, began or begins; `None` without one.
@@ -111,6 +113,7 @@ impl RouteTable {
                 restarts: view.restarts,
                 rss: view.state.pid().and(view.rss),
                 waiting: view.waiting,
+                wait: waited_for(&view.state),
                 load: view.expected_load,
                 began,
                 ready_by: None,
@@ -248,6 +251,11 @@ impl RouteTable {
         Some(self.slots.get(slot)?.gate.as_ref()?.in_flight())
     }
 
+    /// Returns how long a slot's engine has had no request; `None` while none is ready, nothing while it works.
+    pub fn idle_for(&self, slot: &SlotName) -> Option<Duration> {
+        Some(self.slots.get(slot)?.gate.as_ref()?.idle_for())
+    }
+
     /// Returns a slot by its own name.
     pub(super) fn slot(&self, slot: &SlotName) -> Option<&Route> {
         self.slots.get(slot)
@@ -277,6 +285,11 @@ impl Name {
     fn alone(slot: &SlotName) -> Self {
         Self { slots: vec![slot.clone()], may_spill: false }
     }
+}
+
+fn waited_for(state: &StateView) -> Option<Wait> {
+    let StateView::Queued { wait, .. } = state else { return None };
+    Some(wait.clone())
 }
 
 impl Route {

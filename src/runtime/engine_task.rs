@@ -28,21 +28,26 @@ use super::{
     farewell::Farewell,
     keep::Keeping,
     last_seconds::{Before, LastSeconds},
+    peaks::PeakBook,
+    pulls::{Limits, Pulls},
     watch::{self, Begins, Watched},
 };
 use crate::{
     config::daemon::Settings,
     engine::{self, CoreShare, Endpoint, EngineKind, Launch, Machine, wants_port},
-    models::{Checked, Checks, Refused},
+    models::{
+        Checked, Checks, Refused,
+        pull::{PullStatus, Reference, Stage},
+    },
     process::{self, Child, ErrandSpec, SpawnFault, SpawnSpec, Spawner},
-    proxy::{Gate, Suspects},
+    proxy::{Gate, Suspects, Uses},
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
         identity::NONCE_VARIABLE,
         ladder::Rung,
         memory::Need,
-        profile::{OnExit, Profile},
+        profile::{OnExit, Profile, Pull},
     },
     store::StateDir,
     supervisor::{ChildEvent, EngineInfo, StopSignal},
@@ -67,7 +72,11 @@ pub(super) struct Tools {
     pub(super) spawner: Spawner,
     pub(super) state: Arc<StateDir>,
     pub(super) checks: Arc<Checks>,
+    pub(super) pulls: Arc<Pulls>,
     pub(super) suspects: Arc<Suspects>,
+    /// What engines took at most before.
+    pub(super) peaks: PeakBook,
+    pub(super) uses: Arc<Uses>,
     /// What engines compute with.
     pub(super) machine: Machine,
     /// The daemon's environment, from which engines get an allow-list.
@@ -140,6 +149,8 @@ struct Launched {
     model: Option<String>,
     /// The program that ends it, with its arguments; empty where signals do.
     stop: Vec<OsString>,
+    /// What its peak of memory is remembered under; None where that cannot be told any more.
+    key: Option<String>,
 }
 
 /// Checks what a start needs, and finds out what memory it takes.
@@ -160,16 +171,54 @@ async fn sized(
 ) -> Result<(Arc<[Rung]>, Arc<[Need]>), Failure> {
     let endpoint =
         endpoint(tools, profile, reporter).map_err(|fault| Failure::no_address(&fault))?;
-    let checked = check(tools, profile, &endpoint).await?;
+    let checked = match check(tools, profile, &endpoint).await {
+        Err(failure) if failure.verdict == Verdict::MissingFile => {
+            fetch(tools, profile, reporter, failure).await?;
+            check(tools, profile, &endpoint).await?
+        }
+        checked => checked?,
+    };
     let rungs: Arc<[Rung]> = checked.ladder(profile, tools.machine.has_gpu).into();
     let has_gpu = tools.machine.has_gpu;
     // What a person has written down is believed, on every rung.
     let need = |rung| {
         let said = profile.residence.need();
-        said.unwrap_or_else(|| checked.estimate((profile, rung), has_gpu).need())
+        said.unwrap_or_else(|| {
+            let peak = tools.peaks.of(checked.peak_key((profile, rung)).as_deref());
+            checked.estimate((profile, rung), has_gpu).corrected(peak).need()
+        })
     };
     let needs = rungs.iter().map(need).collect();
     Ok((rungs, needs))
+}
+
+/// Fetches a model that is not whole, where the profile says so; else it stays at what was found missing.
+async fn fetch(
+    tools: &Tools,
+    profile: &Profile,
+    reporter: &Reporter,
+    missing: Failure,
+) -> Result<(), Failure> {
+    let wanted = profile.model.as_ref().and_then(Reference::of);
+    let Some(wanted) = wanted.filter(|_| profile.pull == Pull::Auto) else { return Err(missing) };
+    let (_, mut watched) = tools.pulls.start(wanted, Limits::default());
+    let mut told = None;
+    loop {
+        let status = watched.borrow_and_update().clone();
+        match status.stage {
+            Stage::Done => return Ok(()),
+            Stage::Failed | Stage::Cancelled => return Err(Failure::of_pull(status)),
+            Stage::Waiting | Stage::Asking | Stage::Downloading => {}
+        }
+        let percent = status.percent().unwrap_or(0);
+        if told != Some(percent) {
+            told = Some(percent);
+            reporter.tell(ChildEvent::Progressed { percent }).await;
+        }
+        if watched.changed().await.is_err() {
+            return Err(missing);
+        }
+    }
 }
 
 /// Runs one child and returns once nothing of it is left.
@@ -210,6 +259,7 @@ pub(super) fn adopted(
         rungs: Arc::default(),
         model: record.model,
         stop: record.stop,
+        key: None,
     };
     let log = process::log_path(&logs, &reporter.slot, reporter.generation);
     let (nonce, leave) = (Some(record.identity.nonce), Arc::default());
@@ -248,6 +298,7 @@ async fn attend(
     // Boxed: the watch holds a request while it waits, and this task lives as long as the engine.
     let watch = Box::pin(watch::watch(watched, reporter));
     let stop = running.child.stop_handle();
+    let peak = tools.peaks.watch(running.child.pid(), running.launched.key.as_deref());
     let parting = async {
         running.farewell.asked().await;
         stop.signal(StopSignal::Terminate);
@@ -260,6 +311,7 @@ async fn attend(
         () = running.leave.notified() => None,
         never = watch => match never {},
         never = running.last_seconds.keep() => match never {},
+        never = peak => match never {},
         never = parting => match never {},
     };
     match ended {
@@ -332,6 +384,7 @@ fn handles(tools: &Tools, running: &Running, reporter: &Reporter) -> Handles {
         (launched.info.parallel, tools.settings.queue_limit),
         &tools.suspects,
     );
+    gate.count_in(tools.uses.of(&reporter.slot));
     Handles {
         gate,
         pid: running.child.pid(),
@@ -378,6 +431,7 @@ async fn start(
         parallel: launch.parallel,
         cores: launch.cores,
     };
+    let key = checked.peak_key((profile, &rung));
     let log = log_of(tools, reporter).await;
     let nonce = (profile.on_exit == OnExit::Keep).then(clock::nonce);
     let stop = launch.stop.clone();
@@ -392,7 +446,8 @@ async fn start(
         Ok(child) => {
             let last_seconds = before.of(child.pid(), child.counters());
             let model = checked.insisted_name(profile);
-            let launched = Launched { kind: checked.kind, endpoint, info, rungs, model, stop };
+            let kind = checked.kind;
+            let launched = Launched { kind, endpoint, info, rungs, model, stop, key };
             let farewell = farewell(tools, reporter, (&launched, env), (&log, profile));
             let leave = Arc::default();
             Ok(Running { child, launched, log, last_seconds, nonce, leave, farewell })
@@ -476,6 +531,16 @@ fn spec(
 impl Failure {
     fn new(verdict: Verdict, reason: String) -> Self {
         Self { verdict, reason, engine: None }
+    }
+
+    fn of_pull(status: PullStatus) -> Self {
+        let why = status.error.unwrap_or_default();
+        let reason = format!("model `{}` was not fetched: {why}", status.model);
+        // What may pass by itself is tried again; the rest needs a person.
+        match status.code.as_deref() {
+            Some("hub_unreachable" | "bad_answer") => Self::new(Verdict::StartTimeout, reason),
+            Some(_) | None => Self::new(Verdict::MissingFile, reason),
+        }
     }
 
     fn no_address(fault: &io::Error) -> Self {

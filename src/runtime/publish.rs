@@ -1,14 +1,18 @@
 //! Publishes the core's snapshot: to the request path, the control API, the log, the service
 //! manager and the state file.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, mem::discriminant, sync::Arc};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::{clock::Clock, service_manager};
+use super::{
+    clock::{Clock, unix_ms},
+    service_manager,
+};
 use crate::{
+    admin::{EventObject, News},
     proxy::{Gate, RouteTable},
     spec::{SlotName, death::Verdict, edit::Rejected},
     supervisor::{SlotView, Snapshot, StateView, Wait},
@@ -20,6 +24,7 @@ pub(super) struct Publisher {
     routes: Arc<ArcSwap<RouteTable>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     clock: Clock,
+    news: News,
 }
 
 impl Publisher {
@@ -27,9 +32,10 @@ impl Publisher {
     pub(super) fn new(
         routes: Arc<ArcSwap<RouteTable>>,
         clock: Clock,
+        news: News,
     ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
         let (snapshots, receiver) = watch::channel(Arc::new(Snapshot::default()));
-        (Self { routes, snapshots, clock }, receiver)
+        (Self { routes, snapshots, clock, news }, receiver)
     }
 
     /// Publishes `snapshot` if it is news.
@@ -41,8 +47,31 @@ impl Publisher {
         let table = RouteTable::build(snapshot, gates).timed(|at| self.clock.instant(at));
         self.routes.store(Arc::new(table));
         log_changes(&before, snapshot);
+        self.tell_changes(&before, snapshot);
         service_manager::status(&before, snapshot);
         self.snapshots.send_replace(Arc::clone(snapshot));
+    }
+}
+
+impl Publisher {
+    /// One piece of news for each change of state.
+    fn tell_changes(&self, before: &Snapshot, after: &Snapshot) {
+        for (name, slot) in &after.slots {
+            let to = slot.state.as_str();
+            let from = before.slots.get(name).map(|earlier| earlier.state.as_str());
+            if from == Some(to) {
+                continue;
+            }
+            let text = match slot.relieved {
+                Some(source) if to == "draining" => {
+                    format!("{name} is {to}: the machine runs short of {source}")
+                }
+                Some(_) | None => format!("{name} is {to}"),
+            };
+            let news = EventObject::new("slot-changed", unix_ms(), text);
+            let (slot, to) = (Some(name.clone()), Some(to.to_owned()));
+            EventObject { slot, from: from.map(str::to_owned), to, ..news }.tell(&self.news);
+        }
     }
 }
 
@@ -50,10 +79,14 @@ impl Publisher {
 fn log_changes(before: &Snapshot, after: &Snapshot) {
     for (name, slot) in &after.slots {
         let earlier = before.slots.get(name);
+        if earlier.is_some_and(|earlier| Arc::ptr_eq(earlier, slot)) {
+            continue;
+        }
+        let earlier = earlier.map(AsRef::as_ref);
         log_deaths(name, earlier, slot);
         log_rejection(name, earlier, slot);
         let state = slot.state.as_str();
-        if earlier.map(|earlier| earlier.state.as_str()) == Some(state) {
+        if earlier.is_some_and(|earlier| is_told(&earlier.state, &slot.state)) {
             continue;
         }
         let generation = slot.generation;
@@ -73,6 +106,12 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
             StateView::Queued { wait: wait @ Wait::Never { .. }, .. } => {
                 warn!(slot = %name, state, reason = wait.sentence(), "slot does not fit");
             }
+            StateView::Queued { wait: wait @ Wait::Skipped { .. }, .. } => {
+                info!(slot = %name, state, reason = wait.sentence(), "slot skipped");
+            }
+            StateView::Queued { wait: wait @ (Wait::Turn { .. } | Wait::Room { .. }), .. } => {
+                info!(slot = %name, state, reason = wait.sentence(), "slot waits for memory");
+            }
             StateView::Starting { .. }
             | StateView::Queued { .. }
             | StateView::Offline
@@ -90,6 +129,17 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
     for name in before.slots.keys().filter(|name| !after.slots.contains_key(*name)) {
         info!(slot = %name, "slot removed");
     }
+}
+
+/// Tells whether a state is no news after another one: what a slot in line waits for is, once it is known.
+fn is_told(earlier: &StateView, now: &StateView) -> bool {
+    if let (StateView::Queued { wait: earlier, .. }, StateView::Queued { wait: now, .. }) =
+        (earlier, now)
+    {
+        let is_settled = !matches!(now, Wait::Look | Wait::Leaving { .. } | Wait::Spared { .. });
+        return !is_settled || discriminant(earlier) == discriminant(now);
+    }
+    earlier.as_str() == now.as_str()
 }
 
 /// Once for each edit that failed, and once for one that a daemon begins with.

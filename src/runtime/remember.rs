@@ -10,10 +10,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    proxy::Uses,
     spec::{
         Generation, SlotName,
         death::{Death, Evidence},
         edit::Edits,
+        residence::Orders,
     },
     store::{Remembered, SlotMemory, StateDir},
     supervisor::{Memory, Snapshot},
@@ -24,6 +26,11 @@ const WRITE_PERIOD: Duration = Duration::from_secs(1);
 /// How long after a failed write the next one is tried.
 const RETRY_PERIOD: Duration = Duration::from_secs(5);
 
+/// How often uses alone are looked at.
+const USES_PERIOD: Duration = Duration::from_mins(1);
+/// How long after the last use of a slot its uses say nothing any more.
+const USES_AGE: Duration = Duration::from_hours(24);
+
 /// How many deaths of a slot keep the lines that its engine wrote last.
 const DEATHS_WITH_LINES: usize = 3;
 /// How much of such a line is kept, in characters.
@@ -32,13 +39,13 @@ const LINE_CHARS: usize = 300;
 /// Writes until `end`; no write is under way when it returns. Returns what is in the file.
 pub(super) async fn keep(
     state: Arc<StateDir>,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    (mut snapshots, uses): (watch::Receiver<Arc<Snapshot>>, Arc<Uses>),
     mut written: Remembered,
     end: CancellationToken,
 ) -> Remembered {
     let mut is_failing = false;
     while !end.is_cancelled() {
-        let latest = merge(&written, &snapshots.borrow_and_update());
+        let latest = merge(&written, &snapshots.borrow_and_update(), &uses);
         let saved = latest == written || save_and_tell(&state, &latest, &mut is_failing).await;
         if saved {
             written = latest;
@@ -46,9 +53,14 @@ pub(super) async fn keep(
         let pause = if saved { WRITE_PERIOD } else { RETRY_PERIOD };
         let next = async {
             sleep(pause).await;
-            if saved && snapshots.changed().await.is_err() {
-                // The driver has ended: nothing changes any more.
-                pending::<()>().await;
+            if saved {
+                tokio::select! {
+                    changed = snapshots.changed() => if changed.is_err() {
+                        // The driver has ended: nothing changes any more.
+                        pending::<()>().await;
+                    },
+                    () = sleep(USES_PERIOD) => {}
+                }
             }
         };
         tokio::select! {
@@ -75,13 +87,14 @@ async fn save_and_tell(state: &Arc<StateDir>, latest: &Remembered, is_failing: &
 pub(super) async fn keep_last(
     state: Arc<StateDir>,
     before: Remembered,
-    memory: BTreeMap<SlotName, Memory>,
+    (memory, uses): (BTreeMap<SlotName, Memory>, &Uses),
 ) {
     let mut last = before.clone();
     last.slots.extend(memory.iter().map(|(name, slot)| {
         let memory = memory_of((slot.generation, slot.rung), &slot.loads, &slot.deaths);
-        (name.clone(), SlotMemory { edits: slot.edits.clone(), ..memory })
+        (name.clone(), SlotMemory { edits: slot.edits.clone(), orders: slot.orders, ..memory })
     }));
+    note_uses(&mut last, uses);
     if last == before {
         return;
     }
@@ -100,15 +113,34 @@ async fn save(state: &Arc<StateDir>, latest: Remembered) -> Result<(), String> {
 }
 
 /// Slots whose profile is gone stay remembered: the profile may come back.
-fn merge(before: &Remembered, snapshot: &Snapshot) -> Remembered {
+fn merge(before: &Remembered, snapshot: &Snapshot, uses: &Uses) -> Remembered {
     let mut latest = before.clone();
     for (name, slot) in &snapshot.slots {
         let at = (slot.generation, slot.rung_index);
         let memory = memory_of(at, &slot.loads, &slot.deaths);
-        let memory = SlotMemory { edits: slot.edits.clone(), ..memory };
+        let memory = SlotMemory { edits: slot.edits.clone(), orders: slot.orders, ..memory };
         latest.slots.insert(name.clone(), memory);
     }
+    note_uses(&mut latest, uses);
     latest
+}
+
+fn note_uses(remembered: &mut Remembered, uses: &Uses) {
+    for (name, (count, last_unix_ms)) in uses.all() {
+        if let Some(slot) = remembered.slots.get_mut(&name) {
+            (slot.uses, slot.last_use_unix_ms) = (count, last_unix_ms);
+        }
+    }
+}
+
+/// Takes up how often slots were used, where that was not too long ago.
+pub(super) fn recall_uses(remembered: &Remembered, uses: &Uses, now_unix_ms: u64) {
+    for (name, slot) in &remembered.slots {
+        let age = Duration::from_millis(now_unix_ms.saturating_sub(slot.last_use_unix_ms));
+        if slot.uses > 0 && age <= USES_AGE {
+            uses.recall(name, (slot.uses, slot.last_use_unix_ms));
+        }
+    }
 }
 
 fn memory_of(
@@ -123,6 +155,9 @@ fn memory_of(
         deaths: shortened(deaths),
         rung,
         edits: Edits::default(),
+        orders: Orders::default(),
+        uses: 0,
+        last_use_unix_ms: 0,
     }
 }
 
@@ -154,7 +189,8 @@ fn shortened(deaths: &[Arc<Death>]) -> Vec<Arc<Death>> {
 }
 
 /// Reads the core's form of what was remembered.
-pub(super) fn recall(remembered: &Remembered) -> BTreeMap<SlotName, Memory> {
+pub(super) fn recall(remembered: &Remembered, uses: &Uses) -> BTreeMap<SlotName, Memory> {
+    let uses = uses.all();
     remembered
         .slots
         .iter()
@@ -165,8 +201,40 @@ pub(super) fn recall(remembered: &Remembered) -> BTreeMap<SlotName, Memory> {
                 deaths: slot.deaths.clone(),
                 rung: slot.rung,
                 edits: slot.edits.clone(),
+                orders: slot.orders,
+                uses: uses.get(name).map_or(0, |(count, _)| *count),
             };
             (name.clone(), memory)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 3_600_000;
+
+    #[test]
+    fn uses_are_remembered_for_a_day() {
+        let of =
+            |uses, last_use_unix_ms| SlotMemory { uses, last_use_unix_ms, ..SlotMemory::default() };
+        let now = 100 * HOUR;
+        let mut remembered = Remembered::default();
+        for (name, memory) in [
+            ("lately", of(3, now - 2 * HOUR)),
+            ("long-ago", of(9, now - 25 * HOUR)),
+            ("never", SlotMemory::default()),
+        ] {
+            remembered.slots.insert(name.parse().unwrap(), memory);
+        }
+        let uses = Uses::new(|| 0);
+        recall_uses(&remembered, &uses, now);
+        let lately: SlotName = "lately".parse().unwrap();
+        assert_eq!(uses.all(), BTreeMap::from([(lately.clone(), (3, now - 2 * HOUR))]));
+        assert_eq!(recall(&remembered, &uses)[&lately].uses, 3);
+        let kept = merge(&Remembered::default(), &Snapshot::default(), &uses);
+        assert_eq!(kept, Remembered::default(), "what was never there is not kept");
+        assert_eq!(merge(&remembered, &Snapshot::default(), &uses).slots[&lately].uses, 3);
+    }
 }

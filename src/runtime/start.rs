@@ -19,6 +19,7 @@ use super::{
     daemon::{Daemon, Ending},
     engine_task::Tools,
     listen::{self, Addresses},
+    peaks::PeakBook,
     signals::Signals,
     upgrade::Next,
 };
@@ -30,7 +31,7 @@ use crate::{
         Cgroups, Owner, Spawner, SpawnerOptions, StartFault as SpawnerFault, give_back_cgroup,
         raise_file_limit,
     },
-    proxy::Cores,
+    proxy::{Cores, Uses},
     sensor,
     store::{OpenFault, StateDir},
 };
@@ -184,8 +185,21 @@ fn tools(
     });
     let checks = Arc::new(checks);
     let machine = Machine { cores: sensor::usable_cores(), has_gpu: sensor::has_gpu() };
-    let suspects = Arc::default();
-    Ok(Tools { settings, spawner, state, checks, suspects, machine, environment })
+    let (suspects, pulls) = (Arc::default(), Arc::default());
+    let uses = Arc::new(Uses::new(clock::unix_ms));
+    let peaks = PeakBook::open(Arc::clone(&state));
+    Ok(Tools {
+        settings,
+        spawner,
+        state,
+        checks,
+        pulls,
+        suspects,
+        uses,
+        peaks,
+        machine,
+        environment,
+    })
 }
 
 fn listed(faults: &[Fault]) -> String {

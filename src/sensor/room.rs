@@ -12,20 +12,25 @@ use crate::spec::{Bytes, memory::Room};
 const CGROUPS: &str = "/proc/self/cgroup";
 const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// The files of one version of cgroups: the limit, the usage, and what of it can be had back.
+/// The files of one version of cgroups: the limit, the usage, and what of it can be had back: pages of
+/// files, whether the kernel has seen them used once or again. A model that was loaded before is among the
+/// latter, whoever has it mapped; [`super::Processes::unreclaimable`] leaves them out as well.
 struct Files {
     limit: &'static str,
     usage: &'static str,
-    reclaimable: &'static str,
+    reclaimable: [&'static str; 2],
 }
 
 /// Source: `cgroup-v2.rst` and `cgroup-v1/memory.rst` of Linux.
-const UNIFIED: Files =
-    Files { limit: "memory.max", usage: "memory.current", reclaimable: "inactive_file" };
+const UNIFIED: Files = Files {
+    limit: "memory.max",
+    usage: "memory.current",
+    reclaimable: ["inactive_file", "active_file"],
+};
 const MEMORY: Files = Files {
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
-    reclaimable: "total_inactive_file",
+    reclaimable: ["total_inactive_file", "total_active_file"],
 };
 
 /// Returns how much host memory engines could still be given: what the machine has available, and no
@@ -98,11 +103,11 @@ fn room_of(path: &Path, files: &Files) -> Option<Bytes> {
     // `max` is no number, and no limit.
     let (limit, usage) = (number(files.limit)?, number(files.usage)?);
     let statistics = fs::read_to_string(path.join("memory.stat")).unwrap_or_default();
-    let reclaimable = statistics.lines().find_map(|line| {
+    let reclaimable = statistics.lines().filter_map(|line| {
         let (name, value) = line.split_once(' ')?;
-        (name == files.reclaimable).then(|| value.trim().parse::<u64>().ok())?
+        files.reclaimable.contains(&name).then(|| value.trim().parse::<u64>().ok())?
     });
-    let used = usage.saturating_sub(reclaimable.unwrap_or_default());
+    let used = usage.saturating_sub(reclaimable.sum());
     Some(Bytes(limit.saturating_sub(used)))
 }
 
@@ -124,11 +129,25 @@ mod tests {
         write("memory.current", "900\n");
         assert_eq!(room_of(folder.path(), &UNIFIED), Some(Bytes(100)));
         write("memory.stat", "anon 500\ninactive_file 300\nactive_file 100\n");
-        assert_eq!(room_of(folder.path(), &UNIFIED), Some(Bytes(400)));
+        assert_eq!(room_of(folder.path(), &UNIFIED), Some(Bytes(500)));
         write("memory.current", "2000\n");
         assert_eq!(room_of(folder.path(), &UNIFIED), Some(Bytes(0)));
         write("memory.max", "max\n");
         assert_eq!(room_of(folder.path(), &UNIFIED), None);
+    }
+
+    /// Five models that were read twice filled a cgroup, and no slot could be loaded any more.
+    #[test]
+    fn files_that_were_read_again_take_nothing_from_engines() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name, text| fs::write(folder.path().join(name), text).unwrap();
+        write("memory.limit_in_bytes", "1000\n");
+        write("memory.usage_in_bytes", "1000\n");
+        write(
+            "memory.stat",
+            "active_file 1\ntotal_rss 90\ntotal_active_file 600\ntotal_inactive_file 300\n",
+        );
+        assert_eq!(room_of(folder.path(), &MEMORY), Some(Bytes(900)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Bytes,
     ladder::LadderChoice,
-    profile::{Capability, EngineChoice, OnExit, Profile},
+    profile::{Capability, EngineChoice, OnExit, Profile, Pull},
     requests::Requests,
     residence::{Residence, Restore},
 };
@@ -62,6 +62,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
         hang_timeout,
         idle_timeout,
         on_exit,
+        pull,
         residence,
         requests,
     } = before;
@@ -94,6 +95,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
     found.compare_requests(requests, &after.requests);
     found.compare_residence(residence, &after.residence);
     found.compare("on_exit", Restart, exit_word(*on_exit), exit_word(after.on_exit));
+    found.compare("pull", Live, pull_word(*pull), pull_word(after.pull));
     found.0
 }
 
@@ -158,7 +160,7 @@ impl Found {
     /// None of it changes what an engine is started with.
     fn compare_residence(&mut self, before: &Residence, after: &Residence) {
         let Residence { memory, gpu_memory, pinned, pressure_evict_only, .. } = before;
-        let Residence { priority, min_residency, when_full, restore, .. } = before;
+        let Residence { priority, min_residency, when_full, restore, asks, .. } = before;
         let size = |size: Option<Bytes>| or_word(size, "default");
         let word = |restore: Option<Restore>| or_word(restore.map(Restore::as_str), "default");
         for (key, before, after) in [
@@ -173,6 +175,7 @@ impl Found {
             ("priority", or_word(*priority, "default"), or_word(after.priority, "default")),
             ("when_full", when_full.as_str().to_owned(), after.when_full.as_str().to_owned()),
             ("restore", word(*restore), word(after.restore)),
+            ("needs", asks.words(), after.asks.words()),
         ] {
             self.compare(key, Reach::Live, before, after);
         }
@@ -245,6 +248,13 @@ fn offered(capabilities: &[Capability]) -> String {
     names.join(", ")
 }
 
+fn pull_word(pull: Pull) -> &'static str {
+    match pull {
+        Pull::Never => "never",
+        Pull::Auto => "auto",
+    }
+}
+
 fn exit_word(on_exit: OnExit) -> &'static str {
     match on_exit {
         OnExit::Stop => "stop",
@@ -291,6 +301,7 @@ mod tests {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            pull: Pull::Never,
             residence: Residence::default(),
             requests: Requests::default(),
         }
@@ -336,6 +347,7 @@ mod tests {
             Profile { hang_timeout: Some(Duration::ZERO), ..profile() },
             Profile { idle_timeout: Some(Duration::ZERO), ..profile() },
             Profile { on_exit: OnExit::Keep, ..profile() },
+            Profile { pull: Pull::Auto, ..profile() },
             Profile { resume: true, ..profile() },
             Profile {
                 residence: Residence { memory: Some(Bytes(1)), ..Residence::default() },

@@ -126,6 +126,14 @@ pub struct Share {
 }
 
 impl Share {
+    /// Adds another share to this one.
+    pub fn add(&mut self, other: &Self) {
+        self.host.grow(other.host);
+        for (gpu, bytes) in &other.gpus {
+            self.gpus.entry(*gpu).or_default().grow(*bytes);
+        }
+    }
+
     /// Takes what was measured into account where it is more than what was promised.
     #[must_use]
     pub fn at_least(mut self, measured: &Self) -> Self {

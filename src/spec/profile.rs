@@ -67,6 +67,9 @@ pub struct Profile {
     /// What becomes of its engine when the daemon ends.
     #[serde(default)]
     pub on_exit: OnExit,
+    /// Whether its model is fetched where it is not whole on the disk.
+    #[serde(default)]
+    pub pull: Pull,
     /// What its stay in memory is worth.
     #[serde(default)]
     pub residence: Residence,
@@ -84,6 +87,17 @@ pub enum OnExit {
     Stop,
     /// Once it has been ready, it goes on, and the next daemon adopts it.
     Keep,
+}
+
+/// What becomes of a start whose model is not whole on the disk.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pull {
+    /// It fails, and says how to fetch the model.
+    #[default]
+    Never,
+    /// The model is fetched from the hub first.
+    Auto,
 }
 
 /// Names a model.

@@ -11,6 +11,13 @@ use thiserror::Error;
 )]
 pub struct Bytes(pub u64);
 
+impl Bytes {
+    /// Adds to it; it stays at the most that there is a number for.
+    pub fn grow(&mut self, by: Self) {
+        self.0 = self.0.saturating_add(by.0);
+    }
+}
+
 /// A point in monotonic time: how long after the start of the daemon's clock it lies. It is not
 /// changed by setting the wall clock.
 #[derive(

@@ -32,11 +32,27 @@ pub(super) struct Neighbours {
 impl Neighbours {
     /// Takes one more slot into account.
     pub(super) fn add(&mut self, slot: &Slot, policy: &Policy) {
-        self.count(&slot.applied_profile(), slot.cores_held(), policy);
+        let one = Self::alone(&slot.applied_profile(), slot.cores_held(), policy);
+        self.change(one, u32::saturating_add);
     }
 
-    /// `held` are the cores of its engine, where there is one.
-    fn count(&mut self, profile: &Profile, held: Option<u32>, policy: &Policy) {
+    /// Takes a slot out that is as it was when it was added.
+    pub(super) fn remove(&mut self, slot: &Slot, policy: &Policy) {
+        let one = Self::alone(&slot.applied_profile(), slot.cores_held(), policy);
+        self.change(one, u32::saturating_sub);
+    }
+
+    fn change(&mut self, one: Self, by: fn(u32, u32) -> u32) {
+        self.taken = by(self.taken, one.taken);
+        self.coming = by(self.coming, one.coming);
+        self.kept = by(self.kept, one.kept);
+        self.visiting = by(self.visiting, one.visiting);
+        self.away = by(self.away, one.away);
+    }
+
+    /// Counts one slot; `held` are the cores of its engine, where there is one.
+    fn alone(profile: &Profile, held: Option<u32>, policy: &Policy) -> Self {
+        let mut one = Self::default();
         let need = CoreNeed::expected(profile, policy.machine);
         let is_kept = is_kept(profile);
         let others = match (held, need) {
@@ -44,17 +60,18 @@ impl Neighbours {
             (None, CoreNeed::Said(_) | CoreNeed::Feeder) if is_kept => need.counted(0),
             (None, CoreNeed::Share | CoreNeed::Said(_) | CoreNeed::Feeder | CoreNeed::Unknown) => 0,
         };
-        self.taken = self.taken.saturating_add(others);
+        one.taken = others;
         if need != CoreNeed::Share {
-            return;
+            return one;
         }
         let counter = match (is_kept, held.is_some()) {
-            (true, true) => &mut self.kept,
-            (true, false) => &mut self.coming,
-            (false, true) => &mut self.visiting,
-            (false, false) => &mut self.away,
+            (true, true) => &mut one.kept,
+            (true, false) => &mut one.coming,
+            (false, true) => &mut one.visiting,
+            (false, false) => &mut one.away,
         };
-        *counter += 1;
+        *counter = 1;
+        one
     }
 
     /// Returns the share of a start of `profile`, should its engine want one, and how many cores it
@@ -103,7 +120,8 @@ mod tests {
     fn share(cores: u32, slot: (bool, Option<u32>), others: &[Stand]) -> u32 {
         let mut neighbours = Neighbours::default();
         for (is_kept, threads, held) in others {
-            neighbours.count(&profile((*is_kept, *threads)), *held, &policy(cores));
+            let one = Neighbours::alone(&profile((*is_kept, *threads)), *held, &policy(cores));
+            neighbours.change(one, u32::saturating_add);
         }
         neighbours.share(&profile(slot), &policy(cores)).0
     }
@@ -170,7 +188,8 @@ mod tests {
         let mut neighbours = Neighbours::default();
         let mut command = profile(KEPT);
         command.engine = EngineChoice::Command(Vec::new());
-        neighbours.count(&command, Some(0), &policy(8));
+        let one = Neighbours::alone(&command, Some(0), &policy(8));
+        neighbours.change(one, u32::saturating_add);
         assert_eq!(neighbours.share(&profile(KEPT), &policy(8)), (8, 8));
         assert_eq!(neighbours.share(&command, &policy(8)).1, 0);
     }

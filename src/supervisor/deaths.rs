@@ -139,8 +139,12 @@ impl Slot {
 
     /// Returns the median of earlier loads.
     pub(super) fn expected_load(&self) -> Option<Duration> {
-        let mut loads = self.loads.clone();
+        // On the stack: it is asked of all slots for one decision.
+        let mut kept = [Duration::ZERO; LOADS_KEPT];
+        let known = self.loads.len().min(LOADS_KEPT);
+        let loads = kept.get_mut(..known)?;
+        loads.iter_mut().zip(&self.loads).for_each(|(to, load)| *to = *load);
         loads.sort_unstable();
-        loads.get(loads.len() / 2).copied()
+        loads.get(known / 2).copied()
     }
 }

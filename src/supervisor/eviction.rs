@@ -2,12 +2,15 @@
 //!
 //! 1. Those that nobody has used for long go first, then the idle ones, then the warm ones. One that
 //!    works goes only where its turn is over: it takes no more requests and ends those it has.
-//! 2. Among those: the lower priority, then the one that has been idle for longest.
+//! 2. Among those: the lower priority, then the one that is missed least: the time that its next load takes,
+//!    by the time that nobody has used it for. Of those that load as fast, the one idle for longest.
 //! 3. As few as are enough: whoever frees nothing that helps stays, and one alone is better than several
 //!    of the same rank.
 //! 4. If all of them together are not enough, nobody goes.
+//!
+//! What a prompt cache is worth is not known: that a slot that was used just now goes late stands for it.
 
-use std::time::Duration;
+use std::{cmp::Ordering, time::Duration};
 
 use super::{ledger::Pools, limits::Limits, placement::has_room, policy::Policy};
 use crate::spec::{
@@ -15,6 +18,9 @@ use crate::spec::{
     memory::{Need, Share},
     profile::Capability,
 };
+
+/// What a load is taken to take of which none is known.
+const UNKNOWN_LOAD: Duration = Duration::from_secs(10);
 
 /// How lately a slot was used; in the order in which they go.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -38,6 +44,11 @@ pub(super) struct Candidate<'a> {
     pub(super) idle_for: Duration,
     pub(super) share: Share,
     pub(super) capabilities: &'a [Capability],
+    /// How long its loads take, where that is known.
+    pub(super) load: Option<Duration>,
+    /// What it takes on each rung, as far as that is known, and the one it is on.
+    pub(super) needs: &'a [Need],
+    pub(super) rung: usize,
 }
 
 /// What room is made for.
@@ -65,9 +76,24 @@ impl Class {
 /// Puts candidates into the order in which they go.
 pub(super) fn order(candidates: &mut [Candidate<'_>]) {
     candidates.sort_by(|a, b| {
-        let key = |one: &Candidate<'_>| (one.class, one.priority, std::cmp::Reverse(one.idle_for));
-        key(a).cmp(&key(b)).then_with(|| a.name.cmp(b.name))
+        let rank = |one: &Candidate<'_>| (one.class, one.priority);
+        rank(a).cmp(&rank(b)).then_with(|| a.by_loss(b)).then_with(|| a.name.cmp(b.name))
     });
+}
+
+impl Candidate<'_> {
+    /// Returns how long its next load takes.
+    pub(super) fn reload(&self) -> Duration {
+        self.load.unwrap_or(UNKNOWN_LOAD)
+    }
+
+    /// Compares what is lost: the load that comes, by the time that nobody has asked for it.
+    fn by_loss(&self, other: &Self) -> Ordering {
+        let times = |load: Duration, idle: Duration| {
+            load.as_millis().max(1).saturating_mul(idle.as_millis().max(1))
+        };
+        times(self.reload(), other.idle_for).cmp(&times(other.reload(), self.idle_for))
+    }
 }
 
 /// Chooses who goes, out of candidates in their order; `None` where all of them would not be enough.
@@ -97,7 +123,7 @@ pub(super) fn choose<'a>(
 }
 
 impl Wanted<'_> {
-    fn is_met(&self, pools: &Pools, limits: &Limits) -> bool {
+    pub(super) fn is_met(&self, pools: &Pools, limits: &Limits) -> bool {
         limits.admits(self.capabilities) && has_room(self.need, pools, &Share::default())
     }
 
@@ -167,6 +193,9 @@ mod tests {
             idle_for: Duration::from_secs(slot.3),
             share: share(slot.4),
             capabilities: &[],
+            load: slot.0.strip_prefix("slow").map(|_| Duration::from_mins(1)),
+            needs: &[],
+            rung: 0,
         });
         let mut candidates: Vec<_> = candidates.collect();
         order(&mut candidates);
@@ -192,6 +221,16 @@ mod tests {
         let slots = [("a", Idle, 50, 90, 4), ("b", Idle, 50, 200, 4), ("c", Idle, 10, 60, 4)];
         assert_eq!(chosen(4, 0, &slots).unwrap(), ["c"]);
         assert_eq!(chosen(8, 0, &slots).unwrap(), ["c", "b"]);
+    }
+
+    #[test]
+    fn a_slow_load_is_spared_until_nobody_has_used_it_for_much_longer() {
+        let slots = [("slow-a", Idle, 50, 200, 4), ("b", Idle, 50, 40, 4)];
+        assert_eq!(chosen(4, 0, &slots).unwrap(), ["b"], "six times the load, five times as idle");
+        let slots = [("slow-a", Idle, 50, 280, 4), ("b", Idle, 50, 40, 4)];
+        assert_eq!(chosen(4, 0, &slots).unwrap(), ["slow-a"]);
+        let slots = [("slow-a", Idle, 10, 40, 4), ("b", Idle, 50, 200, 4)];
+        assert_eq!(chosen(4, 0, &slots).unwrap(), ["slow-a"], "priority goes before cost");
     }
 
     #[test]

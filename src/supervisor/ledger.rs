@@ -65,22 +65,10 @@ impl Pool {
 }
 
 impl Pools {
-    /// Makes the pools of a reading, with nothing promised yet. `ours` is what each engine was measured
-    /// to take when the reading was made.
-    pub(super) fn of<'a>(
-        reading: &MemoryReading,
-        ours: impl Iterator<Item = &'a Share>,
-        policy: &Policy,
-    ) -> Self {
-        let mut sum = Share::default();
-        for share in ours {
-            sum.host.0 = sum.host.0.saturating_add(share.host.0);
-            for (gpu, bytes) in &share.gpus {
-                let of_gpu = sum.gpus.entry(*gpu).or_default();
-                of_gpu.0 = of_gpu.0.saturating_add(bytes.0);
-            }
-        }
-        let host = reading.host.map(|room| Pool::of(room, sum.host, policy.memory_reserve));
+    /// Makes the pools of a reading, with nothing promised yet. `ours` is what all engines together were
+    /// measured to take when the reading was made.
+    pub(super) fn of(reading: &MemoryReading, ours: &Share, policy: &Policy) -> Self {
+        let host = reading.host.map(|room| Pool::of(room, ours.host, policy.memory_reserve));
         let host = match (host, policy.memory_limit) {
             (Some(pool), Some(limit)) => Some(pool.limited(limit)),
             (None, Some(limit)) => Some(Pool { most: limit, size: limit, held: Bytes(0) }),
@@ -90,7 +78,7 @@ impl Pools {
         for (gpu, read) in &reading.gpus {
             match &read.state {
                 GpuState::Present(room) => {
-                    let ours = sum.gpus.get(gpu).copied().unwrap_or_default();
+                    let ours = ours.gpus.get(gpu).copied().unwrap_or_default();
                     pools.gpus.insert(*gpu, Pool::of(*room, ours, policy.memory_reserve));
                 }
                 GpuState::Silent { .. } => {
@@ -170,23 +158,26 @@ mod tests {
 
     #[test]
     fn strangers_are_what_is_used_and_not_ours() {
-        let pools = Pools::of(&reading(32, 20), [share(4)].iter(), &policy(2, None));
+        let pools = Pools::of(&reading(32, 20), &share(4), &policy(2, None));
         let host = pools.host.unwrap();
         assert_eq!((host.most, host.size, host.free()), (gib(30), gib(22), gib(22)));
     }
 
     #[test]
     fn a_limit_counts_engines_alone() {
-        let pools = Pools::of(&reading(32, 20), [].iter(), &policy(0, Some(10)));
+        let pools = Pools::of(&reading(32, 20), &Share::default(), &policy(0, Some(10)));
         assert_eq!(pools.host.unwrap().free(), gib(10));
-        let none = Pools::of(&MemoryReading::default(), [].iter(), &policy(0, Some(10)));
+        let none = Pools::of(&MemoryReading::default(), &Share::default(), &policy(0, Some(10)));
         assert_eq!(none.host.unwrap().free(), gib(10));
-        assert_eq!(Pools::of(&MemoryReading::default(), [].iter(), &policy(0, None)).host, None);
+        assert_eq!(
+            Pools::of(&MemoryReading::default(), &Share::default(), &policy(0, None)).host,
+            None
+        );
     }
 
     #[test]
     fn what_is_promised_is_free_again_once_released() {
-        let mut pools = Pools::of(&reading(32, 32), [].iter(), &policy(0, None));
+        let mut pools = Pools::of(&reading(32, 32), &Share::default(), &policy(0, None));
         pools.hold(&share(20));
         assert_eq!(pools.host.unwrap().free(), gib(12));
         pools.hold(&share(20));
@@ -214,7 +205,7 @@ mod tests {
             (2, of(GpuState::Lost { reason: "it fell off the bus".to_owned() })),
         ]);
         let reading = MemoryReading { host: None, gpus };
-        let pools = Pools::of(&reading, [].iter(), &policy(1, None));
+        let pools = Pools::of(&reading, &Share::default(), &policy(1, None));
         assert_eq!(pools.gpus.keys().collect::<Vec<_>>(), [&0]);
         assert_eq!(pools.gpus[&0].free(), gib(69));
         assert_eq!(pools.aside[&2], "it fell off the bus");

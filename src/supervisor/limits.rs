@@ -37,6 +37,18 @@ impl Limits {
         self.change(capabilities, 1);
     }
 
+    /// Counts many that are gone: how many, and how many of each kind.
+    pub(super) fn leave_many(&mut self, count: i64, kinds: &BTreeMap<Capability, i64>) {
+        if let Some(all) = &mut self.all {
+            *all = all.saturating_add(count);
+        }
+        for (kind, count) in kinds {
+            if let Some(left) = self.each.get_mut(kind) {
+                *left = left.saturating_add(*count);
+            }
+        }
+    }
+
     /// Tells whether one more may come.
     pub(super) fn admits(&self, capabilities: &[Capability]) -> bool {
         let is_free = |left: &i64| *left > 0;

@@ -16,6 +16,8 @@ mod input;
 mod ladder;
 mod ledger;
 mod limits;
+mod offload;
+mod orders;
 mod placement;
 mod placing;
 mod policy;
@@ -23,6 +25,7 @@ mod random;
 mod requests;
 mod restart;
 mod slot;
+mod slots;
 mod snapshot;
 mod state;
 mod states;
@@ -39,18 +42,22 @@ pub use self::{
     command::{Command, Refusal, StopSignal},
     event::{ChildEvent, EngineInfo, Event, Sight, SlotEvent},
     health::Vitals,
+    placing::{RoomAnswer, RoomRequest},
     policy::Policy,
     snapshot::{SlotView, Snapshot, StateView},
-    waits::{Shortage, Wait},
+    waits::{Holder, Shortage, Wait},
 };
 use self::{
     cores::Neighbours,
     input::Input,
-    placing::{Displaced, Look, Looked},
+    placing::{Displaced, Look, Looked, Relief},
     random::Random,
     slot::{Context, Slot},
+    slots::Slots,
 };
-use crate::spec::{Generation, Monotime, SlotName, death::Death, edit::Edits, profile::Profile};
+use crate::spec::{
+    Generation, Monotime, SlotName, death::Death, edit::Edits, profile::Profile, residence::Orders,
+};
 
 /// What an earlier life of the daemon remembered of a slot.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -65,6 +72,10 @@ pub struct Memory {
     pub rung: usize,
     /// Which profile worked, and which one did not.
     pub edits: Edits,
+    /// What a person has ordered of its stay.
+    pub orders: Orders,
+    /// How often it was used lately, at the start of this life.
+    pub uses: u64,
 }
 
 /// Where an event would land: the state and the input, as a cell of the table of all of them.
@@ -83,11 +94,14 @@ pub struct Supervisor {
     random: Random,
     now: Monotime,
     mode: Mode,
-    slots: BTreeMap<SlotName, Slot>,
+    slots: Slots,
     memory: BTreeMap<SlotName, Memory>,
     look: Look,
     /// Slots that have made room for others, in the order in which they went.
     displaced: Vec<Displaced>,
+    relief: Relief,
+    /// Room that a person asks for.
+    rooms: Vec<RoomRequest>,
     published: Arc<Snapshot>,
 }
 
@@ -108,10 +122,12 @@ impl Supervisor {
             random: Random::new(seed),
             now: Monotime::default(),
             mode: Mode::Running,
-            slots: BTreeMap::new(),
+            slots: Slots::default(),
             memory,
             look: Look::default(),
             displaced: Vec::new(),
+            relief: Relief::default(),
+            rooms: Vec::new(),
             published: Arc::new(Snapshot::default()),
         }
     }
@@ -132,6 +148,15 @@ impl Supervisor {
             Event::MemoryRead { reading, engines } => {
                 self.look.take(self.now, Looked { memory: reading, engines });
             }
+            Event::PressureChanged { strain } => {
+                self.relief.take(strain);
+                self.look.touch();
+            }
+            Event::StayOrdered { slot, order } => self.order_stay(&slot, order, commands),
+            Event::RoomRequested(request) => {
+                self.rooms.push(request);
+                self.look.touch();
+            }
             Event::ShutdownRequested => self.shut_down(commands),
             Event::DeadlinePassed => {}
             Event::Slot { slot, event } => self.slot_event(&slot, event, commands),
@@ -145,23 +170,62 @@ impl Supervisor {
     /// with each `handle`; never lies before the `now` of the last one.
     pub fn deadline(&self) -> Option<Monotime> {
         let of_slots = self.slots.values().filter_map(Slot::deadline).min();
-        of_slots.into_iter().chain(self.look.deadline()).min()
+        let of_memory = self.look.deadline().into_iter().chain(self.relief.deadline());
+        of_slots.into_iter().chain(of_memory).min()
     }
 
-    /// Returns the present view; the same one, with the same generation, while nothing has changed.
+    /// Returns the present view; the same one, with the same generation, while nothing has changed. Views of
+    /// slots that have not changed are those of the last one.
     pub fn snapshot(&mut self) -> Arc<Snapshot> {
-        let mut slots: BTreeMap<_, _> =
-            self.slots.iter().map(|(name, slot)| (name.clone(), slot.view())).collect();
-        for Displaced { slot, by } in &self.displaced {
-            if let Some(view) = slots.get_mut(slot) {
-                view.displaced_by = Some(by.clone());
+        let touched = self.slots.take_touched();
+        if touched.is_empty() {
+            return Arc::clone(&self.published);
+        }
+        let displaced: BTreeMap<_, _> =
+            self.displaced.iter().map(|one| (&one.slot, &one.by)).collect();
+        let mut news = BTreeMap::new();
+        for name in touched {
+            let slot = self.slots.get(&name);
+            let by = displaced.get(&name).map(|by| (*by).clone());
+            let relieved = self.relief.gone.get(&name).copied();
+            let view = slot.map(|slot| SlotView { displaced_by: by, relieved, ..slot.view() });
+            if self.published.slots.get(&name).map(AsRef::as_ref) != view.as_ref() {
+                news.insert(name, view.map(Arc::new));
             }
         }
-        if self.published.slots != slots {
+        if !news.is_empty() {
             let generation = self.published.generation.saturating_add(1);
+            let mut slots = self.published.slots.clone();
+            for (name, view) in news {
+                match view {
+                    Some(view) => drop(slots.insert(name, view)),
+                    None => drop(slots.remove(&name)),
+                }
+            }
             self.published = Arc::new(Snapshot { generation, slots });
         }
+        debug_assert!(self.is_published(), "a slot has changed and nobody noticed");
         Arc::clone(&self.published)
+    }
+
+    /// Tells whether the published view is that of all slots: for debug builds, in which simulations run.
+    fn is_published(&self) -> bool {
+        let displaced: BTreeMap<_, _> =
+            self.displaced.iter().map(|one| (&one.slot, &one.by)).collect();
+        let mut shown = self.published.slots.iter();
+        let is_shown = |(name, slot): (&SlotName, &Slot)| {
+            let by = displaced.get(name).map(|by| (*by).clone());
+            let relieved = self.relief.gone.get(name).copied();
+            let view = SlotView { displaced_by: by, relieved, ..slot.view() };
+            shown.next().is_some_and(|(other, shown)| other == name && **shown == view)
+        };
+        self.slots.iter().all(is_shown) && shown.next().is_none()
+    }
+
+    /// Returns how many slots were looked at in all decisions so far, one as often as it was: the work that
+    /// grows with their number. For tests that hold its growth.
+    pub fn looks(&self) -> u64 {
+        self.slots.looks()
     }
 
     /// Returns which cell `event` would land in now; `None` for events about no slot that exists,
@@ -188,11 +252,24 @@ impl Supervisor {
         };
         // The one place where stale news of an earlier child is dropped.
         if generation.is_none_or(|generation| generation == slot.generation) {
+            let input = self.weigh_climb(slot, input);
             let is_order = matches!(input, Input::Load | Input::Restart);
             self.tell(name, input, commands);
             if is_order {
                 self.with(name, commands, |slot, _| slot.insist());
             }
+        }
+    }
+
+    /// Takes room to climb away where it is promised to others.
+    fn weigh_climb(&self, slot: &Slot, input: Input) -> Input {
+        match input {
+            Input::RoomMeasured { in_flight, idle_for, free: Some(_) }
+                if !self.has_room_above(slot) =>
+            {
+                Input::RoomMeasured { in_flight, idle_for, free: None }
+            }
+            input => input,
         }
     }
 
@@ -206,7 +283,8 @@ impl Supervisor {
     fn tell(&mut self, name: &SlotName, input: Input, commands: &mut Vec<Command>) {
         if matches!(input, Input::Unload) {
             // It is to stay away.
-            self.displaced.retain(|one| one.slot != *name);
+            self.forget_displaced(|one| one.slot != *name);
+            self.forget_relieved_of(name);
         }
         self.with(name, commands, |slot, context| slot.handle(input, context));
         if self.slots.get(name).is_some_and(Slot::is_gone) {
@@ -233,9 +311,10 @@ impl Supervisor {
         }
     }
 
-    fn neighbours(&self, name: &SlotName) -> Neighbours {
+    /// Sums up all slots, as far as the cores are concerned.
+    fn neighbours(&self) -> Neighbours {
         let mut neighbours = Neighbours::default();
-        for (_, slot) in self.slots.iter().filter(|(other, _)| *other != name) {
+        for slot in self.slots.values() {
             neighbours.add(slot, &self.policy);
         }
         neighbours
@@ -251,21 +330,30 @@ impl Supervisor {
     fn forget(&mut self, name: &SlotName) {
         if let Some(slot) = self.slots.remove(name) {
             // The profile may come back; its generations must not begin again.
-            // Its rung and its edits were those of a profile that is gone.
-            let memory = Memory { rung: 0, edits: Edits::default(), ..slot.memory() };
+            // Its rung, its edits and its orders were those of a profile that is gone.
+            let memory = Memory {
+                rung: 0,
+                edits: Edits::default(),
+                orders: Orders::default(),
+                ..slot.memory()
+            };
             self.memory.insert(name.clone(), memory);
         }
     }
 
     fn fire_timers(&mut self, commands: &mut Vec<Command>) {
-        while let Some(name) = self.due() {
-            self.tell(&name, Input::TimerFired, commands);
+        loop {
+            let is_due = |slot: &&Slot| slot.deadline().is_some_and(|at| at <= self.now);
+            let due: Vec<_> =
+                self.slots.values().filter(is_due).map(|slot| slot.name.clone()).collect();
+            if due.is_empty() {
+                return;
+            }
+            // A slot's timer fires nobody else's.
+            for name in due {
+                self.tell(&name, Input::TimerFired, commands);
+            }
         }
-    }
-
-    fn due(&self) -> Option<SlotName> {
-        let is_due = |slot: &&Slot| slot.deadline().is_some_and(|at| at <= self.now);
-        self.slots.values().find(is_due).map(|slot| slot.name.clone())
     }
 
     fn change_profiles(

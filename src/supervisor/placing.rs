@@ -4,23 +4,30 @@
 //! 1. Those in line are looked at in the order in which they came. Those that may take the place of others
 //!    go first; what the first of them needs is kept for it, so that nobody small overtakes it for ever.
 //! 2. Room that is there is promised; see [`super::ledger`], [`super::placement`].
-//! 3. Else, once what is on its way out will not do, others make room: see [`super::eviction`].
+//! 3. Else, once what is on its way out will not do, others make room: see [`super::eviction`]; where a lower
+//!    rung of theirs is enough, they go on there: see [`super::offload`].
 //! 4. Else a lower rung of its ladder, on the same kind of device.
 //! 5. Else it waits, at the longest for the turn of those that work, each of which ends what it has begun.
+//!    One that was used just now, and whose load takes long, is spared until those that wait have waited a
+//!    good part of that together.
 //! 6. Nobody makes room for a slot whose last load failed, that is to be refused rather than swapped in,
 //!    that nobody asked for, or that would not fit even then.
 //!
 //! All figures come from one reading, which is asked for when something has changed.
 
 mod back;
+mod headroom;
 mod line;
 mod look;
+mod relief;
 
 use std::collections::BTreeMap;
 
+pub use self::headroom::{RoomAnswer, RoomRequest};
 pub(super) use self::{
-    back::Displaced,
+    back::{Displaced, How},
     look::{Look, Looked},
+    relief::Relief,
 };
 use super::{
     Supervisor,
@@ -31,7 +38,7 @@ use super::{
     slot::{Slot, State},
 };
 use crate::spec::{
-    SlotName,
+    Bytes, SlotName,
     memory::{EngineReading, Share},
     profile::Capability,
 };
@@ -51,16 +58,25 @@ impl Supervisor {
     pub(super) fn place(&mut self, commands: &mut Vec<Command>) {
         if self.mode != super::Mode::Running {
             self.look.rest();
+            self.relief.rest();
+            self.refuse_rooms(commands);
             return;
         }
         self.look.wake(self.now);
+        if self.relief.wake(self.now) {
+            self.look.touch();
+        }
         if !self.look.is_due() {
             return;
         }
-        self.forget_displaced();
+        self.forget_those_back();
+        self.forget_relieved();
         let mut line = self.line();
-        self.admit_the_unknown(&mut line, commands);
-        if line.is_empty() && self.displaced.is_empty() {
+        let mut neighbours = None;
+        self.admit_the_unknown(&mut line, &mut neighbours, commands);
+        self.bring_back_relieved(commands);
+        let is_asked = self.relief.is_due() || !self.rooms.is_empty();
+        if line.is_empty() && !self.is_anybody_away() && !is_asked {
             self.look.rest();
             return;
         }
@@ -68,42 +84,33 @@ impl Supervisor {
             self.look.ask(self.now, commands);
             return;
         }
-        let is_anybody_first = self.serve_line(&line, commands);
-        if !is_anybody_first {
+        let is_anybody_first = self.serve_line(&line, neighbours, commands);
+        if !is_anybody_first && !self.relief.is_host_short() {
             self.bring_back(commands);
         }
+        self.make_headroom(commands);
+        self.relieve(commands);
         let is_queued = |slot: &Slot| matches!(slot.state, State::Queued(_));
-        let is_waiting = !self.displaced.is_empty() || self.slots.values().any(is_queued);
+        let is_waiting = self.is_anybody_away() || self.slots.values().any(is_queued);
         self.look.again(self.now, is_anybody_first, is_waiting);
     }
 
     /// Makes the stand of this moment.
     pub(super) fn stand(&self) -> Stand {
-        let present = self
-            .readings()
-            .filter_map(|(name, slot, read)| Some((name, slot, slot.held()?, read.map(measured))));
-        let (mut held, mut taken) = (Vec::new(), Vec::new());
-        for (name, slot, promised, measured) in present {
-            // What could not be read of one that serves is taken to be what it was promised.
-            let ours = match measured {
-                Some(measured) if slot.is_serving() => fill(measured, &promised),
-                Some(measured) => measured,
-                // It came after the reading.
-                None => Share::default(),
-            };
-            held.push((name, slot, promised.at_least(&ours)));
-            taken.push(ours);
-        }
-        let mut pools = Pools::of(&self.look.last.memory, taken.iter(), &self.policy);
+        let (mut held, mut taken) = (Share::default(), Share::default());
         let mut limits = Limits::of(&self.policy);
         let mut leaving = BTreeMap::new();
-        for (name, slot, share) in held {
-            pools.hold(&share);
+        for (name, slot, read) in self.readings().filter(|(_, slot, _)| slot.has_child()) {
+            count((&mut taken, &mut held), slot, read);
             limits.come(slot.kinds());
             if slot.is_leaving() {
+                let measured = read.map(measured).unwrap_or_default();
+                let share = slot.held().unwrap_or_default().at_least(&measured);
                 leaving.insert(name.clone(), (share, slot.kinds().to_vec()));
             }
         }
+        let mut pools = Pools::of(&self.look.last.memory, &taken, &self.policy);
+        pools.hold(&held);
         Stand { pools, limits, leaving }
     }
 
@@ -124,16 +131,19 @@ impl Supervisor {
         slot: &'a Slot,
         read: &EngineReading,
     ) -> Option<Candidate<'a>> {
-        if !matches!(slot.state, State::Ready(_)) || slot.profile.residence.pinned {
+        if !matches!(slot.state, State::Ready(_)) || slot.is_pinned() {
             return None;
         }
         Some(Candidate {
             name: &slot.name,
             class: Class::of(read.in_flight, read.idle_for, &self.policy),
-            priority: slot.profile.residence.priority(),
+            priority: slot.priority(),
             idle_for: read.idle_for,
             share: slot.held().unwrap_or_default().at_least(&measured(read)),
             capabilities: slot.kinds(),
+            load: slot.expected_load(),
+            needs: &slot.needs,
+            rung: slot.ladder.at(),
         })
     }
 
@@ -149,13 +159,27 @@ impl Supervisor {
     }
 }
 
-/// Puts what was promised where a figure is missing.
-fn fill(mut measured: Share, promised: &Share) -> Share {
-    if measured.host.0 == 0 {
-        measured.host = promised.host;
+/// Adds one engine up: what it takes by the reading, and what it is counted with.
+fn count((taken, held): (&mut Share, &mut Share), slot: &Slot, read: Option<&EngineReading>) {
+    // What could not be read of one that serves is taken to be what it was promised; what came after the
+    // reading is in none of its figures.
+    let is_assumed = read.is_some() && slot.is_serving();
+    let unread = |promised: Bytes| if is_assumed { promised } else { Bytes(0) };
+    let host = slot.share.host.max(slot.rss.unwrap_or_default());
+    let ours = read.and_then(|read| read.host).filter(|bytes| bytes.0 > 0);
+    let ours = ours.unwrap_or_else(|| unread(host));
+    taken.host.grow(ours);
+    held.host.grow(host.max(ours));
+    for (gpu, promised) in &slot.share.gpus {
+        let ours = read.and_then(|read| read.gpus.get(gpu)).copied();
+        let ours = ours.unwrap_or_else(|| unread(*promised));
+        taken.gpus.entry(*gpu).or_default().grow(ours);
+        held.gpus.entry(*gpu).or_default().grow(ours.max(*promised));
     }
-    for (gpu, bytes) in &promised.gpus {
-        measured.gpus.entry(*gpu).or_insert(*bytes);
+    for (gpu, bytes) in read.iter().flat_map(|read| &read.gpus) {
+        if !slot.share.gpus.contains_key(gpu) {
+            taken.gpus.entry(*gpu).or_default().grow(*bytes);
+            held.gpus.entry(*gpu).or_default().grow(*bytes);
+        }
     }
-    measured
 }

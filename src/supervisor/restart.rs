@@ -119,7 +119,7 @@ pub(super) mod tests {
         Generation,
         death::{Confidence, Evidence},
         ladder::LadderChoice,
-        profile::{EngineChoice, OnExit},
+        profile::{EngineChoice, OnExit, Pull},
         requests::Requests,
         residence::Residence,
     };
@@ -150,6 +150,7 @@ pub(super) mod tests {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            pull: Pull::Never,
             residence: Residence::default(),
             requests: Requests::default(),
         }

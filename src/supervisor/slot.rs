@@ -44,6 +44,7 @@ use super::{
     random::Random,
     restart::Tally,
     snapshot::{SlotView, StateView},
+    waits::Wait,
 };
 use crate::spec::{
     Bytes, Generation, Monotime, SlotName, WaiterId,
@@ -52,6 +53,7 @@ use crate::spec::{
     ladder::Rung,
     memory::{Need, Share},
     profile::{Capability, Profile},
+    residence::Orders,
 };
 
 /// What a state function works with besides the slot.
@@ -70,6 +72,7 @@ pub(super) struct Slot {
     /// The one in force.
     pub(super) profile: Arc<Profile>,
     pub(super) edits: Edits,
+    pub(super) orders: Orders,
     pub(super) state: State,
     pub(super) since: Monotime,
     pub(super) generation: Generation,
@@ -87,6 +90,8 @@ pub(super) struct Slot {
     pub(super) rss: Option<Bytes>,
     pub(super) deaths: Vec<Arc<Death>>,
     pub(super) loads: Vec<Duration>,
+    /// How often it was used lately in an earlier life of the daemon.
+    pub(super) uses: u64,
 }
 
 impl Slot {
@@ -124,6 +129,7 @@ impl Slot {
             name,
             profile,
             edits,
+            orders: memory.orders,
             state: State::Offline,
             since: now,
             generation: memory.generation,
@@ -138,14 +144,15 @@ impl Slot {
             rss: None,
             deaths: memory.deaths,
             loads: memory.loads,
+            uses: memory.uses,
         }
     }
 
     /// Returns what is worth remembering when the slot goes.
     pub(super) fn memory(self) -> Memory {
         let rung = self.ladder.at();
-        let Self { generation, loads, deaths, edits, .. } = self;
-        Memory { generation, loads, deaths, rung, edits }
+        let Self { generation, loads, deaths, edits, orders, uses, .. } = self;
+        Memory { generation, loads, deaths, rung, edits, orders, uses }
     }
 
     /// Tells whether nothing is left of the slot and its profile.
@@ -196,14 +203,24 @@ impl Slot {
         self.generation = self.generation.next();
         self.rss = None;
         self.share = Share::default();
+        let is_kept = self.profile.autostart || self.profile.essential;
+        let cause = if is_kept { Cause::Keep } else { Cause::Demand };
+        if self.profile.residence.asks.is_any() {
+            // Whether the machine is one for it comes before everything else: nothing is known of it yet.
+            let (began, needs) = (context.now, Arc::default());
+            return State::Queued(Queued { began, cause, needs, wait: Wait::Look });
+        }
+        self.size(cause, context)
+    }
+
+    /// Has it found out what a start takes.
+    pub(super) fn size(&self, cause: Cause, context: &mut Context<'_>) -> State {
         context.commands.push(Command::Size {
             slot: self.name.clone(),
             generation: self.generation,
             profile: Arc::clone(&self.profile),
         });
-        let is_kept = self.profile.autostart || self.profile.essential;
-        let cause = if is_kept { Cause::Keep } else { Cause::Demand };
-        State::Sizing { began: context.now, cause }
+        State::Sizing { began: context.now, cause, fetched: None }
     }
 
     /// Orders a new child after a death.
@@ -224,6 +241,12 @@ impl Slot {
             After::Climb => {
                 self.ladder.climb();
                 self.start(context)
+            }
+            After::Lower { rung } => {
+                self.ladder.settle_on(rung, context.now, context.policy);
+                let mut next = self.start(context);
+                next.set_cause(Cause::Restore);
+                next
             }
             After::Restart => self.restart(context),
             After::Backoff { retry_at } if retry_at <= context.now => self.restart(context),
@@ -336,10 +359,12 @@ impl Slot {
             rung: self.ladder.view(self.has_child()),
             rung_index: self.ladder.at(),
             edits: self.edits.clone(),
+            orders: self.orders,
             tally: self.tally.deaths,
             restarts: self.restarts,
             promised: self.held(),
             displaced_by: None,
+            relieved: None,
             waiting: self.waiting.len(),
             expected_load: self.expected_load(),
             rss: self.rss,
@@ -351,8 +376,8 @@ impl Slot {
     /// Returns the profile with the rung that it is started on, as far as that is known.
     pub(super) fn applied_profile(&self) -> Cow<'_, Profile> {
         match self.ladder.rung() {
-            Some(rung) => Cow::Owned(rung.apply(&self.profile)),
-            None => Cow::Borrowed(&self.profile),
+            Some(rung) if *rung != Rung::default() => Cow::Owned(rung.apply(&self.profile)),
+            Some(_) | None => Cow::Borrowed(&self.profile),
         }
     }
 
@@ -412,7 +437,12 @@ impl Slot {
     /// Tells whether an engine is to become ready without anybody's doing: one is on its way, or another
     /// comes at once.
     pub(super) fn is_coming(&self) -> bool {
-        let comes = |after: &After| matches!(after, After::Start | After::Climb | After::Restart);
+        let comes = |after: &After| match after {
+            After::Start | After::Climb | After::Lower { .. } | After::Restart => true,
+            After::Rest | After::Backoff { .. } | After::Fail | After::Leave | After::Remove => {
+                false
+            }
+        };
         match &self.state {
             State::Sizing { .. }
             | State::Queued(_)
@@ -465,7 +495,13 @@ impl Slot {
                 need: needs.get(self.ladder.at()).or(needs.last()).cloned().unwrap_or_default(),
                 wait: wait.clone(),
             },
-            State::Sizing { began, .. } | State::Spawning { began } => StateView::Starting {
+            State::Sizing { began, fetched, .. } => StateView::Starting {
+                pid: None,
+                percent: *fetched,
+                attempt,
+                give_up_at: self.give_up_at(*began),
+            },
+            State::Spawning { began } => StateView::Starting {
                 pid: None,
                 percent: None,
                 attempt,

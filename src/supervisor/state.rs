@@ -13,8 +13,9 @@ use crate::spec::{Monotime, death::Phase, memory::Need};
 pub(super) enum State {
     /// No child; a demand brings one.
     Offline,
-    /// What its start needs is found out.
-    Sizing { began: Monotime, cause: Cause },
+    /// What its start needs is found out. Its model may have to be fetched for that: `fetched` is how much of
+    /// it is there, 0 to 100.
+    Sizing { began: Monotime, cause: Cause, fetched: Option<u8> },
     /// It waits for memory.
     Queued(Queued),
     /// The spawn was ordered; there is no process id yet.
@@ -124,6 +125,8 @@ pub(super) enum After {
     Start,
     /// Start one rung higher.
     Climb,
+    /// Start on this lower rung: it makes room for another.
+    Lower { rung: usize },
     /// Start again after a death.
     Restart,
     /// Wait for the next attempt.
@@ -137,6 +140,13 @@ pub(super) enum After {
 }
 
 impl State {
+    /// Says anew why a slot is started that is not yet.
+    pub(super) fn set_cause(&mut self, to: Cause) {
+        if let Self::Sizing { cause, .. } | Self::Queued(Queued { cause, .. }) = self {
+            *cause = to;
+        }
+    }
+
     /// Returns the state's name, for the table of cells.
     pub(super) fn name(&self) -> &'static str {
         match self {

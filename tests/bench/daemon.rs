@@ -62,6 +62,7 @@ impl Daemon {
             .arg(dir.path().join("state"))
             .arg("--profiles")
             .arg(dir.path().join("profiles"))
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(dir.path().join("daemon.log")).unwrap())
@@ -124,12 +125,18 @@ impl Daemon {
         self.until(slot, "offline").await;
     }
 
-    async fn order(&self, slot: &str, verb: &str) {
+    /// The slot as scripts see it.
+    pub(crate) async fn view(&self, slot: &str) -> Value {
+        let url = format!("http://slotd/v1/slots/{slot}");
+        self.control.get(url).send().await.unwrap().json().await.unwrap()
+    }
+
+    pub(crate) async fn order(&self, slot: &str, verb: &str) {
         let url = format!("http://slotd/v1/slots/{slot}/{verb}");
         assert!(self.control.post(url).send().await.unwrap().status().is_success());
     }
 
-    async fn until(&self, slot: &str, state: &str) -> Instant {
+    pub(crate) async fn until(&self, slot: &str, state: &str) -> Instant {
         let url = format!("http://slotd/v1/slots/{slot}/watch");
         let mut watch = self.control.get(url).send().await.unwrap();
         let wanted = format!("\"state\":\"{state}\"");

@@ -1,4 +1,5 @@
-//! How long the core takes to decide who makes room, by how many slots there are.
+//! How long the core takes to decide, by how many slots there are: who makes room, who starts, and what
+//! a single event comes to.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -19,68 +20,115 @@ const MIB: u64 = 1 << 20;
 /// Fewer without optimisation, which is good for ratios only.
 const ROUNDS: usize = if cfg!(debug_assertions) { 3 } else { 21 };
 
-/// Prints the median time of the decision at three sizes.
+/// Prints median times at three sizes.
 pub(crate) fn run() {
-    println!("| slots on {GPUS} GPUs | decision, median of {ROUNDS} | engines that make room |");
-    println!("| ---: | ---: | ---: |");
+    println!(
+        "| slots on {GPUS} GPUs | who makes room | and shown | engines that do | all start | one becomes ready | a request comes |"
+    );
+    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     for slots in [10, 100, 1000] {
-        let mut times = Vec::new();
-        let mut leaving = 0;
-        for _ in 0..ROUNDS {
-            let (time, drains) = decide(slots);
-            times.push(time);
-            leaving = drains;
-        }
-        times.sort_unstable();
-        println!("| {slots} | {:?} | {leaving} |", times[ROUNDS / 2]);
+        let rounds: Vec<_> = (0..ROUNDS).map(|_| round(slots)).collect();
+        let median = |of: fn(&Round) -> Duration| {
+            let mut times: Vec<_> = rounds.iter().map(of).collect();
+            times.sort_unstable();
+            times[ROUNDS / 2]
+        };
+        let (room, all) = (median(|round| round.make_room), median(|round| round.all_start));
+        let decision = median(|round| round.decision);
+        let (ready, request) = (median(|round| round.ready), median(|round| round.request));
+        let leaving = rounds[0].leaving;
+        println!(
+            "| {slots} | {decision:.2?} | {room:.2?} | {leaving} | {all:.2?} | {ready:.2?} | {request:.2?} |"
+        );
     }
 }
 
-/// All GPUs are full of `slots` engines; one comes that needs half of them all.
-fn decide(slots: u64) -> (Duration, usize) {
+/// How long each kind of decision took, with the view of all slots that follows it.
+struct Round {
+    all_start: Duration,
+    ready: Duration,
+    request: Duration,
+    make_room: Duration,
+    /// Without the view.
+    decision: Duration,
+    leaving: usize,
+}
+
+/// A core with what it is asked.
+struct Bench {
+    core: Supervisor,
+    now: Monotime,
+    commands: Vec<Command>,
+    /// What the last decision took by itself.
+    decision: Duration,
+}
+
+impl Bench {
+    /// Tells the core of an event, as the daemon does: its decision, its view, its next deadline.
+    fn tell(&mut self, event: Event) -> Duration {
+        let began = Instant::now();
+        self.core.handle(self.now, event, &mut self.commands);
+        self.decision = began.elapsed();
+        let seen = self.core.snapshot();
+        let next = self.core.deadline();
+        let took = began.elapsed();
+        drop((seen, next));
+        took
+    }
+}
+
+/// `slots` engines come, and fill all GPUs; a request comes for one of them; then one slot comes that
+/// needs half of them all.
+fn round(slots: u64) -> Round {
     let total = 80_000 * MIB;
     let part = total * GPUS / (slots + 1) - MIB;
     let names: Vec<SlotName> = (0..slots).map(name).collect();
     let policy = Policy { memory_reserve: Bytes(0), ..Policy::default() };
-    let mut core = Supervisor::new(policy, 1, BTreeMap::new());
-    let mut commands = Vec::new();
+    let core = Supervisor::new(policy, 1, BTreeMap::new());
+    let mut bench =
+        Bench { core, now: Monotime::default(), commands: Vec::new(), decision: Duration::ZERO };
     let big = name(slots);
-    let profiles = names.iter().chain([&big]).map(|name| (name.clone(), profile(name)));
-    let profiles = Event::ProfilesChanged { profiles: profiles.collect() };
-    let mut now = Monotime::default();
-    core.handle(now, profiles, &mut commands);
-    for (index, name) in names.iter().enumerate() {
-        let waiter = WaiterId(u64::try_from(index).unwrap());
-        core.handle(now, of(name, SlotEvent::Demanded { waiter }), &mut commands);
-        core.handle(now, child(name, sized(part)), &mut commands);
-    }
-    // One reading starts them all.
-    core.handle(now, reading(total, &[], part), &mut commands);
+    let profiles = names.iter().map(|name| (name.clone(), profile(name, true)));
+    let profiles = profiles.chain([(big.clone(), profile(&big, false))]);
+    bench.tell(Event::ProfilesChanged { profiles: profiles.collect() });
     for name in &names {
-        core.handle(now, child(name, spawned()), &mut commands);
-        core.handle(now, child(name, ChildEvent::BecameReady), &mut commands);
+        bench.tell(child(name, sized(part)));
     }
-    now = now.after(Duration::from_hours(1));
-    core.handle(now, Event::DeadlinePassed, &mut commands);
-    core.handle(now, of(&big, SlotEvent::Demanded { waiter: WaiterId(slots) }), &mut commands);
-    core.handle(now, child(&big, sized(total * GPUS / 2)), &mut commands);
-    commands.clear();
-    let event = reading(total, &names, part);
-    let began = Instant::now();
-    core.handle(now, event, &mut commands);
-    let took = began.elapsed();
-    let drains = commands.iter().filter(|command| matches!(command, Command::Drain { .. }));
-    (took, drains.count())
+    let all_start = bench.tell(reading(total, &[], part));
+    let mut ready = Vec::new();
+    for name in &names {
+        bench.tell(child(name, spawned()));
+        ready.push(bench.tell(child(name, ChildEvent::BecameReady)));
+    }
+    bench.now = bench.now.after(Duration::from_hours(1));
+    bench.tell(Event::DeadlinePassed);
+    let mut request: Vec<_> = (0..slots.min(100))
+        .map(|waiter| {
+            let waiter = WaiterId(waiter);
+            bench.tell(of(&names[names.len() / 2], SlotEvent::Demanded { waiter }))
+        })
+        .collect();
+    bench.tell(of(&big, SlotEvent::Demanded { waiter: WaiterId(slots) }));
+    bench.tell(child(&big, sized(total * GPUS / 2)));
+    bench.commands.clear();
+    let make_room = bench.tell(reading(total, &names, part));
+    let decision = bench.decision;
+    let is_drain = |command: &&Command| matches!(command, Command::Drain { .. });
+    let leaving = bench.commands.iter().filter(is_drain).count();
+    ready.sort_unstable();
+    request.sort_unstable();
+    let (ready, request) = (ready[ready.len() / 2], request[request.len() / 2]);
+    Round { all_start, ready, request, make_room, decision, leaving }
 }
 
 fn name(index: u64) -> SlotName {
     format!("slot-{index}").parse().unwrap()
 }
 
-fn profile(name: &SlotName) -> Arc<Profile> {
+fn profile(name: &SlotName, autostart: bool) -> Arc<Profile> {
     let value = json!({
         "slot": name, "source": "a.toml", "engine": "Auto", "args": [], "env": {}, "aliases": [],
-        "capabilities": [], "autostart": false, "essential": false, "max_restarts": 3,
+        "capabilities": [], "autostart": autostart, "essential": false, "max_restarts": 3,
         "start_timeout": { "secs": 600, "nanos": 0 }, "stop_timeout": { "secs": 10, "nanos": 0 },
     });
     Arc::new(serde_json::from_value(value).unwrap())

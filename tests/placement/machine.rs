@@ -15,12 +15,13 @@ use slotd::{
         memory::{
             Basis, EngineReading, GpuNeed, GpuReading, GpuState, MemoryReading, Need, Room, Share,
         },
+        pressure::Strain,
         profile::Profile,
         residence::Residence,
     },
     supervisor::{
-        ChildEvent, Command, EngineInfo, Event, Policy, Refusal, SlotEvent, SlotView, Snapshot,
-        StopSignal, Supervisor,
+        ChildEvent, Command, EngineInfo, Event, Policy, Refusal, RoomAnswer, SlotEvent, SlotView,
+        Snapshot, StopSignal, Supervisor,
     },
 };
 
@@ -87,6 +88,8 @@ pub(crate) struct Figures {
     pub(crate) granted: u64,
     pub(crate) refused: BTreeMap<String, u64>,
     pub(crate) longest_wait: Duration,
+    /// How many slots the core looked at for one event, at most.
+    pub(crate) most_looks: u64,
 }
 
 pub(crate) struct Machine {
@@ -107,6 +110,10 @@ pub(crate) struct Machine {
     pub(crate) refusals: Vec<(SlotName, Refusal)>,
     /// What the core was told last.
     pub(crate) read: Option<(MemoryReading, BTreeMap<SlotName, EngineReading>)>,
+    /// What came of asking for room.
+    pub(crate) rooms: Vec<RoomAnswer>,
+    /// How short it was said to be.
+    pub(crate) strain: Strain,
     agenda: BTreeMap<(Monotime, u64), Happening>,
     planned: u64,
     waiters: u64,
@@ -162,6 +169,8 @@ impl Machine {
             last: Arc::default(),
             refusals: Vec::new(),
             read: None,
+            rooms: Vec::new(),
+            strain: Strain::default(),
             agenda: BTreeMap::new(),
             planned: 0,
             waiters: 0,
@@ -343,9 +352,14 @@ impl Machine {
         if let Event::MemoryRead { reading, engines } = event {
             self.read = Some((reading.clone(), engines.clone()));
         }
+        if let Event::PressureChanged { strain } = event {
+            self.strain = strain.clone();
+        }
         let before = Arc::clone(&self.last);
         let mut commands = Vec::new();
+        let looks = self.core.looks();
         self.core.handle(self.now, event.clone(), &mut commands);
+        self.figures.most_looks = self.figures.most_looks.max(self.core.looks() - looks);
         self.last = self.core.snapshot();
         promises::hold(self, event, &before, &commands);
         for command in commands {
@@ -396,12 +410,24 @@ impl Machine {
                 *self.figures.refused.entry(name).or_default() += 1;
                 self.refusals.push((slot, refusal));
             }
+            Command::AnswerRoom { answer, .. } => self.rooms.push(answer),
+            Command::MeasureRoom { slot, generation } => self.measure_room(&slot, generation),
             Command::MeasureActivity { .. }
-            | Command::MeasureRoom { .. }
             | Command::Watch { .. }
             | Command::Leave { .. }
             | Command::Finish => {}
         }
+    }
+
+    fn measure_room(&mut self, slot: &SlotName, generation: Generation) {
+        let taken: u64 = self.processes.values().map(|one| Self::taken(one).host.0).sum();
+        let free = self.host.saturating_sub(self.strangers + taken);
+        let now = self.now;
+        let Some(process) = self.process(slot, generation) else { return };
+        let in_flight = process.in_flight;
+        let idle_for = if in_flight == 0 { now.since(process.last_use) } else { Duration::ZERO };
+        let event = ChildEvent::RoomMeasured { in_flight, idle_for, free: Some(Bytes(free)) };
+        self.report(Duration::ZERO, (slot, generation), event);
     }
 
     fn size(&mut self, slot: &SlotName, generation: Generation) {

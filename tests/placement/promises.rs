@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use slotd::{
-    spec::memory::GpuState,
-    supervisor::{Command, Event, SlotEvent, Snapshot, StateView},
+    spec::{SlotName, memory::GpuState},
+    supervisor::{ChildEvent, Command, Event, SlotEvent, Snapshot, StateView},
 };
 
 use super::machine::Machine;
@@ -13,6 +13,7 @@ use super::machine::Machine;
 pub(crate) fn hold(machine: &mut Machine, event: &Event, before: &Snapshot, commands: &[Command]) {
     let after = std::sync::Arc::clone(&machine.last);
     hold_pools(machine, &after);
+    let is_for_a_person = commands.iter().any(|one| matches!(one, Command::AnswerRoom { .. }));
     for command in commands {
         match command {
             Command::Spawn { slot, devices, .. } => {
@@ -27,6 +28,9 @@ pub(crate) fn hold(machine: &mut Machine, event: &Event, before: &Snapshot, comm
                     wants_gpu,
                     "{slot} came to the CPU, or to a GPU, unasked"
                 );
+            }
+            Command::Drain { slot, .. } if is_for_a_person => {
+                assert!(!is_pinned(machine, slot), "{slot} is pinned");
             }
             Command::Drain { slot, .. } => hold_drain(machine, event, before, slot),
             Command::Signal { slot, generation, .. } => {
@@ -71,7 +75,7 @@ fn hold_room(machine: &Machine, after: &Snapshot) {
         let promised = |view: &slotd::supervisor::SlotView| {
             view.promised.as_ref().and_then(|promised| promised.gpus.get(index)).map_or(0, |b| b.0)
         };
-        let sum: u64 = after.slots.values().map(promised).sum();
+        let sum: u64 = after.slots.values().map(AsRef::as_ref).map(promised).sum();
         let is_new = after.slots.values().any(|view| {
             matches!(view.state, StateView::Starting { pid: None, .. }) && promised(view) > 0
         });
@@ -86,17 +90,27 @@ fn hold_room(machine: &Machine, after: &Snapshot) {
 }
 
 /// Whoever makes room is not pinned; and one that works does so only when it is another's turn.
-fn hold_drain(machine: &Machine, event: &Event, before: &Snapshot, slot: &slotd::spec::SlotName) {
+fn hold_drain(machine: &Machine, event: &Event, before: &Snapshot, slot: &SlotName) {
     let is_ordered = matches!(event, Event::Slot { slot: of, event } if of == slot
         && matches!(event, SlotEvent::UnloadRequested | SlotEvent::RestartRequested));
-    if is_ordered {
+    let is_ordered =
+        is_ordered || matches!(event, Event::StayOrdered { slot: of, .. } if of == slot);
+    let climbs = matches!(event, Event::Slot { slot: of, event: SlotEvent::Child { event, .. } }
+        if of == slot && matches!(event, ChildEvent::RoomMeasured { .. }));
+    if is_ordered || climbs {
         return;
     }
     let residence = &machine.profiles[slot].residence;
-    assert!(!residence.pinned, "{slot} is pinned");
-    assert!(!residence.pressure_evict_only, "{slot} goes under pressure alone");
+    assert!(!is_pinned(machine, slot), "{slot} is pinned");
     let view = &before.slots[slot];
     let StateView::Ready { .. } = view.state else { panic!("{slot} was {:?}", view.state) };
+    if machine.last.slots[slot].relieved.is_some() {
+        assert!(machine.strain.of_memory().next().is_some(), "{slot} went without pressure");
+        let Some((_, engines)) = &machine.read else { panic!("{slot} goes unseen") };
+        assert_eq!(engines[slot].in_flight, 0, "{slot} worked");
+        return;
+    }
+    assert!(!residence.pressure_evict_only, "{slot} goes under pressure alone");
     let stay = residence.min_residency.unwrap_or(machine.policy.min_residency);
     assert!(machine.now.since(view.since) >= stay, "{slot} had only just come");
     // A request may have come since; it is served before the engine ends.
@@ -109,6 +123,11 @@ fn hold_drain(machine: &Machine, event: &Event, before: &Snapshot, slot: &slotd:
     assert!(in_flight == 0 || waits_for_long, "{slot} worked, and nobody waited for long");
 }
 
+fn is_pinned(machine: &Machine, slot: &SlotName) -> bool {
+    let ordered = machine.last.slots[slot].orders.pinned;
+    ordered.unwrap_or(machine.profiles[slot].residence.pinned)
+}
+
 fn count(machine: &mut Machine, before: &Snapshot, after: &Snapshot) {
     for (name, view) in &after.slots {
         let was = before.slots.get(name).and_then(|view| view.displaced_by.as_ref());
@@ -116,8 +135,10 @@ fn count(machine: &mut Machine, before: &Snapshot, after: &Snapshot) {
             (None, Some(_)) => machine.figures.displaced += 1,
             (Some(by), None) => {
                 machine.figures.came_back += 1;
-                let is_accounted_for =
-                    !matches!(view.state, StateView::Offline) || machine.put_down.contains(name);
+                // One on a lower rung was not away: its engine may end like any other.
+                let is_accounted_for = !matches!(view.state, StateView::Offline)
+                    || machine.put_down.contains(name)
+                    || view.rung_index > 0;
                 assert!(is_accounted_for, "{name} made room for {by} and was forgotten");
             }
             _ => {}

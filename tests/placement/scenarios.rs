@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use slotd::{
     spec::{
+        Bytes,
         death::ExitStatus,
         profile::Profile,
-        residence::{Residence, WhenFull},
+        residence::{Asks, Residence, WhenFull},
     },
     supervisor::{Policy, Refusal, SlotEvent, StateView, Wait},
 };
@@ -188,4 +189,133 @@ fn what_is_kept_loaded_is_loaded_by_importance_and_the_rest_says_why_not() {
     machine.ask(&slot("b"), SlotEvent::UnloadRequested);
     machine.pass(Duration::from_mins(1));
     assert_eq!(states(&machine, ["a", "b", "c"]), ["ready", "offline", "ready"]);
+}
+
+/// A slot with two rungs, loaded and idle for a while, and one that needs part of its memory.
+fn with_a_ladder(machine: &mut Machine) {
+    machine.have([
+        (profile("chat"), works(vec![need(6000, None), need(2000, None)])),
+        (profile("guest"), works(vec![need(4000, None)])),
+    ]);
+    machine.request(&slot("chat"));
+    machine.settle();
+    machine.pass(Duration::from_mins(1));
+}
+
+#[test]
+fn an_idle_slot_goes_on_on_a_lower_rung_where_that_is_enough_and_climbs_back() {
+    let mut machine = machine(7);
+    with_a_ladder(&mut machine);
+    machine.request(&slot("guest"));
+    machine.settle();
+    machine.pass(Duration::from_secs(20));
+    assert_eq!((machine.state("guest"), machine.state("chat")), ("ready", "ready"));
+    let chat = machine.view("chat");
+    assert_eq!(chat.rung.as_ref().unwrap().index, 1);
+    assert_eq!(chat.displaced_by, Some(slot("guest")));
+    // As long as the guest is there, there is no room to climb, and nobody tries.
+    machine.figures.loads.clear();
+    machine.pass(Duration::from_hours(1));
+    assert_eq!(machine.figures.loads.len(), 0);
+
+    machine.ask(&slot("guest"), SlotEvent::UnloadRequested);
+    machine.pass(Duration::from_mins(30));
+    let chat = machine.view("chat");
+    assert_eq!((chat.state.as_str(), chat.rung.as_ref().unwrap().index), ("ready", 0));
+    assert_eq!(chat.displaced_by, None);
+}
+
+#[test]
+fn a_slot_that_nobody_has_used_for_long_is_unloaded_whatever_rungs_it_has() {
+    let mut machine = machine(7);
+    with_a_ladder(&mut machine);
+    machine.pass(Duration::from_mins(10));
+    machine.request(&slot("guest"));
+    machine.settle();
+    assert_eq!((machine.state("guest"), machine.state("chat")), ("ready", "offline"));
+}
+
+#[test]
+fn a_request_for_a_slot_that_goes_down_a_rung_is_served_there() {
+    let mut machine = machine(7);
+    with_a_ladder(&mut machine);
+    machine.request(&slot("guest"));
+    while machine.state("chat") == "ready" {
+        let until = machine.now.after(Duration::from_mins(1));
+        assert!(machine.step(until), "nobody made room");
+    }
+    machine.request(&slot("chat"));
+    machine.settle();
+    assert_eq!(machine.view("chat").rung.as_ref().unwrap().index, 1);
+    assert_eq!((machine.figures.granted, machine.figures.refused.len()), (3, 0));
+}
+
+#[test]
+fn a_slot_in_use_whose_load_takes_long_is_spared_until_the_wait_weighs_as_much() {
+    let mut machine = machine(8);
+    let slow = Truth { load: Duration::from_secs(80), ..works(vec![need(5000, None)]) };
+    machine.have([(profile("slow"), slow), (profile("quick"), works(vec![need(5000, None)]))]);
+    machine.request(&slot("slow"));
+    machine.settle();
+    machine.pass(Duration::from_secs(11));
+    machine.request(&slot("slow"));
+    machine.pass(Duration::from_secs(7));
+    machine.request(&slot("quick"));
+    machine.pass(Duration::from_secs(10));
+    let StateView::Queued { wait: wait @ Wait::Spared { .. }, .. } = &machine.view("quick").state
+    else {
+        panic!("{:?}", machine.view("quick").state)
+    };
+    assert_eq!(
+        wait.sentence(),
+        "it needs 4.8 GiB of memory, and 3.1 GiB can be had; slow was used just now and takes \
+         80.0 s to load again, so it makes room once the requests have waited 20.0 s together, or \
+         when it is idle"
+    );
+    // A second one that waits makes it more.
+    machine.request(&slot("quick"));
+    machine.pass(Duration::from_secs(3));
+    assert_ne!(machine.state("slow"), "ready");
+    machine.settle();
+    assert_eq!(machine.state("quick"), "ready");
+}
+
+#[test]
+fn a_slot_that_asks_for_more_of_the_machine_is_skipped_and_says_so() {
+    let mut machine = Machine::new(32 * GIB, &[24 * GIB], Policy::default(), 7);
+    let asks = |gpus, memory: Option<u64>| Asks {
+        gpus: Some(gpus),
+        gpu_memory: None,
+        memory: memory.map(|gib| Bytes(gib * GIB)),
+    };
+    let asking = |name: &str, asks| Profile {
+        autostart: true,
+        ..residence(name, Residence { asks, ..Residence::default() })
+    };
+    // What would fail if it were looked at.
+    let broken = Truth { fate: Fate::CannotStart, ..works(vec![need(100, Some(1000))]) };
+    machine.have([
+        (asking("pair", asks(2, None)), broken.clone()),
+        (asking("roomy", asks(1, Some(64))), broken),
+        (asking("fine", asks(1, Some(32))), works(vec![need(100, Some(1000))])),
+    ]);
+    machine.pass(Duration::from_mins(10));
+    assert_eq!(states(&machine, ["pair", "roomy", "fine"]), ["queued", "queued", "ready"]);
+    for name in ["pair", "roomy"] {
+        let view = machine.view(name);
+        assert_eq!((view.deaths.len(), view.tally), (0, 0), "{name} was looked at");
+    }
+    let StateView::Queued { wait, .. } = &machine.view("pair").state else { panic!() };
+    assert_eq!(
+        wait.sentence(),
+        "it is skipped on this machine: its profile needs `gpus` = 2, and 1 is there"
+    );
+    machine.request(&slot("roomy"));
+    machine.settle();
+    let Some((_, Refusal::NoRoom { reason })) = machine.refusals.pop() else { panic!() };
+    assert_eq!(
+        reason,
+        "it is skipped on this machine: its profile needs `memory` = 64 GiB, and there is 32 GiB"
+    );
+    assert_eq!(machine.figures.displaced, 0);
 }

@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use slotd::{
     proxy::{Blame, Gate},
-    spec::{Monotime, death::Verdict},
-    supervisor::{Refusal, StateView},
+    spec::{
+        Bytes, Monotime,
+        death::Verdict,
+        memory::{Basis, Need},
+    },
+    supervisor::{Holder, Refusal, Shortage, StateView, Wait},
 };
 
 use crate::{
@@ -156,6 +160,23 @@ async fn who_gives_up_a_load_is_told_to_come_back_in_half_of_the_time_it_takes()
     assert_eq!((answer.head.status, answer.error()["code"].as_str()), (503, Some("slot_loading")));
     assert_eq!(answer.head.header("retry-after"), Some("21"));
     assert_eq!(answer.head.header("retry-after-ms"), Some("20500"));
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_memory_in_vain_is_told_who_holds_it() {
+    let mut limits = limits();
+    limits.hold = Duration::from_millis(20);
+    let mut world = World::start(limits).await;
+    let gib = |number: u64| Bytes(number << 30);
+    let lack = Shortage::Host { needed: gib(20), free: gib(6) };
+    let holder = |slot: &str, host| Holder { slot: slot.parse().unwrap(), host, gpus: Bytes(0) };
+    let holders = [holder("small", gib(1)), holder("big", gib(16))].into();
+    let need = Need { host: gib(20), gpu: None, basis: Basis::Header };
+    world.set_state("chat", StateView::Queued { need, wait: Wait::Turn { lack, holders } });
+    let answer = world.client().await.ask(chat("chat", false)).await;
+    assert_eq!((answer.head.status, answer.error()["code"].as_str()), (503, Some("no_memory")));
+    assert!(answer.head.header("retry-after").is_some());
+    insta::assert_snapshot!(answer.error()["message"].as_str().unwrap(), @"slot `chat` waits for memory, and the request has waited for it as long as it may: it needs 20 GiB of memory, and 6.0 GiB can be had; it waits for big (16 GiB), small (1.0 GiB)");
 }
 
 #[tokio::test]

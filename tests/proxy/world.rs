@@ -13,7 +13,7 @@ use slotd::{
     mailbox::{self, Inbox},
     proxy::{
         Access, AccessLog, ByteRelay, FallThrough, Flights, Gate, Lanes, Limits, Listeners,
-        OllamaListener, Phase, RouteTable, Shared, Suspects, serve,
+        OllamaListener, Phase, RouteTable, Shared, Suspects, Throttle, serve,
     },
     spec::{
         Generation, Monotime, SlotName, WaiterId,
@@ -21,7 +21,7 @@ use slotd::{
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile},
         requests::Requests,
-        residence::Residence,
+        residence::{Orders, Residence},
     },
     supervisor::{Event, Refusal, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -50,6 +50,7 @@ pub(crate) struct World {
     snapshot: Snapshot,
     gates: BTreeMap<SlotName, Arc<Gate>>,
     suspects: Arc<Suspects>,
+    pub(crate) throttle: Arc<Throttle>,
     inbox: Inbox,
     server: JoinSet<()>,
 }
@@ -99,6 +100,7 @@ impl World {
         let suspects: Arc<Suspects> = Arc::default();
         let choices = Arc::default();
         let flights = Flights::new(AccessLog::Off);
+        let throttle = Arc::<Throttle>::default();
         let dir = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
         let shared = Shared {
             routes: Arc::clone(&routes),
@@ -112,6 +114,7 @@ impl World {
             byte_relay,
             lanes: Lanes::default(),
             clock: || 0,
+            throttle: Arc::clone(&throttle),
             control: None,
             fall_through: below(address).map(Arc::new),
         };
@@ -130,6 +133,7 @@ impl World {
             snapshot,
             gates,
             suspects,
+            throttle,
             inbox,
             server,
         }
@@ -160,12 +164,14 @@ impl World {
             waiting: 0,
             promised: None,
             displaced_by: None,
+            relieved: None,
+            orders: Orders::default(),
             expected_load: None,
             rss: None,
             deaths: Vec::new(),
             loads: Vec::new(),
         };
-        self.snapshot.slots.insert(slot.parse().unwrap(), view);
+        self.snapshot.slots.insert(slot.parse().unwrap(), Arc::new(view));
         self.publish();
     }
 
@@ -179,9 +185,13 @@ impl World {
         }
     }
 
+    fn view(&mut self, slot: &str) -> &mut SlotView {
+        Arc::make_mut(self.snapshot.slots.get_mut(slot).unwrap())
+    }
+
     /// Lets a slot have taken this long to load.
     pub(crate) fn set_load(&mut self, slot: &str, load: Duration) {
-        self.snapshot.slots.get_mut(slot).unwrap().expected_load = Some(load);
+        self.view(slot).expected_load = Some(load);
         self.publish();
     }
 
@@ -190,7 +200,7 @@ impl World {
         if !self.snapshot.slots.contains_key(slot) {
             self.make_slot(slot, |_| {});
         }
-        self.snapshot.slots.get_mut(slot).unwrap().state = state;
+        self.view(slot).state = state;
         self.publish();
     }
 
@@ -214,7 +224,7 @@ impl World {
         );
         self.gates.insert(name, Arc::clone(&gate));
         self.set_state(slot, StateView::Ready { pid: 1 });
-        self.snapshot.slots.get_mut(slot).unwrap().generation = generation;
+        self.view(slot).generation = generation;
         self.publish();
         (engine, gate)
     }

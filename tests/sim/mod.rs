@@ -18,7 +18,7 @@ use slotd::{
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding},
         ladder::{LadderChoice, Rung},
         memory::{Basis, Need},
-        profile::{EngineChoice, External, OnExit, Profile},
+        profile::{EngineChoice, External, OnExit, Profile, Pull},
         requests::Requests,
         residence::Residence,
     },
@@ -94,6 +94,7 @@ pub(crate) fn profile(name: &str) -> Profile {
         hang_timeout: Some(Duration::from_mins(1)),
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        pull: Pull::Never,
         residence: Residence::default(),
         requests: Requests::default(),
     }

@@ -143,6 +143,9 @@ impl<'a> Story<'a> {
 /// Says what a slot in line waits for.
 fn waiting(slot: &SlotObject) -> Option<String> {
     let waits_for = slot.waits_for.as_ref()?;
+    if waits_for.starts_with("it is skipped") {
+        return Some(waits_for.clone());
+    }
     Some(format!("it waits for memory: {waits_for}; {} in line", brief(slot.since_ms)))
 }
 

@@ -207,7 +207,7 @@ fn words_of_other_programs_are_understood() {
     qwen.toml:5:1: max_body: unknown key
       hint: `max_body` is a key of the daemon's own file, `slotd.toml`
     qwen.toml:6:1: colour: unknown key
-      hint: the keys are `model`, `engine`, `command`, `stop_command`, `url`, `args`, `env`, `aliases`, `routes`, `resume`, `capabilities`, `context`, `parallel`, `threads`, `gpu_layers`, `ladder`, `autostart`, `essential`, `max_restarts`, `start_timeout`, `stop_timeout`, `hang_timeout`, `idle_timeout`, `on_exit`, `memory`, `gpu_memory`, `pinned`, `pressure_evict_only`, `priority`, `min_residency`, `when_full`, `restore`, `lane`, `queue_timeout`, `on_client_gone`, `params`, `variants`
+      hint: the keys are `model`, `engine`, `command`, `stop_command`, `url`, `args`, `env`, `aliases`, `routes`, `resume`, `capabilities`, `context`, `parallel`, `threads`, `gpu_layers`, `ladder`, `autostart`, `essential`, `max_restarts`, `start_timeout`, `stop_timeout`, `hang_timeout`, `idle_timeout`, `on_exit`, `pull`, `memory`, `gpu_memory`, `pinned`, `pressure_evict_only`, `priority`, `min_residency`, `when_full`, `restore`, `needs`, `lane`, `queue_timeout`, `on_client_gone`, `params`, `variants`
     "#);
 }
 

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 use crate::spec::{
-    profile::{EngineChoice, OnExit},
+    profile::{EngineChoice, OnExit, Pull},
     requests::Requests,
     residence::Residence,
 };
@@ -36,6 +36,7 @@ fn profile() -> Profile {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        pull: Pull::Never,
         residence: Residence::default(),
         requests: Requests::default(),
     }

@@ -3,7 +3,7 @@ use std::{net::SocketAddr, sync::LazyLock, time::Duration};
 use super::*;
 use crate::engine::Machine;
 use crate::spec::ladder::LadderChoice;
-use crate::spec::profile::OnExit;
+use crate::spec::profile::{OnExit, Pull};
 use crate::spec::{requests::Requests, residence::Residence};
 
 /// What `--help` of llama.cpp b11434 says of the options that slotd uses.
@@ -54,6 +54,7 @@ pub(in crate::engine) fn profile(engine: EngineChoice) -> Profile {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
+        pull: Pull::Never,
         residence: Residence::default(),
         requests: Requests::default(),
     }

@@ -5,7 +5,7 @@ use std::{
 use super::*;
 use crate::spec::ladder::LadderChoice;
 use crate::spec::profile::EngineChoice;
-use crate::spec::profile::OnExit;
+use crate::spec::profile::{OnExit, Pull};
 use crate::spec::{requests::Requests, residence::Residence};
 
 /// A machine of its own: programs, models, caches.
@@ -94,6 +94,7 @@ impl Machine {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            pull: Pull::Never,
             residence: Residence::default(),
             requests: Requests::default(),
         }
@@ -212,6 +213,35 @@ fn a_commands_program_is_looked_up_and_its_model_may_be_anything() {
     machine.model("anything");
     let checked = machine.run(command("serve")).unwrap();
     assert_eq!((checked.kind, checked.program), (EngineKind::Command, machine.path("bin/serve")));
+}
+
+#[test]
+fn the_weights_of_a_commands_folder_are_counted_and_a_damaged_one_is_its_own_affair() {
+    let machine = Machine::new();
+    machine.program("bin/serve", "");
+    let folder = machine.path("models/a.gguf");
+    fs::create_dir(&folder).unwrap();
+    // A folder of that name is no GGUF file.
+    fs::rename(&folder, machine.path("models/a")).unwrap();
+    let weights = machine.path("models/a/model.safetensors");
+    let json = br#"{"t":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]}}"#;
+    let file = [&[u8::try_from(json.len()).unwrap(), 0, 0, 0, 0, 0, 0, 0][..], json, &[0; 12]];
+    fs::write(&weights, file.concat()).unwrap();
+    let words = EngineChoice::Command(vec!["serve".into(), "{port}".into()]);
+    let source =
+        ModelSource::File { typed: "a".into(), candidates: vec![machine.path("models/a")] };
+    let profile = Profile { model: Some(source), ..machine.profile(words) };
+    let checked = || machine.checks.run(&profile, &Endpoint::Unix("a.sock".into()));
+    assert_eq!(checked().unwrap().files, Some(Bytes(12)));
+    fs::write(&weights, "what only the command knows").unwrap();
+    assert_eq!(checked().unwrap().files, None);
+    fs::write(&weights, &file.concat()[..40]).unwrap();
+    let refused = checked().unwrap_err();
+    assert_eq!(
+        refused.verdict,
+        Verdict::MissingFile,
+        "a cut one fails in every command: {refused:?}"
+    );
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn a_quantisation_is_a_word_of_the_name_in_any_case() {
     assert_eq!(found("F16"), "m-F16.gguf");
     assert_eq!(found("q4_k_m"), "m-Q4_K_M.gguf");
     assert_eq!(found("Q8_0"), "m.q8_0.gguf");
-    insta::assert_snapshot!(found("Q4_K"), @"model `org/repo:Q4_K` is not in `HUB/models--org--repo/snapshots/abc123`, which has `m-BF16.gguf`, `m-F16.gguf`, `m-Q4_K_M.gguf`, `m.q8_0.gguf`; correct `model`, or fetch it with `hf download org/repo --include '*Q4_K*'`");
+    insta::assert_snapshot!(found("Q4_K"), @"model `org/repo:Q4_K` is not in `HUB/models--org--repo/snapshots/abc123`, which has `m-BF16.gguf`, `m-F16.gguf`, `m-Q4_K_M.gguf`, `m.q8_0.gguf`; correct `model`, or fetch it with `slotd pull org/repo:Q4_K`");
 }
 
 #[test]
@@ -83,10 +83,10 @@ fn the_first_part_and_the_projector_of_a_model_in_a_folder_are_found() {
 #[test]
 fn what_is_not_downloaded_comes_with_the_command_that_does_it() {
     let hub = tempfile::tempdir().unwrap();
-    insta::assert_snapshot!(found(hub.path(), Some("Q8_0")), @"model `org/repo:Q8_0` is not in the Hugging Face cache `HUB`; fetch it with `hf download org/repo --include '*Q8_0*'`");
-    insta::assert_snapshot!(found(hub.path(), None), @"model `org/repo` is not in the Hugging Face cache `HUB`; fetch it with `hf download org/repo`");
+    insta::assert_snapshot!(found(hub.path(), Some("Q8_0")), @"model `org/repo:Q8_0` is not in the Hugging Face cache `HUB`; fetch it with `slotd pull org/repo:Q8_0`");
+    insta::assert_snapshot!(found(hub.path(), None), @"model `org/repo` is not in the Hugging Face cache `HUB`; fetch it with `slotd pull org/repo`");
     let hub = files(&["README.md"]);
-    insta::assert_snapshot!(found(hub.path(), None), @"model `org/repo` is not in `HUB/models--org--repo/snapshots/abc123`, which has no GGUF file; correct `model`, or fetch it with `hf download org/repo`");
+    insta::assert_snapshot!(found(hub.path(), None), @"model `org/repo` is not in `HUB/models--org--repo/snapshots/abc123`, which has no GGUF file; correct `model`, or fetch it with `slotd pull org/repo`");
 }
 
 #[test]

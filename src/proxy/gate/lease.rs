@@ -52,6 +52,7 @@ impl Lease {
     /// Notes that the answer is whole.
     pub(in crate::proxy) fn note_answer(&mut self) {
         self.outcome = Outcome::Answered;
+        self.note_use();
         self.gate.note_held(self.since.elapsed());
         self.gate.record.note_answer();
         self.gate.suspects.clear(self.request);
@@ -61,8 +62,15 @@ impl Lease {
     /// the next request takes.
     pub(in crate::proxy) fn note_session(&mut self) {
         self.outcome = Outcome::Answered;
+        self.note_use();
         self.gate.record.note_answer();
         self.gate.suspects.clear(self.request);
+    }
+
+    fn note_use(&self) {
+        if self.is_use {
+            self.gate.note_use();
+        }
     }
 
     /// Notes that the engine broke the exchange off, and perhaps itself.

@@ -1,6 +1,7 @@
 //! Who is let in, in which order, and what an end means to those inside.
 
 use super::*;
+use crate::proxy::Uses;
 
 fn gate(parallel: u32, queue_limit: u32) -> Arc<Gate> {
     let endpoint = Endpoint::Unix("/nowhere.sock".into());
@@ -118,4 +119,23 @@ async fn a_client_that_leaves_without_a_byte_is_noted_unless_the_gate_is_closed(
     gate.close();
     last.note_failure();
     assert_eq!(gate.record().failed_in_row(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_nobody_has_asked_yet_is_as_old_as_the_last_use_of_its_slot() {
+    let uses = Uses::new(|| 3_600_000);
+    let gate = gate(1, 1);
+    uses.recall(gate.slot(), (1, 0));
+    gate.count_in(uses.of(gate.slot()));
+    assert_eq!(gate.unused_for(), Duration::ZERO, "it may have been loaded for a request");
+    tokio::time::advance(Duration::from_mins(1)).await;
+    assert_eq!(gate.unused_for(), Duration::from_hours(1));
+    let mut used = lease(&gate, Duration::from_secs(1)).await.unwrap();
+    used.note_answer();
+    drop(used);
+    assert_eq!(gate.unused_for(), Duration::ZERO);
+    assert_eq!(uses.all()[gate.slot()], (2, 3_600_000));
+    // What was not answered is no use: the client tries it again.
+    drop(lease(&gate, Duration::from_secs(1)).await.unwrap());
+    assert_eq!(uses.all()[gate.slot()].0, 2);
 }

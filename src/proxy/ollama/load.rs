@@ -1,6 +1,6 @@
 //! Models loaded and let go of on request: no prompt, `keep_alive` of 0.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use hyper::{Response, StatusCode, Uri, http::request::Parts};
 use tokio::time::{Instant, timeout};
@@ -9,7 +9,7 @@ use super::{
     super::{
         Shared,
         body::Asked,
-        exchange::eta,
+        exchange::{eta, in_vain},
         forward::silence,
         reply::{Body, Fault, json_response},
         target::{self, Target},
@@ -68,13 +68,11 @@ async fn load(shared: &Shared, target: &Target, head: &Parts) -> Result<(), Faul
     }
     let hold = target.profile.requests.queue_timeout.unwrap_or(shared.limits.hold);
     let patience = hold.min(silence(&shared.limits, &head.headers));
-    match timeout(patience, candidates.ask(shared)).await {
+    let mut asked = pin!(candidates.ask(shared));
+    match timeout(patience, &mut asked).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err((slot, refusal))) => Err(Fault::of_refusal(&slot, refusal, eta(shared, &slot))),
-        Err(_) => {
-            let slot = &candidates.first;
-            Err(Fault::still_loading(slot, eta(shared, slot)))
-        }
+        Err(_) => Err(in_vain(shared, &candidates.first)),
     }
 }
 

@@ -16,6 +16,16 @@ use crate::{
 pub(crate) struct Displaced {
     pub(crate) slot: SlotName,
     pub(crate) by: SlotName,
+    pub(crate) how: How,
+}
+
+/// How one has made room.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum How {
+    /// It is unloaded.
+    Away,
+    /// It goes on on this rung, or lower, until it climbs by itself.
+    Lower(usize),
 }
 
 /// What can be done for a displaced slot.
@@ -31,13 +41,49 @@ enum Way {
 
 impl Supervisor {
     /// Forgets those that came back, that are gone, or that nobody wants back.
-    pub(super) fn forget_displaced(&mut self) {
+    pub(super) fn forget_those_back(&mut self) {
         let slots = &self.slots;
-        self.displaced.retain(|one| {
-            slots.get(&one.slot).is_some_and(|slot| {
-                slot.restore() != Restore::Never
-                    && (matches!(slot.state, State::Offline) || slot.is_leaving())
+        let is_not_back = |one: &Displaced| {
+            slots.get(&one.slot).is_some_and(|slot| match one.how {
+                How::Away => {
+                    let is_down = matches!(slot.state, State::Offline) || slot.is_leaving();
+                    slot.restore() != Restore::Never && is_down
+                }
+                How::Lower(rung) => {
+                    let is_up = slot.has_child() || slot.is_coming();
+                    slot.is_leaving() || (is_up && slot.ladder.at() >= rung)
+                }
             })
+        };
+        let keep: Vec<_> = self.displaced.iter().map(is_not_back).collect();
+        let mut keep = keep.into_iter();
+        self.forget_displaced(|_| keep.next().unwrap_or(true));
+    }
+
+    /// Tells whether somebody is to be brought back.
+    pub(super) fn is_anybody_away(&self) -> bool {
+        self.displaced.iter().any(|one| one.how == How::Away)
+    }
+
+    /// Tells whether a slot would have room on the rung above its own, by what is promised.
+    pub(in crate::supervisor) fn has_room_above(&self, slot: &Slot) -> bool {
+        let above = slot.ladder.at().checked_sub(1).and_then(|above| slot.needs.get(above));
+        let (Some(above), Some(own)) = (above, slot.held()) else { return true };
+        has_room(above, &self.stand().pools, &own)
+    }
+
+    /// Forgets displaced slots that are not to be kept: the one place where that is done.
+    pub(in crate::supervisor) fn forget_displaced(
+        &mut self,
+        mut keep: impl FnMut(&Displaced) -> bool,
+    ) {
+        let slots = &mut self.slots;
+        self.displaced.retain(|one| {
+            let is_kept = keep(one);
+            if !is_kept {
+                slots.touch(&one.slot);
+            }
+            is_kept
         });
     }
 
@@ -48,14 +94,16 @@ impl Supervisor {
         if is_coming {
             return;
         }
-        if self.displaced.is_empty() {
+        if !self.is_anybody_away() {
             return;
         }
         let stand = self.stand();
-        for one in self.displaced.clone() {
+        let away: Vec<_> =
+            self.displaced.iter().filter(|one| one.how == How::Away).cloned().collect();
+        for one in away {
             match self.way_back(&one, &stand) {
                 Way::Free => {
-                    self.displaced.retain(|other| other.slot != one.slot);
+                    self.forget_displaced(|other| other.slot != one.slot);
                     self.with(&one.slot, commands, Slot::come_back);
                     return;
                 }
@@ -99,7 +147,7 @@ impl Supervisor {
 
 impl Slot {
     /// Says when it comes back after it has made room.
-    fn restore(&self) -> Restore {
+    pub(super) fn restore(&self) -> Restore {
         let is_kept = self.profile.autostart || self.profile.essential;
         let usual = if is_kept { Restore::WhenIdle } else { Restore::WhenRoom };
         self.profile.residence.restore.unwrap_or(usual)

@@ -1,10 +1,15 @@
 //! The line of those that wait for memory.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     spec::{
-        SlotName,
+        Bytes, SlotName,
         death::Phase,
         memory::{Basis, Need, Share},
         profile::Capability,
@@ -13,28 +18,45 @@ use crate::{
     supervisor::{
         Supervisor,
         command::{Command, Refusal},
-        eviction::{Candidate, Class, Wanted, choose},
+        cores::Neighbours,
+        eviction::{Candidate, Class, Wanted, choose, order},
         ledger::Pools,
+        offload::{Victim, soften},
         placement::{Lack, fit, has_room},
         slot::{Cause, Queued, Slot, State},
-        waits::{Shortage, Wait},
+        waits::{Holder, Shortage, Wait},
     },
 };
 
-use super::{Displaced, Stand};
+use super::{Displaced, How, Stand};
 
 /// When a request is told to come back that a slot in line cannot take.
 const RETRY_IN: Duration = Duration::from_secs(5);
 
+/// By how much a load must outweigh the wait for a slot that was used just now to be spared.
+const FAR_MORE: u32 = 4;
+
 /// What becomes of one that stands in line.
 #[derive(Debug)]
 enum Turn {
+    /// The machine is one for it: it is found out what it takes.
+    Size,
     /// It is started on this rung, and this is promised to it.
     Start(usize, Share),
     /// These make room for it.
-    MakeRoom(Vec<SlotName>, Shortage),
+    MakeRoom(Vec<Victim>, Shortage),
     /// It waits.
     Wait(Wait),
+}
+
+/// What one pass over the line works with, each part made once for all of them.
+#[derive(Debug)]
+struct Pass {
+    stand: Stand,
+    /// The highest priority of those that are kept loaded and are about to stand in line too.
+    coming: Option<u32>,
+    /// `None` until asked for, and after somebody was started.
+    goers: Option<Goers>,
 }
 
 /// Those that may ever make room for another, on their way out or not.
@@ -42,10 +64,11 @@ enum Turn {
 struct Goers {
     /// What they hold together.
     share: Share,
-    /// The kinds of work of each.
-    kinds: Vec<Vec<Capability>>,
+    count: i64,
+    /// How many there are of each kind of work.
+    kinds: BTreeMap<Capability, i64>,
     /// Those that are not on their way out.
-    holders: Vec<SlotName>,
+    holders: Arc<[Holder]>,
 }
 
 impl Supervisor {
@@ -54,8 +77,9 @@ impl Supervisor {
     pub(super) fn line(&self) -> Vec<SlotName> {
         let queued = self.slots.iter().filter_map(|(name, slot)| {
             let State::Queued(queued) = &slot.state else { return None };
-            let priority = std::cmp::Reverse(slot.profile.residence.priority());
-            // What is kept loaded comes by importance, requests are served as they come.
+            let priority = Reverse((slot.priority(), slot.uses));
+            // What is kept loaded comes by importance, and of equals the one that was used most; requests are
+            // served as they come.
             let rank = (!slot.has_a_claim(queued)).then_some(priority);
             Some(((rank, queued.began, name), name.clone()))
         });
@@ -68,6 +92,7 @@ impl Supervisor {
     pub(super) fn admit_the_unknown(
         &mut self,
         line: &mut Vec<SlotName>,
+        neighbours: &mut Option<Neighbours>,
         commands: &mut Vec<Command>,
     ) {
         if self.policy.max_resident.is_some() || !self.policy.max_resident_per.is_empty() {
@@ -77,45 +102,54 @@ impl Supervisor {
             let Some(slot) = self.slots.get(name) else { return false };
             let State::Queued(queued) = &slot.state else { return false };
             let rung = slot.ladder.at();
-            let is_known = need_on(queued, rung).basis != Basis::Unknown;
+            let is_known = !queued.is_sized() || need_on(queued, rung).basis != Basis::Unknown;
             if !is_known {
-                self.admit(name, (rung, Share::default()), commands);
+                self.admit(name, (rung, Share::default()), neighbours, commands);
             }
             is_known
         });
     }
 
     /// Goes through the line once; tells whether somebody waits whose turn it is.
-    pub(super) fn serve_line(&mut self, line: &[SlotName], commands: &mut Vec<Command>) -> bool {
-        let mut stand = self.stand();
+    pub(super) fn serve_line(
+        &mut self,
+        line: &[SlotName],
+        mut neighbours: Option<Neighbours>,
+        commands: &mut Vec<Command>,
+    ) -> bool {
+        let mut pass = Pass { stand: self.stand(), coming: self.coming(), goers: None };
         let mut is_first = true;
-        let mut goers = None;
         for name in line {
             let turn = match self.slots.get(name).map(|slot| (slot, &slot.state)) {
                 Some((slot, State::Queued(queued))) => {
-                    self.turn((slot, queued), (&stand, &mut goers), is_first)
+                    self.turn((slot, queued), &mut pass, is_first)
                 }
                 _ => continue,
             };
             match turn {
+                Turn::Size => {
+                    self.with(name, commands, Slot::size_up);
+                    pass.coming = self.coming();
+                }
                 Turn::Start(rung, share) => {
-                    stand.pools.hold(&share);
+                    pass.stand.pools.hold(&share);
                     if let Some(slot) = self.slots.get(name) {
-                        stand.limits.come(slot.kinds());
+                        pass.stand.limits.come(slot.kinds());
                     }
-                    self.admit(name, (rung, share), commands);
-                    goers = None;
+                    self.admit(name, (rung, share), &mut neighbours, commands);
+                    pass.goers = None;
                 }
                 Turn::MakeRoom(victims, lack) => {
                     is_first = false;
                     self.displace(&victims, name, commands);
-                    self.reserve(name, &mut stand);
+                    neighbours = None;
+                    self.reserve(name, &mut pass.stand);
                     self.set_wait(name, Wait::Leaving { lack });
                 }
                 Turn::Wait(wait) => {
                     if self.wait(name, wait, commands) {
                         is_first = false;
-                        self.reserve(name, &mut stand);
+                        self.reserve(name, &mut pass.stand);
                     }
                 }
             }
@@ -124,13 +158,16 @@ impl Supervisor {
     }
 
     /// Decides about one that stands in line.
-    fn turn(
-        &self,
-        (slot, queued): (&Slot, &Queued),
-        (stand, goers): (&Stand, &mut Option<Goers>),
-        is_first: bool,
-    ) -> Turn {
-        if self.lets_another_first(slot, queued) {
+    fn turn(&self, (slot, queued): (&Slot, &Queued), pass: &mut Pass, is_first: bool) -> Turn {
+        let asks = &slot.profile.residence.asks;
+        if let Some(unmet) = asks.unmet(&self.look.last.memory, self.policy.machine.has_gpu) {
+            return Turn::Wait(Wait::Skipped { unmet });
+        }
+        if !queued.is_sized() {
+            return Turn::Size;
+        }
+        let stand = &pass.stand;
+        if queued.cause == Cause::Keep && pass.coming.is_some_and(|worth| worth > slot.priority()) {
             return Turn::Wait(Wait::Look);
         }
         let at = slot.ladder.at();
@@ -145,6 +182,12 @@ impl Supervisor {
                 return Turn::Wait(Wait::Leaving { lack });
             }
             let all = self.candidates(|other, _| self.may_give_way(other, slot));
+            let waited = self.waited_together(slot, queued);
+            let (spared, all) = if all.iter().any(|one| is_spared(one, waited)) {
+                all.into_iter().partition(|one| is_spared(one, waited))
+            } else {
+                (Vec::new(), all)
+            };
             // Those that work are the last.
             let rested = all.partition_point(|one| one.class < Class::Active);
             let rested = all.get(..rested).unwrap_or_default();
@@ -164,36 +207,47 @@ impl Supervisor {
             {
                 return Turn::MakeRoom(victims, lack);
             }
+            if let Some(wait) = spares((slot, need_on(queued, at)), &freed, (spared, all), &lack) {
+                return Turn::Wait(wait);
+            }
         }
-        let goers = goers.get_or_insert_with(|| self.goers());
+        let goers = pass.goers.get_or_insert_with(|| self.goers());
         Turn::Wait(why((slot, queued), (stand, goers), lack))
     }
 
-    /// Tells whether one that is kept loaded, and is worth more, is about to stand in line too.
-    fn lets_another_first(&self, slot: &Slot, queued: &Queued) -> bool {
-        let worth = |slot: &Slot| slot.profile.residence.priority();
-        let is_before = |other: &Slot| {
-            matches!(other.state, State::Sizing { cause: Cause::Keep, .. })
-                && worth(other) > worth(slot)
+    /// Returns the highest priority of those that are kept loaded, and about to stand in line too.
+    fn coming(&self) -> Option<u32> {
+        let comes = |slot: &&Slot| {
+            matches!(slot.state, State::Sizing { cause: Cause::Keep, fetched: None, .. })
         };
-        queued.cause == Cause::Keep && self.slots.values().any(is_before)
+        self.slots.values().filter(comes).map(|slot| slot.priority()).max()
+    }
+
+    /// Returns how long those that wait for a slot have waited, all together; `None` where a person has asked,
+    /// whom no load outweighs.
+    fn waited_together(&self, slot: &Slot, queued: &Queued) -> Option<Duration> {
+        let waiting = u32::try_from(slot.waiting.len()).unwrap_or(u32::MAX);
+        let since = self.now.since(queued.began);
+        (queued.cause != Cause::Order).then(|| since.saturating_mul(waiting))
     }
 
     /// Sums up those that may ever go.
     fn goers(&self) -> Goers {
         let mut goers = Goers::default();
+        let mut holders = Vec::new();
         for (name, slot) in &self.slots {
             let Some(share) = slot.held().filter(|_| slot.may_ever_go()) else { continue };
-            goers.share.host.0 = goers.share.host.0.saturating_add(share.host.0);
-            for (gpu, bytes) in &share.gpus {
-                let sum = goers.share.gpus.entry(*gpu).or_default();
-                sum.0 = sum.0.saturating_add(bytes.0);
+            goers.share.add(&share);
+            let gpus = share.gpus.values().fold(0_u64, |sum, one| sum.saturating_add(one.0));
+            goers.count = goers.count.saturating_add(1);
+            for kind in slot.kinds() {
+                *goers.kinds.entry(*kind).or_default() += 1;
             }
-            goers.kinds.push(slot.kinds().to_vec());
             if !slot.is_leaving() {
-                goers.holders.push(name.clone());
+                holders.push(Holder { slot: name.clone(), host: share.host, gpus: Bytes(gpus) });
             }
         }
+        goers.holders = holders.into();
         goers
     }
 
@@ -205,20 +259,40 @@ impl Supervisor {
         other.may_ever_go() && other.name != to.name && self.now.since(serving.ready_at) >= stay
     }
 
-    fn admit(&mut self, name: &SlotName, place: (usize, Share), commands: &mut Vec<Command>) {
+    /// Starts one that has a place. `neighbours` are all slots as they are, once somebody has asked.
+    fn admit(
+        &mut self,
+        name: &SlotName,
+        place: (usize, Share),
+        neighbours: &mut Option<Neighbours>,
+        commands: &mut Vec<Command>,
+    ) {
         let gpus = place.1.gpus.keys().filter_map(|gpu| self.look.last.memory.gpus.get(gpu));
         let devices = gpus.map(|gpu| gpu.uuid.clone()).collect();
-        let seen = (devices, self.neighbours(name));
+        let mut others = neighbours.take().unwrap_or_else(|| self.neighbours());
+        if let Some(slot) = self.slots.get(name) {
+            others.remove(slot, &self.policy);
+        }
+        let seen = (devices, others);
         self.with(name, commands, |slot, context| slot.admit(place, seen, context));
+        if let Some(slot) = self.slots.get(name) {
+            others.add(slot, &self.policy);
+        }
+        *neighbours = Some(others);
     }
 
     /// Lets slots make room for another.
-    fn displace(&mut self, victims: &[SlotName], by: &SlotName, commands: &mut Vec<Command>) {
-        let going: BTreeSet<_> = victims.iter().collect();
-        self.displaced.retain(|one| !going.contains(&one.slot));
+    fn displace(&mut self, victims: &[Victim], by: &SlotName, commands: &mut Vec<Command>) {
+        let going: BTreeSet<_> = victims.iter().map(|victim| &victim.slot).collect();
+        self.forget_displaced(|one| !going.contains(&one.slot));
         for victim in victims {
-            self.displaced.push(Displaced { slot: victim.clone(), by: by.clone() });
-            self.with(victim, commands, Slot::give_way);
+            let (slot, by) = (victim.slot.clone(), by.clone());
+            let how = victim.to.map_or(How::Away, How::Lower);
+            self.displaced.push(Displaced { slot, by, how });
+            self.with(&victim.slot, commands, |slot, context| match victim.to {
+                Some(rung) => slot.step_down(rung, context),
+                None => slot.give_way(context),
+            });
         }
     }
 
@@ -278,9 +352,8 @@ impl Slot {
     }
 
     /// Tells whether it could ever make room for another.
-    fn may_ever_go(&self) -> bool {
-        let residence = &self.profile.residence;
-        !residence.pinned && !residence.pressure_evict_only
+    pub(super) fn may_ever_go(&self) -> bool {
+        !self.is_pinned() && !self.profile.residence.pressure_evict_only
     }
 
     /// Says why requests for it do not wait; `None` where they do.
@@ -289,7 +362,7 @@ impl Slot {
         if self.has_failed_to_load() {
             return Some(self.load_failed_until(RETRY_IN));
         }
-        let is_in_vain = matches!(wait, Wait::Never { .. });
+        let is_in_vain = matches!(wait, Wait::Never { .. } | Wait::Skipped { .. });
         (is_in_vain || refuses).then(|| Refusal::NoRoom { reason: wait.sentence() })
     }
 }
@@ -302,23 +375,21 @@ impl Stand {
             pools.release(share);
             limits.leave(kinds);
         }
-        Self { pools, limits, leaving: std::collections::BTreeMap::new() }
+        Self { pools, limits, leaving: BTreeMap::new() }
     }
 }
 
 /// Says why one waits: who would have to go, or that it would not help.
 fn why((slot, queued): (&Slot, &Queued), (stand, goers): (&Stand, &Goers), lack: Shortage) -> Wait {
     let mut limits = stand.limits.clone();
-    for kinds in &goers.kinds {
-        limits.leave(kinds);
-    }
+    limits.leave_many(goers.count, &goers.kinds);
     let would_do = |pools: &Pools| {
         let mut rungs = rungs(slot, queued);
         limits.admits(slot.kinds())
             && rungs.any(|at| has_room(need_on(queued, at), pools, &goers.share))
     };
     if would_do(&stand.pools) {
-        return Wait::Turn { lack, holders: goers.holders.clone() };
+        return Wait::Turn { lack, holders: Arc::clone(&goers.holders) };
     }
     let may_return = matches!(lack, Shortage::NoGpu { .. }) || !stand.pools.aside.is_empty();
     if may_return || would_do(&stand.pools.without_strangers()) {
@@ -347,10 +418,33 @@ fn chosen(
     need: &Need,
     freed: &Stand,
     candidates: &[Candidate<'_>],
-) -> Option<Vec<SlotName>> {
+) -> Option<Vec<Victim>> {
     let wanted = Wanted { need, capabilities: slot.kinds() };
-    let chosen = choose(wanted, (&freed.pools, &freed.limits), candidates)?;
-    Some(chosen.iter().map(|one| one.name.clone()).collect())
+    let stand = (&freed.pools, &freed.limits);
+    let chosen = choose(wanted, stand, candidates)?;
+    Some(soften(wanted, stand, &chosen))
+}
+
+/// Tells whether one stays because it is of use and its load would cost far more than the wait so far.
+fn is_spared(one: &Candidate<'_>, waited: Option<Duration>) -> bool {
+    let is_in_use = matches!(one.class, Class::Warm | Class::Active);
+    let outweighs = |waited: Duration| one.reload() > waited.saturating_mul(FAR_MORE);
+    is_in_use && waited.is_some_and(outweighs)
+}
+
+/// Says that one waits because another is spared; `None` where that one would not help either.
+fn spares(
+    (slot, need): (&Slot, &Need),
+    freed: &Stand,
+    (spared, mut all): (Vec<Candidate<'_>>, Vec<Candidate<'_>>),
+    lack: &Shortage,
+) -> Option<Wait> {
+    let slowest = spared.iter().max_by_key(|one| one.reload())?;
+    let (holder, load) = (slowest.name.clone(), slowest.reload());
+    all.extend(spared);
+    order(&mut all);
+    chosen(slot, need, freed, &all)?;
+    Some(Wait::Spared { lack: lack.clone(), holder, load, until: load / FAR_MORE })
 }
 
 /// Lists the rungs that it may be started on: its own, and those below it on the same kind of device.
@@ -361,8 +455,15 @@ fn rungs<'a>(slot: &Slot, queued: &'a Queued) -> impl Iterator<Item = usize> + u
         .take_while(move |rung| need_on(queued, *rung).gpu.is_some() == is_on_gpu)
 }
 
+impl Queued {
+    /// Tells whether it is known what a start takes.
+    fn is_sized(&self) -> bool {
+        !self.needs.is_empty()
+    }
+}
+
 /// Returns the need of a rung; nothing is known of one that has none.
 fn need_on(queued: &Queued, rung: usize) -> &Need {
-    const UNKNOWN: &Need = &Need { host: crate::spec::Bytes(0), gpu: None, basis: Basis::Unknown };
+    const UNKNOWN: &Need = &Need { host: Bytes(0), gpu: None, basis: Basis::Unknown };
     queued.needs.get(rung).or(queued.needs.last()).unwrap_or(UNKNOWN)
 }

@@ -220,7 +220,7 @@ impl Slot {
         match after {
             // Nobody has to ask for an engine that runs anyway.
             After::Rest if is_external && !previous.is_external() => After::Start,
-            After::Rest | After::Start | After::Climb | After::Leave => after,
+            After::Rest | After::Start | After::Climb | After::Lower { .. } | After::Leave => after,
             After::Restart | After::Backoff { .. } | After::Fail => {
                 self.forgive();
                 After::Start
@@ -238,7 +238,7 @@ impl Slot {
         context: &mut Context<'_>,
     ) -> After {
         match after {
-            After::Start | After::Climb | After::Restart => {
+            After::Start | After::Climb | After::Lower { .. } | After::Restart => {
                 self.hold(waiter, context);
                 after
             }

@@ -30,7 +30,7 @@ impl Slot {
         let before = mem::discriminant(&state);
         self.state = match state {
             State::Offline => self.offline(input, context),
-            State::Sizing { began, cause } => self.sizing((began, cause), input, context),
+            State::Sizing { .. } => self.sizing(state, input, context),
             State::Queued(queued) => self.queued(queued, input, context),
             State::Spawning { began } => self.spawning(began, input, context),
             State::Cancelling { after } => self.cancelling(after, input, context),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    spec::{Monotime, memory::Share},
+    spec::memory::Share,
     supervisor::{
         command::{Command, Refusal},
         cores::Neighbours,
@@ -16,11 +16,16 @@ use crate::{
 impl Slot {
     pub(in crate::supervisor) fn sizing(
         &mut self,
-        (began, cause): (Monotime, Cause),
+        state: State,
         input: Input,
         context: &mut Context<'_>,
     ) -> State {
+        let State::Sizing { began, cause, fetched } = state else { return state };
         match input {
+            // Its model comes from the hub: that may take hours, and nobody else waits for it.
+            Input::Progressed { percent } => {
+                State::Sizing { began, cause, fetched: Some(percent.min(100)) }
+            }
             Input::Sized { rungs, needs } => {
                 self.ladder.learn(rungs);
                 self.needs = Arc::clone(&needs);
@@ -42,7 +47,6 @@ impl Slot {
             | Input::Shutdown
             | Input::TimerFired
             | Input::Spawned { .. }
-            | Input::Progressed { .. }
             | Input::BecameReady
             | Input::BecameUnready
             | Input::Drained
@@ -53,7 +57,7 @@ impl Slot {
             | Input::Looked { .. }
             | Input::Exited { .. }
             | Input::Reaped => {
-                let same = State::Sizing { began, cause };
+                let same = State::Sizing { began, cause, fetched };
                 self.before_the_order(same, input, context)
             }
         }
@@ -146,9 +150,14 @@ impl Slot {
 
     /// Notes that a person wants it up, and others to make room for it.
     pub(in crate::supervisor) fn insist(&mut self) {
-        if let State::Sizing { cause, .. } | State::Queued(Queued { cause, .. }) = &mut self.state {
-            *cause = Cause::Order;
-        }
+        self.state.set_cause(Cause::Order);
+    }
+
+    /// Has it found out what a start takes, now that the machine is one for it.
+    pub(in crate::supervisor) fn size_up(&mut self, context: &mut Context<'_>) {
+        let State::Queued(queued) = &self.state else { return };
+        let next = self.size(queued.cause, context);
+        self.enter(next, context);
     }
 
     /// Orders the child that has a place.
@@ -186,11 +195,20 @@ impl Slot {
 
     /// Makes room for another: takes no more requests, ends those it has, however long they take.
     pub(in crate::supervisor) fn give_way(&mut self, context: &mut Context<'_>) {
+        self.make_room(After::Rest, context);
+    }
+
+    /// Makes room for another by going on on a lower rung.
+    pub(in crate::supervisor) fn step_down(&mut self, rung: usize, context: &mut Context<'_>) {
+        self.make_room(After::Lower { rung }, context);
+    }
+
+    fn make_room(&mut self, after: After, context: &mut Context<'_>) {
         let State::Ready(serving) = &self.state else { return };
         let (began, pid) = (serving.began, serving.pid);
         let (slot, generation) = (self.name.clone(), self.generation);
         context.commands.push(Command::Drain { slot, generation });
-        let next = State::Draining { began, pid, cut_at: None, after: After::Rest };
+        let next = State::Draining { began, pid, cut_at: None, after };
         self.enter(next, context);
     }
 
@@ -200,9 +218,7 @@ impl Slot {
             return;
         }
         let mut next = self.start(context);
-        if let State::Sizing { cause, .. } = &mut next {
-            *cause = Cause::Restore;
-        }
+        next.set_cause(Cause::Restore);
         self.enter(next, context);
     }
 
