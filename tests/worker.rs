@@ -390,7 +390,11 @@ async fn each_cause_of_a_failed_start_has_its_own_exit_code() {
 async fn answers_made_together_are_those_made_alone() {
     let worker = Worker::ready(&["--context", "256", "--parallel", "4"]).await;
     let prompts = ["The capital of France is", "Once upon a time", "2, 4, 6, 8,", "The capital of"];
-    let body = |at: usize| json!({ "prompt": prompts[at], "max_tokens": 12, "temperature": 0.7 * (at % 2) as f64, "seed": at });
+    let body = |at: usize| {
+        let temperature = if at.is_multiple_of(2) { 0.0 } else { 0.7 };
+        let prompt = prompts[at];
+        json!({ "prompt": prompt, "max_tokens": 12, "temperature": temperature, "seed": at })
+    };
     let leaver =
         json!({ "prompt": "Count: 1, 2,", "max_tokens": 200, "ignore_eos": true, "stream": true });
     let (first, second, third, fourth) = tokio::join!(

@@ -121,10 +121,8 @@ impl Engine {
         {
             return Err(NoPlace::Stopping);
         }
-        match answer.recv().await {
-            Some(Event::Begun) => Ok(answer),
-            _ => Err(NoPlace::Stopping),
-        }
+        let has_begun = matches!(answer.recv().await, Some(Event::Begun));
+        if has_begun { Ok(answer) } else { Err(NoPlace::Stopping) }
     }
 
     /// Ends all jobs before the next step.

@@ -378,7 +378,9 @@ mod tests {
                     Event::Begun => self.has_begun = true,
                     Event::Text(piece) => self.text.push_str(&piece.text),
                     Event::Done(done) => self.done = Some(done),
-                    other => panic!("{other:?}"),
+                    other @ (Event::PromptScores(_) | Event::Embedding(_) | Event::Failed(_)) => {
+                        panic!("{other:?}")
+                    }
                 }
             }
         }
