@@ -31,7 +31,8 @@ build: ## Build target/release/slotd
 
 check: ## The fast checks: formatting, lints, tests without real engines
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo test --locked -p slotd-kernels
 	cargo test --locked --lib --test core --test layering --test process --test proxy --test cli \
 	  --test daemon -- --skip real::
 

@@ -45,7 +45,6 @@ impl Unpacked {
 
     /// Gives the places of row `at`: integers, scales, mins.
     #[inline(always)]
-    #[expect(clippy::type_complexity, reason = "it is taken apart at once")]
     pub(crate) fn row_mut(
         &mut self,
         at: usize,
