@@ -21,7 +21,7 @@ mod line;
 mod look;
 mod relief;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 pub use self::headroom::{RoomAnswer, RoomRequest};
 pub(super) use self::{
@@ -92,7 +92,17 @@ impl Supervisor {
         self.relieve(commands);
         let is_queued = |slot: &Slot| matches!(slot.state, State::Queued(_));
         let is_waiting = self.is_anybody_away() || self.slots.values().any(is_queued);
-        self.look.again(self.now, is_anybody_first, is_waiting);
+        let waited = is_anybody_first.then(|| self.waited());
+        self.look.again(self.now, waited, is_waiting);
+    }
+
+    /// Returns how long the first of those has waited that others make room for.
+    fn waited(&self) -> Duration {
+        let began = self.slots.values().filter_map(|slot| {
+            let State::Queued(queued) = &slot.state else { return None };
+            slot.has_a_claim(queued).then_some(queued.began)
+        });
+        began.min().map_or(Duration::ZERO, |began| self.now.since(began))
     }
 
     /// Makes the stand of this moment.

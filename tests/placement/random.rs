@@ -158,7 +158,8 @@ fn come_to_rest(machine: &mut Machine) {
     assert!(machine.waiting.is_empty(), "{:?} wait for ever", machine.waiting);
     for (name, view) in &machine.last.slots {
         let is_queued = matches!(view.state, StateView::Queued { .. });
-        if view.displaced_by.is_none() && !is_queued {
+        // One that went down a rung climbs when its ladder says so; that may take a day.
+        if (view.displaced_by.is_none() && !is_queued) || view.state.takes_requests() {
             continue;
         }
         // The least that it takes, and what is left of the host and of the emptiest GPUs.
