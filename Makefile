@@ -11,7 +11,7 @@ SECONDS ?=
 CHECKS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run model engine build check test test-systemd sim deaths clients chaos bench bench-peers bench-box fit-table pull-trials install uninstall clean
+.PHONY: help run model engine build check test test-systemd sim deaths clients damage chaos bench bench-peers bench-box fit-table pull-trials install uninstall clean
 
 help: ## List the targets
 	@awk -F ': .*## |: ## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -31,7 +31,8 @@ build: ## Build target/release/slotd
 
 check: ## The fast checks: formatting, lints, tests without real engines
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo test --locked -p slotd-kernels
 	cargo test --locked --lib --test core --test layering --test process --test proxy --test cli \
 	  --test daemon -- --skip real::
 
@@ -55,6 +56,9 @@ pull-trials: ## Pull 2 GiB from a hub on loopback, killed, cut, lied to, on a fu
 
 clients: ## Put unmodified clients through a table of behaviours, write docs/CLIENTS.md
 	@scripts/clients
+
+damage: ## Damage a cache of the hub in 27 ways, compare the verdicts, write docs/MODELS.md
+	@scripts/damage
 
 chaos: ## Real processes under random faults; SEED=… repeats one, SECONDS=… says how long (60)
 	@scripts/chaos '$(SEED)' '$(SECONDS)'

@@ -16,8 +16,8 @@ use std::{
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
-    spec::{SlotName, WaiterId},
-    supervisor::{Event, Refusal, SlotEvent},
+    spec::{SlotName, WaiterId, memory::Need},
+    supervisor::{Event, Refusal, RoomAnswer, RoomRequest, SlotEvent},
 };
 
 /// How many events may wait. A sender that finds the queue full waits: nothing is dropped.
@@ -47,6 +47,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Table {
     waiting: BTreeMap<WaiterId, oneshot::Sender<Result<(), Refusal>>>,
+    /// People who have asked for room.
+    rooms: BTreeMap<WaiterId, oneshot::Sender<RoomAnswer>>,
     /// Requests that gave up and whose leaving the core has yet to be told. Bounded by the number
     /// of requests, because each leaves once.
     left: Vec<(SlotName, WaiterId)>,
@@ -100,7 +102,44 @@ impl Mailbox {
     }
 }
 
+/// Room that somebody asks for; see [`RoomRequest`].
+#[derive(Clone, Debug)]
+pub struct RoomAsked {
+    /// How much, and of what.
+    pub need: Need,
+    /// On which GPU alone.
+    pub gpu: Option<u32>,
+    /// The slot that it is for.
+    pub slot: Option<SlotName>,
+}
+
+impl Mailbox {
+    /// Asks for room, and waits for what comes of it; `None` once the driver has ended.
+    pub async fn ask_for_room(&self, room: RoomAsked) -> Option<RoomAnswer> {
+        let asker = WaiterId(self.shared.next.fetch_add(1, Ordering::Relaxed));
+        let (tx, rx) = oneshot::channel();
+        {
+            let mut table = self.shared.table();
+            if !table.is_closed {
+                table.rooms.insert(asker, tx);
+            }
+        }
+        let RoomAsked { need, gpu, slot } = room;
+        self.tell(Event::RoomRequested(RoomRequest { asker, need, gpu, slot })).await;
+        rx.await.ok()
+    }
+}
+
 impl Inbox {
+    /// Hands the core's answer to who asked for room.
+    pub fn answer_room(&self, asker: WaiterId, answer: RoomAnswer) {
+        let sender = self.shared.table().rooms.remove(&asker);
+        if let Some(sender) = sender {
+            // Who asked may have left a moment ago.
+            drop(sender.send(answer));
+        }
+    }
+
     /// Returns the next event; `None` once every [`Mailbox`] is gone. Cancel-safe.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
@@ -134,7 +173,7 @@ impl Drop for Inbox {
     fn drop(&mut self) {
         let mut table = self.shared.table();
         table.is_closed = true;
-        let waiting = std::mem::take(&mut table.waiting);
+        let waiting = (std::mem::take(&mut table.waiting), std::mem::take(&mut table.rooms));
         drop(table);
         drop(waiting);
     }

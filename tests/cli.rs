@@ -3,6 +3,8 @@
 
 #![expect(clippy::expect_used, reason = "a broken set-up is a failed test")]
 
+#[path = "cli/models.rs"]
+mod models;
 #[path = "cli/played.rs"]
 mod played;
 
@@ -77,6 +79,7 @@ async fn help_names_every_subcommand_and_exit_code() {
       validate     Check profiles and tell every fault with its place
       plan         Tell what an edit of profiles would do: which slots restart, drain, come, go or stay
       fit          Tell how much memory a model or slot will take, and whether that is there
+      models       List the models on disk and what they lack; check them
       pull         Fetch a model from the hub into the Hugging Face cache; no daemon is needed
       schema       Print the JSON Schema of a profile
       ps           List the slots
@@ -86,6 +89,14 @@ async fn help_names_every_subcommand_and_exit_code() {
       load         Load a slot and wait until it is ready
       unload       Unload a slot; the next request loads it again
       restart      Replace a slot's engine by a new one and wait until it is ready
+      pin          Keep a slot loaded: nothing unloads it but a person
+      unpin        Let a slot make room for others
+      priority     Say who gives way first: those with less
+      offload      Take a slot down one rung of its ladder, to less memory
+      ensure       Have memory made free, by the same order in which slots make room for each other
+      events       Tell what happens, as it happens: changes of slots, pressure, rules
+      rules        List the rules with their next times
+      signal       Tell the rules that something has happened
       requests     List the requests in flight
       cancel       End a request in flight with an error
       key          Make, list and remove the keys that clients of the endpoint need
@@ -106,7 +117,7 @@ async fn help_names_every_subcommand_and_exit_code() {
 
     Exit codes:
         0  done
-        1  `validate` or `plan` found faults
+        1  `validate`, `plan` or `models verify` found faults
        64  the command line cannot be understood
        65  a model file is damaged (`worker`)
        66  a model file is missing (`worker`)

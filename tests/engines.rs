@@ -77,6 +77,7 @@ impl Machine {
                 typed: model.display().to_string(),
                 candidates: vec![model.to_owned()],
             }),
+            pull: Pull::Never,
             engine: EngineChoice::Auto,
             stop_command: Vec::new(),
             args: Vec::new(),

@@ -270,7 +270,7 @@ async fn refusals_have_four_keys_and_name_the_field() {
         ),
         (
             "/v1/chat/completions",
-            json!({ "messages": message, "response_format": { "type": "json_object" } }),
+            json!({ "messages": message, "response_format": { "type": "xml" } }),
             "response_format",
             "unsupported",
         ),
@@ -384,4 +384,83 @@ async fn each_cause_of_a_failed_start_has_its_own_exit_code() {
     let (code, line) = fails(real, &["--socket", socket, "--context", "16000000"]).await;
     assert_eq!(code, Some(71), "{line}");
     assert!(line.starts_with("error: out of memory: "), "{line}");
+}
+
+#[tokio::test]
+async fn answers_made_together_are_those_made_alone() {
+    let worker = Worker::ready(&["--context", "256", "--parallel", "4"]).await;
+    let prompts = ["The capital of France is", "Once upon a time", "2, 4, 6, 8,", "The capital of"];
+    let body = |at: usize| {
+        let temperature = if at.is_multiple_of(2) { 0.0 } else { 0.7 };
+        let prompt = prompts[at];
+        json!({ "prompt": prompt, "max_tokens": 12, "temperature": temperature, "seed": at })
+    };
+    let leaver =
+        json!({ "prompt": "Count: 1, 2,", "max_tokens": 200, "ignore_eos": true, "stream": true });
+    let (body_1, body_2, body_3) = (body(1), body(2), body(3));
+    let (first, second, third, fourth) = tokio::join!(
+        async {
+            // Leaves in the middle, and asks for something else.
+            let mut answer = worker.send("/v1/completions", &leaver).await;
+            assert!(timeout(DEADLINE, answer.chunk()).await.unwrap().unwrap().is_some());
+            drop(answer);
+            worker.complete(&body(0)).await
+        },
+        worker.complete(&body_1),
+        worker.complete(&body_2),
+        worker.complete(&body_3),
+    );
+    for (at, together) in [first, second, third, fourth].iter().enumerate() {
+        let alone = worker.complete(&body(at)).await;
+        assert_eq!(text(together), text(&alone), "{}", prompts[at]);
+    }
+    let many =
+        json!({ "prompt": prompts[1], "max_tokens": 8, "temperature": 1, "seed": 3, "n": 3 });
+    let many = worker.complete(&many).await;
+    let texts: Vec<&str> = many["choices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|choice| choice["text"].as_str().unwrap())
+        .collect();
+    assert_eq!(texts.len(), 3);
+    assert!(texts[0] != texts[1] && texts[1] != texts[2], "{texts:?}");
+    assert_eq!(many["usage"]["completion_tokens"], 24);
+}
+
+#[tokio::test]
+async fn answers_keep_to_a_json_schema() {
+    let worker = Worker::ready(&["--context", "512", "--parallel", "4"]).await;
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "name": { "type": "string", "maxLength": 12 },
+            "legs": { "type": "integer", "minimum": 0, "maximum": 8 },
+            "tame": { "type": "boolean" },
+        },
+        "required": ["name", "legs", "tame"],
+        "additionalProperties": false,
+    });
+    let body = json!({
+        "messages": [{ "role": "user", "content": "Describe an animal." }],
+        "response_format": { "type": "json_schema", "json_schema": { "name": "animal", "schema": schema } },
+        "max_tokens": 100, "temperature": 1.2, "n": 4, "seed": 5,
+    });
+    let (status, answer) = worker.post("/v1/chat/completions", &body).await;
+    assert_eq!(status, 200, "{answer}");
+    for choice in answer["choices"].as_array().unwrap() {
+        let content = choice["message"]["content"].as_str().unwrap();
+        let animal: Value = serde_json::from_str(content).unwrap_or_else(|_| panic!("{content}"));
+        assert_eq!(animal.as_object().unwrap().len(), 3, "{animal}");
+        assert!(animal["name"].as_str().unwrap().chars().count() <= 12, "{animal}");
+        assert!((0..=8).contains(&animal["legs"].as_i64().unwrap()), "{animal}");
+        assert!(animal["tame"].is_boolean(), "{animal}");
+        assert_eq!(choice["finish_reason"], "stop");
+    }
+    let bad = json!({
+        "prompt": "x",
+        "response_format": { "type": "json_schema", "json_schema": { "schema": { "type": "objekt" } } },
+    });
+    let (status, answer) = worker.post("/v1/completions", &bad).await;
+    assert_eq!((status, &answer["error"]["param"]), (400, &json!("response_format")), "{answer}");
 }

@@ -55,7 +55,7 @@ pub fn attend(pool: Pool, heads: Heads, spans: &[Span<'_>]) -> Vec<f32> {
             let queries = &span.queries[first..first + shared * heads.width];
             let pairs = queries.chunks_exact(heads.width).zip(mixed.chunks_exact_mut(heads.width));
             for (query, mixed) in pairs {
-                one_head(heads, span, head, query, scores, mixed);
+                one_head(heads, (span, head), query, scores, mixed);
             }
         });
     });
@@ -64,8 +64,7 @@ pub fn attend(pool: Pool, heads: Heads, spans: &[Span<'_>]) -> Vec<f32> {
 
 fn one_head(
     heads: Heads,
-    span: &Span<'_>,
-    head: usize,
+    (span, head): (&Span<'_>, usize),
     query: &[f32],
     scores: &mut [f32],
     mixed: &mut [f32],
@@ -74,29 +73,27 @@ fn one_head(
     if crate::product::has_avx2() {
         // SAFETY: the features were found.
         #[expect(unsafe_code, reason = "vector code is entered where the processor has it")]
-        return unsafe { one_head_avx2(heads, span, head, query, scores, mixed) };
+        return unsafe { one_head_avx2(heads, (span, head), query, scores, mixed) };
     }
-    one_head_any::<{ cfg!(target_arch = "aarch64") }>(heads, span, head, query, scores, mixed);
+    one_head_any::<{ cfg!(target_arch = "aarch64") }>(heads, (span, head), query, scores, mixed);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn one_head_avx2(
     heads: Heads,
-    span: &Span<'_>,
-    head: usize,
+    (span, head): (&Span<'_>, usize),
     query: &[f32],
     scores: &mut [f32],
     mixed: &mut [f32],
 ) {
-    one_head_any::<true>(heads, span, head, query, scores, mixed);
+    one_head_any::<true>(heads, (span, head), query, scores, mixed);
 }
 
 #[inline(always)]
 fn one_head_any<const FUSED: bool>(
     heads: Heads,
-    span: &Span<'_>,
-    head: usize,
+    (span, head): (&Span<'_>, usize),
     query: &[f32],
     scores: &mut [f32],
     mixed: &mut [f32],
@@ -125,9 +122,8 @@ fn one_head_any<const FUSED: bool>(
     while at < heads.width {
         if heads.width - at >= WIDE {
             mix::<FUSED, WIDE>(
-                span,
-                stride,
-                start + at,
+                span.values,
+                (stride, start + at),
                 scores,
                 inverse,
                 &mut mixed[at..at + WIDE],
@@ -135,16 +131,21 @@ fn one_head_any<const FUSED: bool>(
             at += WIDE;
         } else if heads.width - at >= LANES {
             mix::<FUSED, LANES>(
-                span,
-                stride,
-                start + at,
+                span.values,
+                (stride, start + at),
                 scores,
                 inverse,
                 &mut mixed[at..at + LANES],
             );
             at += LANES;
         } else {
-            mix::<FUSED, 1>(span, stride, start + at, scores, inverse, &mut mixed[at..=at]);
+            mix::<FUSED, 1>(
+                span.values,
+                (stride, start + at),
+                scores,
+                inverse,
+                &mut mixed[at..=at],
+            );
             at += 1;
         }
     }
@@ -166,15 +167,14 @@ fn dot<const FUSED: bool>(a: &[f32], b: &[f32]) -> f32 {
 
 #[inline(always)]
 fn mix<const FUSED: bool, const COUNT: usize>(
-    span: &Span<'_>,
-    stride: usize,
-    start: usize,
+    values: &[f32],
+    (stride, start): (usize, usize),
     weights: &[f32],
     inverse: f32,
     mixed: &mut [f32],
 ) {
     let mut sums = [0.0_f32; COUNT];
-    for (values, weight) in span.values.chunks_exact(stride).zip(weights) {
+    for (values, weight) in values.chunks_exact(stride).zip(weights) {
         let Some(values) = values[start..].first_chunk::<COUNT>() else { return };
         for (sum, value) in sums.iter_mut().zip(values) {
             *sum = fused::<FUSED>(*weight, *value, *sum);

@@ -170,7 +170,7 @@ mod vector {
             }
         }
         UNPACKED.with_borrow_mut(|unpacked| {
-            unpacked_columns(inputs, matrix, part, bytes, unpacked, outputs);
+            unpacked_columns(inputs, (matrix, part), bytes, unpacked, outputs);
         });
     }
 
@@ -200,8 +200,7 @@ mod vector {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn unpacked_columns(
         inputs: &Activations,
-        matrix: &Matrix<'_>,
-        part: &Part,
+        (matrix, part): (&Matrix<'_>, &Part),
         bytes: &[u8],
         unpacked: &mut Unpacked,
         outputs: &mut [f32],

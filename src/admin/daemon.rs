@@ -1,11 +1,11 @@
 //! The daemon as scripts see it, with the faults of profiles that are not in force.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::{State, slot::ms};
-use crate::config::Fault;
+use crate::{config::Fault, spec::pressure::Strain};
 
 /// The answer of `GET /v1/daemon`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -33,8 +33,22 @@ pub struct DaemonObject {
     pub state_dir: PathBuf,
     /// Where profiles are read.
     pub profile_dirs: Vec<PathBuf>,
+    /// How short the machine is of what engines live on; `null` where an older daemon does not tell.
+    #[serde(default)]
+    pub pressure: Option<PressureObject>,
     /// What is wrong with profiles: what worked before is in force in their place.
     pub faults: Vec<FaultObject>,
+}
+
+/// How short the machine is.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct PressureObject {
+    /// The highest level: `normal`, `elevated` or `critical`.
+    pub level: String,
+    /// How much of their usual pace clients that can wait should keep, 0 to 1.
+    pub throttle: f64,
+    /// The level of each: `memory`, `gpu-0` and so on, `cpu`, `disk`.
+    pub sources: BTreeMap<String, String>,
 }
 
 /// One fault of a profile; see [`Fault`].
@@ -71,7 +85,19 @@ impl DaemonObject {
             control: daemon.control.clone(),
             state_dir: daemon.state_dir.clone(),
             profile_dirs: daemon.profile_dirs.clone(),
+            pressure: Some(PressureObject::of(&state.strain.borrow())),
             faults: state.faults.load().iter().map(FaultObject::of).collect(),
+        }
+    }
+}
+
+impl PressureObject {
+    fn of(strain: &Strain) -> Self {
+        let levels = strain.each().map(|(source, level)| (source.to_string(), level.as_str()));
+        Self {
+            level: strain.worst().as_str().to_owned(),
+            throttle: f64::from(strain.throttle_percent()) / 100.0,
+            sources: levels.map(|(source, level)| (source, level.to_owned())).collect(),
         }
     }
 }

@@ -7,11 +7,18 @@
 //! ```text
 //! GET  /v1/slots                     every slot, an array
 //! GET  /v1/slots/{slot}              one slot
-//! POST /v1/slots/{slot}/load         202 and the slot, once the wish is in the mailbox
+//! POST /v1/slots/{slot}/load         202 and the slot, once the wish is in the mailbox; 202 and
+//!                                    `download_required`, with what is missing, where it cannot be
 //! POST /v1/slots/{slot}/unload
 //! POST /v1/slots/{slot}/restart
+//! POST /v1/slots/{slot}/pin          also unpin, offload
+//! POST /v1/slots/{slot}/priority     {"priority": 0..=100 or null}
 //! GET  /v1/slots/{slot}/watch        one slot a line: at once, and after each change
 //! GET  /v1/slots/{slot}/logs         text; ?lines=N (100), ?follow=true
+//! GET  /v1/events                    what happens from here on, one object a line
+//! GET  /v1/rules                     every rule, an array
+//! POST /v1/signals                   {"signal"}, 202: the rules are told a name
+//! POST /v1/ensure                    {"bytes", "gpu", "slot"}: who goes for it, or why it cannot be had
 //! POST /v1/plan                      what profiles would change; nothing is changed
 //! GET  /v1/requests                  every request in flight, an array
 //! DELETE /v1/requests/{id}           202, once it is being cancelled
@@ -20,6 +27,7 @@
 //! GET  /v1/pulls/{id}/watch          one download a line: at once, and after each change, to its end
 //! DELETE /v1/pulls/{id}              202, once it is being cancelled
 //! POST /v1/daemon/upgrade            202, once the program on disk takes the daemon's place
+//! GET  /v1/inventory                 the models on disk
 //! GET  /v1/daemon                    the daemon and the faults of profiles
 //! GET  /healthz                      ok
 //! ```
@@ -27,14 +35,17 @@
 //! What is refused is answered with OpenAI's error object.
 
 mod daemon;
+mod event;
 mod plan;
 mod pull;
 mod refusal;
 mod remote;
 mod request;
 mod routes;
+mod rules;
 mod serve;
 mod slot;
+mod stay;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -43,22 +54,26 @@ use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
+use futures_util::{future::BoxFuture, stream::BoxStream};
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::{
-    daemon::{DaemonObject, FaultObject},
+    daemon::{DaemonObject, FaultObject, PressureObject},
+    event::{EventObject, News, news},
     plan::{Action, OtherObject, PlanObject, PlanRequest, PlannedObject},
     pull::{PullObject, PullRequest, Pulls, ShortageObject},
     remote::Remote,
     request::RequestObject,
+    rules::RuleObject,
     serve::serve,
     slot::{DeathObject, RejectedObject, SlotObject},
+    stay::{RoomObject, RoomWish},
 };
 use crate::{
     config::Fault,
     mailbox::Mailbox,
-    spec::{Monotime, SlotName},
+    spec::{Monotime, SlotName, pressure::Strain, profile::Profile},
     supervisor::Snapshot,
 };
 
@@ -74,8 +89,17 @@ pub type InFlight = Arc<dyn Fn(&SlotName) -> Option<u32> + Send + Sync>;
 /// Shows every request in flight, oldest first.
 pub type RequestList = Arc<dyn Fn() -> Vec<RequestObject> + Send + Sync>;
 
+/// Shows every rule in force.
+pub type RuleList = Arc<dyn Fn() -> Vec<RuleObject> + Send + Sync>;
+
 /// Cancels a request by its id; says whether it was there.
 pub type Cancel = Arc<dyn Fn(u64) -> bool + Send + Sync>;
+
+/// Looks at the models on disk; it takes as long as the disks do.
+pub type InventoryReader = Arc<dyn Fn() -> BoxFuture<'static, Value> + Send + Sync>;
+
+/// Says what a slot's model lacks before it can be loaded; nothing for a whole one.
+pub type LackReader = Arc<dyn Fn(Arc<Profile>) -> BoxFuture<'static, Option<Value>> + Send + Sync>;
 
 /// What the control API works with; made by `runtime`.
 #[derive(Clone)]
@@ -96,6 +120,18 @@ pub struct State {
     pub pulls: Pulls,
     /// Opens logs.
     pub logs: LogReader,
+    /// How short the machine is.
+    pub strain: watch::Receiver<Strain>,
+    /// Where news are told.
+    pub news: News,
+    /// The rules in force.
+    pub rules: RuleList,
+    /// Tells the time in milliseconds since 1970.
+    pub wall_clock: fn() -> u64,
+    /// Looks at the models on disk.
+    pub inventory: InventoryReader,
+    /// Looks at the model of one slot.
+    pub lack: LackReader,
     /// What is wrong with profiles at present.
     pub faults: Arc<ArcSwap<Vec<Fault>>>,
     /// Takes wishes to go on with the program on disk; answered with what it calls itself, or why

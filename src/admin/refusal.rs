@@ -40,6 +40,8 @@ pub(super) enum Refusal {
         /// Where the engine is.
         url: String,
     },
+    /// The slot is on the last rung of its ladder.
+    NoLowerRung(String),
     /// The daemon is ending, or is being upgraded already.
     Ending,
     /// The program on disk cannot take the daemon's place.
@@ -66,6 +68,7 @@ impl Refusal {
             Self::BadQuery(_) => (StatusCode::BAD_REQUEST, "bad_query", None),
             Self::BadBody(_) => (StatusCode::BAD_REQUEST, "bad_body", None),
             Self::NotOurs { .. } => (StatusCode::CONFLICT, "external_engine", Some("slot")),
+            Self::NoLowerRung(_) => (StatusCode::CONFLICT, "no_lower_rung", Some("slot")),
             Self::Ending => (StatusCode::CONFLICT, "ending", None),
             Self::NoUpgrade(_) => (StatusCode::CONFLICT, "no_upgrade", None),
         }
@@ -99,6 +102,7 @@ impl Refusal {
             Self::NotOurs { slot, url } => format!(
                 "somebody else runs the engine of `{slot}`: restart it at {url}, slotd follows"
             ),
+            Self::NoLowerRung(slot) => format!("`{slot}` is on the last rung of its ladder"),
             Self::Ending => "the daemon is ending or being upgraded already".to_owned(),
             Self::BadQuery(fault) | Self::BadBody(fault) | Self::NoUpgrade(fault) => fault.clone(),
         }

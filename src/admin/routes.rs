@@ -1,5 +1,7 @@
 //! Paths and what each answers.
 
+use std::sync::Arc;
+
 use axum::{
     Json, Router,
     body::Body,
@@ -12,14 +14,15 @@ use axum::{
     routing::{delete, get, post},
 };
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
 use super::{
     DaemonObject, Follow, LogRequest, PlanObject, PlanRequest, RequestObject, SlotObject, State,
     pull,
     refusal::Refusal,
-    streams::{changes, log},
+    rules, stay,
+    streams::{changes, events, log},
 };
 use crate::{
     spec::SlotName,
@@ -49,14 +52,23 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/slots/{slot}/load", post(load))
         .route("/v1/slots/{slot}/unload", post(unload))
         .route("/v1/slots/{slot}/restart", post(restart))
+        .route("/v1/slots/{slot}/pin", post(stay::pin))
+        .route("/v1/slots/{slot}/unpin", post(stay::unpin))
+        .route("/v1/slots/{slot}/offload", post(stay::offload))
+        .route("/v1/slots/{slot}/priority", post(stay::prioritise))
+        .route("/v1/ensure", post(stay::ensure))
         .route("/v1/slots/{slot}/watch", get(watch_slot))
         .route("/v1/slots/{slot}/logs", get(logs))
+        .route("/v1/rules", get(rules::rules))
+        .route("/v1/signals", post(rules::signal))
+        .route("/v1/events", get(follow_events))
         .route("/v1/requests", get(requests))
         .route("/v1/requests/{id}", delete(cancel))
         .route("/v1/pulls", get(pull::list).post(pull::start))
         .route("/v1/pulls/{id}", delete(pull::cancel))
         .route("/v1/pulls/{id}/watch", get(pull::watch))
         .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MOST_PLAN)))
+        .route("/v1/inventory", get(inventory))
         .route("/v1/daemon", get(daemon))
         .route("/v1/daemon/upgrade", post(upgrade))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -84,7 +96,25 @@ async fn slot(
 }
 
 async fn load(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
+    let name = find(&app, &slot)?;
+    if let Some(lacking) = lacking(&app, &name).await {
+        return Ok((StatusCode::ACCEPTED, Json(lacking)).into_response());
+    }
     order(&app, &slot, SlotEvent::LoadRequested).await
+}
+
+/// Says what has to be fetched before a slot can be loaded. One that has an engine has its model.
+async fn lacking(app: &App, name: &SlotName) -> Option<Value> {
+    let profile = {
+        let snapshot = app.state.snapshots.borrow();
+        let view = snapshot.slots.get(name)?;
+        view.state.pid().is_none().then(|| Arc::clone(&view.profile))?
+    };
+    let mut lacking = (app.state.lack)(profile).await?;
+    let fields = lacking.as_object_mut()?;
+    fields.shift_insert(0, "status".to_owned(), "download_required".into());
+    fields.shift_insert(1, "slot".to_owned(), json!(name));
+    Some(lacking)
 }
 
 async fn unload(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
@@ -112,6 +142,11 @@ async fn watch_slot(
     let name = find(&app, &typed)?;
     let body = Body::from_stream(changes(app, name));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+async fn follow_events(Extract(app): Extract<App>) -> Response {
+    let body = Body::from_stream(events(&app));
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 
 /// The query of `logs`.
@@ -152,6 +187,10 @@ async fn cancel(
     Ok((StatusCode::ACCEPTED, Json(json!({ "id": id }))).into_response())
 }
 
+async fn inventory(Extract(app): Extract<App>) -> Json<Value> {
+    Json((app.state.inventory)().await)
+}
+
 async fn daemon(Extract(app): Extract<App>) -> Json<DaemonObject> {
     Json(DaemonObject::of(&app.state))
 }
@@ -174,7 +213,7 @@ async fn upgrade(Extract(app): Extract<App>) -> Result<Response, Refusal> {
     Ok((StatusCode::ACCEPTED, Json(json!({ "version": version }))).into_response())
 }
 
-fn find(app: &App, typed: &str) -> Result<SlotName, Refusal> {
+pub(super) fn find(app: &App, typed: &str) -> Result<SlotName, Refusal> {
     let snapshot = app.state.snapshots.borrow();
     match snapshot.slots.get_key_value(typed) {
         Some((name, _)) => Ok(name.clone()),
@@ -183,7 +222,7 @@ fn find(app: &App, typed: &str) -> Result<SlotName, Refusal> {
 }
 
 /// Shows a slot; its profile may be gone since it was found.
-fn show(app: &App, name: &SlotName) -> Result<SlotObject, Refusal> {
+pub(super) fn show(app: &App, name: &SlotName) -> Result<SlotObject, Refusal> {
     let snapshot = app.state.snapshots.borrow().clone();
     app.show(&snapshot, name).ok_or_else(|| Refusal::no_such_slot(name.as_str(), &snapshot))
 }

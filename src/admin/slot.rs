@@ -13,6 +13,7 @@ use crate::{
         ladder::RungView,
         memory::{Basis, GpuNeed, Need, Share},
         profile::Capability,
+        residence::Orders,
     },
     supervisor::{SlotView, StateView},
 };
@@ -89,6 +90,19 @@ pub struct SlotObject {
     /// The slot that it has made room for, while it is down for that.
     #[serde(default)]
     pub displaced_by: Option<SlotName>,
+    /// What the machine ran short of when the slot was unloaded for that, while it is down: `memory`,
+    /// `gpu-0` and so on.
+    #[serde(default)]
+    pub unloaded_for: Option<String>,
+    /// Never unloaded for another slot, by its profile or a person's order.
+    #[serde(default)]
+    pub pinned: bool,
+    /// Those with less give way first, by its profile or a person's order.
+    #[serde(default)]
+    pub priority: u32,
+    /// Which of the two a person has ordered: `pinned`, `priority`.
+    #[serde(default)]
+    pub ordered: Vec<String>,
     /// Requests that the engine works on; `null` without one.
     pub in_flight: Option<u32>,
     /// Requests that wait for the slot.
@@ -174,8 +188,7 @@ impl SlotObject {
         let (waits_for, need) = waiting(&view.state);
         if let StateView::Coming { percent: told } = view.state {
             (percent, elapsed_ms) = (told, Some(ms(since)));
-        }
-        if let StateView::Backoff { retry_at } = view.state {
+        } else if let StateView::Backoff { retry_at } = view.state {
             retry_in_ms = Some(ms(retry_at.since(now)));
         }
         Self {
@@ -208,6 +221,10 @@ impl SlotObject {
             promised_bytes: view.promised.as_ref().map(|share| share.host),
             promised_gpu_bytes: view.promised.as_ref().map(of_gpus),
             displaced_by: view.displaced_by.clone(),
+            unloaded_for: view.relieved.map(|source| source.to_string()),
+            pinned: view.orders.pinned.unwrap_or(profile.residence.pinned),
+            priority: view.orders.priority.unwrap_or_else(|| profile.residence.priority()),
+            ordered: ordered(view.orders),
             in_flight,
             waiting: view.waiting,
             rung: view.rung.clone(),
@@ -223,6 +240,12 @@ impl SlotObject {
             deaths: view.deaths.iter().map(|death| DeathObject::of(death)).collect(),
         }
     }
+}
+
+/// Names what a person has ordered.
+fn ordered(orders: Orders) -> Vec<String> {
+    let named = [("pinned", orders.pinned.is_some()), ("priority", orders.priority.is_some())];
+    named.iter().filter(|(_, is_there)| *is_there).map(|(name, _)| (*name).to_owned()).collect()
 }
 
 /// Returns why an engine that somebody else runs is absent, or whether it sleeps.

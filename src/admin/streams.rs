@@ -1,11 +1,12 @@
-//! Answers that go on: a slot's changes, a slot's log. Both end when the API closes.
+//! Answers that go on: a slot's changes, a slot's log, all news. Each ends when the API closes.
 
 use std::{convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
+use tokio::sync::broadcast::error::RecvError;
 
-use super::{LogRequest, routes::App, serve::closed};
+use super::{EventObject, LogRequest, routes::App, serve::closed};
 use crate::{spec::SlotName, supervisor::SlotView};
 
 type Chunk = Result<Bytes, Infallible>;
@@ -36,6 +37,26 @@ pub(super) fn log(
     request: LogRequest,
 ) -> impl Stream<Item = Chunk> + Send + use<> {
     (app.state.logs)(name, request).map(Ok).take_until(closed(app.closing.clone()))
+}
+
+/// Returns what happens from here on, one object a line. A reader that is too slow is told how much it
+/// has missed.
+pub(super) fn events(app: &App) -> impl Stream<Item = Chunk> + Send + use<> {
+    let closed = closed(app.closing.clone());
+    let lines = stream::unfold(app.state.news.subscribe(), |mut news| async move {
+        let line = match news.recv().await {
+            Ok(event) => serde_json::to_vec(&*event),
+            Err(RecvError::Lagged(count)) => {
+                let text = format!("{count} events were missed");
+                serde_json::to_vec(&EventObject::new("missed", 0, text))
+            }
+            Err(RecvError::Closed) => return None,
+        };
+        let mut line = line.ok()?;
+        line.push(b'\n');
+        Some((Ok(Bytes::from(line)), news))
+    });
+    lines.take_until(closed)
 }
 
 impl Watcher {

@@ -23,9 +23,10 @@ use crate::{
         },
         edit::Edits,
         ladder::LadderChoice,
+        pressure::Strain,
         profile::{EngineChoice, ModelSource, OnExit, Profile, Pull},
         requests::Requests,
-        residence::Residence,
+        residence::{Orders, Residence},
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, StateView},
 };
@@ -66,6 +67,16 @@ impl Api {
                     Follow::No => lines.boxed(),
                     Follow::Yes => lines.chain(stream::pending()).boxed(),
                 }
+            }),
+            strain: watch::channel(Strain::default()).1,
+            news: news(),
+            rules: Arc::new(Vec::new),
+            wall_clock: || 0,
+            inventory: Arc::new(|| Box::pin(std::future::ready(json!({ "models": [] })))),
+            lack: Arc::new(|profile| {
+                let missing = json!({ "model": profile.model_name(), "missing_bytes": 5 });
+                let lacks = profile.slot.as_str() == "lacking";
+                Box::pin(std::future::ready(lacks.then_some(missing)))
             }),
             faults: Arc::new(ArcSwap::from_pointee(vec![fault()])),
             // Nobody reads it: the daemon is on its way out.
@@ -223,6 +234,8 @@ fn view(slot: &str, state: StateView) -> SlotView {
         waiting: 2,
         promised: None,
         displaced_by: None,
+        relieved: None,
+        orders: Orders::default(),
         expected_load: Some(Duration::from_millis(1300)),
         rss: Some(MemoryBytes(98_362_432)),
         deaths: Vec::new(),
@@ -312,6 +325,10 @@ async fn a_slot_is_shown_with_every_key() {
       "promised_bytes": null,
       "promised_gpu_bytes": null,
       "displaced_by": null,
+      "unloaded_for": null,
+      "pinned": false,
+      "priority": 50,
+      "ordered": [],
       "in_flight": 2,
       "waiting": 2,
       "rung": null,
@@ -389,6 +406,15 @@ async fn the_daemon_tells_of_itself_and_of_bad_profiles() {
       "profile_dirs": [
         "/etc/slotd/profiles"
       ],
+      "pressure": {
+        "level": "normal",
+        "throttle": 1.0,
+        "sources": {
+          "cpu": "normal",
+          "disk": "normal",
+          "memory": "normal"
+        }
+      },
       "faults": [
         {
           "file": "chat.toml",
@@ -421,6 +447,25 @@ async fn an_order_is_in_the_mailbox_when_it_is_answered() {
         let told = timeout(DEADLINE, api.inbox.next()).await.unwrap();
         assert_eq!(told, Some(Event::Slot { slot: "chat".parse().unwrap(), event: wanted }));
     }
+    api.close().await;
+}
+
+#[tokio::test]
+async fn a_load_of_a_model_that_is_not_whole_says_what_is_missing_and_starts_nothing() {
+    let mut api = Api::start(&[view("lacking", StateView::Offline)]);
+    let answer = api.post("/v1/slots/lacking/load").await;
+    assert_eq!(answer.status(), 202);
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!(
+        body.to_string(),
+        r#"{"status":"download_required","slot":"lacking","model":"org/repo:Q4","missing_bytes":5}"#
+    );
+    assert_eq!(api.json("/v1/inventory").await, json!({ "models": [] }));
+    // The wish of the slot itself is the only one in the mailbox.
+    assert_eq!(api.post("/v1/slots/lacking/unload").await.status(), 202);
+    let told = timeout(DEADLINE, api.inbox.next()).await.unwrap();
+    let unload = SlotEvent::UnloadRequested;
+    assert_eq!(told, Some(Event::Slot { slot: "lacking".parse().unwrap(), event: unload }));
     api.close().await;
 }
 

@@ -37,6 +37,9 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
                 "it has made room for {other}; the next request or `slotd load {name}` loads it"
             )
         }
+        "offline" if slot.unloaded_for.is_some() => format!(
+            "it went because the machine ran short; the next request or `slotd load {name}` loads it"
+        ),
         "offline" => {
             format!("the next request loads it; `slotd load {name}` loads it at once")
         }

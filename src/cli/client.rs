@@ -11,16 +11,20 @@ use reqwest::{
     Method, Response,
     header::{HeaderMap, HeaderValue},
 };
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 
 use super::failure::Failure;
 use crate::{
-    admin::{DaemonObject, PlanObject, PlanRequest, RequestObject, SlotObject},
+    admin::{
+        DaemonObject, PlanObject, PlanRequest, RequestObject, RoomObject, RoomWish, RuleObject,
+        SlotObject,
+    },
     config::{
         daemon::{Flags, Settings},
         keys,
     },
+    models::inventory::Inventory,
     spec::SlotName,
 };
 
@@ -29,6 +33,8 @@ use crate::{
 const OF_SYSTEM: &str = "/run/slotd/control.sock";
 /// How long an answer that is there at once may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a look at the disks may take.
+const SCAN_PATIENCE: Duration = Duration::from_mins(2);
 /// The longest line that a watch may send.
 const LONGEST_LINE: usize = 4 << 20;
 
@@ -131,6 +137,13 @@ impl Client {
         self.ask(Method::GET, &format!("/v1/slots/{slot}")).await
     }
 
+    /// Returns the models on disk as the daemon sees them.
+    pub(super) async fn inventory(&self) -> Result<Inventory, Failure> {
+        let response = self.send(Method::GET, "/v1/inventory", Some(SCAN_PATIENCE)).await?;
+        let body = response.bytes().await.map_err(|error| self.failure(error))?;
+        serde_json::from_slice(&body).map_err(Failure::Answer)
+    }
+
     /// Returns the daemon.
     pub(super) async fn daemon(&self) -> Result<DaemonObject, Failure> {
         self.ask(Method::GET, "/v1/daemon").await
@@ -145,13 +158,61 @@ impl Client {
 
     /// Gives an order and returns the slot as it was when the order was taken.
     pub(super) async fn order(&self, slot: &SlotName, order: Order) -> Result<SlotObject, Failure> {
-        self.ask(Method::POST, &format!("/v1/slots/{slot}/{}", order.verb())).await
+        let answer: Value =
+            self.ask(Method::POST, &format!("/v1/slots/{slot}/{}", order.verb())).await?;
+        if answer.get("status").and_then(Value::as_str) == Some("download_required") {
+            let message = answer.get("message").and_then(Value::as_str).unwrap_or_default();
+            return Err(Failure::Refused { message: message.to_owned() });
+        }
+        serde_json::from_value(answer).map_err(Failure::Answer)
     }
 
     /// Returns the slot's changes, the present state first.
     pub(super) async fn watch(&self, slot: &SlotName) -> Result<Changes, Failure> {
         let response = self.send(Method::GET, &format!("/v1/slots/{slot}/watch"), None).await?;
         Ok(Changes { slot: slot.clone(), response, buffer: Vec::new() })
+    }
+
+    /// Tells a slot something that has a body; returns the slot as it was when that was taken.
+    pub(super) async fn tell_slot(
+        &self,
+        slot: &SlotName,
+        word: &str,
+        body: &Value,
+    ) -> Result<SlotObject, Failure> {
+        self.tell(&format!("/v1/slots/{slot}/{word}"), body).await
+    }
+
+    /// Returns every rule.
+    pub(super) async fn rules(&self) -> Result<Vec<RuleObject>, Failure> {
+        self.ask(Method::GET, "/v1/rules").await
+    }
+
+    /// Tells the rules a name.
+    pub(super) async fn signal(&self, name: &str) -> Result<Value, Failure> {
+        self.tell("/v1/signals", &json!({ "signal": name })).await
+    }
+
+    /// Asks for room.
+    pub(super) async fn ensure(&self, wish: &RoomWish) -> Result<RoomObject, Failure> {
+        self.tell("/v1/ensure", wish).await
+    }
+
+    async fn tell<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let sent = self.http.post(format!("{}{path}", self.base)).json(body).timeout(PATIENCE);
+        let response = self.receive(sent).await?;
+        let body = response.bytes().await.map_err(|error| self.failure(error))?;
+        serde_json::from_slice(&body).map_err(Failure::Answer)
+    }
+
+    /// Returns what happens from here on.
+    pub(super) async fn events(&self) -> Result<Lines<'_>, Failure> {
+        let response = self.send(Method::GET, "/v1/events", None).await?;
+        Ok(Lines { client: self, response, buffer: Vec::new() })
     }
 
     /// Opens a slot's log.
@@ -257,6 +318,31 @@ impl Changes {
                 }
                 Ok(_) | Err(_) => return Err(Failure::Gone { slot: self.slot.clone() }),
             }
+        }
+    }
+}
+
+/// Lines of an answer that goes on.
+#[derive(Debug)]
+pub(super) struct Lines<'a> {
+    client: &'a Client,
+    response: Response,
+    buffer: Vec<u8>,
+}
+
+impl Lines<'_> {
+    /// Waits for the next line; `None` once the daemon has ended it.
+    pub(super) async fn next(&mut self) -> Result<Option<String>, Failure> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()));
+            }
+            let chunk = self.response.chunk().await.map_err(|error| self.client.failure(error))?;
+            let Some(chunk) = chunk.filter(|_| self.buffer.len() < LONGEST_LINE) else {
+                return Ok(None);
+            };
+            self.buffer.extend_from_slice(&chunk);
         }
     }
 }

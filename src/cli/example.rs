@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::{
-    admin::{DaemonObject, DeathObject, FaultObject, RejectedObject, SlotObject},
+    admin::{DaemonObject, DeathObject, FaultObject, PressureObject, RejectedObject, SlotObject},
     spec::{
         Bytes, Generation,
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding, Phase, Verdict},
@@ -48,6 +48,10 @@ pub(super) fn ready() -> SlotObject {
         promised_bytes: None,
         promised_gpu_bytes: None,
         displaced_by: None,
+        unloaded_for: None,
+        pinned: false,
+        priority: 50,
+        ordered: Vec::new(),
         in_flight: Some(1),
         waiting: 0,
         rung: None,
@@ -272,6 +276,13 @@ pub(super) fn daemon() -> DaemonObject {
         control: PathBuf::from("/run/slotd/control.sock"),
         state_dir: PathBuf::from("/var/lib/slotd"),
         profile_dirs: vec![PathBuf::from("/etc/slotd/profiles")],
+        pressure: Some(PressureObject {
+            level: "elevated".to_owned(),
+            throttle: 0.5,
+            sources: [("cpu", "normal"), ("memory", "elevated")]
+                .map(|(source, level)| (source.to_owned(), level.to_owned()))
+                .into(),
+        }),
         faults: vec![FaultObject {
             file: Some(PathBuf::from("/etc/slotd/profiles/chat.toml")),
             line: Some(2),

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 pub enum Exit {
     /// It did what was asked.
     Success,
-    /// `validate` or `plan` found faults.
+    /// `validate`, `plan` or `models verify` found faults.
     Faults,
     /// The command line cannot be understood.
     Usage,
@@ -34,7 +34,7 @@ pub enum Exit {
 pub(super) const TABLE: &str = "\
 Exit codes:
     0  done
-    1  `validate` or `plan` found faults
+    1  `validate`, `plan` or `models verify` found faults
    64  the command line cannot be understood
    65  a model file is damaged (`worker`)
    66  a model file is missing (`worker`)

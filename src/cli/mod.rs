@@ -11,6 +11,7 @@ mod client;
 mod completions;
 #[cfg(test)]
 mod example;
+mod events;
 mod exit;
 mod failure;
 mod fit;
@@ -19,6 +20,7 @@ mod journal;
 mod key;
 mod logs;
 mod man;
+mod models;
 mod order;
 mod out;
 mod progress;
@@ -26,9 +28,11 @@ mod plan;
 mod ps;
 mod pull;
 mod requests;
+mod rules;
 mod schema;
 mod serve;
 mod status;
+mod stay;
 mod table;
 mod text;
 mod upgrade;
@@ -45,6 +49,7 @@ pub use self::exit::Exit;
 use self::{
     client::{Client, Order, Place},
     failure::Failure,
+    stay::Word,
 };
 
 /// Keeps inference servers alive: one supervised engine a slot, one OpenAI-compatible endpoint
@@ -83,6 +88,8 @@ enum Command {
     Plan(plan::Options),
     /// Tell how much memory a model or slot will take, and whether that is there
     Fit(fit::Options),
+    /// List the models on disk and what they lack; check them
+    Models(models::Options),
     /// Fetch a model from the hub into the Hugging Face cache; no daemon is needed
     Pull(pull::Options),
     /// Print the JSON Schema of a profile
@@ -101,6 +108,22 @@ enum Command {
     Unload(order::Options),
     /// Replace a slot's engine by a new one and wait until it is ready
     Restart(order::Options),
+    /// Keep a slot loaded: nothing unloads it but a person
+    Pin(stay::Options),
+    /// Let a slot make room for others
+    Unpin(stay::Options),
+    /// Say who gives way first: those with less
+    Priority(stay::PriorityOptions),
+    /// Take a slot down one rung of its ladder, to less memory
+    Offload(stay::Options),
+    /// Have memory made free, by the same order in which slots make room for each other
+    Ensure(stay::EnsureOptions),
+    /// Tell what happens, as it happens: changes of slots, pressure, rules
+    Events(events::Options),
+    /// List the rules with their next times
+    Rules(rules::Options),
+    /// Tell the rules that something has happened
+    Signal(rules::SignalOptions),
     /// List the requests in flight
     Requests(requests::Options),
     /// End a request in flight with an error
@@ -149,6 +172,28 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Requests(options) => {
             talk(&place, async |client| requests::run(&options, client).await)
         }
+        Command::Pin(options) => {
+            talk(&place, async |client| stay::run(Word::Pin, &options, client).await)
+        }
+        Command::Unpin(options) => {
+            talk(&place, async |client| stay::run(Word::Unpin, &options, client).await)
+        }
+        Command::Offload(options) => {
+            talk(&place, async |client| stay::run(Word::Offload, &options, client).await)
+        }
+        Command::Priority(options) => {
+            talk(&place, async |client| stay::prioritise(&options, client).await)
+        }
+        Command::Ensure(options) => {
+            talk(&place, async |client| stay::ensure(&options, client).await)
+        }
+        Command::Rules(options) => talk(&place, async |client| rules::run(&options, client).await),
+        Command::Signal(options) => {
+            talk(&place, async |client| rules::signal(&options, client).await)
+        }
+        Command::Events(options) => {
+            talk(&place, async |client| events::run(&options, client).await)
+        }
         Command::Cancel(options) => {
             talk(&place, async |client| cancel::run(&options, client).await)
         }
@@ -159,19 +204,21 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Logs(options) => talk(&place, async |client| logs::run(&options, client).await),
         Command::Plan(options) => talk(&place, async |client| plan::run(&options, client).await),
         Command::Fit(options) => talk(&place, async |client| fit::run(&options, client).await),
+        Command::Models(options) => {
+            talk(&place, async |client| models::run(&options, client).await)
+        }
         Command::Upgrade(options) => {
             talk(&place, async |client| upgrade::run(&options, client).await)
         }
-        Command::Load(options) => {
-            talk(&place, async |client| order::run(Order::Load, &options, client).await)
-        }
-        Command::Unload(options) => {
-            talk(&place, async |client| order::run(Order::Unload, &options, client).await)
-        }
-        Command::Restart(options) => {
-            talk(&place, async |client| order::run(Order::Restart, &options, client).await)
-        }
+        Command::Load(options) => give(&place, Order::Load, &options),
+        Command::Unload(options) => give(&place, Order::Unload, &options),
+        Command::Restart(options) => give(&place, Order::Restart, &options),
     }
+}
+
+/// Gives an order of one slot.
+fn give(place: &Place, order: Order, options: &order::Options) -> ExitCode {
+    talk(place, async |client| order::run(order, options, client).await)
 }
 
 /// Talks to the daemon.

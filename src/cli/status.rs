@@ -12,7 +12,7 @@ use super::{
     text::{Paint, Tone, brief, counted, utc},
 };
 use crate::{
-    admin::{DaemonObject, DeathObject, RejectedObject, SlotObject},
+    admin::{DaemonObject, DeathObject, PressureObject, RejectedObject, SlotObject},
     spec::{
         SlotName,
         death::{Evidence, ExitStatus, KernelLog, Verdict},
@@ -71,6 +71,11 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     text.field("offline", slot.absence.clone());
     text.field("queued", slot.waits_for.clone());
     text.field("made room", slot.displaced_by.as_ref().map(|other| format!("for {other}")));
+    text.field(
+        "made room",
+        slot.unloaded_for.as_ref().map(|source| format!("the machine ran short of {source}")),
+    );
+    text.field("by order", by_order(slot));
     text.field("asleep", slot.asleep.filter(|asleep| *asleep).map(|_| "yes".to_owned()));
     text.field("process", slot.pid.map(|pid| process(slot, pid)));
     text.field("cores", cores(slot));
@@ -139,6 +144,17 @@ fn requests(slot: &SlotObject) -> Option<String> {
     }
 }
 
+/// What a person has ordered of its stay.
+fn by_order(slot: &SlotObject) -> Option<String> {
+    let pinned = if slot.pinned { "pinned" } else { "not pinned" };
+    let said = slot.ordered.iter().map(|what| match what.as_str() {
+        "pinned" => pinned.to_owned(),
+        _ => format!("priority {}", slot.priority),
+    });
+    let said: Vec<_> = said.collect();
+    (!said.is_empty()).then(|| said.join(", "))
+}
+
 /// The rung, where there is more than one.
 fn rung(slot: &SlotObject) -> Option<String> {
     let rung = slot.rung.as_ref().filter(|rung| rung.index > 0 || rung.of > 1)?;
@@ -171,6 +187,7 @@ fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> Str
     let used: u32 = slots.iter().filter_map(|slot| slot.cores).sum();
     let cores = (daemon.cores > 0).then(|| format!("{used} of {} in use by engines", daemon.cores));
     text.field("cores", cores);
+    text.field("pressure", daemon.pressure.as_ref().and_then(pressure));
     text.line("");
     let ailing: Vec<_> = slots.iter().filter_map(|slot| ailment(slot, paint)).collect();
     if ailing.is_empty() && daemon.faults.is_empty() {
@@ -186,6 +203,14 @@ fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> Str
         text.line(&format!("  - {}: {shown}", paint.apply(Tone::Bad, "profile not applied")));
     }
     text.0
+}
+
+/// What the machine is short of; nothing where there is enough of everything.
+fn pressure(pressure: &PressureObject) -> Option<String> {
+    let short = pressure.sources.iter().filter(|(_, level)| *level != "normal");
+    let short: Vec<_> = short.map(|(source, level)| format!("{source} {level}")).collect();
+    let throttle = pressure.throttle;
+    (!short.is_empty()).then(|| format!("{}; throttle {throttle}", short.join(", ")))
 }
 
 /// What is wrong with a slot; nothing for one that is well, on its way, or at rest.
@@ -482,6 +507,7 @@ mod tests {
           profiles  /etc/slotd/profiles
           slots     5, 1 of them ready
           cores     6 of 8 in use by engines
+          pressure  memory elevated; throttle 0.5
 
         health:
           - embed waits to start again (crash); `slotd status embed` says why
@@ -489,7 +515,7 @@ mod tests {
           - profile not applied: /etc/slotd/profiles/chat.toml:2:1: contxt: unknown key
             hint: did you mean `context`?
         ");
-        let well = DaemonObject { faults: Vec::new(), ..daemon };
+        let well = DaemonObject { faults: Vec::new(), pressure: None, ..daemon };
         assert_snapshot!(daemon_text(&well, &[example::ready()], Paint::Never), @r"
         slotd 1.2.3, pid 4001, up 3d 4h
           endpoint  http://127.0.0.1:7568

@@ -73,7 +73,7 @@ fn look(paths: &[PathBuf], config: Option<PathBuf>, profiles: Vec<PathBuf>) -> L
 }
 
 fn told(loaded: &Loaded) -> String {
-    let Loaded { profiles, faults, contents } = loaded;
+    let Loaded { profiles, faults, contents, .. } = loaded;
     if faults.is_empty() {
         return match (profiles.len(), contents.len()) {
             (0, 0) => "there are no profiles\n".to_owned(),

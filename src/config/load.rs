@@ -12,9 +12,9 @@ use super::{
     disk,
     fault::Fault,
     names::{Claim, Sharing},
-    profile,
+    profile, rules,
 };
-use crate::spec::{NameFault, SlotName, profile::Profile};
+use crate::spec::{NameFault, SlotName, profile::Profile, rule::Rule};
 
 /// What was found on disk.
 #[derive(Debug, Default)]
@@ -25,6 +25,8 @@ pub struct Loaded {
     pub faults: Vec<Fault>,
     /// A digest of each file's content: equal for equal bytes, and of no other meaning.
     pub contents: BTreeMap<PathBuf, u64>,
+    /// The rules; `None` where their file has a fault.
+    pub rules: Option<Vec<Rule>>,
 }
 
 /// Reads the profiles of `directories`: each `NAME.toml` directly inside describes the slot `NAME`.
@@ -37,18 +39,26 @@ pub fn load(directories: &[PathBuf], context: &Context) -> Loaded {
     for directory in directories {
         survey.add_directory(directory, context);
     }
+    survey.rules.clone_from(&context.rules);
     survey.finish()
 }
 
 /// Reads files and directories as [`load()`] does, for a check by a person: a file is named one by
-/// one, a directory stands for the profiles in it. A file named `slotd.toml` is read as the daemon's
-/// own.
+/// one, a directory stands for the profiles in it, with the rules beside it. A file named `slotd.toml` is
+/// read as the daemon's own, one named `rules.toml` as rules.
 pub fn validate(paths: &[PathBuf], context: &Context) -> Loaded {
     let mut survey = Survey::default();
     for path in paths {
         // A folder that is not there is told as one: no profile has a name without its ending.
         if path.is_dir() || (!path.exists() && path.extension().is_none()) {
             survey.add_directory(path, context);
+            let is_beside = |rules: &PathBuf| rules.parent() == path.parent();
+            if let Some(rules) = context.rules.clone().filter(is_beside) {
+                survey.rules = Some(rules);
+            }
+        } else if path.file_name().is_some_and(|name| name == rules::FILE_NAME) {
+            survey.rules = Some(path.clone());
+            survey.name_slots_beside(path);
         } else if path.file_name().is_some_and(|name| name == FILE_NAME) {
             survey.add_settings(path, context);
         } else {
@@ -66,6 +76,10 @@ struct Survey {
     files: Vec<Seen>,
     faults: Vec<Fault>,
     contents: BTreeMap<PathBuf, u64>,
+    /// Where rules are, if they are to be read.
+    rules: Option<PathBuf>,
+    /// Slots that rules may name, besides those of `files`.
+    named: BTreeSet<SlotName>,
 }
 
 /// One file that has a slot's name.
@@ -119,7 +133,34 @@ impl Survey {
         }
     }
 
+    /// Takes the names of slots from the folder of profiles beside a file of rules.
+    fn name_slots_beside(&mut self, rules: &Path) {
+        let folder = rules.parent().unwrap_or(Path::new("")).join("profiles");
+        let files = disk::list(&folder).unwrap_or_default();
+        self.named.extend(files.iter().filter_map(|file| slot_of(file).ok()));
+    }
+
+    /// Reads the rules; none where there is no such file.
+    fn read_rules(&mut self) -> Option<Vec<Rule>> {
+        let Some(file) = self.rules.take().filter(|file| file.exists()) else {
+            return Some(Vec::new());
+        };
+        let found = disk::read(&file);
+        self.contents.insert(file.clone(), found.digest);
+        let mut slots = std::mem::take(&mut self.named);
+        slots.extend(self.files.iter().map(|seen| seen.slot.clone()));
+        let read = found.text.map_err(|fault| vec![*fault]);
+        match read.and_then(|text| rules::read(&file, &text, &slots)) {
+            Ok(rules) => Some(rules),
+            Err(faults) => {
+                self.faults.extend(faults);
+                None
+            }
+        }
+    }
+
     fn finish(mut self) -> Loaded {
+        let rules = self.read_rules();
         self.refuse_same_slot();
         self.refuse_same_name();
         let refused: BTreeSet<&Path> =
@@ -131,7 +172,7 @@ impl Survey {
             .filter_map(|seen| seen.profile.map(|profile| (seen.slot, Arc::new(profile))))
             .collect();
         self.faults.sort();
-        Loaded { profiles, faults: self.faults, contents: self.contents }
+        Loaded { profiles, faults: self.faults, contents: self.contents, rules }
     }
 
     fn refuse_same_slot(&mut self) {

@@ -26,6 +26,7 @@ mod params;
 mod profile;
 mod requests;
 mod residence;
+pub mod rules;
 mod schema;
 mod syntax;
 mod walk;
@@ -48,6 +49,8 @@ pub struct Context {
     pub model_dirs: Vec<PathBuf>,
     /// The home directory that `~/` stands for.
     pub home: Option<PathBuf>,
+    /// The file of rules; none without it.
+    pub rules: Option<PathBuf>,
 }
 
 #[cfg(test)]

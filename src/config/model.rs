@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     fn context() -> Context {
-        Context { model_dirs: vec!["/models".into()], home: Some("/home/ada".into()) }
+        Context { model_dirs: vec!["/models".into()], home: Some("/home/ada".into()), rules: None }
     }
 
     fn candidates(typed: &str) -> Vec<PathBuf> {

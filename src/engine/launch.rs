@@ -9,7 +9,9 @@ use std::{
 
 use thiserror::Error;
 
-use super::{CoreNeed, CoreShare, Endpoint, EngineKind, Flags, environment, need};
+use super::{
+    CoreNeed, CoreShare, Endpoint, EngineKind, Flags, environment, need, spelling::spelled,
+};
 use crate::spec::{
     ladder::{CacheType, Rung},
     model::ModelFacts,
@@ -124,7 +126,8 @@ pub fn launch(input: &LaunchInput<'_>) -> Result<Launch, LaunchFault> {
             | EngineChoice::External(_) => Vec::new(),
         },
     };
-    args.extend(profile.args.iter().map(OsString::from));
+    // Other engines have said nothing of their options, and nothing is changed.
+    args.extend(spelled(&profile.args, input.flags).into_iter().map(OsString::from));
     let env = environment::for_engine(input.environment, &profile.env);
     let cores = need.counted(input.cores.threads);
     let stop = filled(input, &profile.stop_command);

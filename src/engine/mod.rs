@@ -10,6 +10,7 @@ mod ladder;
 mod launch;
 mod need;
 pub mod log;
+mod spelling;
 
 use std::fmt;
 

@@ -4,6 +4,7 @@ use std::{
     error::Error,
     ffi::OsString,
     fs, io,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -11,13 +12,14 @@ use super::{
     choose::Engine,
     engines::Asked,
     gguf::{self, Header, HeaderFault},
+    inventory,
     locate::{LocateFault, Located, locate, locate_any},
     port, safetensors,
 };
 use crate::{
     engine::{
         CoreShare, Endpoint, EngineKind, Estimate, Flags, LadderInput, Launch, LaunchFault,
-        LaunchInput, NeedInput, ladder, launch, need,
+        LaunchInput, Machine, NeedInput, ladder, launch, need, peak_key, wants_port,
     },
     spec::{
         Bytes,
@@ -130,6 +132,24 @@ impl Checked {
         })
     }
 
+    /// Returns the name under which the peak of memory of such a start is remembered: the same for the
+    /// same model's file, program, and arguments. Blocks on the disk; `None` for what cannot be started.
+    pub fn peak_key(&self, (profile, rung): (&Profile, &Rung)) -> Option<String> {
+        // Where it listens and how many threads it has says nothing about its memory.
+        let endpoint = if wants_port(&profile.engine) {
+            Endpoint::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+        } else {
+            Endpoint::Unix("peak.sock".into())
+        };
+        let machine = Machine { cores: 1, has_gpu: false };
+        let cores = CoreShare { machine, threads: 1 };
+        let launch = self.launch((profile, rung), cores, &endpoint, &[]).ok()?;
+        let model = self.model.as_deref().map(state_of).unwrap_or_default();
+        let mmproj = self.mmproj.as_deref().map(state_of).unwrap_or_default();
+        let files = format!("{model}\n{mmproj}\n{}\n{:?}", state_of(&self.program), self.files);
+        Some(peak_key(&launch, self.version.as_deref(), &files))
+    }
+
     /// Makes the command line.
     ///
     /// # Errors
@@ -196,6 +216,13 @@ impl Checks {
     }
 
     fn model(&self, profile: &Profile, engine: Engine) -> Result<Checked, Refused> {
+        // Of GGUF files the header's reader says more; a command may be given anything.
+        let lacks = |source| inventory::lacking(source, self.hub());
+        if let (EngineKind::Command, Some(source)) = (engine.kind, &profile.model)
+            && let Some(lacking) = lacks(source).filter(|lacking| !lacking.missing.is_empty())
+        {
+            return Err(Refused::new(Verdict::MissingFile, lacking.message));
+        }
         let (located, header) = match &profile.model {
             Some(source) => {
                 let located = self.locate(source, engine.kind)?;
@@ -215,8 +242,12 @@ impl Checks {
         Ok(Checked { kind, program, version, flags, model, mmproj, header, files, projector })
     }
 
+    fn hub(&self) -> &Path {
+        self.places.hub_cache.as_deref().unwrap_or(Path::new(""))
+    }
+
     fn locate(&self, source: &ModelSource, kind: EngineKind) -> Result<Located, Refused> {
-        let hub = self.places.hub_cache.as_deref().unwrap_or(Path::new(""));
+        let hub = self.hub();
         let located = match kind {
             EngineKind::Command => locate_any(source, hub),
             EngineKind::LlamaServer | EngineKind::Candle => locate(source, hub),
@@ -234,6 +265,13 @@ impl Checks {
             Refused::new(verdict, whole(&fault))
         })
     }
+}
+
+/// Tells a file apart from others, and from itself after a change.
+fn state_of(path: &Path) -> String {
+    let found = fs::metadata(path).ok();
+    let changed = found.as_ref().and_then(|found| found.modified().ok());
+    format!("{} {:?} {changed:?}", path.display(), found.map(|found| found.len()))
 }
 
 /// What the weights take in safetensors files, alone or in a folder; else what the file takes.

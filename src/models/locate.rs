@@ -1,14 +1,22 @@
 //! From what a profile names to a file.
 
 use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use thiserror::Error;
 
-use super::hub;
+use super::{
+    gguf::{self, shard_of},
+    hub,
+};
 use crate::spec::profile::ModelSource;
+
+/// More files than a folder of models has.
+const MAX_IN_FOLDER: usize = 1000;
 
 /// A model file and what belongs to it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -91,6 +99,7 @@ pub fn locate(source: &ModelSource, hub: &Path) -> Result<Located, LocateFault> 
     let located = match source {
         ModelSource::File { typed, candidates } => {
             let path = find(typed, candidates)?;
+            let path = largest_in(&path).unwrap_or(path);
             let mmproj = projector_beside(&path);
             Located { path, mmproj }
         }
@@ -113,6 +122,12 @@ pub(super) fn locate_any(source: &ModelSource, hub: &Path) -> Result<Located, Lo
         },
     };
     Ok(Located { path, mmproj: None })
+}
+
+/// Says where a source's model is, or the folder that holds it; `None` where it is not there.
+pub fn whereabouts(source: &ModelSource, hub: &Path) -> Option<PathBuf> {
+    let located = locate(source, hub).or_else(|_| locate_any(source, hub));
+    located.ok().map(|located| located.path)
 }
 
 fn find(typed: &str, candidates: &[PathBuf]) -> Result<PathBuf, LocateFault> {
@@ -148,6 +163,28 @@ fn check_file(path: &Path) -> Result<(), LocateFault> {
         return Err(LocateFault::Empty(path.to_owned()));
     }
     fs::File::open(path).map(drop).map_err(unreadable)
+}
+
+/// Finds the largest whole model in a folder, all its parts counted; `None` for what is no folder, and for
+/// one without such a model.
+fn largest_in(folder: &Path) -> Option<PathBuf> {
+    if !folder.is_dir() {
+        return None;
+    }
+    let entries = fs::read_dir(folder).ok()?.flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut sizes: BTreeMap<String, u64> = BTreeMap::new();
+    for name in names.filter(|name| hub::has_gguf_ending(name)).take(MAX_IN_FOLDER) {
+        let size = fs::metadata(folder.join(&name)).map_or(0, |found| found.len());
+        let first = shard_of(&name).map_or(name, |shard| shard.file_name(1));
+        let sum = sizes.entry(first).or_default();
+        *sum = sum.saturating_add(size);
+    }
+    let mut models: Vec<_> = sizes.into_iter().filter(|(name, _)| hub::is_model(name)).collect();
+    // Of two of one size the first by its name.
+    models.sort_by_key(|(_, size)| Reverse(*size));
+    let mut paths = models.into_iter().map(|(name, _)| folder.join(name));
+    paths.find(|path| gguf::read(path).is_ok())
 }
 
 fn only_model_in(folder: &Path) -> String {
@@ -223,6 +260,36 @@ mod tests {
 
         fs::write(at("folder/b.gguf"), "x").unwrap();
         insta::assert_snapshot!(fault(&at("folder")), @"model `DIR/folder` is a directory; name the .gguf file in it: `DIR/folder/b.gguf`");
+    }
+
+    #[test]
+    fn of_a_folder_the_largest_whole_model_is_taken_with_its_projector() {
+        let folder = tempfile::tempdir().unwrap();
+        // A file without tensors, and bytes behind it.
+        let write = |name: &str, split: u32, more: usize| {
+            let mut file = b"GGUF\x03\0\0\0".to_vec();
+            file.extend([0_u64, 1, 11].map(u64::to_le_bytes).concat());
+            file.extend(b"split.count");
+            file.extend([4_u32, split].map(u32::to_le_bytes).concat());
+            file.resize(file.len() + more, 0);
+            fs::write(folder.path().join(name), file).unwrap();
+        };
+        write("small.gguf", 1, 10);
+        write("large-00001-of-00002.gguf", 2, 10);
+        write("large-00002-of-00002.gguf", 2, 10);
+        write("broken-00001-of-00002.gguf", 2, 900);
+        write("mmproj-large.gguf", 1, 5000);
+        let located = || locate(&source(folder.path()), Path::new("/hub")).unwrap();
+        assert_eq!(located().path, folder.path().join("large-00001-of-00002.gguf"));
+        assert_eq!(located().mmproj, None, "which of the models it belongs to nothing says");
+        fs::remove_file(folder.path().join("small.gguf")).unwrap();
+        fs::remove_file(folder.path().join("broken-00001-of-00002.gguf")).unwrap();
+        assert_eq!(located().mmproj, Some(folder.path().join("mmproj-large.gguf")));
+        fs::remove_file(folder.path().join("large-00002-of-00002.gguf")).unwrap();
+        assert!(matches!(
+            locate(&source(folder.path()), Path::new("/hub")),
+            Err(LocateFault::Directory { .. })
+        ));
     }
 
     #[test]

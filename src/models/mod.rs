@@ -8,6 +8,7 @@ mod choose;
 mod engines;
 pub mod gguf;
 mod hub;
+pub mod inventory;
 mod locate;
 mod port;
 pub mod pull;
@@ -17,6 +18,6 @@ pub use self::{
     check::{Checked, Checks, Places, Refused},
     engines::EngineBinary,
     hub::hub_cache_dir,
-    locate::{LocateFault, Located, locate},
+    locate::{LocateFault, Located, locate, whereabouts},
     port::{Holder, holder},
 };

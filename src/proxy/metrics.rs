@@ -15,13 +15,17 @@ use hyper::{
 };
 
 use super::{
-    Shared, Turns, engine_metrics,
+    Shared, Throttle, Turns, engine_metrics,
     flights::Flights,
     meters::{Histogram, Meters},
     reply::{Body, full},
     routes::{Route, RouteTable},
 };
-use crate::spec::{SlotName, profile::ModelSource};
+use crate::spec::{
+    SlotName,
+    pressure::{Pressure, Strain},
+    profile::ModelSource,
+};
 
 /// The format's own media type.
 /// Source: Prometheus documentation, exposition formats.
@@ -98,9 +102,18 @@ const KEY_REFUSED: Family = counter(
     "Requests refused because their key (label `key`) had as many in flight as it may.",
 );
 
+const PRESSURE: Family = gauge(
+    "slotd_pressure",
+    "How short the machine is of what `source` names: 0 normal, 1 elevated, 2 critical.",
+);
+const THROTTLE: Family = gauge(
+    "slotd_throttle_ratio",
+    "How much of their usual pace clients that can wait should keep, 0 to 1.",
+);
+
 /// Every family of slotd's own, in the order of the page.
 #[cfg(test)]
-const FAMILIES: [Family; 20] = [
+const FAMILIES: [Family; 22] = [
     BUILD,
     INFO,
     STATE,
@@ -121,24 +134,26 @@ const FAMILIES: [Family; 20] = [
     PROMPT_TIME,
     GENERATED_TIME,
     KEY_REFUSED,
+    PRESSURE,
+    THROTTLE,
 ];
 
-const STATES: [&str; 9] = [
-    "offline", "starting", "ready", "unready", "draining", "stopping", "reaping", "backoff",
-    "failed",
+const STATES: [&str; 10] = [
+    "offline", "queued", "starting", "ready", "unready", "draining", "stopping", "reaping",
+    "backoff", "failed",
 ];
 
 /// Answers with the whole page.
 pub(super) async fn answer(shared: &Shared) -> Response<Body> {
     let table = shared.routes.load_full();
-    let mut page = page(&table, &shared.flights, &shared.access.turns);
+    let mut page = page(&table, &shared.flights, &shared.access.turns, &shared.throttle);
     engine_metrics::add(&mut page, &table).await;
     let mut response = Response::new(full(Bytes::from(page.0)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TEXT));
     response
 }
 
-fn page(table: &RouteTable, flights: &Flights, turns: &Turns) -> Page {
+fn page(table: &RouteTable, flights: &Flights, turns: &Turns, throttle: &Throttle) -> Page {
     let mut page = Page(String::with_capacity(16 << 10));
     page.family(BUILD);
     page.sample(BUILD.name, &[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -153,7 +168,22 @@ fn page(table: &RouteTable, flights: &Flights, turns: &Turns) -> Page {
     for (key, refused) in turns.refused() {
         page.sample(KEY_REFUSED.name, &[("key", &key)], refused);
     }
+    pressure(&mut page, &throttle.strain());
     page
+}
+
+fn pressure(page: &mut Page, strain: &Strain) {
+    page.family(PRESSURE);
+    for (source, level) in strain.each() {
+        let level = match level {
+            Pressure::Normal => 0,
+            Pressure::Elevated => 1,
+            Pressure::Critical => 2,
+        };
+        page.sample(PRESSURE.name, &[("source", &source.to_string())], level);
+    }
+    page.family(THROTTLE);
+    page.sample(THROTTLE.name, &[], f64::from(strain.throttle_percent()) / 100.0);
 }
 
 fn slots(page: &mut Page, table: &RouteTable) {
@@ -299,7 +329,7 @@ mod tests {
     #[test]
     fn the_page_shows_exactly_the_families_that_are_documented() {
         let flights = Flights::new(super::super::AccessLog::Off);
-        let page = page(&RouteTable::default(), &flights, &Turns::default());
+        let page = page(&RouteTable::default(), &flights, &Turns::default(), &Throttle::default());
         let shown: Vec<_> = page
             .0
             .lines()

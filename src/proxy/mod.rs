@@ -54,6 +54,7 @@ mod spool;
 mod surface;
 mod suspects;
 mod target;
+mod throttle;
 mod tls;
 mod trace;
 mod tunnel;
@@ -84,6 +85,7 @@ pub use self::{
     routes::RouteTable,
     serve::{Phase, serve},
     suspects::Suspects,
+    throttle::Throttle,
     tls::{Certificate, TlsFault},
     uses::{Use, Uses},
 };
@@ -118,6 +120,8 @@ pub struct Shared {
     pub lanes: Lanes,
     /// Answers say when they were made.
     pub clock: WallClock,
+    /// Answers say how much clients that can wait should hold back.
+    pub throttle: Arc<Throttle>,
 }
 
 /// Whether plain requests of the hot paths are passed on as bytes.

@@ -251,6 +251,11 @@ impl RouteTable {
         Some(self.slots.get(slot)?.gate.as_ref()?.in_flight())
     }
 
+    /// Returns how long a slot's engine has had no request; `None` while none is ready, nothing while it works.
+    pub fn idle_for(&self, slot: &SlotName) -> Option<Duration> {
+        Some(self.slots.get(slot)?.gate.as_ref()?.idle_for())
+    }
+
     /// Returns a slot by its own name.
     pub(super) fn slot(&self, slot: &SlotName) -> Option<&Route> {
         self.slots.get(slot)

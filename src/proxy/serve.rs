@@ -43,7 +43,7 @@ use super::{
     shortage::Shortage,
     surface::{self, ENDPOINTS, UPSTREAM, Work},
     target::decoded,
-    trace,
+    throttle, trace,
 };
 use crate::spec::SlotName;
 
@@ -324,6 +324,10 @@ async fn answer(client: &Arc<Client>, phase: Phase, request: Request<Incoming>) 
     }
     if let Some(slot) = slot {
         insert(headers, HeaderName::from_static("x-slotd-slot"), slot.as_str());
+    }
+    if let Some(pace) = client.shared.throttle.header() {
+        let name = HeaderName::from_static(throttle::NAME);
+        headers.insert(name, HeaderValue::from_static(pace));
     }
     response
 }

@@ -36,6 +36,12 @@ impl Clock {
     }
 }
 
+/// Returns wall-clock time since 1970, for ages of files.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+pub fn since_1970() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
 /// Returns wall-clock time in milliseconds since 1970: for people, never for decisions.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
 pub(super) fn unix_ms() -> u64 {

@@ -23,10 +23,13 @@ use super::{
     effects::Effects,
     engine_task::Tools,
     listen::{Addresses, Keeper, Kept, Sockets},
-    memory,
+    memory, models,
+    pressure::{self, Board},
     profiles::Profiles,
     publish::Publisher,
-    remember, service_manager,
+    remember,
+    rules::{self, Fired, Hands},
+    service_manager,
     signals::Signals,
     start::StartFault,
     upgrade::{self, Next},
@@ -105,8 +108,12 @@ impl Daemon {
         let mut profiles = Profiles::new(settings.profile_dirs.clone(), settings.context());
         // The watch is set before the first look, so that no edit falls between the two.
         let (look_again, looks) = mpsc::channel(1);
-        let watch = Watch::start(settings.profile_dirs.clone(), look_again);
-        if let Err(fault) = &watch {
+        let of_rules = settings.rules_file().into_iter().collect();
+        let watches = [
+            Watch::start(settings.profile_dirs.clone(), look_again.clone()),
+            Watch::start_on_files(of_rules, look_again),
+        ];
+        for fault in watches.iter().filter_map(|watch| watch.as_ref().err()) {
             error!(%fault, "profiles are not watched, `SIGHUP` reads them again");
         }
         let Sockets { endpoint, ollama, control, kept } = sockets;
@@ -138,7 +145,7 @@ impl Daemon {
                 }
             };
         }
-        drop(watch);
+        drop(watches);
         self.stop(parts, kept, reason).await
     }
 
@@ -152,12 +159,15 @@ impl Daemon {
         let settings = &self.tools.settings;
         let (mailbox, inbox) = mailbox::channel();
         let routes = Arc::new(ArcSwap::from_pointee(RouteTable::default()));
-        let (publisher, snapshots) = Publisher::new(Arc::clone(&routes), self.clock);
+        let board = Board::new();
+        let news = board.news.clone();
+        let (publisher, snapshots) = Publisher::new(Arc::clone(&routes), self.clock, news);
         let phase = watch::Sender::new(Phase::Starting);
-        let mut shared = self.shared(&routes, &mailbox);
+        let mut shared = self.shared(&routes, &mailbox, &board);
         let flights = Arc::clone(&shared.flights);
         let (end_admin, admin_ends) = oneshot::channel();
-        let state = self.admin_state((&mailbox, &snapshots), (profiles, &routes), flights, ask);
+        let seen = (&mailbox, &snapshots, &board);
+        let state = self.admin_state(seen, (profiles, &routes), flights, ask);
         let (close_orders, closing) = watch::channel(false);
         let remote = admin::Remote::new(state.clone(), closing);
         shared.control = Some(Control::new(move |request| remote.clone().answer(request)));
@@ -167,9 +177,7 @@ impl Daemon {
             begun.await;
             admin::serve(control, state, async move { drop(admin_ends.await) }).await;
         });
-        let mut helpers = JoinSet::new();
-        helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
-        helpers.spawn(self.doors.clone().keep());
+        let mut helpers = self.helpers(seen, (profiles, &routes));
         let (mut keeping, end_keeping) = (JoinSet::new(), CancellationToken::new());
         let (state, known) = (Arc::clone(&self.state), self.remembered.clone());
         let uses = Arc::clone(&self.tools.uses);
@@ -178,6 +186,7 @@ impl Daemon {
         let kept = (snapshots.clone(), uses);
         keeping.spawn(remember::keep(state, kept, known, end_keeping.clone()));
         let mut effects = Effects::new(Arc::clone(&self.tools));
+        helpers.spawn(pressure::watch(self.machine(&effects), board, mailbox.clone()));
         for engine in mem::take(&mut self.adopted) {
             effects.adopt(engine);
         }
@@ -207,8 +216,36 @@ impl Daemon {
         }
     }
 
+    /// Starts what looks at things beside the driver.
+    fn helpers(
+        &self,
+        (mailbox, snapshots, board): (&Mailbox, &watch::Receiver<Arc<Snapshot>>, &Board),
+        (profiles, routes): (&Profiles, &Arc<ArcSwap<RouteTable>>),
+    ) -> JoinSet<Infallible> {
+        let mut helpers = JoinSet::new();
+        helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
+        helpers.spawn(self.doors.clone().keep());
+        helpers.spawn(rules::follow(profiles.rules(), hands(board, mailbox, routes)));
+        helpers
+    }
+
+    /// Says what is looked at for pressure.
+    fn machine(&self, effects: &Effects) -> pressure::Machine {
+        let settings = &self.tools.settings;
+        pressure::Machine {
+            gpus: effects.gpus(),
+            folders: vec![settings.state_dir.clone(), settings.cache_dir.clone()],
+            thresholds: settings.pressure.clone(),
+        }
+    }
+
     /// Puts together what every connection works with.
-    fn shared(&self, routes: &Arc<ArcSwap<RouteTable>>, mailbox: &Mailbox) -> Shared {
+    fn shared(
+        &self,
+        routes: &Arc<ArcSwap<RouteTable>>,
+        mailbox: &Mailbox,
+        board: &Board,
+    ) -> Shared {
         let settings = &self.tools.settings;
         let max_body = usize::try_from(settings.max_body.0).unwrap_or(usize::MAX);
         let access_log = if settings.access_log { AccessLog::On } else { AccessLog::Off };
@@ -227,6 +264,7 @@ impl Daemon {
             byte_relay: if settings.byte_relay { ByteRelay::On } else { ByteRelay::Off },
             lanes: self.cores.lanes(),
             clock: clock::unix_ms,
+            throttle: Arc::clone(&board.throttle),
             fall_through: self.doors.fall_through(),
             control: None,
         }
@@ -286,7 +324,7 @@ impl Daemon {
 
     fn admin_state(
         &self,
-        (mailbox, snapshots): (&Mailbox, &watch::Receiver<Arc<Snapshot>>),
+        (mailbox, snapshots, board): (&Mailbox, &watch::Receiver<Arc<Snapshot>>, &Board),
         (profiles, routes): (&Profiles, &Arc<ArcSwap<RouteTable>>),
         flights: Arc<Flights>,
         ask: mpsc::Sender<upgrade::Asked>,
@@ -304,6 +342,12 @@ impl Daemon {
             cancel: Arc::new(move |id| flights.cancel(id)),
             pulls: self.tools.pulls.for_admin(),
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
+            strain: board.strain.subscribe(),
+            news: board.news.clone(),
+            rules: showing(profiles, &board.fired),
+            wall_clock: clock::unix_ms,
+            inventory: models::inventory(&self.tools, snapshots.clone()),
+            lack: models::lack(&self.tools),
             faults: profiles.faults(),
             upgrades: ask,
             daemon: Arc::new(admin::Daemon {
@@ -383,6 +427,23 @@ async fn close_the_door(parts: &mut Parts) {
     if ended.await.is_err() {
         info!("requests are still in flight and are cut");
     }
+}
+
+/// Puts together what rules work with.
+fn hands(board: &Board, mailbox: &Mailbox, routes: &Arc<ArcSwap<RouteTable>>) -> Hands {
+    let routes = Arc::clone(routes);
+    Hands {
+        mailbox: mailbox.clone(),
+        news: board.news.clone(),
+        idle_for: Arc::new(move |slot| routes.load().idle_for(slot)),
+        fired: board.fired.clone(),
+    }
+}
+
+/// Shows rules to the control API.
+fn showing(profiles: &Profiles, fired: &Fired) -> admin::RuleList {
+    let (rules, fired) = (profiles.rules(), fired.clone());
+    Arc::new(move || fired.show(&rules.borrow()))
 }
 
 /// Shows requests in flight to the control API.

@@ -60,6 +60,7 @@ impl Driver {
             match command {
                 Command::Grant { waiter } => self.inbox.answer(waiter, Ok(())),
                 Command::Refuse { waiter, refusal } => self.inbox.answer(waiter, Err(refusal)),
+                Command::AnswerRoom { asker, answer } => self.inbox.answer_room(asker, answer),
                 Command::Finish => return ControlFlow::Break(()),
                 Command::Size { .. }
                 | Command::Spawn { .. }

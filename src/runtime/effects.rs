@@ -105,6 +105,11 @@ impl Effects {
         }
     }
 
+    /// Returns NVIDIA's GPUs, on a machine that may have some.
+    pub(super) fn gpus(&self) -> Option<Arc<Gpus>> {
+        self.gpus.clone()
+    }
+
     /// Returns the gates of live children, for the routing table.
     pub(super) fn gates(&self) -> &BTreeMap<SlotName, Arc<Gate>> {
         &self.gates
@@ -253,7 +258,10 @@ impl Effects {
                 }
             }
             Command::MeasureRoom { slot, generation } => self.measure_room(slot, generation),
-            Command::Grant { .. } | Command::Refuse { .. } | Command::Finish => {}
+            Command::Grant { .. }
+            | Command::Refuse { .. }
+            | Command::AnswerRoom { .. }
+            | Command::Finish => {}
         }
     }
 
@@ -399,7 +407,9 @@ fn blame(evidence: &Evidence) -> Blame {
 fn gpus() -> Option<Arc<Gpus>> {
     let library = env::var_os(NVML_LIBRARY).map(PathBuf::from);
     let is_asked = library.is_some() || sensor::has_gpu();
-    is_asked.then(|| Arc::new(Gpus::start(&GpuOptions { library, ..GpuOptions::default() })))
+    let visible = env::var(sensor::VISIBLE).ok();
+    let options = GpuOptions { library, visible, ..GpuOptions::default() };
+    is_asked.then(|| Arc::new(Gpus::start(&options)))
 }
 
 fn child_event(slot: SlotName, generation: Generation, event: ChildEvent) -> Event {

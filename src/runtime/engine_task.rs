@@ -28,6 +28,7 @@ use super::{
     farewell::Farewell,
     keep::Keeping,
     last_seconds::{Before, LastSeconds},
+    peaks::PeakBook,
     pulls::{Limits, Pulls},
     watch::{self, Begins, Watched},
 };
@@ -73,6 +74,8 @@ pub(super) struct Tools {
     pub(super) checks: Arc<Checks>,
     pub(super) pulls: Arc<Pulls>,
     pub(super) suspects: Arc<Suspects>,
+    /// What engines took at most before.
+    pub(super) peaks: PeakBook,
     pub(super) uses: Arc<Uses>,
     /// What engines compute with.
     pub(super) machine: Machine,
@@ -146,6 +149,8 @@ struct Launched {
     model: Option<String>,
     /// The program that ends it, with its arguments; empty where signals do.
     stop: Vec<OsString>,
+    /// What its peak of memory is remembered under; None where that cannot be told any more.
+    key: Option<String>,
 }
 
 /// Checks what a start needs, and finds out what memory it takes.
@@ -178,7 +183,10 @@ async fn sized(
     // What a person has written down is believed, on every rung.
     let need = |rung| {
         let said = profile.residence.need();
-        said.unwrap_or_else(|| checked.estimate((profile, rung), has_gpu).need())
+        said.unwrap_or_else(|| {
+            let peak = tools.peaks.of(checked.peak_key((profile, rung)).as_deref());
+            checked.estimate((profile, rung), has_gpu).corrected(peak).need()
+        })
     };
     let needs = rungs.iter().map(need).collect();
     Ok((rungs, needs))
@@ -251,6 +259,7 @@ pub(super) fn adopted(
         rungs: Arc::default(),
         model: record.model,
         stop: record.stop,
+        key: None,
     };
     let log = process::log_path(&logs, &reporter.slot, reporter.generation);
     let (nonce, leave) = (Some(record.identity.nonce), Arc::default());
@@ -289,6 +298,7 @@ async fn attend(
     // Boxed: the watch holds a request while it waits, and this task lives as long as the engine.
     let watch = Box::pin(watch::watch(watched, reporter));
     let stop = running.child.stop_handle();
+    let peak = tools.peaks.watch(running.child.pid(), running.launched.key.as_deref());
     let parting = async {
         running.farewell.asked().await;
         stop.signal(StopSignal::Terminate);
@@ -301,6 +311,7 @@ async fn attend(
         () = running.leave.notified() => None,
         never = watch => match never {},
         never = running.last_seconds.keep() => match never {},
+        never = peak => match never {},
         never = parting => match never {},
     };
     match ended {
@@ -420,6 +431,7 @@ async fn start(
         parallel: launch.parallel,
         cores: launch.cores,
     };
+    let key = checked.peak_key((profile, &rung));
     let log = log_of(tools, reporter).await;
     let nonce = (profile.on_exit == OnExit::Keep).then(clock::nonce);
     let stop = launch.stop.clone();
@@ -434,7 +446,8 @@ async fn start(
         Ok(child) => {
             let last_seconds = before.of(child.pid(), child.counters());
             let model = checked.insisted_name(profile);
-            let launched = Launched { kind: checked.kind, endpoint, info, rungs, model, stop };
+            let kind = checked.kind;
+            let launched = Launched { kind, endpoint, info, rungs, model, stop, key };
             let farewell = farewell(tools, reporter, (&launched, env), (&log, profile));
             let leave = Arc::default();
             Ok(Running { child, launched, log, last_seconds, nonce, leave, farewell })

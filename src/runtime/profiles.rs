@@ -5,12 +5,13 @@
 use std::{path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
-use tokio::task::spawn_blocking;
+use tokio::{sync::watch, task::spawn_blocking};
 use tracing::{error, info};
 
 use crate::{
     config::{self, Context, Fault, Keeper},
     mailbox::Mailbox,
+    spec::rule::Rule,
     supervisor::{Event, Snapshot},
 };
 
@@ -23,13 +24,33 @@ pub(super) struct Profiles {
     /// The core has heard of profiles, be there none.
     is_told: bool,
     faults: Arc<ArcSwap<Vec<Fault>>>,
+    rules: watch::Sender<Arc<[Rule]>>,
 }
 
 impl Profiles {
     /// Prepares to read `directories`; nothing is read yet.
     pub(super) fn new(directories: Vec<PathBuf>, context: Context) -> Self {
         let faults = Arc::new(ArcSwap::from_pointee(Vec::new()));
-        Self { directories, context, keeper: Keeper::default(), is_told: false, faults }
+        let (keeper, rules) = (Keeper::default(), watch::Sender::new(Arc::from([])));
+        Self { directories, context, keeper, is_told: false, faults, rules }
+    }
+
+    /// Returns the rules in force.
+    pub(super) fn rules(&self) -> watch::Receiver<Arc<[Rule]>> {
+        self.rules.subscribe()
+    }
+
+    /// Takes what the file of rules says; one with a fault leaves them as they are.
+    fn take_rules(&self, read: Option<Vec<Rule>>) {
+        let Some(read) = read else { return };
+        self.rules.send_if_modified(|rules| {
+            let is_news = **rules != *read;
+            if is_news {
+                info!(rules = read.len(), "rules applied");
+                *rules = read.into();
+            }
+            is_news
+        });
     }
 
     /// Returns the faults in force, for the control API.
@@ -47,7 +68,8 @@ impl Profiles {
         let (directories, context) = (self.directories.clone(), self.context.clone());
         // Reading may hang on a dead mount: not on the driver's threads.
         let reading = spawn_blocking(move || config::load(&directories, &context));
-        let Ok(loaded) = reading.await else { return self.keeper.profiles().len() };
+        let Ok(mut loaded) = reading.await else { return self.keeper.profiles().len() };
+        self.take_rules(loaded.rules.take());
         let before = self.keeper.profiles().clone();
         let had_faults = !self.keeper.faults().is_empty();
         for fault in self.keeper.apply(loaded) {

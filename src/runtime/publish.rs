@@ -7,8 +7,12 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::{clock::Clock, service_manager};
+use super::{
+    clock::{Clock, unix_ms},
+    service_manager,
+};
 use crate::{
+    admin::{EventObject, News},
     proxy::{Gate, RouteTable},
     spec::{SlotName, death::Verdict, edit::Rejected},
     supervisor::{SlotView, Snapshot, StateView, Wait},
@@ -20,6 +24,7 @@ pub(super) struct Publisher {
     routes: Arc<ArcSwap<RouteTable>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     clock: Clock,
+    news: News,
 }
 
 impl Publisher {
@@ -27,9 +32,10 @@ impl Publisher {
     pub(super) fn new(
         routes: Arc<ArcSwap<RouteTable>>,
         clock: Clock,
+        news: News,
     ) -> (Self, watch::Receiver<Arc<Snapshot>>) {
         let (snapshots, receiver) = watch::channel(Arc::new(Snapshot::default()));
-        (Self { routes, snapshots, clock }, receiver)
+        (Self { routes, snapshots, clock, news }, receiver)
     }
 
     /// Publishes `snapshot` if it is news.
@@ -41,8 +47,31 @@ impl Publisher {
         let table = RouteTable::build(snapshot, gates).timed(|at| self.clock.instant(at));
         self.routes.store(Arc::new(table));
         log_changes(&before, snapshot);
+        self.tell_changes(&before, snapshot);
         service_manager::status(&before, snapshot);
         self.snapshots.send_replace(Arc::clone(snapshot));
+    }
+}
+
+impl Publisher {
+    /// One piece of news for each change of state.
+    fn tell_changes(&self, before: &Snapshot, after: &Snapshot) {
+        for (name, slot) in &after.slots {
+            let to = slot.state.as_str();
+            let from = before.slots.get(name).map(|earlier| earlier.state.as_str());
+            if from == Some(to) {
+                continue;
+            }
+            let text = match slot.relieved {
+                Some(source) if to == "draining" => {
+                    format!("{name} is {to}: the machine runs short of {source}")
+                }
+                Some(_) | None => format!("{name} is {to}"),
+            };
+            let news = EventObject::new("slot-changed", unix_ms(), text);
+            let (slot, to) = (Some(name.clone()), Some(to.to_owned()));
+            EventObject { slot, from: from.map(str::to_owned), to, ..news }.tell(&self.news);
+        }
     }
 }
 

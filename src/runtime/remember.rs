@@ -15,6 +15,7 @@ use crate::{
         Generation, SlotName,
         death::{Death, Evidence},
         edit::Edits,
+        residence::Orders,
     },
     store::{Remembered, SlotMemory, StateDir},
     supervisor::{Memory, Snapshot},
@@ -91,7 +92,7 @@ pub(super) async fn keep_last(
     let mut last = before.clone();
     last.slots.extend(memory.iter().map(|(name, slot)| {
         let memory = memory_of((slot.generation, slot.rung), &slot.loads, &slot.deaths);
-        (name.clone(), SlotMemory { edits: slot.edits.clone(), ..memory })
+        (name.clone(), SlotMemory { edits: slot.edits.clone(), orders: slot.orders, ..memory })
     }));
     note_uses(&mut last, uses);
     if last == before {
@@ -117,7 +118,7 @@ fn merge(before: &Remembered, snapshot: &Snapshot, uses: &Uses) -> Remembered {
     for (name, slot) in &snapshot.slots {
         let at = (slot.generation, slot.rung_index);
         let memory = memory_of(at, &slot.loads, &slot.deaths);
-        let memory = SlotMemory { edits: slot.edits.clone(), ..memory };
+        let memory = SlotMemory { edits: slot.edits.clone(), orders: slot.orders, ..memory };
         latest.slots.insert(name.clone(), memory);
     }
     note_uses(&mut latest, uses);
@@ -154,6 +155,7 @@ fn memory_of(
         deaths: shortened(deaths),
         rung,
         edits: Edits::default(),
+        orders: Orders::default(),
         uses: 0,
         last_use_unix_ms: 0,
     }
@@ -199,6 +201,7 @@ pub(super) fn recall(remembered: &Remembered, uses: &Uses) -> BTreeMap<SlotName,
                 deaths: slot.deaths.clone(),
                 rung: slot.rung,
                 edits: slot.edits.clone(),
+                orders: slot.orders,
                 uses: uses.get(name).map_or(0, |(count, _)| *count),
             };
             (name.clone(), memory)

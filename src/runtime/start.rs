@@ -19,6 +19,7 @@ use super::{
     daemon::{Daemon, Ending},
     engine_task::Tools,
     listen::{self, Addresses},
+    peaks::PeakBook,
     signals::Signals,
     upgrade::Next,
 };
@@ -186,7 +187,19 @@ fn tools(
     let machine = Machine { cores: sensor::usable_cores(), has_gpu: sensor::has_gpu() };
     let (suspects, pulls) = (Arc::default(), Arc::default());
     let uses = Arc::new(Uses::new(clock::unix_ms));
-    Ok(Tools { settings, spawner, state, checks, pulls, suspects, uses, machine, environment })
+    let peaks = PeakBook::open(Arc::clone(&state));
+    Ok(Tools {
+        settings,
+        spawner,
+        state,
+        checks,
+        pulls,
+        suspects,
+        uses,
+        peaks,
+        machine,
+        environment,
+    })
 }
 
 fn listed(faults: &[Fault]) -> String {

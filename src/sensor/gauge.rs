@@ -1,54 +1,44 @@
-//! Readings of memory to one of three levels, with hysteresis: one piece of news a change.
+//! Readings of one thing to one of three levels, with hysteresis: one piece of news a change.
 //!
 //! ```text
-//! calm ──short twice in a row──▶ tense ──very short twice in a row──▶ critical
-//!   ◀──────── ample five times in a row ────┴──────────────────────────┘
+//! normal ──past a mark twice in a row──▶ elevated ──past the next twice in a row──▶ critical
+//!   ◀────── clear of the mark five times in a row ───┴────────────────────────────────┘
 //! ```
+//!
+//! A reading has two levels: where it stands by the marks, and where it would stand by marks that are
+//! easier to pass. Up goes by the first, down by the second; between the two nothing moves.
 
-use serde::{Deserialize, Serialize};
+use crate::spec::pressure::Pressure;
 
-use crate::spec::memory::Room;
-
-/// How short the machine is of memory.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Pressure {
-    /// There is enough.
-    #[default]
-    Calm,
-    /// Little is left, or tasks wait for it.
-    Tense,
-    /// Next to nothing is left, or tasks do little but wait for it.
-    Critical,
-}
-
-/// Less than this share of memory is free, in percent, or tasks wait for it for more than that share of
-/// the time.
-const TENSE: (u64, f32) = (8, 10.0);
-const CRITICAL: (u64, f32) = (3, 40.0);
-/// Ample is more than this, and less waiting.
-const AMPLE: (u64, f32) = (12, 5.0);
 /// Readings in a row that it takes to go up, and to go down.
 const UP: u32 = 2;
 const DOWN: u32 = 5;
 
-/// Keeps the level between readings.
+/// Keeps the level of one thing between readings.
 #[derive(Clone, Debug, Default)]
 pub struct Gauge {
     level: Pressure,
-    /// Readings in a row that want another level.
-    run: u32,
+    /// Readings in a row that want another level, in which direction.
+    run: Run,
 }
 
-impl Pressure {
-    /// Returns how much of their usual pace those should keep who can wait: 1 is all of it.
-    pub fn throttle(self) -> f32 {
-        match self {
-            Self::Calm => 1.0,
-            Self::Tense => 0.5,
-            Self::Critical => 0.0,
-        }
-    }
+#[derive(Clone, Copy, Debug, Default)]
+enum Run {
+    #[default]
+    None,
+    /// The lowest level that all of them were at.
+    Up(u32, Pressure),
+    /// The highest level that all of them were at.
+    Down(u32, Pressure),
+}
+
+/// One reading.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Stand {
+    /// Where it stands.
+    pub reached: Pressure,
+    /// What it is not clear of yet; never below `reached`.
+    pub held: Pressure,
 }
 
 impl Gauge {
@@ -57,88 +47,76 @@ impl Gauge {
         self.level
     }
 
-    /// Takes a reading, and returns the new level if it has changed. What is not known changes nothing.
-    pub fn take(&mut self, room: Option<Room>, waiting_percent: Option<f32>) -> Option<Pressure> {
-        let room = room.filter(|room| room.total.0 > 0)?;
-        let free = room.free.0.saturating_mul(100) / room.total.0;
-        let waiting = waiting_percent.unwrap_or_default();
-        let is_below = |(share, most): (u64, f32)| free < share || waiting > most;
-        let wanted = if is_below(CRITICAL) {
-            Pressure::Critical
-        } else if is_below(TENSE) {
-            Pressure::Tense
-        } else if free > AMPLE.0 && waiting < AMPLE.1 {
-            Pressure::Calm
+    /// Takes a reading, and tells whether the level has changed. What is not known changes nothing.
+    pub fn take(&mut self, stand: Option<Stand>) -> bool {
+        stand.is_some_and(|stand| self.take_known(stand))
+    }
+
+    fn take_known(&mut self, stand: Stand) -> bool {
+        self.run = if stand.reached > self.level {
+            match self.run {
+                Run::Up(count, least) => Run::Up(count.saturating_add(1), least.min(stand.reached)),
+                Run::None | Run::Down(..) => Run::Up(1, stand.reached),
+            }
+        } else if stand.held < self.level {
+            match self.run {
+                Run::Down(count, most) => Run::Down(count.saturating_add(1), most.max(stand.held)),
+                Run::None | Run::Up(..) => Run::Down(1, stand.held),
+            }
         } else {
-            // Between the marks nothing moves but what is above them.
-            self.level.min(Pressure::Tense)
+            Run::None
         };
-        if wanted == self.level {
-            self.run = 0;
-            return None;
-        }
-        self.run = self.run.saturating_add(1);
-        let enough = if wanted > self.level { UP } else { DOWN };
-        if self.run < enough {
-            return None;
-        }
-        (self.level, self.run) = (wanted, 0);
-        Some(wanted)
+        let (Run::Up(UP.., next) | Run::Down(DOWN.., next)) = self.run else { return false };
+        (self.level, self.run) = (next, Run::None);
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::spec::Bytes;
+    use Pressure::{Critical, Elevated, Normal};
 
-    fn free(percent: u64) -> Room {
-        Room { total: Bytes(1000), free: Bytes(percent * 10) }
+    use super::*;
+
+    fn at(reached: Pressure, held: Pressure) -> Stand {
+        Stand { reached, held }
     }
 
     #[test]
     fn one_short_reading_is_no_news_and_a_second_one_is() {
         let mut gauge = Gauge::default();
-        assert_eq!(gauge.take(Some(free(5)), None), None);
-        assert_eq!(gauge.take(Some(free(50)), None), None);
-        assert_eq!(gauge.take(Some(free(5)), None), None);
-        assert_eq!(gauge.take(Some(free(5)), None), Some(Pressure::Tense));
-        assert_eq!(gauge.take(Some(free(5)), None), None, "told once");
+        assert!(!gauge.take_known(at(Elevated, Elevated)));
+        assert!(!gauge.take_known(at(Normal, Normal)));
+        assert!(!gauge.take_known(at(Critical, Critical)));
+        assert!(gauge.take_known(at(Elevated, Critical)));
+        assert_eq!(gauge.level(), Elevated, "only one of them was critical");
+        assert!(!gauge.take_known(at(Elevated, Elevated)), "told once");
     }
 
     #[test]
     fn around_a_mark_the_level_does_not_flap() {
         let mut gauge = Gauge::default();
-        let news: Vec<_> =
-            (0..100).filter_map(|at| gauge.take(Some(free(7 + at % 3)), None)).collect();
-        assert!(news.len() <= 1, "{news:?}");
-        let mut gauge = Gauge { level: Pressure::Tense, run: 0 };
-        let news: Vec<_> =
-            (0..100).filter_map(|at| gauge.take(Some(free(9 + at % 3)), None)).collect();
-        assert_eq!(news, []);
+        let shaky = |step: u32| at(if step % 3 == 2 { Normal } else { Elevated }, Elevated);
+        let news = (0..100).filter(|step| gauge.take_known(shaky(*step))).count();
+        assert_eq!((news, gauge.level()), (1, Elevated));
     }
 
     #[test]
-    fn it_takes_longer_to_be_calm_again() {
-        let mut gauge = Gauge { level: Pressure::Critical, run: 0 };
-        let news: Vec<_> = (0..6).map(|_| gauge.take(Some(free(60)), Some(0.0))).collect();
-        assert_eq!(news, [None, None, None, None, Some(Pressure::Calm), None]);
-    }
-
-    #[test]
-    fn waiting_counts_where_memory_looks_ample() {
-        let mut gauge = Gauge::default();
-        assert_eq!(gauge.take(Some(free(60)), Some(50.0)), None);
-        assert_eq!(gauge.take(Some(free(60)), Some(50.0)), Some(Pressure::Critical));
-        assert!(gauge.level().throttle() < Pressure::Tense.throttle());
+    fn it_takes_longer_to_be_normal_again() {
+        let mut gauge = Gauge { level: Critical, run: Run::None };
+        let news: Vec<_> = (0..6).map(|_| gauge.take_known(at(Normal, Normal))).collect();
+        assert_eq!(news, [false, false, false, false, true, false]);
+        let mut gauge = Gauge { level: Critical, run: Run::None };
+        for step in 0..20 {
+            gauge.take_known(at(Normal, if step % 5 == 4 { Elevated } else { Normal }));
+        }
+        assert_eq!(gauge.level(), Elevated, "one of five is not clear of that mark");
     }
 
     #[test]
     fn what_is_not_known_changes_nothing() {
-        let mut gauge = Gauge { level: Pressure::Tense, run: 0 };
-        for _ in 0..20 {
-            assert_eq!(gauge.take(None, Some(99.0)), None);
-        }
-        assert_eq!(gauge.level(), Pressure::Tense);
+        let mut gauge = Gauge { level: Elevated, run: Run::None };
+        assert!((0..20).all(|_| !gauge.take(None)));
+        assert_eq!(gauge.level(), Elevated);
     }
 }

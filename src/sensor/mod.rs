@@ -4,6 +4,7 @@
 
 mod activity;
 mod cores;
+mod figures;
 mod gauge;
 mod gpu;
 mod gpus;
@@ -12,14 +13,17 @@ mod memory;
 mod processes;
 mod room;
 mod stall;
+mod strain;
 
 pub use activity::{Activity, activity};
 pub use cores::usable_cores;
-pub use gauge::{Gauge, Pressure};
+pub use figures::{disk_free, host_figures};
+pub use gauge::{Gauge, Stand};
 pub use gpu::has_gpu;
-pub use gpus::{GpuOptions, GpuUse, Gpus, NVML_LIBRARY};
+pub use gpus::{GpuOptions, GpuUse, Gpus, NVML_LIBRARY, VISIBLE};
 pub use host::{HostMemory, host_memory, machine_oom_kills};
 pub use memory::read_memory;
-pub use processes::Processes;
+pub use processes::{Processes, peak_of_group};
 pub use room::{free_memory, host_room};
 pub use stall::{Stalls, stalls};
+pub use strain::{Figures, Gauges};

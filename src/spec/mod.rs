@@ -14,10 +14,12 @@ pub mod memory;
 pub mod model;
 mod name;
 pub mod params;
+pub mod pressure;
 pub mod profile;
 mod quantity;
 pub mod requests;
 pub mod residence;
+pub mod rule;
 
 pub use endpoint::Endpoint;
 pub use name::{Generation, NameFault, SlotName, WaiterId};

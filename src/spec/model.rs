@@ -18,6 +18,9 @@ pub struct ModelFacts {
     pub numbers: BTreeMap<String, Numbers>,
     /// How many tokens the vocabulary has; 0 where it is not said.
     pub vocabulary: u64,
+    /// How many pairs of tokens its tokenizer merges; 0 where it does not work by merging.
+    #[serde(default)]
+    pub merges: u64,
     /// Bytes of tensors, those alike in one sum.
     pub weights: Vec<Weights>,
 }
@@ -39,6 +42,12 @@ pub struct Weights {
     pub kind: WeightKind,
     /// What they take in the file.
     pub bytes: Bytes,
+    /// Which file of a split model they are in, from 0.
+    #[serde(default)]
+    pub part: u32,
+    /// Where in the file the first of them begins and the last one ends, counted from the first tensor.
+    #[serde(default)]
+    pub span: (u64, u64),
 }
 
 /// What is alike in tensors of one sum.
@@ -97,9 +106,23 @@ impl ModelFacts {
         sums.fold(0, |sum, weights| sum.saturating_add(weights.bytes.0))
     }
 
-    /// Adds what another part of the same model holds.
+    /// Returns the bytes of the files from the first to the last of the tensors that `wanted` picks,
+    /// with those that lie between them.
+    pub fn spanned_by(&self, wanted: impl Fn(&WeightKind) -> bool) -> u64 {
+        let mut spans: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        for weights in self.weights.iter().filter(|weights| wanted(&weights.kind)) {
+            let (first, end) = spans.entry(weights.part).or_insert(weights.span);
+            (*first, *end) = ((*first).min(weights.span.0), (*end).max(weights.span.1));
+        }
+        spans.values().fold(0, |sum, (first, end)| sum.saturating_add(end.saturating_sub(*first)))
+    }
+
+    /// Adds what another file of the same model holds.
     pub fn add(&mut self, other: Self) {
-        self.weights.extend(other.weights);
+        let part = self.weights.iter().map(|weights| weights.part).max().unwrap_or_default();
+        let part = part.saturating_add(1);
+        let others = other.weights.into_iter();
+        self.weights.extend(others.map(|weights| Weights { part, ..weights }));
     }
 }
 
@@ -136,6 +159,22 @@ mod tests {
         assert_eq!(Place::of("blk.17.attn_q.weight"), Place::Layer(17));
         assert_eq!(Place::of("output.weight"), Place::Output);
         assert_eq!(Place::of("blk.x.attn_q.weight"), Place::Output);
+    }
+
+    #[test]
+    fn what_lies_between_two_tensors_of_a_file_is_spanned_by_them() {
+        let weights = |place, first: u64, end: u64| Weights {
+            kind: WeightKind { place, ggml_type: 0, dimensions: 1, has_rows_of_eight: false },
+            bytes: Bytes(end - first),
+            part: 0,
+            span: (first, end),
+        };
+        let file = |of: [Weights; 2]| ModelFacts { weights: of.into(), ..ModelFacts::default() };
+        let mut facts = file([weights(Place::Input, 0, 10), weights(Place::Layer(0), 10, 30)]);
+        facts.add(file([weights(Place::Layer(1), 0, 50), weights(Place::Output, 50, 60)]));
+        assert_eq!(facts.spanned_by(|_| true), 30 + 60);
+        assert_eq!(facts.spanned_by(|kind| kind.place != Place::Layer(1)), 30 + 10);
+        assert_eq!(facts.spanned_by(|_| false), 0);
     }
 
     #[test]

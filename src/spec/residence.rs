@@ -132,6 +132,29 @@ impl Unmet {
     }
 }
 
+/// What a person has ordered of a slot's stay, over what its profile says. Kept over restarts.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Orders {
+    /// Pinned, or not, whatever the profile says.
+    pub pinned: Option<bool>,
+    /// Its priority.
+    pub priority: Option<u32>,
+}
+
+/// One such order.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum StayOrder {
+    /// It is never unloaded for others, nor for want of memory.
+    Pin,
+    /// It may be.
+    Unpin,
+    /// Its priority; what its profile says without one.
+    Priority(Option<u32>),
+    /// It goes down one rung of its ladder.
+    Offload,
+}
+
 /// What a slot does where it does not fit.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]

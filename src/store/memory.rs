@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use super::{OpenFault, read_bounded};
-use crate::spec::{Generation, SlotName, death::Death, edit::Edits};
+use crate::spec::{Generation, SlotName, death::Death, edit::Edits, residence::Orders};
 
 /// The version that is written.
 pub const VERSION: u64 = 1;
@@ -47,6 +47,9 @@ pub struct SlotMemory {
     /// Which profile worked, and which one did not.
     #[serde(default, deserialize_with = "known_edits")]
     pub edits: Edits,
+    /// What a person has ordered of its stay in memory.
+    #[serde(default)]
+    pub orders: Orders,
     /// How often it was used, the last time not long ago.
     #[serde(default)]
     pub uses: u64,

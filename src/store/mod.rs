@@ -21,7 +21,7 @@ use thiserror::Error;
 use crate::spec::{Generation, SlotName};
 pub use engines::{EngineRecord, EngineRecords};
 pub use memory::{Loaded, Remembered, SaveFault, SetAside, SlotMemory, VERSION};
-pub use peaks::Peaks;
+pub use peaks::{Peaks, load as read_peaks};
 
 /// A state directory that this process holds. Released when dropped, and by the kernel when the
 /// process ends in any way.

@@ -9,14 +9,17 @@ use crate::spec::Bytes;
 
 const FILE: &str = "peaks.json";
 const TEMPORARY: &str = "peaks.json.new";
+const VERSION: u32 = 1;
 /// More engines than a box has profiles, edits of some months included.
 const MOST: usize = 512;
 /// A larger file is not ours: a peak takes about 80 bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// The peaks, by what the engine was: its model's file, its version, its arguments.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Peaks {
+    /// Of the form, and of what keys are made of: those of another one are measured again.
+    version: u32,
     /// Those that were heard of last stand last.
     peaks: Vec<Peak>,
 }
@@ -25,6 +28,12 @@ pub struct Peaks {
 struct Peak {
     key: String,
     host_bytes: Bytes,
+}
+
+impl Default for Peaks {
+    fn default() -> Self {
+        Self { version: VERSION, peaks: Vec::new() }
+    }
 }
 
 impl Peaks {
@@ -47,12 +56,13 @@ impl Peaks {
 }
 
 /// Reads them. A file that cannot be understood is as good as none: what it had is measured again.
-pub(super) fn load(dir: &Path) -> Peaks {
+pub fn load(dir: &Path) -> Peaks {
     let read = || -> io::Result<Peaks> {
         let bytes = read_bounded(&dir.join(FILE), MAX_BYTES)?;
         Ok(serde_json::from_slice(&bytes)?)
     };
-    read().unwrap_or_default()
+    let read: io::Result<Peaks> = read();
+    read.ok().filter(|peaks| peaks.version == VERSION).unwrap_or_default()
 }
 
 pub(super) fn save(dir: &Path, peaks: &Peaks) -> Result<(), SaveFault> {
@@ -99,7 +109,9 @@ mod tests {
     #[test]
     fn a_damaged_file_is_as_good_as_none() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(FILE), "{").unwrap();
-        assert_eq!(load(folder.path()), Peaks::default());
+        for text in ["", "{", "null", r#"{"version":2,"peaks":[{"key":"a","host_bytes":1}]}"#] {
+            fs::write(folder.path().join(FILE), text).unwrap();
+            assert_eq!(load(folder.path()), Peaks::default(), "{text}");
+        }
     }
 }

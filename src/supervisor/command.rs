@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
+use super::placing::RoomAnswer;
 use crate::spec::{Generation, SlotName, WaiterId, death::Verdict, profile::Profile};
 
 /// One thing to do.
@@ -106,6 +107,13 @@ pub enum Command {
         waiter: WaiterId,
         /// Why.
         refusal: Refusal,
+    },
+    /// Tell who asked for room what comes of it.
+    AnswerRoom {
+        /// Who asked.
+        asker: WaiterId,
+        /// Who goes, or why nobody does.
+        answer: RoomAnswer,
     },
     /// Everything is stopped; the daemon can end.
     Finish,

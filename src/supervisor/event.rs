@@ -4,13 +4,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::health::Vitals;
+use super::{health::Vitals, placing::RoomRequest};
 use crate::spec::{
     Bytes, Generation, SlotName, WaiterId,
     death::{Evidence, Verdict},
     ladder::Rung,
     memory::{EngineReading, MemoryReading, Need},
+    pressure::Strain,
     profile::Profile,
+    residence::StayOrder,
 };
 
 /// One thing that happened. Those about a child carry its generation.
@@ -43,6 +45,20 @@ pub enum Event {
         /// Every engine that was there.
         engines: BTreeMap<SlotName, EngineReading>,
     },
+    /// How short the machine is of something has changed, for a while at least.
+    PressureChanged {
+        /// How short it is of each.
+        strain: Strain,
+    },
+    /// A person has ordered something of a slot's stay in memory.
+    StayOrdered {
+        /// The slot.
+        slot: SlotName,
+        /// What.
+        order: StayOrder,
+    },
+    /// A person asks for room; answered by [`super::Command::AnswerRoom`].
+    RoomRequested(RoomRequest),
     /// The daemon was told to end.
     ShutdownRequested,
     /// A deadline of [`super::Supervisor::deadline`] passed. Spurious ones change nothing.

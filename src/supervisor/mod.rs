@@ -17,6 +17,7 @@ mod ladder;
 mod ledger;
 mod limits;
 mod offload;
+mod orders;
 mod placement;
 mod placing;
 mod policy;
@@ -41,6 +42,7 @@ pub use self::{
     command::{Command, Refusal, StopSignal},
     event::{ChildEvent, EngineInfo, Event, Sight, SlotEvent},
     health::Vitals,
+    placing::{RoomAnswer, RoomRequest},
     policy::Policy,
     snapshot::{SlotView, Snapshot, StateView},
     waits::{Holder, Shortage, Wait},
@@ -48,12 +50,14 @@ pub use self::{
 use self::{
     cores::Neighbours,
     input::Input,
-    placing::{Displaced, Look, Looked},
+    placing::{Displaced, Look, Looked, Relief},
     random::Random,
     slot::{Context, Slot},
     slots::Slots,
 };
-use crate::spec::{Generation, Monotime, SlotName, death::Death, edit::Edits, profile::Profile};
+use crate::spec::{
+    Generation, Monotime, SlotName, death::Death, edit::Edits, profile::Profile, residence::Orders,
+};
 
 /// What an earlier life of the daemon remembered of a slot.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,6 +72,8 @@ pub struct Memory {
     pub rung: usize,
     /// Which profile worked, and which one did not.
     pub edits: Edits,
+    /// What a person has ordered of its stay.
+    pub orders: Orders,
     /// How often it was used lately, at the start of this life.
     pub uses: u64,
 }
@@ -93,6 +99,9 @@ pub struct Supervisor {
     look: Look,
     /// Slots that have made room for others, in the order in which they went.
     displaced: Vec<Displaced>,
+    relief: Relief,
+    /// Room that a person asks for.
+    rooms: Vec<RoomRequest>,
     published: Arc<Snapshot>,
 }
 
@@ -117,6 +126,8 @@ impl Supervisor {
             memory,
             look: Look::default(),
             displaced: Vec::new(),
+            relief: Relief::default(),
+            rooms: Vec::new(),
             published: Arc::new(Snapshot::default()),
         }
     }
@@ -137,6 +148,15 @@ impl Supervisor {
             Event::MemoryRead { reading, engines } => {
                 self.look.take(self.now, Looked { memory: reading, engines });
             }
+            Event::PressureChanged { strain } => {
+                self.relief.take(strain);
+                self.look.touch();
+            }
+            Event::StayOrdered { slot, order } => self.order_stay(&slot, order, commands),
+            Event::RoomRequested(request) => {
+                self.rooms.push(request);
+                self.look.touch();
+            }
             Event::ShutdownRequested => self.shut_down(commands),
             Event::DeadlinePassed => {}
             Event::Slot { slot, event } => self.slot_event(&slot, event, commands),
@@ -150,7 +170,8 @@ impl Supervisor {
     /// with each `handle`; never lies before the `now` of the last one.
     pub fn deadline(&self) -> Option<Monotime> {
         let of_slots = self.slots.values().filter_map(Slot::deadline).min();
-        of_slots.into_iter().chain(self.look.deadline()).min()
+        let of_memory = self.look.deadline().into_iter().chain(self.relief.deadline());
+        of_slots.into_iter().chain(of_memory).min()
     }
 
     /// Returns the present view; the same one, with the same generation, while nothing has changed. Views of
@@ -166,7 +187,8 @@ impl Supervisor {
         for name in touched {
             let slot = self.slots.get(&name);
             let by = displaced.get(&name).map(|by| (*by).clone());
-            let view = slot.map(|slot| SlotView { displaced_by: by, ..slot.view() });
+            let relieved = self.relief.gone.get(&name).copied();
+            let view = slot.map(|slot| SlotView { displaced_by: by, relieved, ..slot.view() });
             if self.published.slots.get(&name).map(AsRef::as_ref) != view.as_ref() {
                 news.insert(name, view.map(Arc::new));
             }
@@ -193,7 +215,8 @@ impl Supervisor {
         let mut shown = self.published.slots.iter();
         let is_shown = |(name, slot): (&SlotName, &Slot)| {
             let by = displaced.get(name).map(|by| (*by).clone());
-            let view = SlotView { displaced_by: by, ..slot.view() };
+            let relieved = self.relief.gone.get(name).copied();
+            let view = SlotView { displaced_by: by, relieved, ..slot.view() };
             shown.next().is_some_and(|(other, shown)| other == name && **shown == view)
         };
         self.slots.iter().all(is_shown) && shown.next().is_none()
@@ -261,6 +284,7 @@ impl Supervisor {
         if matches!(input, Input::Unload) {
             // It is to stay away.
             self.forget_displaced(|one| one.slot != *name);
+            self.forget_relieved_of(name);
         }
         self.with(name, commands, |slot, context| slot.handle(input, context));
         if self.slots.get(name).is_some_and(Slot::is_gone) {
@@ -306,8 +330,13 @@ impl Supervisor {
     fn forget(&mut self, name: &SlotName) {
         if let Some(slot) = self.slots.remove(name) {
             // The profile may come back; its generations must not begin again.
-            // Its rung and its edits were those of a profile that is gone.
-            let memory = Memory { rung: 0, edits: Edits::default(), ..slot.memory() };
+            // Its rung, its edits and its orders were those of a profile that is gone.
+            let memory = Memory {
+                rung: 0,
+                edits: Edits::default(),
+                orders: Orders::default(),
+                ..slot.memory()
+            };
             self.memory.insert(name.clone(), memory);
         }
     }

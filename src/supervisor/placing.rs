@@ -16,14 +16,18 @@
 //! All figures come from one reading, which is asked for when something has changed.
 
 mod back;
+mod headroom;
 mod line;
 mod look;
+mod relief;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+pub use self::headroom::{RoomAnswer, RoomRequest};
 pub(super) use self::{
     back::{Displaced, How},
     look::{Look, Looked},
+    relief::Relief,
 };
 use super::{
     Supervisor,
@@ -54,17 +58,25 @@ impl Supervisor {
     pub(super) fn place(&mut self, commands: &mut Vec<Command>) {
         if self.mode != super::Mode::Running {
             self.look.rest();
+            self.relief.rest();
+            self.refuse_rooms(commands);
             return;
         }
         self.look.wake(self.now);
+        if self.relief.wake(self.now) {
+            self.look.touch();
+        }
         if !self.look.is_due() {
             return;
         }
         self.forget_those_back();
+        self.forget_relieved();
         let mut line = self.line();
         let mut neighbours = None;
         self.admit_the_unknown(&mut line, &mut neighbours, commands);
-        if line.is_empty() && !self.is_anybody_away() {
+        self.bring_back_relieved(commands);
+        let is_asked = self.relief.is_due() || !self.rooms.is_empty();
+        if line.is_empty() && !self.is_anybody_away() && !is_asked {
             self.look.rest();
             return;
         }
@@ -73,12 +85,24 @@ impl Supervisor {
             return;
         }
         let is_anybody_first = self.serve_line(&line, neighbours, commands);
-        if !is_anybody_first {
+        if !is_anybody_first && !self.relief.is_host_short() {
             self.bring_back(commands);
         }
+        self.make_headroom(commands);
+        self.relieve(commands);
         let is_queued = |slot: &Slot| matches!(slot.state, State::Queued(_));
         let is_waiting = self.is_anybody_away() || self.slots.values().any(is_queued);
-        self.look.again(self.now, is_anybody_first, is_waiting);
+        let waited = is_anybody_first.then(|| self.waited());
+        self.look.again(self.now, waited, is_waiting);
+    }
+
+    /// Returns how long the first of those has waited that others make room for.
+    fn waited(&self) -> Duration {
+        let began = self.slots.values().filter_map(|slot| {
+            let State::Queued(queued) = &slot.state else { return None };
+            slot.has_a_claim(queued).then_some(queued.began)
+        });
+        began.min().map_or(Duration::ZERO, |began| self.now.since(began))
     }
 
     /// Makes the stand of this moment.
@@ -117,13 +141,13 @@ impl Supervisor {
         slot: &'a Slot,
         read: &EngineReading,
     ) -> Option<Candidate<'a>> {
-        if !matches!(slot.state, State::Ready(_)) || slot.profile.residence.pinned {
+        if !matches!(slot.state, State::Ready(_)) || slot.is_pinned() {
             return None;
         }
         Some(Candidate {
             name: &slot.name,
             class: Class::of(read.in_flight, read.idle_for, &self.policy),
-            priority: slot.profile.residence.priority(),
+            priority: slot.priority(),
             idle_for: read.idle_for,
             share: slot.held().unwrap_or_default().at_least(&measured(read)),
             capabilities: slot.kinds(),

@@ -53,6 +53,7 @@ use crate::spec::{
     ladder::Rung,
     memory::{Need, Share},
     profile::{Capability, Profile},
+    residence::Orders,
 };
 
 /// What a state function works with besides the slot.
@@ -71,6 +72,7 @@ pub(super) struct Slot {
     /// The one in force.
     pub(super) profile: Arc<Profile>,
     pub(super) edits: Edits,
+    pub(super) orders: Orders,
     pub(super) state: State,
     pub(super) since: Monotime,
     pub(super) generation: Generation,
@@ -127,6 +129,7 @@ impl Slot {
             name,
             profile,
             edits,
+            orders: memory.orders,
             state: State::Offline,
             since: now,
             generation: memory.generation,
@@ -148,8 +151,8 @@ impl Slot {
     /// Returns what is worth remembering when the slot goes.
     pub(super) fn memory(self) -> Memory {
         let rung = self.ladder.at();
-        let Self { generation, loads, deaths, edits, uses, .. } = self;
-        Memory { generation, loads, deaths, rung, edits, uses }
+        let Self { generation, loads, deaths, edits, orders, uses, .. } = self;
+        Memory { generation, loads, deaths, rung, edits, orders, uses }
     }
 
     /// Tells whether nothing is left of the slot and its profile.
@@ -356,10 +359,12 @@ impl Slot {
             rung: self.ladder.view(self.has_child()),
             rung_index: self.ladder.at(),
             edits: self.edits.clone(),
+            orders: self.orders,
             tally: self.tally.deaths,
             restarts: self.restarts,
             promised: self.held(),
             displaced_by: None,
+            relieved: None,
             waiting: self.waiting.len(),
             expected_load: self.expected_load(),
             rss: self.rss,

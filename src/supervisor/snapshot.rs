@@ -11,7 +11,9 @@ use crate::spec::{
     edit::Edits,
     ladder::RungView,
     memory::{Need, Share},
+    pressure::Source,
     profile::Profile,
+    residence::Orders,
 };
 
 /// All slots at one moment. Equal generations mean equal content.
@@ -43,6 +45,8 @@ pub struct SlotView {
     pub rung_index: usize,
     /// Which profile worked, and which one did not.
     pub edits: Edits,
+    /// What a person has ordered of its stay; to be remembered.
+    pub orders: Orders,
     /// Deaths in a row without a healthy run in between.
     pub tally: u32,
     /// Restarts after deaths that slotd made by itself, in this life of the daemon.
@@ -51,6 +55,8 @@ pub struct SlotView {
     pub promised: Option<Share>,
     /// The slot that it has made room for: while it is down for that, or on a lower rung.
     pub displaced_by: Option<SlotName>,
+    /// What the machine ran short of when it was unloaded for that, while it is down.
+    pub relieved: Option<Source>,
     /// Requests that wait for the slot.
     pub waiting: usize,
     /// How long a load is expected to take, from earlier ones.

@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     exit::Ending,
+    grammar::Grammars,
     job::{Event, Job},
     model::Model,
     schedule::{Schedule, Work},
@@ -27,11 +28,14 @@ use super::{
 pub(super) struct Engine {
     pub(super) vocabulary: Arc<Vocabulary>,
     pub(super) template: Template,
+    pub(super) grammars: Grammars,
     /// Tokens one request may use.
     pub(super) context: usize,
     pub(super) trained_context: usize,
     pub(super) width: usize,
     pub(super) model_bytes: u64,
+    /// Requests worked on at once.
+    pub(super) parallel: usize,
     /// One permit a request, waiting or worked on; bounds what `inbox` holds.
     places: Arc<Semaphore>,
     inbox: Sender<Work>,
@@ -94,8 +98,10 @@ impl Engine {
             width,
             vocabulary,
             template,
+            grammars: Grammars::default(),
             context,
             model_bytes,
+            parallel,
             places: Arc::new(Semaphore::new(parallel.saturating_add(MOST_WAITING))),
             inbox,
             closing,
@@ -115,10 +121,8 @@ impl Engine {
         {
             return Err(NoPlace::Stopping);
         }
-        match answer.recv().await {
-            Some(Event::Begun) => Ok(answer),
-            _ => Err(NoPlace::Stopping),
-        }
+        let has_begun = matches!(answer.recv().await, Some(Event::Begun));
+        if has_begun { Ok(answer) } else { Err(NoPlace::Stopping) }
     }
 
     /// Ends all jobs before the next step.

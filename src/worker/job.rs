@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use super::{
     exit::is_out_of_memory,
+    grammar::Grammar,
     sampler::{Sampling, Scored},
 };
 
@@ -25,6 +26,8 @@ pub(super) struct Generate {
     pub(super) sampling: Sampling,
     pub(super) most_tokens: usize,
     pub(super) stops: Vec<String>,
+    /// What the answer must be.
+    pub(super) grammar: Option<Grammar>,
     /// Goes on after tokens that end the text.
     pub(super) ignore_end: bool,
     /// The same request must give the same text, whatever was asked before it.

@@ -17,6 +17,7 @@
 mod clock;
 mod engine;
 pub mod exit;
+mod grammar;
 mod http;
 mod job;
 mod listen;

@@ -72,9 +72,13 @@ impl Sampler {
         Self { random: StdRng::seed_from_u64(sampling.seed), sampling, recent }
     }
 
-    /// Chooses the token that follows, and says how likely it was where that was asked for.
-    pub(super) fn choose(&mut self, logits: &mut [f32]) -> (u32, Option<Scored>) {
-        let before = self.sampling.logprobs.map(|_| logits.to_vec());
+    /// Chooses the token that follows, and says how likely it was by the logits of `before`, which
+    /// nothing has changed, where they are given.
+    pub(super) fn choose(
+        &mut self,
+        logits: &mut [f32],
+        before: Option<&[f32]>,
+    ) -> (u32, Option<Scored>) {
         for (id, bias) in &self.sampling.bias {
             change(logits, *id, |logit| logit + bias);
         }
@@ -84,7 +88,7 @@ impl Sampler {
             self.recent.remove(0);
         }
         self.recent.push(id);
-        let scored = before.map(|logits| score(&logits, id, self.sampling.logprobs.unwrap_or(0)));
+        let scored = before.map(|logits| score(logits, id, self.sampling.logprobs.unwrap_or(0)));
         (id, scored)
     }
 
@@ -194,7 +198,7 @@ mod tests {
 
     fn run(sampling: Sampling, count: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(sampling, &[]);
-        (0..count).map(|_| sampler.choose(&mut LOGITS.to_vec()).0).collect()
+        (0..count).map(|_| sampler.choose(&mut LOGITS.to_vec(), None).0).collect()
     }
 
     #[test]
@@ -237,7 +241,7 @@ mod tests {
             ..Sampling::default()
         };
         let mut sampler = Sampler::new(sampling, &[]);
-        let (id, scored) = sampler.choose(&mut LOGITS.to_vec());
+        let (id, scored) = sampler.choose(&mut LOGITS.to_vec(), Some(&LOGITS));
         let scored = scored.unwrap();
         assert_eq!((id, scored.id), (3, 3));
         assert!(scored.logprob < -4.0);

@@ -44,7 +44,7 @@ pub(super) struct Schedule {
     /// Jobs that have had a seat so far.
     begun: u64,
     /// The seat whose prompt is the first to be served.
-    turn: usize,
+    first: usize,
     /// What a row of a prompt takes, about.
     row_time: Duration,
 }
@@ -87,7 +87,7 @@ impl Schedule {
             waiting: VecDeque::new(),
             fatal,
             begun: 0,
-            turn: 0,
+            first: 0,
             row_time: Duration::from_millis(5),
         })
     }
@@ -99,11 +99,16 @@ impl Schedule {
                 // Dropped senders tell the clients that the worker ends.
                 return;
             }
-            self.waiting.retain(|(_, events)| !events.is_closed());
-            self.seats.iter_mut().for_each(Seat::drop_cancelled);
-            self.seat_waiting();
-            self.step();
+            self.turn();
         }
+    }
+
+    /// Looks who has left, gives free seats away, and computes one step.
+    fn turn(&mut self) {
+        self.waiting.retain(|(_, events)| !events.is_closed());
+        self.seats.iter_mut().for_each(Seat::drop_cancelled);
+        self.seat_waiting();
+        self.step();
     }
 
     /// Takes in what has come; waits for something if there is nothing to do.
@@ -248,7 +253,7 @@ impl Schedule {
         }
         let mut left = if shares.is_empty() { MOST_ROWS } else { self.patient_rows() };
         let count = self.seats.len();
-        let order: Vec<usize> = (self.turn..count).chain(0..self.turn.min(count)).collect();
+        let order: Vec<usize> = (self.first..count).chain(0..self.first.min(count)).collect();
         for at in order {
             if left == 0 || self.seats.get(at).and_then(Seat::kind) != Some(Kind::Prefill) {
                 continue;
@@ -262,7 +267,7 @@ impl Schedule {
             left = left.saturating_sub(share.tokens.len());
             shares.push(share);
             // The next step begins with the one after the last that was served.
-            self.turn = at.saturating_add(1).checked_rem(count).unwrap_or(0);
+            self.first = at.saturating_add(1).checked_rem(count).unwrap_or(0);
         }
         shares
     }
@@ -307,4 +312,215 @@ fn share(at: usize, seat: &Seat, most: usize) -> Option<Share> {
 fn useful(known: &[u32], prompt: &[u32]) -> usize {
     let shared = known.iter().zip(prompt).take_while(|(a, b)| a == b).count();
     shared.min(prompt.len().saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::GgmlDType;
+    use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+    use tokio::sync::mpsc::{Receiver as Told, channel};
+
+    use super::*;
+    use crate::worker::{
+        job::{Done, Generate},
+        model::{Header, Loading, Shape, tiny},
+        sampler::Sampling,
+    };
+
+    const CONTEXT: usize = 128;
+
+    fn schedule(parallel: usize) -> Schedule {
+        let folder = tempfile::tempdir().unwrap();
+        let header = Header::open(&tiny::write(folder.path(), GgmlDType::Q4_1)).unwrap();
+        let shape = Shape::read(&header).unwrap();
+        let loading = Loading { header: &header, shape, gpu: None, progress: |_, _| () };
+        let vocabulary = Arc::new(Vocabulary::read(&header).unwrap());
+        let (model, (fatal, _)) = (loading.run().unwrap(), channel(1));
+        Schedule::new(model, vocabulary, (parallel, CONTEXT), fatal).unwrap()
+    }
+
+    fn generate(prompt: Vec<u32>, most_tokens: usize, sampling: Sampling) -> Generate {
+        Generate {
+            prompt,
+            sampling,
+            most_tokens,
+            stops: Vec::new(),
+            grammar: None,
+            ignore_end: true,
+            is_repeatable: true,
+            score_prompt: false,
+        }
+    }
+
+    fn greedy(prompt: Vec<u32>, most_tokens: usize) -> Generate {
+        generate(prompt, most_tokens, Sampling { temperature: 0.0, ..Sampling::default() })
+    }
+
+    /// A job that was handed in, and what was told about it.
+    struct Asked {
+        generate: Generate,
+        told: Option<Told<Event>>,
+        has_begun: bool,
+        text: String,
+        done: Option<Done>,
+    }
+
+    fn ask(schedule: &mut Schedule, generate: Generate) -> Asked {
+        let (events, told) = channel(CONTEXT + 8);
+        schedule.waiting.push_back((Job::Generate(generate.clone()), events));
+        Asked { generate, told: Some(told), has_begun: false, text: String::new(), done: None }
+    }
+
+    impl Asked {
+        fn read(&mut self) {
+            while let Some(Ok(event)) = self.told.as_mut().map(Told::try_recv) {
+                match event {
+                    Event::Begun => self.has_begun = true,
+                    Event::Text(piece) => self.text.push_str(&piece.text),
+                    Event::Done(done) => self.done = Some(done),
+                    other @ (Event::PromptScores(_) | Event::Embedding(_) | Event::Failed(_)) => {
+                        panic!("{other:?}")
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish(schedule: &mut Schedule, asked: &mut [Asked]) {
+        while schedule.seats.iter().any(|seat| seat.running.is_some())
+            || !schedule.waiting.is_empty()
+        {
+            schedule.turn();
+            asked.iter_mut().for_each(Asked::read);
+        }
+    }
+
+    fn alone(generate: Generate) -> (String, usize) {
+        let mut schedule = schedule(1);
+        let mut asked = [ask(&mut schedule, generate)];
+        finish(&mut schedule, &mut asked);
+        let [Asked { text, done, .. }] = asked;
+        (text, done.unwrap().completion_tokens)
+    }
+
+    fn prompt(random: &mut StdRng) -> Vec<u32> {
+        // A few begins, so that jobs share them.
+        let begin = random.random_range(0..3_u32);
+        let shared = (0..random.random_range(0..60_u32)).map(|at| (at * 7 + begin * 31) % 256);
+        let own = random.random_range(1..20);
+        shared.chain((0..own).map(|_| random.random_range(0..256))).collect()
+    }
+
+    #[test]
+    fn each_answer_is_that_of_its_solo_run_whatever_runs_and_leaves_beside_it() {
+        let (mut finished, mut cut, mut cached) = (0, 0, 0);
+        for seed in 0..6 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut schedule = schedule(3);
+            let mut asked: Vec<Asked> = Vec::new();
+            for _ in 0..60 {
+                if asked.len() < 20 && random.random_bool(0.5) {
+                    let temperature = if random.random_bool(0.5) { 0.0 } else { 1.2 };
+                    let sampling = Sampling { temperature, seed, ..Sampling::default() };
+                    let most = random.random_range(1..30);
+                    let generate = generate(prompt(&mut random), most, sampling);
+                    asked.push(ask(&mut schedule, generate));
+                }
+                if random.random_bool(0.1) && !asked.is_empty() {
+                    let leaver = random.random_range(0..asked.len());
+                    asked[leaver].told = None;
+                }
+                // Small parts of prompts, as on a slow machine.
+                schedule.row_time = PATIENCE / random.random_range(1..40);
+                schedule.turn();
+                asked.iter_mut().for_each(Asked::read);
+            }
+            finish(&mut schedule, &mut asked);
+            for asked in asked {
+                let (text, count) = alone(asked.generate);
+                if let Some(done) = asked.done {
+                    assert_eq!((&asked.text, done.completion_tokens), (&text, count), "{seed}");
+                    finished += 1;
+                    cached += done.cached_tokens;
+                } else {
+                    assert!(asked.told.is_none() && text.starts_with(&asked.text), "{seed}");
+                    cut += 1;
+                }
+            }
+            for seat in &schedule.seats {
+                assert_eq!(seat.tokens.len(), seat.cache.length(), "a seat knows what it holds");
+            }
+        }
+        assert!(finished > 50 && cut > 5 && cached > 200, "{finished} {cut} {cached}");
+    }
+
+    #[test]
+    fn jobs_get_seats_in_the_order_they_came() {
+        let mut schedule = schedule(1);
+        let mut asked: Vec<Asked> =
+            (1..5).map(|id| ask(&mut schedule, greedy(vec![id; 3], 3))).collect();
+        let mut order = Vec::new();
+        while order.len() < asked.len() {
+            schedule.turn();
+            for (at, asked) in asked.iter_mut().enumerate() {
+                asked.read();
+                if asked.has_begun && !order.contains(&at) {
+                    order.push(at);
+                }
+            }
+        }
+        assert_eq!(order, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn an_answer_gets_a_token_in_each_step_and_short_prompts_pass_long_ones() {
+        let mut schedule = schedule(3);
+        let mut asked = vec![ask(&mut schedule, greedy(vec![1], 100))];
+        schedule.turn();
+        asked.push(ask(&mut schedule, greedy((0..120).collect(), 1)));
+        asked.push(ask(&mut schedule, greedy((0..20).rev().collect(), 1)));
+        let (mut steps, mut ends) = (1, Vec::new());
+        while ends.len() < 2 {
+            schedule.row_time = PATIENCE;
+            schedule.turn();
+            steps += 1;
+            asked.iter_mut().for_each(Asked::read);
+            ends.extend(
+                (1..3)
+                    .filter(|at| asked[*at].done.is_some() && !ends.contains(at))
+                    .collect::<Vec<_>>(),
+            );
+        }
+        assert_eq!(ends, [2, 1]);
+        assert!(steps >= 9, "a step takes no more of prompts than answers wait for: {steps}");
+        let told = schedule.seats.iter().map(|seat| seat.tokens.len()).collect::<Vec<_>>();
+        assert!(told.contains(&steps), "{told:?}: an answer missed one of {steps} steps");
+    }
+
+    #[test]
+    fn a_begin_that_another_computes_is_not_computed_twice() {
+        let mut schedule = schedule(3);
+        let prompt: Vec<u32> = (0..100).collect();
+        let mut asked: Vec<Asked> =
+            (0..3).map(|_| ask(&mut schedule, greedy(prompt.clone(), 2))).collect();
+        finish(&mut schedule, &mut asked);
+        let cached: Vec<usize> =
+            asked.iter().map(|asked| asked.done.as_ref().unwrap().cached_tokens).collect();
+        assert_eq!(cached, [0, 99, 99]);
+        assert!(asked.iter().all(|other| other.text == asked[0].text));
+    }
+
+    #[test]
+    fn a_job_whose_client_leaves_frees_its_seat() {
+        let mut schedule = schedule(1);
+        let mut asked =
+            [ask(&mut schedule, greedy(vec![1], 100)), ask(&mut schedule, greedy(vec![2], 2))];
+        schedule.turn();
+        asked[0].told = None;
+        for _ in 0..3 {
+            schedule.turn();
+        }
+        asked[1].read();
+        assert!(asked[1].done.is_some());
+    }
 }

@@ -6,6 +6,7 @@ use tokio::{sync::mpsc::Sender, time::Instant};
 
 use super::{
     clock::now,
+    grammar::Sentence,
     job::{ComputeFault, Done, Event, Generate, Job, Piece, Reason},
     model::{Cache, Want},
     outgoing::{Going, Outgoing},
@@ -211,6 +212,11 @@ impl Running {
         match answer.go_on(&client.events, &mut logits, is_full, vocabulary) {
             Step::On => Some(Self { client, phase: Phase::Answer(answer) }),
             Step::Left => None,
+            Step::Failed(fault) => {
+                // The client may be gone already.
+                drop(client.events.try_send(Event::Failed(fault)));
+                None
+            }
             Step::Over(reason) => {
                 client.finish(*answer, reason);
                 None
@@ -242,6 +248,7 @@ enum Step {
     Over(Reason),
     /// The client has left.
     Left,
+    Failed(ComputeFault),
 }
 
 impl Answer {
@@ -267,16 +274,29 @@ impl Answer {
         if self.completion_tokens >= self.generate.most_tokens {
             return Step::Over(Reason::Length);
         }
-        let (id, scored) = self.sampler.choose(logits);
+        let before = self.generate.sampling.logprobs.map(|_| logits.to_vec());
+        if let Some(grammar) = &mut self.generate.grammar
+            && let Err(fault) = grammar.mask(logits, vocabulary)
+        {
+            return Step::Failed(ComputeFault(format!("the answer's grammar failed: {fault}")));
+        }
+        let (id, scored) = self.sampler.choose(logits, before.as_deref());
         self.completion_tokens = self.completion_tokens.saturating_add(1);
         if vocabulary.is_end(id) && !self.generate.ignore_end {
             return Step::Over(Reason::Stop);
         }
+        let sentence = match self.generate.grammar.as_mut().map(|grammar| grammar.take(id)) {
+            None => Sentence::GoesOn,
+            Some(Ok(sentence)) => sentence,
+            Some(Err(fault)) => {
+                return Step::Failed(ComputeFault(format!("the answer's grammar failed: {fault}")));
+            }
+        };
         let (piece, going) = self.outgoing.push(vocabulary.bytes(id), scored);
         if tell(events, piece).is_none() {
             return Step::Left;
         }
-        if going == Going::Ended {
+        if going == Going::Ended || sentence == Sentence::Whole {
             return Step::Over(Reason::Stop);
         }
         if self.completion_tokens >= self.generate.most_tokens || is_full {

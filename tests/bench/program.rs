@@ -17,6 +17,7 @@ mod daemon;
 mod detection;
 mod hammer;
 mod hung;
+mod inventory;
 mod placing;
 mod resume;
 mod shares;
@@ -56,6 +57,10 @@ async fn main() {
         resume::resume(&programs).await;
         return;
     }
+    if is_asked("SLOTD_BENCH_INVENTORY") {
+        inventory::run(&programs.slotd);
+        return;
+    }
     if is_asked("SLOTD_BENCH_PLACING") {
         placing::run();
         return;
@@ -77,6 +82,7 @@ async fn main() {
     shares::shares(&programs).await;
     resume::resume(&programs).await;
     placing::run();
+    inventory::run(&programs.slotd);
 }
 
 /// Start of the process to the line that says it listens.

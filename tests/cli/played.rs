@@ -12,13 +12,15 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use slotd::{
-    admin::{self, RequestObject, State},
+    admin::{self, RequestObject, State, news},
     config,
     mailbox::{self, Inbox},
     spec::{
         Generation, Monotime, SlotName,
         death::{Confidence, Death, Phase, Verdict},
         edit::Edits,
+        pressure::Strain,
+        residence::Orders,
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -80,6 +82,8 @@ impl Played {
                 waiting: 0,
                 promised: None,
                 displaced_by: None,
+                relieved: None,
+                orders: Orders::default(),
                 expected_load: None,
                 rss: None,
                 deaths: Vec::new(),
@@ -93,6 +97,10 @@ impl Played {
         let socket = dir.path().join("control.sock");
         let listener = UnixListener::bind(&socket).expect("a socket");
         let state = State {
+            strain: watch::channel(Strain::default()).1,
+            news: news(),
+            rules: Arc::new(Vec::new),
+            wall_clock: || 0,
             upgrades: mpsc::channel(1).0,
             snapshots: seen,
             mailbox,
@@ -102,6 +110,8 @@ impl Played {
             cancel: Arc::new(|id| id == 17),
             pulls: admin::Pulls::none(),
             logs: Arc::new(|_, _| stream::iter([Bytes::from("a line of the log\n")]).boxed()),
+            inventory: Arc::new(|| Box::pin(std::future::ready(serde_json::json!({})))),
+            lack: Arc::new(|_| Box::pin(std::future::ready(None))),
             faults: Arc::new(ArcSwap::from_pointee(Vec::new())),
             daemon: Arc::new(admin::Daemon {
                 images: 0,

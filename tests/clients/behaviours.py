@@ -138,7 +138,7 @@ TABLE = [
     ("worker-completion", "completion, candle worker", asks("complete", "worker"), ANSWERED),
     ("worker-embeddings", "embeddings, candle worker", asks("embed", "worker"), EMBEDDED),
     ("worker-tools", "tools, candle worker", asks("tools", "worker", FORMED), TOLD),
-    ("worker-schema", "JSON schema, candle worker", asks("schema", "worker", FORMED), TOLD),
+    ("worker-schema", "JSON schema, candle worker", asks("schema", "worker", FORMED), FORMED_SO),
     ("mlx-plain", "plain, mlx_lm.server", asks("plain", "mlx", TINY), ANSWERED),
     ("mlx-stream", "stream, mlx_lm.server", asks("stream", "mlx", TINY), ANSWERED),
     ("cold", "cold start", cold, ANSWERED),

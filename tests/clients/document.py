@@ -114,7 +114,7 @@ MARKS = """
 "yes": as it has to be, see the section of the column; "known": it is not, by the client's or the engine's doing, see
 the end; "–": the client has no such call.
 """
-_WORKER = "The worker has no grammars: what it cannot do it has to refuse, and the client has to say so."
+_WORKER = "The worker keeps answers to no format of calls: it has to refuse what asks for one, and the client has to say so."
 _EMBEDDINGS = "Three vectors, and how near they are to each other."
 WANTED = {
     "plain": "An answer at once.",
@@ -134,7 +134,7 @@ WANTED = {
     "worker-completion": "A text that goes on after its beginning.",
     "worker-embeddings": _EMBEDDINGS,
     "worker-tools": _WORKER,
-    "worker-schema": _WORKER,
+    "worker-schema": "JSON of the schema asked for.",
     "mlx-plain": "An answer at once.",
     "mlx-stream": "The whole answer, piece by piece.",
     "cold": "The slot is offline; the one request waits for it to load, and is answered.",

@@ -190,6 +190,17 @@ impl Daemon {
         assert!(answer.status().is_success(), "{verb} {slot}: {}", answer.status());
     }
 
+    /// Orders something of a slot and returns the answer.
+    pub(crate) async fn ordered(&self, slot: &str, verb: &str) -> Value {
+        let url = format!("http://slotd/v1/slots/{slot}/{verb}");
+        self.control.post(url).send().await.unwrap().json().await.unwrap()
+    }
+
+    /// The models on disk as the control API shows them.
+    pub(crate) async fn inventory(&self) -> Value {
+        self.control.get("http://slotd/v1/inventory").send().await.unwrap().json().await.unwrap()
+    }
+
     /// Waits until a slot is as wanted, by the control API's stream of changes.
     pub(crate) async fn until(
         &self,
@@ -255,6 +266,22 @@ impl Daemon {
         self.control.get("http://slotd/v1/daemon").send().await.unwrap().json().await.unwrap()
     }
 
+    /// What happens from here on.
+    pub(crate) async fn events(&self) -> Events {
+        let answer = self.control.get("http://slotd/v1/events").send().await.unwrap();
+        Events { answer, buffer: Vec::new() }
+    }
+
+    /// Waits until a fault of what it reads is told.
+    pub(crate) async fn until_faults(&self, message: &str) {
+        let told = async {
+            while !self.daemon().await["faults"].to_string().contains(message) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(DEADLINE, told).await.expect("it was never told");
+    }
+
     /// Signals the daemon.
     pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
@@ -266,6 +293,38 @@ impl Daemon {
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest).await.unwrap();
         status.unwrap()
+    }
+}
+
+/// The control API's stream of news.
+pub(crate) struct Events {
+    answer: reqwest::Response,
+    buffer: Vec<u8>,
+}
+
+impl Events {
+    /// Waits for one that is wanted.
+    pub(crate) async fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let found = async {
+            loop {
+                let event = self.next().await;
+                if wanted(&event) {
+                    return event;
+                }
+            }
+        };
+        timeout(DEADLINE, found).await.expect("it never happened")
+    }
+
+    async fn next(&mut self) -> Value {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return serde_json::from_slice(&line).unwrap();
+            }
+            let chunk = self.answer.chunk().await.unwrap().expect("the stream ended");
+            self.buffer.extend_from_slice(&chunk);
+        }
     }
 }
 

@@ -9,10 +9,10 @@ use super::common::{Daemon, fake, scratch};
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/sensor/gpus/fake_nvml.c");
 
 /// A driver whose GPUs are the lines of a file.
-struct Driver(TempDir);
+pub(crate) struct Driver(TempDir);
 
 impl Driver {
-    fn new(lines: &str) -> Self {
+    pub(crate) fn new(lines: &str) -> Self {
         let driver = Self(tempfile::tempdir().unwrap());
         driver.set(lines);
         let status = Command::new("cc")
@@ -30,24 +30,24 @@ impl Driver {
     }
 
     /// At once for those who read at the same time.
-    fn set(&self, lines: &str) {
+    pub(crate) fn set(&self, lines: &str) {
         let new = self.0.path().join("new");
         fs::write(&new, lines).unwrap();
         fs::rename(new, self.0.path().join("gpus")).unwrap();
     }
 
-    async fn daemon(&self, profiles: &[(&str, &str)]) -> Daemon {
+    pub(crate) async fn daemon(&self, profiles: &[(&str, &str)]) -> Daemon {
         let library = self.library();
         Daemon::start_with(scratch(profiles), &[("SLOTD_NVML_LIBRARY", &library)]).await
     }
 }
 
-fn needs(memory: &str) -> String {
+pub(crate) fn needs(memory: &str) -> String {
     fake("", &format!("gpu_memory = \"{memory}\""))
 }
 
 /// The GPUs that a slot's engine was told to see, once it is ready.
-async fn visible_to(daemon: &Daemon, slot: &str) -> String {
+pub(crate) async fn visible_to(daemon: &Daemon, slot: &str) -> String {
     let view = daemon.until_state(slot, "ready").await;
     let environment = fs::read(format!("/proc/{}/environ", view["pid"])).unwrap();
     let environment = String::from_utf8(environment).unwrap();
@@ -98,5 +98,46 @@ async fn a_driver_that_hangs_keeps_nobody_waiting_but_those_that_need_its_gpus()
     daemon.until("plain", "back", again).await;
 
     driver.set(&"present 8000 6000\n".repeat(8));
+    assert_eq!(visible_to(&daemon, "big").await, "GPU-00000000");
+}
+
+#[tokio::test]
+async fn a_gpu_that_vanishes_under_running_engines_is_waited_for_and_all_of_them_return() {
+    let driver = Driver::new("present 8000 6000\npresent 8000 6000\n");
+    let (one, two) = (needs("4000MiB"), needs("4000MiB"));
+    let daemon = driver.daemon(&[("one", &one), ("two", &two)]).await;
+    for slot in ["one", "two"] {
+        daemon.order(slot, "load").await;
+        daemon.until_state(slot, "ready").await;
+    }
+    let on = (visible_to(&daemon, "one").await, visible_to(&daemon, "two").await);
+    assert_eq!(on, ("GPU-00000000".to_owned(), "GPU-00000001".to_owned()));
+
+    // It falls off the bus, and its engine dies of it.
+    driver.set("lost\npresent 8000 200\n");
+    daemon.order("one", "restart").await;
+    until_it_waits(&daemon, "one", "it needs 3.9 GiB of GPU memory").await;
+    // So does the other one.
+    driver.set("lost\nlost\n");
+    daemon.order("two", "restart").await;
+    until_it_waits(&daemon, "two", "fallen off the bus").await;
+    until_it_waits(&daemon, "one", "fallen off the bus").await;
+    for slot in ["one", "two"] {
+        assert_eq!(daemon.slot(slot).await["pid"], serde_json::Value::Null, "not on the CPU");
+    }
+
+    driver.set("present 8000 6000\npresent 8000 6000\n");
+    let one = visible_to(&daemon, "one").await;
+    let two = visible_to(&daemon, "two").await;
+    assert!(one != two && [&one, &two].iter().all(|gpu| gpu.starts_with("GPU-")), "{one} {two}");
+}
+
+#[tokio::test]
+async fn a_driver_that_hangs_before_it_counts_leaves_nobody_on_the_cpu() {
+    let driver = Driver::new("hang-init\n");
+    let daemon = driver.daemon(&[("big", &needs("4000MiB"))]).await;
+    daemon.order("big", "load").await;
+    until_it_waits(&daemon, "big", "it does not answer").await;
+    driver.set("present 8000 6000\n");
     assert_eq!(visible_to(&daemon, "big").await, "GPU-00000000");
 }

@@ -25,9 +25,13 @@ mod gpus;
 mod hangs;
 mod ladder;
 mod memory;
+mod models;
 mod orders;
+mod pressure;
 #[cfg(feature = "worker")]
 mod real;
 mod restarts;
+mod rules;
+mod stay;
 mod storage;
 mod storms;

@@ -1,12 +1,13 @@
 //! Slots that do not fit at once: who waits, who makes room, who comes back. Fake engines, and figures
 //! of a person's own.
 
-use std::fs;
+use std::{fs, path::Path, time::Duration};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
 
-use super::common::{Daemon, fake, scratch};
+use super::common::{DEADLINE, Daemon, fake, scratch};
 
 /// A directory whose daemon lets engines have 100 MiB together.
 fn small(profiles: &[(&str, &str)]) -> TempDir {
@@ -76,7 +77,7 @@ async fn what_can_never_fit_is_told_at_once_and_nobody_makes_room() {
     for _ in 0..5 {
         let answer = daemon.chat("giant").await;
         assert_eq!(answer.status(), 503);
-        let body: serde_json::Value = answer.json().await.unwrap();
+        let body: Value = answer.json().await.unwrap();
         assert_eq!(body["error"]["code"], "no_memory");
         let message = body["error"]["message"].as_str().unwrap();
         assert!(message.contains("200 MiB of memory, and 40 MiB can be had"), "{message}");
@@ -140,4 +141,50 @@ async fn a_slot_that_needs_another_machine_is_skipped_and_not_failed() {
     let answer = daemon.chat("elsewhere").await;
     assert_eq!(answer.status(), 503);
     assert!(daemon.log().contains("slot skipped"), "{}", daemon.log());
+}
+
+/// Waits until a peak of `more_than` bytes is on the disk, and returns the most that is there.
+async fn noted(dir: &Path, more_than: u64) -> u64 {
+    let file = dir.join("state/peaks.json");
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let read = fs::read(&file).ok();
+        let peaks = read.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let peaks = peaks.and_then(|peaks| peaks["peaks"].as_array().cloned()).unwrap_or_default();
+        let most = peaks.iter().filter_map(|peak| peak["host_bytes"].as_u64()).max();
+        if let Some(most) = most.filter(|most| *most > more_than) {
+            return most;
+        }
+        assert!(Instant::now() < end, "no such peak: {peaks:?}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_an_engine_took_at_most_is_known_at_its_next_start_and_after_a_restart() {
+    const ALLOCATED: u64 = 40 << 20;
+    let dir = scratch(&[
+        ("chat", &fake("alloc=40MiB", "")),
+        ("changed", &fake("alloc=40MiB tokens=9", "")),
+    ]);
+    let daemon = Daemon::start(dir).await;
+    let promised = |view: &Value| view["promised_bytes"].as_u64().unwrap_or_default();
+    daemon.order("chat", "load").await;
+    let first = daemon.until_state("chat", "ready").await;
+    assert!(promised(&first) < ALLOCATED, "nothing was known: {first:#}");
+    let peak = noted(daemon.dir.path(), ALLOCATED).await;
+
+    daemon.order("chat", "restart").await;
+    let is_second = |view: &Value| view["generation"] == 2 && view["state"] == "ready";
+    let second = daemon.until("chat", "the second", is_second).await;
+    // With a margin of a twentieth.
+    assert!((peak..peak + (16 << 20)).contains(&promised(&second)), "{peak}: {second:#}");
+
+    let daemon = Daemon::start(daemon.killed().await).await;
+    daemon.order("chat", "load").await;
+    let third = daemon.until_state("chat", "ready").await;
+    assert!((peak..peak + (16 << 20)).contains(&promised(&third)), "{peak}: {third:#}");
+    daemon.order("changed", "load").await;
+    let changed = daemon.until_state("changed", "ready").await;
+    assert!(promised(&changed) < ALLOCATED, "it has other arguments: {changed:#}");
 }

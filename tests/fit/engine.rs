@@ -27,6 +27,8 @@ pub(crate) struct Trial<'a> {
     pub(crate) prompt: u32,
     pub(crate) rounds: u32,
     pub(crate) parallel: u32,
+    /// It is asked for embeddings.
+    pub(crate) embeds: bool,
 }
 
 /// What came of it.
@@ -78,9 +80,10 @@ pub(crate) async fn measure(trial: &Trial<'_>) -> Measured {
         .unwrap();
     let client = reqwest::Client::builder().unix_socket(socket).no_proxy().build().unwrap();
     timeout(READY, ready(&client, &mut child, &log)).await.unwrap();
+    let way = if trial.embeds { Way::Embed } else { Way::of(checked.kind) };
     for round in 0..trial.rounds {
         let requests = (0..trial.parallel)
-            .map(|sequence| ask(&client, checked.kind, round * 64 + sequence, trial.prompt));
+            .map(|sequence| ask(&client, way, round * 64 + sequence, trial.prompt));
         timeout(ANSWER, futures_util::future::join_all(requests)).await.unwrap();
     }
     let peak = peak(child.id().unwrap());
@@ -102,20 +105,38 @@ async fn ready(client: &reqwest::Client, child: &mut Child, log: &PathBuf) {
     }
 }
 
+/// What an engine is asked.
+#[derive(Clone, Copy)]
+enum Way {
+    Complete,
+    Plain,
+    Embed,
+}
+
+impl Way {
+    fn of(kind: EngineKind) -> Self {
+        match kind {
+            EngineKind::LlamaServer => Self::Complete,
+            EngineKind::Candle | EngineKind::Command => Self::Plain,
+        }
+    }
+}
+
 /// Asks for a few tokens after a prompt that fills a sequence.
-async fn ask(client: &reqwest::Client, kind: EngineKind, seed: u32, prompt: u32) {
+async fn ask(client: &reqwest::Client, way: Way, seed: u32, prompt: u32) {
     const ANSWER_TOKENS: u32 = 8;
     let prompt: Vec<u32> =
         (0..prompt - ANSWER_TOKENS - 8).map(|at| 300 + (at * 7 + seed * 7919) % 20_000).collect();
-    let (path, body): (&str, Value) = match kind {
-        EngineKind::LlamaServer => (
+    let (path, body): (&str, Value) = match way {
+        Way::Complete => (
             "/completion",
             json!({ "prompt": prompt, "n_predict": ANSWER_TOKENS, "ignore_eos": true }),
         ),
-        EngineKind::Candle | EngineKind::Command => (
+        Way::Plain => (
             "/v1/completions",
             json!({ "prompt": prompt, "max_tokens": ANSWER_TOKENS, "model": "fit" }),
         ),
+        Way::Embed => ("/v1/embeddings", json!({ "input": prompt, "model": "fit" })),
     };
     let answer = client.post(format!("http://engine{path}")).json(&body).send().await.unwrap();
     let status = answer.status();

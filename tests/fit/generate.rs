@@ -35,6 +35,15 @@ pub(crate) enum Format {
 }
 
 const TRAINED: u32 = 32_768;
+/// An encoder looks up an embedding for each of these.
+const POSITIONS: u32 = 2048;
+
+impl Shape {
+    /// It makes embeddings and no text.
+    pub(crate) fn is_encoder(&self) -> bool {
+        self.architecture == "bert"
+    }
+}
 
 impl Format {
     /// Its number, the weights of a block, and the bytes of one.
@@ -70,7 +79,8 @@ pub(crate) fn write(path: &Path, shape: &Shape, like: &Path) {
         to.number(&format!("{}.{key}", shape.architecture), value);
     };
     number("block_count", shape.layers, &mut metadata);
-    number("context_length", TRAINED, &mut metadata);
+    let trained = if shape.is_encoder() { POSITIONS } else { TRAINED };
+    number("context_length", trained, &mut metadata);
     number("embedding_length", shape.width, &mut metadata);
     number("feed_forward_length", shape.feed_forward, &mut metadata);
     number("attention.head_count", shape.heads, &mut metadata);
@@ -81,7 +91,12 @@ pub(crate) fn write(path: &Path, shape: &Shape, like: &Path) {
     if let Some(window) = shape.window {
         number("attention.sliding_window", window, &mut metadata);
     }
-    metadata.float(&format!("{}.attention.layer_norm_rms_epsilon", shape.architecture), 1e-5);
+    let epsilon = if shape.is_encoder() { "layer_norm_epsilon" } else { "layer_norm_rms_epsilon" };
+    metadata.float(&format!("{}.attention.{epsilon}", shape.architecture), 1e-5);
+    if shape.is_encoder() {
+        metadata.number(&format!("{}.pooling_type", shape.architecture), 1);
+        metadata.pair(&format!("{}.attention.causal", shape.architecture), 7, &[0]);
+    }
 
     let mut header = b"GGUF\x03\0\0\0".to_vec();
     header.extend((tensors.len() as u64).to_le_bytes());
@@ -150,6 +165,9 @@ impl Tensor {
 }
 
 fn tensors(shape: &Shape, vocabulary: u64) -> Vec<Tensor> {
+    if shape.is_encoder() {
+        return encoder(shape, vocabulary);
+    }
     let Shape { width, feed_forward, heads, kv_heads, head, .. } = *shape;
     let [width, inner] = [width, feed_forward].map(u64::from);
     let [query, kv] = [heads * head, kv_heads * head].map(u64::from);
@@ -171,10 +189,9 @@ fn tensors(shape: &Shape, vocabulary: u64) -> Vec<Tensor> {
         part("ffn_up.weight", &[width, inner]);
         part("ffn_down.weight", &[inner, width]);
         match shape.architecture {
-            "qwen2" => {
-                part("attn_q.bias", &[query]);
-                part("attn_k.bias", &[kv]);
-                part("attn_v.bias", &[kv]);
+            "qwen3" => {
+                part("attn_q_norm.weight", &[head]);
+                part("attn_k_norm.weight", &[head]);
             }
             "gemma3" => {
                 part("attn_q_norm.weight", &[head]);
@@ -188,6 +205,39 @@ fn tensors(shape: &Shape, vocabulary: u64) -> Vec<Tensor> {
     add("output_norm.weight".into(), &[width]);
     if shape.has_output {
         add("output.weight".into(), &[width, vocabulary]);
+    }
+    tensors
+}
+
+/// What BERT has: biases everywhere, positions that are looked up, no output.
+fn encoder(shape: &Shape, vocabulary: u64) -> Vec<Tensor> {
+    let [width, inner] = [shape.width, shape.feed_forward].map(u64::from);
+    let mut tensors = Vec::new();
+    let mut add = |name: String, dims: &[u64], format: Format| {
+        tensors.push(Tensor { name, dims: dims.to_vec(), format });
+    };
+    add("token_embd.weight".into(), &[width, vocabulary], shape.format);
+    add("position_embd.weight".into(), &[width, POSITIONS.into()], Format::F16);
+    let norm = |name: &str, add: &mut dyn FnMut(String, &[u64], Format)| {
+        add(format!("{name}.weight"), &[width], shape.format);
+        add(format!("{name}.bias"), &[width], shape.format);
+    };
+    norm("token_embd_norm", &mut add);
+    for layer in 0..shape.layers {
+        let at = |name: &str| format!("blk.{layer}.{name}");
+        for (name, from, to) in [
+            ("attn_q", width, width),
+            ("attn_k", width, width),
+            ("attn_v", width, width),
+            ("attn_output", width, width),
+            ("ffn_up", width, inner),
+            ("ffn_down", inner, width),
+        ] {
+            add(at(&format!("{name}.weight")), &[from, to], shape.format);
+            add(at(&format!("{name}.bias")), &[to], shape.format);
+        }
+        norm(&at("attn_output_norm"), &mut add);
+        norm(&at("layer_output_norm"), &mut add);
     }
     tensors
 }

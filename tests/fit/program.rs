@@ -82,6 +82,7 @@ async fn main() -> ExitCode {
             prompt: if is_long { LONG } else { row.context },
             rounds: if is_long { 1 } else { 2 },
             parallel: row.parallel,
+            embeds: row.shape.is_some_and(|shape| shape.is_encoder()),
         };
         let measured = engine::measure(&trial).await;
         count += 1;
@@ -157,8 +158,8 @@ fn rows() -> Vec<Row> {
         ..base
     };
     let qwen = Shape {
-        name: "qwen2, 8 heads on 4, Q4_K",
-        architecture: "qwen2",
+        name: "qwen3, 8 heads on 4, Q4_K",
+        architecture: "qwen3",
         kv_heads: 4,
         head: 128,
         format: Format::Q4K,
@@ -176,6 +177,24 @@ fn rows() -> Vec<Row> {
     };
     let half = Shape { name: "llama, F16", format: Format::F16, layers: 6, ..base };
     let six = Shape { name: "llama, Q6_K", format: Format::Q6K, ..base };
+    let large = Shape {
+        name: "llama, 630M, Q4_K",
+        layers: 12,
+        width: 2048,
+        feed_forward: 5632,
+        heads: 32,
+        kv_heads: 4,
+        format: Format::Q4K,
+        ..base
+    };
+    let bert = Shape {
+        name: "bert, F16",
+        architecture: "bert",
+        layers: 6,
+        feed_forward: 2048,
+        format: Format::F16,
+        ..base
+    };
     let q8 = Some(CacheType::Q8_0);
     vec![
         llama(None, 512, 1, None),
@@ -191,11 +210,14 @@ fn rows() -> Vec<Row> {
         llama(Some(gemma), 8192, 1, q8),
         llama(Some(half), 2048, 2, None),
         llama(Some(six), 4096, 1, None),
+        llama(Some(large), 512, 1, None),
+        llama(Some(bert), 512, 4, None),
         candle(None, 512, 1),
         candle(None, 1024, 2),
         candle(Some(base), 2048, 2),
         candle(Some(grouped), 2048, 1),
         candle(Some(Shape { format: Format::Q4K, name: "llama, Q4_K", ..base }), 2048, 1),
+        candle(Some(large), 512, 1),
         candle(Some(half), 2048, 1),
     ]
 }

@@ -15,12 +15,13 @@ use slotd::{
         memory::{
             Basis, EngineReading, GpuNeed, GpuReading, GpuState, MemoryReading, Need, Room, Share,
         },
+        pressure::Strain,
         profile::Profile,
         residence::Residence,
     },
     supervisor::{
-        ChildEvent, Command, EngineInfo, Event, Policy, Refusal, SlotEvent, SlotView, Snapshot,
-        StopSignal, Supervisor,
+        ChildEvent, Command, EngineInfo, Event, Policy, Refusal, RoomAnswer, SlotEvent, SlotView,
+        Snapshot, StopSignal, Supervisor,
     },
 };
 
@@ -109,6 +110,10 @@ pub(crate) struct Machine {
     pub(crate) refusals: Vec<(SlotName, Refusal)>,
     /// What the core was told last.
     pub(crate) read: Option<(MemoryReading, BTreeMap<SlotName, EngineReading>)>,
+    /// What came of asking for room.
+    pub(crate) rooms: Vec<RoomAnswer>,
+    /// How short it was said to be.
+    pub(crate) strain: Strain,
     agenda: BTreeMap<(Monotime, u64), Happening>,
     planned: u64,
     waiters: u64,
@@ -164,6 +169,8 @@ impl Machine {
             last: Arc::default(),
             refusals: Vec::new(),
             read: None,
+            rooms: Vec::new(),
+            strain: Strain::default(),
             agenda: BTreeMap::new(),
             planned: 0,
             waiters: 0,
@@ -345,6 +352,9 @@ impl Machine {
         if let Event::MemoryRead { reading, engines } = event {
             self.read = Some((reading.clone(), engines.clone()));
         }
+        if let Event::PressureChanged { strain } = event {
+            self.strain = strain.clone();
+        }
         let before = Arc::clone(&self.last);
         let mut commands = Vec::new();
         let looks = self.core.looks();
@@ -400,6 +410,7 @@ impl Machine {
                 *self.figures.refused.entry(name).or_default() += 1;
                 self.refusals.push((slot, refusal));
             }
+            Command::AnswerRoom { answer, .. } => self.rooms.push(answer),
             Command::MeasureRoom { slot, generation } => self.measure_room(&slot, generation),
             Command::MeasureActivity { .. }
             | Command::Watch { .. }

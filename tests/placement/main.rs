@@ -11,8 +11,10 @@
     reason = "this is a test: a broken set-up is a failed one"
 )]
 
+mod headroom;
 mod growth;
 mod machine;
+mod pressure;
 mod promises;
 mod random;
 mod scenarios;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use slotd::{
-    spec::memory::GpuState,
+    spec::{SlotName, memory::GpuState},
     supervisor::{ChildEvent, Command, Event, SlotEvent, Snapshot, StateView},
 };
 
@@ -13,6 +13,7 @@ use super::machine::Machine;
 pub(crate) fn hold(machine: &mut Machine, event: &Event, before: &Snapshot, commands: &[Command]) {
     let after = std::sync::Arc::clone(&machine.last);
     hold_pools(machine, &after);
+    let is_for_a_person = commands.iter().any(|one| matches!(one, Command::AnswerRoom { .. }));
     for command in commands {
         match command {
             Command::Spawn { slot, devices, .. } => {
@@ -27,6 +28,9 @@ pub(crate) fn hold(machine: &mut Machine, event: &Event, before: &Snapshot, comm
                     wants_gpu,
                     "{slot} came to the CPU, or to a GPU, unasked"
                 );
+            }
+            Command::Drain { slot, .. } if is_for_a_person => {
+                assert!(!is_pinned(machine, slot), "{slot} is pinned");
             }
             Command::Drain { slot, .. } => hold_drain(machine, event, before, slot),
             Command::Signal { slot, generation, .. } => {
@@ -86,19 +90,27 @@ fn hold_room(machine: &Machine, after: &Snapshot) {
 }
 
 /// Whoever makes room is not pinned; and one that works does so only when it is another's turn.
-fn hold_drain(machine: &Machine, event: &Event, before: &Snapshot, slot: &slotd::spec::SlotName) {
+fn hold_drain(machine: &Machine, event: &Event, before: &Snapshot, slot: &SlotName) {
     let is_ordered = matches!(event, Event::Slot { slot: of, event } if of == slot
         && matches!(event, SlotEvent::UnloadRequested | SlotEvent::RestartRequested));
+    let is_ordered =
+        is_ordered || matches!(event, Event::StayOrdered { slot: of, .. } if of == slot);
     let climbs = matches!(event, Event::Slot { slot: of, event: SlotEvent::Child { event, .. } }
         if of == slot && matches!(event, ChildEvent::RoomMeasured { .. }));
     if is_ordered || climbs {
         return;
     }
     let residence = &machine.profiles[slot].residence;
-    assert!(!residence.pinned, "{slot} is pinned");
-    assert!(!residence.pressure_evict_only, "{slot} goes under pressure alone");
+    assert!(!is_pinned(machine, slot), "{slot} is pinned");
     let view = &before.slots[slot];
     let StateView::Ready { .. } = view.state else { panic!("{slot} was {:?}", view.state) };
+    if machine.last.slots[slot].relieved.is_some() {
+        assert!(machine.strain.of_memory().next().is_some(), "{slot} went without pressure");
+        let Some((_, engines)) = &machine.read else { panic!("{slot} goes unseen") };
+        assert_eq!(engines[slot].in_flight, 0, "{slot} worked");
+        return;
+    }
+    assert!(!residence.pressure_evict_only, "{slot} goes under pressure alone");
     let stay = residence.min_residency.unwrap_or(machine.policy.min_residency);
     assert!(machine.now.since(view.since) >= stay, "{slot} had only just come");
     // A request may have come since; it is served before the engine ends.
@@ -109,6 +121,11 @@ fn hold_drain(machine: &Machine, event: &Event, before: &Snapshot, slot: &slotd:
         is_queued && machine.now.since(view.since) >= machine.policy.turn_after
     });
     assert!(in_flight == 0 || waits_for_long, "{slot} worked, and nobody waited for long");
+}
+
+fn is_pinned(machine: &Machine, slot: &SlotName) -> bool {
+    let ordered = machine.last.slots[slot].orders.pinned;
+    ordered.unwrap_or(machine.profiles[slot].residence.pinned)
 }
 
 fn count(machine: &mut Machine, before: &Snapshot, after: &Snapshot) {

@@ -6,9 +6,10 @@ use slotd::{
     spec::{
         SlotName,
         death::ExitStatus,
+        pressure::{Pressure, Strain},
         residence::{Residence, Restore, WhenFull},
     },
-    supervisor::{Policy, SlotEvent, StateView},
+    supervisor::{Event, Policy, SlotEvent, StateView},
 };
 
 use super::machine::{Fate, GIB, Machine, Truth, need, residence, works};
@@ -76,6 +77,17 @@ fn slots(machine: &mut Machine, gpu: Option<u64>) -> Vec<SlotName> {
 /// Strangers come and go; GPUs are lost and found.
 fn weather(machine: &mut Machine) {
     machine.strangers = machine.dice.within(0, machine.host / 4);
+    if machine.dice.within(0, 5) == 0 {
+        let dice = &mut machine.dice;
+        let mut level = || match dice.within(0, 8) {
+            6 => Pressure::Elevated,
+            7 => Pressure::Critical,
+            _ => Pressure::Normal,
+        };
+        let gpus = (0_u32..).zip(&machine.gpus).map(|(index, _)| (index, level())).collect();
+        let strain = Strain { memory: level(), gpus, ..Strain::default() };
+        machine.tell(&Event::PressureChanged { strain });
+    }
     for index in 0..machine.gpus.len() {
         let (total, roll) = (machine.gpus[index].total, machine.dice.within(0, 100));
         let taken = machine.dice.within(0, total / 4);
@@ -138,6 +150,7 @@ fn live(gpus: &[u64], seed: u64) {
 /// Strangers leave, GPUs return, nobody asks: what was displaced is back, or there is no room for it.
 fn come_to_rest(machine: &mut Machine) {
     machine.strangers = 0;
+    machine.tell(&Event::PressureChanged { strain: Strain::default() });
     for gpu in &mut machine.gpus {
         (gpu.strangers, gpu.is_lost) = (0, false);
     }
@@ -145,7 +158,8 @@ fn come_to_rest(machine: &mut Machine) {
     assert!(machine.waiting.is_empty(), "{:?} wait for ever", machine.waiting);
     for (name, view) in &machine.last.slots {
         let is_queued = matches!(view.state, StateView::Queued { .. });
-        if view.displaced_by.is_none() && !is_queued {
+        // One that went down a rung climbs when its ladder says so; that may take a day.
+        if (view.displaced_by.is_none() && !is_queued) || view.state.takes_requests() {
             continue;
         }
         // The least that it takes, and what is left of the host and of the emptiest GPUs.

@@ -80,6 +80,24 @@ fn two_slots_that_fit_one_at_a_time_are_both_served_a_thousand_times() {
     assert!(machine.figures.longest_wait < Duration::from_mins(1));
 }
 
+/// In a box with small models each swap waited for the next second to pass.
+#[test]
+fn whoever_waits_goes_on_soon_after_its_time_has_come() {
+    let mut machine = machine(8);
+    let quick = Truth { load: Duration::from_secs(2), ..works(vec![need(5000, None)]) };
+    machine.have(["here", "wanted"].map(|name| (profile(name), quick.clone())));
+    machine.request(&slot("here"));
+    machine.settle();
+    machine.pass(Duration::from_secs(20));
+    machine.request(&slot("wanted"));
+    // The other is spared for a quarter of its load.
+    machine.pass(Duration::from_millis(400));
+    assert_eq!(machine.state("here"), "ready");
+    machine.pass(Duration::from_millis(450));
+    assert_ne!(machine.state("here"), "ready");
+    machine.settle();
+}
+
 #[test]
 fn a_slot_under_constant_load_gives_way_and_cuts_nobody() {
     let mut machine = machine(8);

@@ -28,6 +28,7 @@ mod requests;
 mod sockets;
 mod streams;
 mod surface;
+mod throttle;
 mod tls;
 mod uploads;
 mod upstream;

@@ -13,7 +13,7 @@ use slotd::{
     mailbox::{self, Inbox},
     proxy::{
         Access, AccessLog, ByteRelay, FallThrough, Flights, Gate, Lanes, Limits, Listeners,
-        OllamaListener, Phase, RouteTable, Shared, Suspects, serve,
+        OllamaListener, Phase, RouteTable, Shared, Suspects, Throttle, serve,
     },
     spec::{
         Generation, Monotime, SlotName, WaiterId,
@@ -21,7 +21,7 @@ use slotd::{
         ladder::LadderChoice,
         profile::{EngineChoice, ModelSource, OnExit, Profile, Pull},
         requests::Requests,
-        residence::Residence,
+        residence::{Orders, Residence},
     },
     supervisor::{Event, Refusal, SlotEvent, SlotView, Snapshot, StateView},
 };
@@ -50,6 +50,7 @@ pub(crate) struct World {
     snapshot: Snapshot,
     gates: BTreeMap<SlotName, Arc<Gate>>,
     suspects: Arc<Suspects>,
+    pub(crate) throttle: Arc<Throttle>,
     inbox: Inbox,
     server: JoinSet<()>,
 }
@@ -99,6 +100,7 @@ impl World {
         let suspects: Arc<Suspects> = Arc::default();
         let choices = Arc::default();
         let flights = Flights::new(AccessLog::Off);
+        let throttle = Arc::<Throttle>::default();
         let dir = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
         let shared = Shared {
             routes: Arc::clone(&routes),
@@ -112,6 +114,7 @@ impl World {
             byte_relay,
             lanes: Lanes::default(),
             clock: || 0,
+            throttle: Arc::clone(&throttle),
             control: None,
             fall_through: below(address).map(Arc::new),
         };
@@ -130,6 +133,7 @@ impl World {
             snapshot,
             gates,
             suspects,
+            throttle,
             inbox,
             server,
         }
@@ -160,6 +164,8 @@ impl World {
             waiting: 0,
             promised: None,
             displaced_by: None,
+            relieved: None,
+            orders: Orders::default(),
             expected_load: None,
             rss: None,
             deaths: Vec::new(),
@@ -293,6 +299,7 @@ fn profile(slot: &str) -> Profile {
         slot: slot.parse().unwrap(),
         source: PathBuf::from("profile.toml"),
         model: Some(ModelSource::Hub { repo: "org/small".to_owned(), quant: None }),
+        pull: Pull::Never,
         engine: EngineChoice::Auto,
         stop_command: Vec::new(),
         args: Vec::new(),

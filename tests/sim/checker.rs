@@ -234,6 +234,9 @@ impl Checker {
             Event::ShutdownRequested
             | Event::DeadlinePassed
             | Event::EngineAdopted { .. }
+            | Event::PressureChanged { .. }
+            | Event::StayOrdered { .. }
+            | Event::RoomRequested(_)
             | Event::MemoryRead { .. } => false,
             Event::Slot { slot, event } => {
                 slot == name
@@ -262,7 +265,10 @@ impl Checker {
                 before.slots.contains_key(slot) || self.model.shutdown_at.is_some()
             }
             Event::ProfilesChanged { .. } | Event::ShutdownRequested => self.model.is_finished,
-            Event::MemoryRead { .. } => false,
+            Event::PressureChanged { .. }
+            | Event::StayOrdered { .. }
+            | Event::RoomRequested(_)
+            | Event::MemoryRead { .. } => false,
             Event::Slot { slot, event } => match event {
                 SlotEvent::WaiterLeft { waiter } => self.model.pending.get(waiter) != Some(slot),
                 SlotEvent::Child { generation, event } => {

@@ -6,6 +6,7 @@ use slotd::{
     spec::{
         Generation, Monotime, SlotName, WaiterId,
         profile::{OnExit, Profile},
+        residence::StayOrder,
     },
     supervisor::{ChildEvent, Command, Event, Refusal, SlotEvent, StopSignal},
 };
@@ -31,7 +32,9 @@ impl Model {
         command: &Command,
     ) -> Checked<Option<(SlotName, Unplanned)>> {
         // A request that comes late is still told.
-        if self.is_finished && !matches!(command, Command::Refuse { .. }) {
+        if self.is_finished
+            && !matches!(command, Command::Refuse { .. } | Command::AnswerRoom { .. })
+        {
             return Err("a command after `Finish`".to_owned());
         }
         match command {
@@ -61,9 +64,11 @@ impl Model {
                 return Ok(given_up.map(|death| (slot.clone(), death)));
             }
             Command::Drain { slot, generation } => {
+                let is_short = self.strain.of_memory().next().is_some();
                 let is_asked_for_room = self.slots.iter().any(|(name, truth)| {
                     name != slot && matches!(truth.child, Child::Queued | Child::None)
                 });
+                let is_asked_for_room = is_asked_for_room || is_short || !self.rooms.is_empty();
                 let truth = self.truth(slot)?;
                 truth.is_present(*generation)?;
                 truth.drain(moment, slot, is_asked_for_room)?;
@@ -84,6 +89,11 @@ impl Model {
             }
             Command::Grant { waiter } => self.grant(*waiter)?,
             Command::Refuse { waiter, refusal } => self.refuse(*waiter, refusal)?,
+            Command::AnswerRoom { asker, answer } => {
+                check(self.rooms.remove(asker), || "an answer that nobody waits for".to_owned())?;
+                let is_plain = answer.refused.is_none() || answer.going.is_empty();
+                check(is_plain, || "refused, and somebody goes for it".to_owned())?;
+            }
             Command::Finish => {
                 check(self.shutdown_at.is_some(), || "`Finish` without a shutdown".to_owned())?;
                 check(self.all_gone(), || "`Finish` while a child lives".to_owned())?;
@@ -418,7 +428,12 @@ impl Moment<'_> {
                     })
                 })
             }
-            Event::DeadlinePassed | Event::EngineAdopted { .. } | Event::MemoryRead { .. } => false,
+            Event::StayOrdered { slot, order } => slot == name && *order == StayOrder::Offload,
+            Event::DeadlinePassed
+            | Event::EngineAdopted { .. }
+            | Event::PressureChanged { .. }
+            | Event::RoomRequested(_)
+            | Event::MemoryRead { .. } => false,
             Event::Slot { slot, event } => {
                 slot == name
                     && matches!(event, SlotEvent::UnloadRequested | SlotEvent::RestartRequested)

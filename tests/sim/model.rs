@@ -11,7 +11,10 @@ use std::{
 };
 
 use slotd::{
-    spec::{Generation, Monotime, SlotName, WaiterId, death::Verdict, profile::Profile},
+    spec::{
+        Generation, Monotime, SlotName, WaiterId, death::Verdict, pressure::Strain,
+        profile::Profile,
+    },
     supervisor::{ChildEvent, Event, Policy, Sight, SlotEvent},
 };
 
@@ -29,6 +32,10 @@ pub(crate) struct Model {
     pub(crate) left: BTreeSet<WaiterId>,
     pub(crate) shutdown_at: Option<Monotime>,
     pub(crate) is_finished: bool,
+    /// How short the machine is.
+    pub(crate) strain: Strain,
+    /// Who has asked for room and was not answered.
+    pub(crate) rooms: BTreeSet<WaiterId>,
 }
 
 /// What is true of one slot; outlives its profile.
@@ -370,6 +377,8 @@ impl Model {
             left: BTreeSet::new(),
             shutdown_at: None,
             is_finished: false,
+            strain: Strain::default(),
+            rooms: BTreeSet::new(),
         }
     }
 
@@ -405,7 +414,15 @@ impl Model {
                 }
                 None
             }
-            Event::DeadlinePassed | Event::MemoryRead { .. } => None,
+            Event::PressureChanged { strain } => {
+                self.strain = strain.clone();
+                None
+            }
+            Event::RoomRequested(request) => {
+                self.rooms.insert(request.asker);
+                None
+            }
+            Event::StayOrdered { .. } | Event::DeadlinePassed | Event::MemoryRead { .. } => None,
             Event::Slot { slot, event } => self.learn_slot(now, slot, event),
         }
     }

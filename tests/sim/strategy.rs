@@ -7,10 +7,12 @@ use slotd::{
     spec::{
         Bytes, Generation, Monotime, SlotName, WaiterId,
         death::Verdict,
-        memory::{EngineReading, MemoryReading, Room},
+        memory::{Basis, EngineReading, MemoryReading, Need, Room},
+        pressure::{Pressure, Strain},
         profile::{OnExit, Profile},
+        residence::StayOrder,
     },
-    supervisor::{ChildEvent, Event, Policy, Sight, SlotEvent, Vitals},
+    supervisor::{ChildEvent, Event, Policy, RoomRequest, Sight, SlotEvent, Vitals},
 };
 
 use super::{
@@ -76,6 +78,14 @@ pub(crate) enum Action {
     /// A profile goes.
     Remove(usize),
     Wake,
+    /// The machine runs short of memory, or is no longer.
+    Strain(usize),
+    /// It is read, whether it was asked for or not.
+    Read(usize),
+    /// A person orders something of a slot's stay.
+    Stay(usize, StayOrder),
+    /// A person asks for room.
+    Room(u64),
     Shutdown,
 }
 
@@ -162,8 +172,22 @@ fn action() -> impl Strategy<Value = Action> {
         4 => (slot.clone(), traits()).prop_map(|(slot, traits)| Action::Edit(slot, traits)),
         2 => slot.prop_map(Action::Remove),
         3 => Just(Action::Wake),
+        // Mostly there is enough: a short machine sees few climbs.
+        1 => (0..8_usize).prop_map(Action::Strain),
+        1 => (0..64_usize).prop_map(Action::Read),
+        1 => (0..4_usize, stay()).prop_map(|(slot, order)| Action::Stay(slot, order)),
+        1 => (0..4_u64).prop_map(Action::Room),
         // Mostly late in a run, or little else would be seen: see `Player::play`.
         1 => Just(Action::Shutdown),
+    ]
+}
+
+/// Steps down by hand are played elsewhere: the model keeps no account of them.
+fn stay() -> impl Strategy<Value = StayOrder> {
+    prop_oneof![
+        Just(StayOrder::Pin),
+        Just(StayOrder::Unpin),
+        (0..100_u32).prop_map(|priority| StayOrder::Priority(Some(priority))),
     ]
 }
 
@@ -274,6 +298,22 @@ impl Player {
                 Event::ProfilesChanged { profiles: self.profiles.clone() }
             }
             Action::Wake => Event::DeadlinePassed,
+            Action::Strain(level) => {
+                let memory = match level {
+                    0 => Pressure::Elevated,
+                    1 => Pressure::Critical,
+                    _ => Pressure::Normal,
+                };
+                Event::PressureChanged { strain: Strain { memory, ..Strain::default() } }
+            }
+            Action::Read(choice) => self.reading(choice),
+            Action::Stay(pick, order) => Event::StayOrdered { slot: self.name(pick), order },
+            Action::Room(gib) => {
+                self.next_waiter += 1;
+                let need = Need { host: Bytes(gib << 30), basis: Basis::Profile, gpu: None };
+                let asker = WaiterId(self.next_waiter);
+                Event::RoomRequested(RoomRequest { asker, need, gpu: None, slot: None })
+            }
             Action::Shutdown => Event::ShutdownRequested,
         })
     }

@@ -16,6 +16,7 @@ use slotd::{
         Bytes, Generation, Monotime, SlotName, WaiterId,
         death::{Evidence, ExitStatus, LogCause, Verdict},
         memory::{EngineReading, MemoryReading, Room},
+        pressure::{Pressure, Strain},
         profile::{OnExit, Profile},
     },
     supervisor::{
@@ -273,6 +274,7 @@ impl World {
                 self.waiting.remove(&waiter);
                 *self.figures.refusals.entry(name_of(&refusal)).or_default() += 1;
             }
+            Command::AnswerRoom { .. } => {}
             Command::Finish => {
                 if let Some((slot, _)) = self.processes.first_key_value() {
                     return Err(format!("`Finish` while a process of {slot} is there"));
@@ -663,6 +665,15 @@ impl World {
     fn person(&mut self, now: Monotime) -> Result<(), String> {
         let next = self.dice.exponential(Duration::from_mins(3));
         self.plan_at(now, next, Happening::Person);
+        if self.dice.chance(100) {
+            let memory = match self.dice.within(0, 6) {
+                0 => Pressure::Elevated,
+                1 => Pressure::Critical,
+                _ => Pressure::Normal,
+            };
+            let strain = Strain { memory, ..Strain::default() };
+            return self.tell(now, Event::PressureChanged { strain });
+        }
         let snapshot = self.checker.snapshot();
         let failed = snapshot.slots.iter().find(|(_, view)| view.state == StateView::Failed);
         let any = self.dice.pick(&self.names.clone()).clone();

@@ -29,6 +29,8 @@ pub(super) struct Answer {
     pub(super) basis: Basis,
     pub(super) host: HostObject,
     pub(super) gpu: Option<GpuObject>,
+    /// The most that it took of the host's memory in earlier runs.
+    pub(super) measured_bytes: Option<Bytes>,
     /// What of the host's memory nobody uses, and what this slot has now.
     pub(super) free_bytes: Option<Bytes>,
     /// All of it.
@@ -92,10 +94,14 @@ pub(super) enum Fits {
 
 impl Answer {
     pub(super) fn of(target: &Target, memory: &MemoryReading, loaded: &[Loaded]) -> Self {
-        let Target { slot, profile, checked, rungs, has_gpu } = target;
+        let Target { slot, profile, checked, rungs, has_gpu, peaks } = target;
         let estimates: Vec<(String, Estimate)> = rungs
             .iter()
-            .map(|rung| (rung.name().into_owned(), checked.estimate((profile, rung), *has_gpu)))
+            .map(|rung| {
+                let peak = checked.peak_key((profile, rung)).and_then(|key| peaks.of(&key));
+                let estimate = checked.estimate((profile, rung), *has_gpu).corrected(peak);
+                (rung.name().into_owned(), estimate)
+            })
             .collect();
         let first = estimates.first().map(|(_, first)| first.clone()).unwrap_or_default();
         // What it holds itself comes back before it is loaded anew.
@@ -120,7 +126,11 @@ impl Answer {
             slot: slot.clone(),
             model: checked.model.as_ref().map(|path| path.display().to_string()),
             engine: checked.kind,
-            basis: first.basis,
+            basis: match first.basis {
+                Basis::Unknown | Basis::Files => first.need().basis,
+                basis @ (Basis::Header | Basis::Measured | Basis::Profile) => basis,
+            },
+            measured_bytes: first.measured,
             gpus: memory.gpus.values().map(GpuRoom::of).collect(),
             rungs: rungs.collect(),
             would_make_room: would_make_room(first.need().host, free, &others),

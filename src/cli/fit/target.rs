@@ -17,6 +17,7 @@ use crate::{
         ladder::{LadderChoice, Rung},
         profile::Profile,
     },
+    store::{Peaks, read_peaks},
 };
 
 /// The name of a slot that is only asked about.
@@ -32,6 +33,8 @@ pub(super) struct Target {
     /// Best first.
     pub(super) rungs: Vec<Rung>,
     pub(super) has_gpu: bool,
+    /// What engines took at most before, where a daemon has kept it.
+    pub(super) peaks: Peaks,
 }
 
 /// Finds the model and its engine. Blocks on disks and on the engine's `--help`.
@@ -55,7 +58,8 @@ pub(super) fn find(options: &Options) -> Result<Target, Failure> {
         .map_err(|refused| Failure::Refused { message: refused.reason })?;
     let has_gpu = sensor::has_gpu() && checked.kind != EngineKind::Command;
     let rungs = checked.ladder(&profile, has_gpu);
-    Ok(Target { slot, profile, checked, rungs, has_gpu })
+    let peaks = read_peaks(&settings.state_dir);
+    Ok(Target { slot, profile, checked, rungs, has_gpu, peaks })
 }
 
 fn profile(options: &Options, settings: &Settings) -> Result<(Option<SlotName>, Profile), Failure> {

@@ -29,10 +29,13 @@ pub(super) fn shown(answer: &Answer) -> String {
     let mut line = |words: String| writeln!(text, "{words}").is_ok();
     line(heading);
     line(basis(answer.basis).to_owned());
-    if answer.basis != Basis::Unknown {
+    if !matches!(answer.basis, Basis::Unknown | Basis::Measured) {
         for part in parts(answer) {
             line(part);
         }
+    }
+    if let Some(measured) = answer.measured_bytes {
+        line(format!("  {:14}{:>10}", "it took before", measured.to_string()));
     }
     line(String::new());
     let rows: Vec<[Cell; 4]> = answer.rungs.iter().map(row).collect();
@@ -154,6 +157,7 @@ mod tests {
             basis: Basis::Header,
             host: HostObject::of(&host),
             gpu: None,
+            measured_bytes: None,
             free_bytes: Some(mebibytes(480)),
             total_bytes: Some(mebibytes(24_000)),
             gpus: Vec::new(),
@@ -183,6 +187,23 @@ mod tests {
 
         480 MiB of 23 GiB are free; the rung `q8_0 cache` fits; unloading `embed` would make room for the first
         ");
+    }
+
+    #[test]
+    fn what_it_took_before_stands_below_the_sum() {
+        let measured_bytes = Some(mebibytes(430));
+        let shown = shown(&Answer { measured_bytes, ..answer() });
+        assert!(
+            shown.contains("sum              516 MiB\n  it took before   430 MiB\n"),
+            "{shown}"
+        );
+        let measured = shown_of_a_command(measured_bytes);
+        assert!(measured.contains("it took before:\n  it took before   430 MiB\n"), "{measured}");
+    }
+
+    fn shown_of_a_command(measured_bytes: Option<Bytes>) -> String {
+        let engine = EngineKind::Command;
+        shown(&Answer { measured_bytes, engine, basis: Basis::Measured, ..answer() })
     }
 
     #[test]

@@ -22,11 +22,12 @@ use super::{
     fall_through::{self, FallThrough},
     memory::{self, MemorySettings},
     network::{self, TlsFiles},
+    pressure,
 };
-use crate::spec::Bytes;
+use crate::spec::{Bytes, pressure::Thresholds};
 
 /// Every key, in the order that documents use.
-const KEYS: [&str; 26] = [
+const KEYS: [&str; 27] = [
     "listen",
     "ollama_listen",
     "keys",
@@ -47,6 +48,7 @@ const KEYS: [&str; 26] = [
     "max_resident",
     "max_resident_per",
     "restore_after",
+    "pressure",
     "log_format",
     "access_log",
     "byte_relay",
@@ -98,6 +100,7 @@ pub(super) struct DaemonFile {
     pub(super) max_body: Option<Bytes>,
     pub(super) climb_after: Option<Duration>,
     pub(super) memory: MemorySettings,
+    pub(super) pressure: Thresholds,
     pub(super) log_format: Option<LogFormat>,
     pub(super) access_log: Option<bool>,
     pub(super) byte_relay: Option<bool>,
@@ -138,6 +141,7 @@ pub(super) fn read(file: &Path, text: &str, home: Option<&Path>) -> Result<Daemo
         max_body: walk.take_size("max_body", &MAX_BODY),
         climb_after: walk.take_duration("climb_after", &CLIMB_AFTER),
         memory: memory::take(&mut walk),
+        pressure: pressure::take(&mut walk),
         log_format: walk
             .take_choice("log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         access_log: walk.take_flag("access_log"),

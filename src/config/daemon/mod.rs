@@ -6,6 +6,7 @@ mod fall_through;
 mod file;
 mod memory;
 mod network;
+mod pressure;
 mod sockets;
 
 use std::{
@@ -27,8 +28,8 @@ pub use self::{
     memory::MemorySettings,
     network::{KeysFile, TlsFiles},
 };
-use super::{Context, disk, fault::Fault};
-use crate::spec::{Bytes, Generation, SlotName};
+use super::{Context, disk, fault::Fault, rules};
+use crate::spec::{Bytes, Generation, SlotName, pressure::Thresholds};
 
 /// The name of the daemon's own file.
 pub(super) const FILE_NAME: &str = "slotd.toml";
@@ -95,6 +96,8 @@ pub struct Settings {
     pub climb_after: Duration,
     /// How memory is shared out.
     pub memory: MemorySettings,
+    /// From where on the machine is short of something.
+    pub pressure: Thresholds,
     /// How the log is written.
     pub log_format: LogFormat,
     /// Whether each request gets a line in the log.
@@ -172,6 +175,7 @@ impl Settings {
             max_body: typed.max_body.unwrap_or(Bytes(32 << 20)),
             climb_after: typed.climb_after.unwrap_or(Duration::from_mins(10)),
             memory: typed.memory,
+            pressure: typed.pressure,
             log_format: typed.log_format.unwrap_or(LogFormat::Text),
             access_log: typed.access_log.unwrap_or_default(),
             byte_relay: typed.byte_relay.unwrap_or(true),
@@ -192,9 +196,18 @@ impl Settings {
         sockets::of_engine(&self.runtime_dir, slot, generation)
     }
 
+    /// Returns where rules are: beside the first folder of profiles.
+    pub fn rules_file(&self) -> Option<PathBuf> {
+        Some(self.profile_dirs.first()?.parent()?.join(rules::FILE_NAME))
+    }
+
     /// Returns what the meaning of a profile depends on.
     pub fn context(&self) -> Context {
-        Context { model_dirs: self.model_dirs.clone(), home: self.home.clone() }
+        Context {
+            model_dirs: self.model_dirs.clone(),
+            home: self.home.clone(),
+            rules: self.rules_file(),
+        }
     }
 }
 

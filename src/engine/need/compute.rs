@@ -12,8 +12,22 @@ use crate::spec::model::ModelFacts;
 
 /// Single precision.
 const FLOAT: u64 = 4;
-/// What quantised inputs of a product take, for each number of theirs.
+/// What the inputs of a product take for each number of theirs, quantised and in half precision.
 const QUANTISED: (u64, u64) = (9, 8);
+const HALF: (u64, u64) = (2, 1);
+
+/// Architectures that end in an embedding, without logits. Source: `t_logits` in `models/*.cpp`.
+pub(super) const ENCODERS: [&str; 9] = [
+    "bert",
+    "eurobert",
+    "gemma-embedding",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "modern-bert",
+    "neo-bert",
+    "nomic-bert",
+    "nomic-bert-moe",
+];
 
 /// What a graph is laid out for.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +42,17 @@ pub(super) struct Graph {
     pub(super) has_output: bool,
 }
 
+/// What of the buffer counts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Counted {
+    /// All of it: a GPU's memory is taken when it is reserved.
+    Reserved,
+    /// What is written to: of the host's memory nothing else is ever there.
+    Written,
+}
+
 /// Returns the size of the buffer.
-pub(super) fn buffer(facts: &ModelFacts, layout: &Layout, graph: &Graph) -> u64 {
+pub(super) fn buffer(facts: &ModelFacts, layout: &Layout, graph: &Graph, counted: Counted) -> u64 {
     let batch = graph.batch;
     let number = |key: &str| facts.number(key).unwrap_or_default();
     let width = number("embedding_length");
@@ -44,15 +67,25 @@ pub(super) fn buffer(facts: &ModelFacts, layout: &Layout, graph: &Graph) -> u64 
     let masks = masks
         .iter()
         .fold(0, |sum: u64, cells| sum.saturating_add(product([*cells, batch, of_mask])));
-    // (1) Residual, its norm, gate, input and their product.
-    let dense = product([3, number("feed_forward_length")]).saturating_add(product([5, width]));
+    // (1) Residual, its norm, gate, input and their product. What is reserved has inputs beside it
+    // that are embeddings already, which no request of a server is, and gaps between what differs in
+    // size.
+    let beside = if counted == Counted::Reserved { 3 } else { 0 };
+    let widths = |count: u64| product([count.saturating_add(beside), width]);
+    let dense = product([3, number("feed_forward_length")]).saturating_add(widths(2));
     let experts = number("expert_used_count");
     let expert = product([experts, 3, number("expert_feed_forward_length")])
-        .saturating_add(product([experts.saturating_add(4), width]));
+        .saturating_add(widths(experts.saturating_add(1)));
     let feed_forward = floats(if experts > 0 { dense.max(expert) } else { dense });
-    // (2) Residual, its norm, queries before and after rotation, keys, values, what was attended.
+    // (2) Residual, its norm, queries, keys, values, what was attended.
     let queries = product([heads, head]);
-    let attention = floats(product([3, queries]).saturating_add(product([4, width])));
+    let attended = if counted == Counted::Reserved {
+        product([3, queries]).saturating_add(product([4, width]))
+    } else {
+        let kept = product([facts.number("attention.head_count_kv").unwrap_or(heads), head]);
+        product([2, queries]).saturating_add(product([2, kept])).saturating_add(product([2, width]))
+    };
+    let attention = floats(attended);
     let scores = if graph.has_flash_attention {
         0
     } else {
@@ -72,13 +105,16 @@ pub(super) fn buffer(facts: &ModelFacts, layout: &Layout, graph: &Graph) -> u64 
     masks.saturating_add(widest)
 }
 
-/// What threads of the CPU need beside the buffer: the inputs of a product, quantised.
+/// What threads of the CPU need beside the buffer: the inputs of a product in the form that goes with its
+/// weights. Source: `vec_dot_type` of `ggml-cpu.c`.
 pub(super) fn threads(facts: &ModelFacts, batch: u64) -> u64 {
     let widest = ["feed_forward_length", "embedding_length", "expert_feed_forward_length"]
         .iter()
         .filter_map(|key| facts.number(key))
         .max();
-    let (more, than) = QUANTISED;
+    let is_half = |ggml_type: u32| matches!(ggml_type, 1 | 30);
+    let has_half = facts.bytes_of(|kind| kind.dimensions > 1 && is_half(kind.ggml_type)) > 0;
+    let (more, than) = if has_half { HALF } else { QUANTISED };
     product([batch, widest.unwrap_or_default(), more]) / than
 }
 

@@ -6,7 +6,7 @@ use super::{
     Estimate, GpuParts, HostParts, NeedInput,
     arguments::Arguments,
     cache::{self, Layout, Stored},
-    compute::{self, Graph},
+    compute::{self, Counted, Graph},
     product,
 };
 use crate::{
@@ -28,14 +28,26 @@ const CHECKPOINTS: u64 = 32;
 /// The most that its prompt cache takes unless it is told otherwise.
 const PROMPTS: u64 = 8 << 30;
 /// The program, its heap and its threads, once it has served.
-const PROGRAM: u64 = 26 << 20;
-/// What a token of the vocabulary takes: its text, its place in tables, its merges.
-const TOKEN: u64 = 300;
+const PROGRAM: u64 = 19 << 20;
+/// What a token of the vocabulary takes, its text and its places in tables, and what a merge does.
+const TOKEN: u64 = 175;
+const MERGE: u64 = 180;
+/// What a sequence takes for each token of the vocabulary: two lists to draw one from.
+const DRAWN: u64 = 24;
+/// What a sequence takes beside that: its thread, its requests.
+const SEQUENCE: u64 = 256 << 10;
 /// What the driver and its libraries keep on a GPU for a process.
 /// Source: docs/MEMORY.md, "GPUs".
 const DRIVER_CONTEXT: u64 = 512 << 20;
 /// What a process that uses a GPU takes of the host for its driver.
 const DRIVER_ON_HOST: u64 = 192 << 20;
+
+/// How weights come into memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Loading {
+    Mapped,
+    Read,
+}
 
 /// What llama-server is told, and what it makes of it.
 struct Settings {
@@ -49,6 +61,8 @@ struct Settings {
     has_gpu_output: bool,
     is_cache_on_gpu: bool,
     is_repacked: bool,
+    /// Weights are mapped from the file, or read.
+    loading: Loading,
     /// What the prompt cache may take.
     prompts: u64,
     checkpoints: u64,
@@ -65,10 +79,7 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
     };
     let cache = cache_of(0, layers);
     let on_gpu = if settings.is_cache_on_gpu { cache_of(first_on_gpu, layers) } else { 0 };
-    let buffer = compute::buffer(facts, &settings.layout, &settings.graph);
-    let width = facts.number("embedding_length").unwrap_or_default();
-    let row = facts.vocabulary.saturating_add(width);
-    let outputs = product([settings.outputs, row, 4]);
+    let buffer = |counted| compute::buffer(facts, &settings.layout, &settings.graph, counted);
     let is_on_gpu = |kind: &WeightKind| match kind.place {
         Place::Input => false,
         Place::Layer(layer) => u64::from(layer) >= first_on_gpu,
@@ -80,35 +91,38 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
     } else {
         0
     });
-    let on_host = facts.bytes_of(|kind| !is_on_gpu(kind));
     let projector = input.projector.unwrap_or_default().0;
-    let weights = on_host.saturating_add(if settings.is_repacked { repacked(facts) } else { 0 });
-    let mut rest = PROGRAM.saturating_add(product([facts.vocabulary, TOKEN]));
-    if uses_gpu {
-        rest = rest.saturating_add(DRIVER_ON_HOST);
-    }
     // Checkpoints of prompts that were put aside count there.
     let checkpoints = product([
         settings.checkpoints,
         settings.layout.sequences,
         cache::checkpoint(facts, &settings.layout),
     ]);
+    let prompts = settings.prompts.saturating_add(checkpoints);
+    let compute = outputs(facts, &settings).saturating_add(if uses_gpu {
+        buffer(Counted::Reserved) / 8
+    } else {
+        let threads = compute::threads(facts, settings.graph.batch);
+        threads.saturating_add(buffer(Counted::Written))
+    });
+    let weights = on_host(facts, &settings, is_on_gpu);
+    let weights = if uses_gpu {
+        weights
+    } else {
+        let later = cache.saturating_add(prompts).saturating_add(compute);
+        weights.saturating_add(projector).max(while_loading(facts, &settings, later))
+    };
     let host = HostParts {
-        weights: Bytes(weights.saturating_add(if uses_gpu { 0 } else { projector })),
+        weights: Bytes(weights),
         cache: Bytes(cache.saturating_sub(on_gpu)),
-        prompts: Bytes(settings.prompts.saturating_add(checkpoints)),
-        compute: Bytes(if uses_gpu {
-            outputs.saturating_add(buffer / 8)
-        } else {
-            let threads = compute::threads(facts, settings.graph.batch);
-            outputs.saturating_add(buffer).saturating_add(threads)
-        }),
-        rest: Bytes(rest),
+        prompts: Bytes(prompts),
+        compute: Bytes(compute),
+        rest: Bytes(rest(facts, &settings, uses_gpu)),
     };
     let gpu = uses_gpu.then(|| GpuParts {
         weights: Bytes(gpu_weights.saturating_add(projector)),
         cache: Bytes(on_gpu),
-        compute: Bytes(buffer),
+        compute: Bytes(buffer(Counted::Reserved)),
         context: Bytes(DRIVER_CONTEXT),
     });
     Estimate { host, gpu, basis: Basis::Header, measured: None }
@@ -152,6 +166,7 @@ fn settings(input: &NeedInput<'_>, facts: &ModelFacts) -> Settings {
         .or(input.profile.gpu_layers.map(u64::from));
     let layers = facts.number("block_count").unwrap_or_default();
     let asked = if input.has_gpu { asked.unwrap_or(u64::MAX) } else { 0 };
+    let has_output = !compute::ENCODERS.contains(&facts.architecture.as_str());
     let is_flash_off = matches!(arguments.value(&["--flash-attn", "-fa"]), Some("off" | "0"));
     let (prompts, checkpoints) = limits(input.kind, rung, input.flags, facts);
     let prompts = match arguments.value(&["--cache-ram", "-cram"]) {
@@ -170,13 +185,18 @@ fn settings(input: &NeedInput<'_>, facts: &ModelFacts) -> Settings {
                 layout.sequences
             },
             has_flash_attention: !is_flash_off,
-            has_output: true,
+            has_output,
         },
         layout,
         gpu_layers: asked.min(layers),
         has_gpu_output: asked > layers,
         is_cache_on_gpu: !arguments.has(&["--no-kv-offload", "-nkvo"]),
         is_repacked: asked == 0 && !arguments.has(&["--no-repack", "-nr"]),
+        loading: match arguments.value(&["--load-mode", "-lm"]) {
+            Some("none" | "mlock") => Loading::Read,
+            Some(_) | None if arguments.has(&["--no-mmap"]) => Loading::Read,
+            Some(_) | None => Loading::Mapped,
+        },
         prompts: product([prompts, 1 << 20]),
         checkpoints: arguments
             .number(&["--ctx-checkpoints", "-ctxcp", "--swa-checkpoints"])
@@ -218,25 +238,75 @@ fn layout(
     }
 }
 
-/// Copies of weights that the CPU multiplies faster in another order. The mapping stays.
-/// Source: `ggml_repack_get_optimal_repack_type`.
-fn repacked(facts: &ModelFacts) -> u64 {
-    let is_repacked = |kind: &WeightKind| {
-        // Q4_0, Q4_K, IQ4_NL and MXFP4; on ARM also Q5_K, Q6_K and Q8_0.
-        let types: &[u32] = if cfg!(target_arch = "x86_64") {
-            &[2, 12, 20, 39]
-        } else {
-            &[2, 12, 20, 39, 8, 13, 14]
-        };
-        kind.dimensions > 1 && kind.has_rows_of_eight && types.contains(&kind.ggml_type)
+/// Logits and embeddings of the positions that are asked for, in host memory.
+fn outputs(facts: &ModelFacts, settings: &Settings) -> u64 {
+    let logits = if settings.graph.has_output { facts.vocabulary } else { 0 };
+    let width = facts.number("embedding_length").unwrap_or_default();
+    product([settings.outputs, logits.saturating_add(width), 4])
+}
+
+/// What weights take while they are loaded, less what comes only `later`: all of the file is mapped.
+fn while_loading(facts: &ModelFacts, settings: &Settings, later: u64) -> u64 {
+    let all = match settings.loading {
+        Loading::Mapped => facts.spanned_by(|_| true),
+        Loading::Read => 0,
     };
-    let in_layers = facts.bytes_of(|kind| kind.place != Place::Input && is_repacked(kind));
+    all.saturating_add(copied(facts, settings)).saturating_sub(later)
+}
+
+/// The program itself, what it knows of the vocabulary, what a sequence needs to draw from it.
+fn rest(facts: &ModelFacts, settings: &Settings, uses_gpu: bool) -> u64 {
+    let drawn = product([facts.vocabulary, DRAWN]).saturating_add(SEQUENCE);
+    PROGRAM
+        .saturating_add(product([facts.vocabulary, TOKEN]))
+        .saturating_add(product([facts.merges, MERGE]))
+        .saturating_add(product([settings.layout.sequences, drawn]))
+        .saturating_add(if uses_gpu { DRIVER_ON_HOST } else { 0 })
+}
+
+/// Weights in host memory: what is mapped, from the first tensor of a file that is used there to the last,
+/// and copies. Source: `llama_model_loader::load_all_data`, which unmaps what lies before and behind.
+fn on_host(
+    facts: &ModelFacts,
+    settings: &Settings,
+    is_on_gpu: impl Fn(&WeightKind) -> bool,
+) -> u64 {
+    let stays = |kind: &WeightKind| {
+        let is_moved = settings.is_repacked && is_repacked(kind) && is_copied(kind);
+        !is_on_gpu(kind) && !is_moved
+    };
+    let stays = match settings.loading {
+        Loading::Mapped => facts.spanned_by(stays),
+        Loading::Read => facts.bytes_of(stays),
+    };
+    stays.saturating_add(copied(facts, settings))
+}
+
+/// Copies of weights that the CPU multiplies faster in another order.
+fn copied(facts: &ModelFacts, settings: &Settings) -> u64 {
+    if !settings.is_repacked {
+        return 0;
+    }
+    let copied = facts.bytes_of(|kind| is_copied(kind) && is_repacked(kind));
     let tied = if has_own_output(facts) {
         0
     } else {
-        facts.bytes_of(|kind| kind.place == Place::Input && is_repacked(kind))
+        facts.bytes_of(|kind| !is_copied(kind) && is_repacked(kind))
     };
-    in_layers.saturating_add(tied)
+    copied.saturating_add(tied)
+}
+
+/// Rows are looked up in the embedding as it is.
+fn is_copied(kind: &WeightKind) -> bool {
+    kind.place != Place::Input
+}
+
+/// Source: `ggml_repack_get_optimal_repack_type`.
+fn is_repacked(kind: &WeightKind) -> bool {
+    // Q4_0, Q4_K, IQ4_NL and MXFP4; on ARM also Q5_K, Q6_K and Q8_0.
+    let types: &[u32] =
+        if cfg!(target_arch = "x86_64") { &[2, 12, 20, 39] } else { &[2, 12, 20, 39, 8, 13, 14] };
+    kind.dimensions > 1 && kind.has_rows_of_eight && types.contains(&kind.ggml_type)
 }
 
 /// The embedding, where it is the output as well and must be on the GPU for that.

@@ -24,6 +24,10 @@ pub fn peak_key(launch: &Launch, version: Option<&str>, model: &str) -> String {
     take(model.as_bytes());
     take(version.unwrap_or_default().as_bytes());
     take(launch.program.as_os_str().as_encoded_bytes());
+    for (name, value) in &launch.env {
+        take(name.as_encoded_bytes());
+        take(value.as_encoded_bytes());
+    }
     let mut args = launch.args.iter();
     while let Some(word) = args.next() {
         if IRRELEVANT.iter().any(|option| word == OsStr::new(option)) {

@@ -4,7 +4,7 @@
 
 use super::{
     cache::{self, Layout, Stored},
-    compute::{self, Graph},
+    compute::{self, Counted, Graph},
     *,
 };
 use crate::spec::{
@@ -19,7 +19,7 @@ fn facts(architecture: &str, vocabulary: u64, numbers: &[(&str, u64)]) -> ModelF
         architecture: architecture.to_owned(),
         numbers: numbers.collect(),
         vocabulary,
-        weights: Vec::new(),
+        ..ModelFacts::default()
     }
 }
 
@@ -86,7 +86,7 @@ fn the_buffers_of_trilm_are_near_those_of_a_published_log() {
     let layout = layout(512);
     assert_eq!(mebibytes(cache(&facts, &layout)), 180);
     let graph = Graph { batch: 512, outputs: 512, has_flash_attention: false, has_output: true };
-    let buffer = mebibytes(compute::buffer(&facts, &layout, &graph));
+    let buffer = mebibytes(compute::buffer(&facts, &layout, &graph, Counted::Reserved));
     assert!((105..=115).contains(&buffer), "{buffer}");
 }
 
@@ -98,12 +98,12 @@ fn the_buffers_of_smollm2_are_those_that_llama_server_logs() {
     let logged = [(512, 1514), (2048, 1664), (8192, 2264)];
     // In hundredths of a MiB.
     for (cells, logged) in logged {
-        let bytes = compute::buffer(&facts, &layout(cells), &graph);
+        let bytes = compute::buffer(&facts, &layout(cells), &graph, Counted::Reserved);
         let logged: u64 = (logged << 20) / 100;
         assert!(bytes.abs_diff(logged) < 1 << 18, "{cells}: {bytes} and {logged}");
     }
     let graph = Graph { has_flash_attention: false, ..graph };
-    let bytes = compute::buffer(&facts, &layout(4096), &graph);
+    let bytes = compute::buffer(&facts, &layout(4096), &graph, Counted::Reserved);
     assert_eq!(mebibytes(bytes).abs_diff(87), 0, "{bytes}");
 }
 
@@ -114,7 +114,12 @@ fn smollm2() -> ModelFacts {
         dimensions,
         has_rows_of_eight: dimensions > 1,
     };
-    let sum = |kind, bytes| Weights { kind, bytes: Bytes(bytes) };
+    let mut end = 0;
+    let mut sum = |kind, bytes| {
+        let first = end;
+        end += bytes;
+        Weights { kind, bytes: Bytes(bytes), part: 0, span: (first, end) }
+    };
     let facts = facts(
         "llama",
         49_152,
@@ -127,9 +132,10 @@ fn smollm2() -> ModelFacts {
             ("attention.head_count_kv", 3),
         ],
     );
-    let layers = (0..30).map(|layer| sum(kind(Place::Layer(layer), 3, 2), 2_216_960));
-    let ends = [sum(kind(Place::Input, 8, 2), 30_081_024), sum(kind(Place::Output, 0, 1), 2304)];
-    ModelFacts { weights: layers.chain(ends).collect(), ..facts }
+    let mut weights = vec![sum(kind(Place::Input, 8, 2), 30_081_024)];
+    weights.extend((0..30).map(|layer| sum(kind(Place::Layer(layer), 3, 2), 2_216_960)));
+    weights.push(sum(kind(Place::Output, 0, 1), 2304));
+    ModelFacts { weights, ..facts }
 }
 
 /// Windows by layer, from the models' own keys and llama.cpp's defaults.

@@ -231,10 +231,17 @@ fn the_weights_of_a_commands_folder_are_counted_and_a_damaged_one_is_its_own_aff
     let source =
         ModelSource::File { typed: "a".into(), candidates: vec![machine.path("models/a")] };
     let profile = Profile { model: Some(source), ..machine.profile(words) };
-    let files = || machine.checks.run(&profile, &Endpoint::Unix("a.sock".into())).unwrap().files;
-    assert_eq!(files(), Some(Bytes(12)));
+    let checked = || machine.checks.run(&profile, &Endpoint::Unix("a.sock".into()));
+    assert_eq!(checked().unwrap().files, Some(Bytes(12)));
+    fs::write(&weights, "what only the command knows").unwrap();
+    assert_eq!(checked().unwrap().files, None);
     fs::write(&weights, &file.concat()[..40]).unwrap();
-    assert_eq!(files(), None);
+    let refused = checked().unwrap_err();
+    assert_eq!(
+        refused.verdict,
+        Verdict::MissingFile,
+        "a cut one fails in every command: {refused:?}"
+    );
 }
 
 #[test]

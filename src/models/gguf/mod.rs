@@ -42,6 +42,8 @@ pub struct Header {
     pub architecture: String,
     /// `general.name`.
     pub name: Option<String>,
+    /// `general.type`, such as `model`, `adapter` or `mmproj`, where it is said.
+    pub general_type: Option<String>,
     /// The quantisation of most tensors, such as `Q4_K_M`, where it is said and known.
     pub quantisation: Option<&'static str>,
     /// Numbers in all tensors of this file.
@@ -207,6 +209,7 @@ impl Metadata {
         match key {
             "general.architecture" => self.header.architecture = text,
             "general.name" => self.header.name = Some(text),
+            "general.type" => self.header.general_type = Some(text),
             _ => {}
         }
     }
@@ -223,6 +226,8 @@ impl Metadata {
     fn take_list(&mut self, key: &str, count: u64) {
         if key == "tokenizer.ggml.tokens" {
             self.header.facts.vocabulary = count;
+        } else if key == "tokenizer.ggml.merges" {
+            self.header.facts.merges = count;
         }
     }
 
@@ -251,7 +256,7 @@ fn read_tensors<R: Read + Seek>(
 ) -> Result<(), HeaderFault> {
     const TOO_LARGE: HeaderFault = HeaderFault::Damaged("a tensor is larger than any file");
     let mut last: Option<(u64, String)> = None;
-    let mut weights: BTreeMap<WeightKind, u64> = BTreeMap::new();
+    let mut weights: BTreeMap<WeightKind, (u64, (u64, u64))> = BTreeMap::new();
     for _ in 0..header.tensors {
         let name = reader.name()?;
         if name.is_empty() {
@@ -269,13 +274,19 @@ fn read_tensors<R: Read + Seek>(
         let has_rows_of_eight = dimensions > 1 && rows % 8 == 0;
         let place = Place::of(&name);
         let kind = WeightKind { place, ggml_type, dimensions, has_rows_of_eight };
-        let sum = weights.entry(kind).or_default();
+        let (sum, span) = weights.entry(kind).or_insert((0, (offset, end)));
         *sum = sum.saturating_add(bytes);
+        *span = (span.0.min(offset), span.1.max(end));
         if last.as_ref().is_none_or(|(furthest, _)| *furthest < end) {
             last = Some((end, name));
         }
     }
-    let sums = weights.into_iter().map(|(kind, bytes)| Weights { kind, bytes: Bytes(bytes) });
+    let sums = weights.into_iter().map(|(kind, (bytes, span))| Weights {
+        kind,
+        bytes: Bytes(bytes),
+        part: 0,
+        span,
+    });
     header.facts.weights = sums.collect();
     let Some((end, tensor)) = last else { return Ok(()) };
     let data = reader.position().checked_next_multiple_of(alignment).ok_or(TOO_LARGE)?;

@@ -22,7 +22,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    fn file_name(&self, part: u64) -> String {
+    pub(in crate::models) fn file_name(&self, part: u64) -> String {
         format!("{}-{part:05}-of-{:05}.gguf", self.prefix, self.count)
     }
 }

@@ -96,6 +96,7 @@ fn fault(bytes: &[u8]) -> String {
 fn a_whole_file_tells_what_it_is() {
     let header = parse_bytes(&Writer::model().file()).unwrap();
     let expected = Header {
+        general_type: None,
         architecture: "llama".into(),
         name: Some("Tiny".into()),
         quantisation: Some("Q4_K_M"),

@@ -174,8 +174,7 @@ pub(in super::super) fn let_read(headers: &mut HeaderMap, origins: &[String], pa
     headers.append(VARY, HeaderValue::from_static("origin"));
     if let Some(page) = page {
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, page);
-        let exposed =
-            "x-request-id, x-slotd-slot, x-should-retry, retry-after, retry-after-ms, allow";
+        let exposed = "x-request-id, x-slotd-slot, x-slotd-throttle, x-should-retry, retry-after, retry-after-ms, allow";
         insert(headers, ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
     }
 }

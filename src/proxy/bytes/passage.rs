@@ -30,6 +30,7 @@ use super::{
         normalise,
         relay::{CANCELLED, CUT, DIED, LAST_WORDS_DEADLINE, UNFINISHED},
         reply::Fault,
+        throttle,
     },
     Life,
     body::{Body, Far, is_chunked, put_chunk},
@@ -337,6 +338,9 @@ impl Passage<'_, '_> {
             put(out, "x-request-id", id.as_bytes());
         }
         put(out, "x-slotd-slot", self.gate.slot().as_str().as_bytes());
+        if let Some(pace) = self.client.shared.throttle.header() {
+            put(out, throttle::NAME, pace.as_bytes());
+        }
         if self.life.is_closing() {
             put(out, "connection", b"close");
         }

@@ -28,7 +28,18 @@ static int line(unsigned index, char *word, unsigned long long *total, unsigned 
     }
 }
 
-int nvmlInit_v2(void) { return OK; }
+/* Does not come back for as long as the first line is `hang-init`. */
+int nvmlInit_v2(void) {
+    for (;;) {
+        char text[256] = "";
+        FILE *file = fopen(CONTROL, "r");
+        if (!file) return OK;
+        if (!fgets(text, sizeof text, file)) text[0] = 0;
+        fclose(file);
+        if (strncmp(text, "hang-init", 9)) return OK;
+        usleep(10000);
+    }
+}
 int nvmlShutdown(void) { return OK; }
 int nvmlSystemGetDriverVersion(char *text, unsigned length) { snprintf(text, length, "999.0"); return OK; }
 

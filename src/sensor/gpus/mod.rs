@@ -10,6 +10,7 @@
 //! ```
 
 mod nvml;
+mod visible;
 
 use std::{
     collections::BTreeMap,
@@ -25,10 +26,14 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
+use self::visible::Visible;
 use crate::spec::{
     Bytes,
     memory::{GpuReading, GpuState, Room},
 };
+
+/// The variable by which a person says which GPUs are to be used.
+pub const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 
 /// The variable that names NVML, where it is not to be looked for.
 pub const NVML_LIBRARY: &str = "SLOTD_NVML_LIBRARY";
@@ -38,6 +43,8 @@ pub const NVML_LIBRARY: &str = "SLOTD_NVML_LIBRARY";
 pub struct GpuOptions {
     /// NVML, where it is not to be looked for: what [`NVML_LIBRARY`] says.
     pub library: Option<PathBuf>,
+    /// Which GPUs count: what `CUDA_VISIBLE_DEVICES` says to this process; all without it.
+    pub visible: Option<String>,
     /// The time between two looks at one GPU.
     pub period: Duration,
     /// How old a reading may be. What is older is no reading: the GPU is silent.
@@ -46,7 +53,12 @@ pub struct GpuOptions {
 
 impl Default for GpuOptions {
     fn default() -> Self {
-        Self { library: None, period: Duration::from_secs(1), deadline: Duration::from_secs(4) }
+        Self {
+            library: None,
+            visible: None,
+            period: Duration::from_secs(1),
+            deadline: Duration::from_secs(4),
+        }
     }
 }
 
@@ -67,6 +79,7 @@ pub struct Gpus {
     is_counted: Arc<AtomicBool>,
     began: Instant,
     deadline: Duration,
+    visible: Option<Visible>,
     /// Closed when nobody asks any more: threads that can then end do.
     _open: mpsc::Sender<()>,
     /// The finder's; it owns the readers' in turn. One that hangs in the driver is left behind, which is
@@ -104,8 +117,9 @@ impl Gpus {
             thread::Builder::new().name(name).spawn(find)
         };
         let (began, deadline) = (Instant::now(), options.deadline);
+        let visible = options.visible.as_deref().map(Visible::read);
         // Without a thread there is no reading, as without a driver.
-        Self { board, is_counted, began, deadline, _open: open, _finder: finder.ok() }
+        Self { board, is_counted, began, deadline, visible, _open: open, _finder: finder.ok() }
     }
 
     /// Waits until each GPU was read once, at the longest until the deadline has passed since the start: a
@@ -130,14 +144,30 @@ impl Gpus {
     /// Returns what is known of each GPU at `now`. Never waits for a driver.
     pub fn look(&self, now: Instant) -> BTreeMap<u32, GpuReading> {
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        board.iter().map(|(index, seen)| (*index, seen.reading(now, self.deadline))).collect()
+        let is_hung = now.saturating_duration_since(self.began) > self.deadline
+            && !self.is_counted.load(Ordering::Acquire);
+        if board.is_empty() && is_hung {
+            // A driver that does not even say how many there are is not one that has none.
+            let unknown = Seen { name: "not counted yet".to_owned(), ..Seen::default() };
+            return BTreeMap::from([(0, unknown.reading(now, self.deadline))]);
+        }
+        let visible = board.iter().filter(|(index, seen)| self.shows(**index, seen));
+        visible.map(|(index, seen)| (*index, seen.reading(now, self.deadline))).collect()
     }
 
     /// Returns what each GPU that answers does beside holding memory.
     pub fn uses(&self, now: Instant) -> BTreeMap<u32, GpuUse> {
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = board.iter().filter(|(_, seen)| seen.is_fresh(now, self.deadline));
+        let fresh = board
+            .iter()
+            .filter(|(index, seen)| self.shows(**index, seen) && seen.is_fresh(now, self.deadline));
         fresh.map(|(index, seen)| (*index, seen.used.clone())).collect()
+    }
+}
+
+impl Gpus {
+    fn shows(&self, index: u32, seen: &Seen) -> bool {
+        self.visible.as_ref().is_none_or(|visible| visible.names(index, &seen.uuid))
     }
 }
 

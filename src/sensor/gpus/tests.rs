@@ -48,6 +48,7 @@ impl Driver {
 fn start(library: &Path) -> Gpus {
     Gpus::start(&GpuOptions {
         library: Some(library.to_owned()),
+        visible: None,
         period: Duration::from_millis(5),
         deadline: PATIENCE,
     })
@@ -136,4 +137,41 @@ fn one_that_is_lost_keeps_its_place_and_comes_back() {
 fn without_a_library_there_are_no_gpus() {
     let gpus = start(Path::new("/nonexistent/libnvidia-ml.so.1"));
     assert_eq!(gpus.look(Instant::now()), BTreeMap::new());
+}
+
+#[test]
+fn a_driver_that_hangs_before_it_counts_is_not_one_that_has_none() {
+    let driver = Driver::new("hang-init\n");
+    let gpus = Gpus::start(&GpuOptions {
+        library: Some(driver.library()),
+        deadline: Duration::from_millis(20),
+        ..GpuOptions::default()
+    });
+    let begun = Instant::now();
+    let seen = loop {
+        let seen = gpus.look_now();
+        if !seen.is_empty() {
+            break seen;
+        }
+        assert!(begun.elapsed() < PATIENCE);
+        thread::yield_now();
+    };
+    assert!(matches!(seen[&0].state, GpuState::Silent { last: None }), "{seen:?}");
+    driver.set("present 8000 6000\npresent 8000 7000\n");
+    let seen = until(&gpus, |seen| seen.len() == 2);
+    assert!(seen.contains_key(&1));
+}
+
+#[test]
+fn gpus_that_a_person_keeps_from_us_do_not_count() {
+    let driver = Driver::new("present 8000 6000\npresent 8000 7000\n");
+    let gpus = Gpus::start(&GpuOptions {
+        library: Some(driver.library()),
+        visible: Some("GPU-00000001".to_owned()),
+        period: Duration::from_millis(5),
+        deadline: PATIENCE,
+    });
+    let seen = until(&gpus, |seen| is_present(seen, 1));
+    assert_eq!(seen.keys().collect::<Vec<_>>(), [&1]);
+    assert_eq!(gpus.uses(Instant::now()).keys().collect::<Vec<_>>(), [&1]);
 }

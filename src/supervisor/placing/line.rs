@@ -77,7 +77,7 @@ impl Supervisor {
     pub(super) fn line(&self) -> Vec<SlotName> {
         let queued = self.slots.iter().filter_map(|(name, slot)| {
             let State::Queued(queued) = &slot.state else { return None };
-            let priority = Reverse((slot.profile.residence.priority(), slot.uses));
+            let priority = Reverse((slot.priority(), slot.uses));
             // What is kept loaded comes by importance, and of equals the one that was used most; requests are
             // served as they come.
             let rank = (!slot.has_a_claim(queued)).then_some(priority);
@@ -167,9 +167,7 @@ impl Supervisor {
             return Turn::Size;
         }
         let stand = &pass.stand;
-        if queued.cause == Cause::Keep
-            && pass.coming.is_some_and(|worth| worth > slot.profile.residence.priority())
-        {
+        if queued.cause == Cause::Keep && pass.coming.is_some_and(|worth| worth > slot.priority()) {
             return Turn::Wait(Wait::Look);
         }
         let at = slot.ladder.at();
@@ -222,7 +220,7 @@ impl Supervisor {
         let comes = |slot: &&Slot| {
             matches!(slot.state, State::Sizing { cause: Cause::Keep, fetched: None, .. })
         };
-        self.slots.values().filter(comes).map(|slot| slot.profile.residence.priority()).max()
+        self.slots.values().filter(comes).map(|slot| slot.priority()).max()
     }
 
     /// Returns how long those that wait for a slot have waited, all together; `None` where a person has asked,
@@ -354,9 +352,8 @@ impl Slot {
     }
 
     /// Tells whether it could ever make room for another.
-    fn may_ever_go(&self) -> bool {
-        let residence = &self.profile.residence;
-        !residence.pinned && !residence.pressure_evict_only
+    pub(super) fn may_ever_go(&self) -> bool {
+        !self.is_pinned() && !self.profile.residence.pressure_evict_only
     }
 
     /// Says why requests for it do not wait; `None` where they do.

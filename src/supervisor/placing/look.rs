@@ -9,8 +9,11 @@ use crate::{
 
 /// How long a reading is good for, if nothing has ended since.
 const FRESH: Duration = Duration::from_millis(200);
-/// How often it is looked for room for those that others make room for.
+/// How often it is looked for room for those that others make room for, at the least. Nobody tells that an
+/// engine has ended what it worked on, or has been there for its time: the next look comes after a quarter
+/// of the wait so far, so that no look is late by more than that. A look takes milliseconds.
 const URGENT: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_millis(100);
 /// How often it is looked for room for those that wait until there is some, displaced ones among them.
 const CALM: Duration = Duration::from_secs(15);
 /// A reading that has not come after this time is asked for once more.
@@ -86,16 +89,16 @@ impl Look {
         commands.push(Command::ReadMemory);
     }
 
-    /// Sets the time of the next look.
-    pub(crate) fn again(&mut self, now: Monotime, is_urgent: bool, is_waiting: bool) {
+    /// Sets the time of the next look. `waited` is for how long others have been asked to make room.
+    pub(crate) fn again(&mut self, now: Monotime, waited: Option<Duration>, is_waiting: bool) {
         self.is_due = false;
         if matches!(self.next, Next::Answer(_)) {
             return;
         }
-        self.next = match (is_urgent, is_waiting) {
-            (true, _) => Next::Look(now.after(URGENT)),
-            (false, true) => Next::Look(now.after(CALM)),
-            (false, false) => Next::Nothing,
+        self.next = match (waited, is_waiting) {
+            (Some(waited), _) => Next::Look(now.after((waited / 4).clamp(SOON, URGENT))),
+            (None, true) => Next::Look(now.after(CALM)),
+            (None, false) => Next::Nothing,
         };
     }
 

@@ -1,13 +1,13 @@
 //! Runs the jobs of a completion request and delivers their answers, whole or as a stream.
 
-use std::{collections::VecDeque, convert::Infallible, sync::Arc};
+use std::{collections::VecDeque, convert::Infallible, pin::pin, sync::Arc};
 
 use axum::{
     body::{Body, Bytes},
     http::header::{CACHE_CONTROL, CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use serde_json::{Map, Value as Json, json};
 
 use super::{
@@ -54,9 +54,12 @@ impl Request {
         let mut choices = Vec::with_capacity(self.jobs.len());
         let mut usage = Usage::default();
         let mut last = None;
-        for (index, job) in self.jobs.iter().enumerate() {
-            let (choice, done) = self.one(index, job).await?;
-            usage.add(&done, index.is_multiple_of(self.answers_each));
+        // Together, as far as there are seats; the choices keep their order.
+        let answers = (0..self.jobs.len()).map(|index| self.one(index));
+        let mut answers = pin!(stream::iter(answers).buffered(self.engine.parallel));
+        while let Some(answer) = answers.next().await {
+            let (choice, done) = answer?;
+            usage.add(&done, choices.len().is_multiple_of(self.answers_each));
             choices.push(choice);
             last = Some(done);
         }
@@ -66,7 +69,8 @@ impl Request {
         Ok(axum::Json(Json::Object(body)))
     }
 
-    async fn one(&self, index: usize, job: &Generate) -> Result<(Json, Done), Refusal> {
+    async fn one(&self, index: usize) -> Result<(Json, Done), Refusal> {
+        let job = self.jobs.get(index).ok_or_else(|| Refusal::internal("a choice has no job"))?;
         let mut events = self.engine.submit(Job::Generate(job.clone())).await?;
         let mut text = self.prompt_text(job);
         let mut scores = Vec::new();

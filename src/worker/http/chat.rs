@@ -14,6 +14,7 @@ use super::{
     answer::{Echo, Request},
     blocking,
     fields::{Fields, wrong},
+    grammar,
     options::Choices,
     refusal::Refusal,
     shape::{Api, Envelope},
@@ -38,7 +39,11 @@ pub(super) async fn chat(
         let engine = Arc::clone(&engine);
         blocking(move || prompt(&fields, &engine)).await??
     };
-    let jobs = choices.jobs("messages", &prompt, engine.context)?;
+    let mut jobs = choices.jobs("messages", &prompt, engine.context)?;
+    let grammar = grammar(&engine, choices.schema.take()).await?;
+    for job in &mut jobs {
+        job.grammar.clone_from(&grammar);
+    }
     let request = Request {
         envelope: Envelope::new(Api::Chat, &served.model_name),
         answers_each: jobs.len(),

@@ -13,6 +13,7 @@ use super::{
     answer::{Echo, Request},
     blocking,
     fields::Fields,
+    grammar,
     options::Choices,
     prompt::{Input, inputs},
     refusal::Refusal,
@@ -47,7 +48,9 @@ pub(super) async fn completion(
     for prompt in &prompts {
         jobs.extend(choices.jobs("prompt", prompt, engine.context)?);
     }
+    let grammar = grammar(&engine, choices.schema.take()).await?;
     for job in &mut jobs {
+        job.grammar.clone_from(&grammar);
         job.score_prompt = echo == Echo::Prompt && job.sampling.logprobs.is_some();
     }
     let request = Request {

@@ -1,12 +1,13 @@
 //! `POST /v1/embeddings`: the mean of the hidden states, scaled to length 1.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use axum::{
     body::Bytes,
     extract::{State, rejection::BytesRejection},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use futures_util::{StreamExt as _, stream};
 use serde_json::{Value as Json, json};
 
 use super::{
@@ -56,12 +57,13 @@ pub(super) async fn embedding(
     }
     let count: usize = inputs.iter().map(Vec::len).sum();
     let mut data = Vec::with_capacity(inputs.len());
-    for (index, tokens) in inputs.into_iter().enumerate() {
-        let vector = one(&engine, tokens).await?;
+    let vectors = inputs.into_iter().map(|tokens| one(&engine, tokens));
+    let mut vectors = pin!(stream::iter(vectors).buffered(engine.parallel));
+    while let Some(vector) = vectors.next().await {
         data.push(json!({
             "object": "embedding",
-            "index": index,
-            "embedding": encoding.write(&vector),
+            "index": data.len(),
+            "embedding": encoding.write(&vector?),
         }));
     }
     Ok(axum::Json(json!({

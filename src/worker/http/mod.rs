@@ -21,10 +21,11 @@ use axum::{
     extract::DefaultBodyLimit,
     routing::{get, post},
 };
+use serde_json::Value as Json;
 use tokio::task::spawn_blocking;
 
 use self::refusal::Refusal;
-use super::{clock::unix_seconds, engine::Engine};
+use super::{clock::unix_seconds, engine::Engine, grammar::Grammar};
 
 /// What the routes share. Made before the model is loaded.
 #[derive(Debug)]
@@ -90,6 +91,15 @@ pub(super) fn router(served: Arc<Served>) -> Router {
         .method_not_allowed_fallback(async || Refusal::bad_method())
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .with_state(served)
+}
+
+/// Gives the grammar of an answer's schema.
+async fn grammar(engine: &Arc<Engine>, schema: Option<Json>) -> Result<Option<Grammar>, Refusal> {
+    let Some(schema) = schema else { return Ok(None) };
+    let engine = Arc::clone(engine);
+    let made = blocking(move || engine.grammars.json(&schema, &engine.vocabulary)).await?;
+    let refused = |fault| Refusal::field("response_format", format!("cannot be kept to: {fault}"));
+    made.map(Some).map_err(refused)
 }
 
 /// Runs what takes long for a long text off the threads that answer.

@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use super::{
     fields::{Fields, wrong},
@@ -17,6 +17,8 @@ pub(super) struct Choices {
     /// `None` goes on to the end of the context.
     pub(super) most_tokens: Option<usize>,
     pub(super) stops: Vec<String>,
+    /// What the answer must keep to.
+    pub(super) schema: Option<Json>,
     pub(super) ignore_end: bool,
     /// A seed was given, or nothing is drawn.
     is_repeatable: bool,
@@ -41,7 +43,6 @@ const MOST_ALTERNATIVES: i64 = 20;
 impl Choices {
     /// Reads what both kinds share; `logprobs` differ and are left out.
     pub(super) fn read(fields: &Fields) -> Result<Self, Refusal> {
-        refuse_formats(fields)?;
         let most_tokens = match fields.whole("max_completion_tokens", -1..=i64::MAX)? {
             Some(most) => Some(most),
             None => fields.whole("max_tokens", -1..=i64::MAX)?,
@@ -54,6 +55,7 @@ impl Choices {
             // -1 is llama.cpp's word for no limit.
             most_tokens: most_tokens.and_then(|most| usize::try_from(most).ok()),
             stops: stops(fields)?,
+            schema: schema(fields)?,
             ignore_end: fields.flag("ignore_eos")?,
             count: u64::try_from(count).unwrap_or(1),
             delivery: delivery(fields)?,
@@ -87,6 +89,7 @@ impl Choices {
             },
             most_tokens: self.most_tokens.unwrap_or(room).min(room),
             stops: self.stops.clone(),
+            grammar: None,
             ignore_end: self.ignore_end,
             is_repeatable: self.is_repeatable,
             score_prompt: false,
@@ -201,21 +204,38 @@ fn delivery(fields: &Fields) -> Result<Delivery, Refusal> {
     })
 }
 
-fn refuse_formats(fields: &Fields) -> Result<(), Refusal> {
-    let Some(format) = fields.object("response_format")? else { return Ok(()) };
+/// What `response_format` asks for: a JSON schema, or nothing.
+fn schema(fields: &Fields) -> Result<Option<Json>, Refusal> {
+    const FIELD: &str = "response_format";
+    let Some(format) = fields.object(FIELD)? else { return Ok(None) };
     match format.get("type").and_then(Json::as_str) {
-        None | Some("text") => Ok(()),
+        None | Some("text") => Ok(None),
+        Some("json_object") => {
+            // llama.cpp's server reads a schema here too.
+            let any = || json!({ "type": "object" });
+            Ok(Some(
+                format
+                    .get("schema")
+                    .filter(|schema| !schema.is_null())
+                    .map_or_else(any, Json::clone),
+            ))
+        }
+        Some("json_schema") => {
+            let schema = format.get("json_schema").and_then(|wrapped| wrapped.get("schema"));
+            match schema.or_else(|| format.get("schema")) {
+                Some(schema) if !schema.is_null() => Ok(Some(schema.clone())),
+                _ => Err(Refusal::field("response_format.json_schema.schema", "is missing")),
+            }
+        }
         Some(other) => Err(Refusal::unsupported(
-            "response_format",
-            format!("is `{other}`, this engine answers in `text` only"),
+            FIELD,
+            format!("is `{other}`, this engine knows `text`, `json_object` and `json_schema`"),
         )),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn read(body: &Json) -> Result<Choices, Refusal> {
@@ -251,9 +271,18 @@ mod tests {
     }
 
     #[test]
-    fn a_format_that_cannot_be_kept_is_refused() {
-        assert!(read(&json!({"response_format": {"type": "text"}})).is_ok());
-        let refusal = read(&json!({"response_format": {"type": "json_object"}})).unwrap_err();
+    fn a_format_becomes_a_schema_or_is_refused() {
+        let schema =
+            |format: Json| read(&json!({ "response_format": format })).map(|read| read.schema);
+        assert_eq!(schema(json!({"type": "text"})), Ok(None));
+        let object = Some(json!({"type": "object"}));
+        assert_eq!(schema(json!({"type": "json_object"})), Ok(object.clone()));
+        let wrapped =
+            json!({"type": "json_schema", "json_schema": {"name": "x", "schema": object}});
+        assert_eq!(schema(wrapped), Ok(object));
+        let refusal = schema(json!({"type": "json_schema"})).unwrap_err();
+        assert_eq!(refusal.body()["error"]["param"], "response_format.json_schema.schema");
+        let refusal = schema(json!({"type": "xml"})).unwrap_err();
         assert_eq!(refusal.body()["error"]["code"], "unsupported");
     }
 

@@ -149,6 +149,11 @@ impl Vocabulary {
         usize::try_from(id).ok().and_then(|id| self.bytes.get(id)).map_or(&[], |bytes| bytes)
     }
 
+    /// Gives the first of the tokens that end the text.
+    pub(crate) fn end(&self) -> u32 {
+        self.ends.first().copied().unwrap_or(0)
+    }
+
     /// Says whether a token ends the text.
     pub(crate) fn is_end(&self, id: u32) -> bool {
         self.ends.contains(&id)

@@ -1,0 +1,117 @@
+//! What is ordered of a slot's stay in memory, and room that is asked for.
+
+use axum::{
+    Json,
+    extract::{Path, State as Extract, rejection::JsonRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    refusal::Refusal,
+    routes::{App, find, show},
+};
+use crate::{
+    mailbox::RoomAsked,
+    spec::{
+        Bytes, SlotName,
+        memory::{Basis, GpuNeed, Need},
+        residence::StayOrder,
+    },
+    supervisor::Event,
+};
+
+/// The body of `POST /v1/ensure`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoomWish {
+    /// How much.
+    pub bytes: Bytes,
+    /// Of which GPU's memory, by its index; of the host's without it.
+    #[serde(default)]
+    pub gpu: Option<u32>,
+    /// The slot that it is for, which does not go itself.
+    #[serde(default)]
+    pub slot: Option<SlotName>,
+}
+
+/// The answer of `POST /v1/ensure`, once it is decided: those that go are on their way.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RoomObject {
+    /// What could be had before anybody went.
+    pub free_bytes: Bytes,
+    /// Slots that are unloaded for it, in this order.
+    pub going: Vec<SlotName>,
+    /// Why it cannot be had: one sentence with the numbers. Then nobody goes.
+    pub refused: Option<String>,
+}
+
+/// The body of `POST /v1/slots/{slot}/priority`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PriorityWish {
+    /// `null` for what the profile says.
+    priority: Option<u32>,
+}
+
+pub(super) async fn pin(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
+    order(&app, &slot, StayOrder::Pin).await
+}
+
+pub(super) async fn unpin(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
+    order(&app, &slot, StayOrder::Unpin).await
+}
+
+pub(super) async fn offload(app: Extract<App>, slot: Path<String>) -> Result<Response, Refusal> {
+    let shown = show(&app, &find(&app, &slot)?)?;
+    if let Some(url) = shown.url {
+        return Err(Refusal::NotOurs { slot: shown.slot.to_string(), url });
+    }
+    let is_last = shown.rung.as_ref().is_some_and(|rung| rung.of > 0 && rung.index + 1 >= rung.of);
+    // One rung is no ladder, and shows as none.
+    let is_alone = shown.rung.is_none() && shown.generation.0 > 0;
+    if is_last || is_alone {
+        return Err(Refusal::NoLowerRung(shown.slot.to_string()));
+    }
+    order(&app, &slot, StayOrder::Offload).await
+}
+
+pub(super) async fn prioritise(
+    app: Extract<App>,
+    slot: Path<String>,
+    wish: Result<Json<PriorityWish>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(wish) = wish.map_err(|fault| Refusal::BadBody(fault.body_text()))?;
+    if wish.priority.is_some_and(|priority| priority > 100) {
+        return Err(Refusal::BadBody("priority is a whole number from 0 to 100".to_owned()));
+    }
+    order(&app, &slot, StayOrder::Priority(wish.priority)).await
+}
+
+async fn order(app: &App, typed: &str, order: StayOrder) -> Result<Response, Refusal> {
+    let slot = find(app, typed)?;
+    app.state.mailbox.tell(Event::StayOrdered { slot: slot.clone(), order }).await;
+    Ok((StatusCode::ACCEPTED, Json(show(app, &slot)?)).into_response())
+}
+
+/// Answers once it is decided who goes.
+pub(super) async fn ensure(
+    Extract(app): Extract<App>,
+    wish: Result<Json<RoomWish>, JsonRejection>,
+) -> Result<Json<RoomObject>, Refusal> {
+    let Json(RoomWish { bytes, gpu, slot }) =
+        wish.map_err(|fault| Refusal::BadBody(fault.body_text()))?;
+    let slot = slot.map(|slot| find(&app, slot.as_str())).transpose()?;
+    let basis = Basis::Profile;
+    let need = match gpu {
+        Some(_) => {
+            let gpu = GpuNeed { spread: bytes, each: Bytes(0) };
+            Need { host: Bytes(0), gpu: Some(gpu), basis }
+        }
+        None => Need { host: bytes, gpu: None, basis },
+    };
+    let asked = app.state.mailbox.ask_for_room(RoomAsked { need, gpu, slot }).await;
+    let answer = asked.ok_or(Refusal::Ending)?;
+    Ok(Json(RoomObject { free_bytes: answer.free, going: answer.going, refused: answer.refused }))
+}

@@ -1,0 +1,80 @@
+//! `slotd rules` lists the rules, `slotd signal` tells them a name.
+
+use clap::Args;
+
+use super::{client::Client, exit::Exit, failure::Failure, out, text::utc};
+use crate::admin::RuleObject;
+
+/// Options of `slotd rules`.
+#[derive(Args, Debug)]
+pub(super) struct Options {
+    /// Print the rules as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Options of `slotd signal`.
+#[derive(Args, Debug)]
+pub(super) struct SignalOptions {
+    /// What has happened, by the name that rules know it by: `language:de`, `app:editor`
+    name: String,
+}
+
+pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
+    let rules = client.rules().await?;
+    if options.json {
+        out::json(&rules)?;
+    } else {
+        out::print(told(&rules))?;
+    }
+    Ok(Exit::Success)
+}
+
+pub(super) async fn signal(options: &SignalOptions, client: &Client) -> Result<Exit, Failure> {
+    client.signal(&options.name).await?;
+    out::print(format!("{} is told to the rules\n", options.name))?;
+    Ok(Exit::Success)
+}
+
+fn told(rules: &[RuleObject]) -> String {
+    if rules.is_empty() {
+        return "there are no rules; `rules.toml` beside the folder of profiles has them\n"
+            .to_owned();
+    }
+    let lines = rules.iter().map(|rule| {
+        let RuleObject { rule: name, when, orders, next, fired_unix_ms, .. } = rule;
+        let mut text = format!("{name}: {when}: {}\n", orders.join(", "));
+        if let Some(next) = next {
+            text += &format!("  next   {next}\n");
+        }
+        if let Some(fired) = fired_unix_ms {
+            text += &format!("  fired  {}\n", utc(*fired));
+        }
+        text
+    });
+    lines.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use insta::assert_snapshot;
+
+    use super::*;
+
+    #[test]
+    fn rules_are_told_with_their_next_time() {
+        let rule = RuleObject {
+            rule: "evening".to_owned(),
+            when: "at 0 22 * * *".to_owned(),
+            orders: vec!["swap coder chat".to_owned(), "unpin coder".to_owned()],
+            next: Some("2026-03-02 22:00:00 CET".to_owned()),
+            next_unix_ms: Some(1_772_485_200_000),
+            fired_unix_ms: Some(1_772_398_800_000),
+        };
+        assert_snapshot!(told(&[rule]), @r"
+        evening: at 0 22 * * *: swap coder chat, unpin coder
+          next   2026-03-02 22:00:00 CET
+          fired  2026-03-01 21:00:00 UTC
+        ");
+    }
+}

@@ -1,0 +1,140 @@
+//! What models are on this machine, what each is for, and whether all of it is there.
+//!
+//! Owns the look at the stores. It reads folders and the beginnings of files, never weights, asks
+//! nothing of a network, and changes nothing but its own memory of headers ([`Headers`]). Nothing that a
+//! disk holds can break it: what cannot be read is one line of the answer.
+//!
+//! ```text
+//! stores   which folders          files    what the disk has, loops and links seen through
+//! hub, ollama, folders            group    which files make a model; what is missing
+//! headers  what files say         kinds    what that means
+//! ```
+
+mod busy;
+mod clean;
+mod entry;
+mod files;
+mod folders;
+mod group;
+mod headers;
+mod hub;
+mod kinds;
+mod lacking;
+mod ollama;
+mod stores;
+mod tree;
+mod verify;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use self::files::Stat;
+pub use self::{
+    clean::{Plan, Removal, Revisions, Rubbish, Wish, plan as clean_plan, remove},
+    entry::{Entry, Fault, Format, Gap, Inventory, Kind, Source, Store, Wholeness},
+    headers::Headers,
+    lacking::{Lacking, lacking},
+    stores::Stores,
+    verify::Hashes,
+};
+use crate::spec::{Bytes, SlotName};
+
+/// A slot that serves a model.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct User {
+    /// The slot.
+    pub slot: SlotName,
+    /// The model's file or folder.
+    pub path: PathBuf,
+    /// Whether an engine has it in memory.
+    pub is_loaded: bool,
+}
+
+/// Files that take room, each once.
+#[derive(Debug, Default)]
+struct Room {
+    /// Size and whether it is used, by device and inode.
+    files: BTreeMap<(u64, u64), (u64, bool)>,
+}
+
+impl Room {
+    fn add(&mut self, stat: &Stat, is_used: bool) {
+        let (_, used) = self.files.entry(stat.identity).or_insert((stat.size, false));
+        *used |= is_used;
+    }
+
+    fn sum(&self, wanted: impl Fn(bool) -> bool) -> Bytes {
+        let sizes = self.files.values().filter(|(_, used)| wanted(*used)).map(|(size, _)| *size);
+        Bytes(sizes.fold(0, u64::saturating_add))
+    }
+}
+
+/// Looks at every store. Blocks on disks; a machine with thousands of files takes some tens of
+/// milliseconds once their headers are known.
+pub fn scan(stores: &Stores, headers: &mut Headers, users: &[User]) -> Inventory {
+    let mut inventory = Inventory::default();
+    let mut space = Room::default();
+    // What one store has shown is not shown again as another's.
+    let mut shown: BTreeSet<(Option<String>, (u64, u64))> = BTreeSet::new();
+    for (source, path) in &stores.0 {
+        let faults = &mut inventory.faults;
+        let found = match source {
+            Source::Hub => hub::scan(path, headers, &mut space, faults),
+            Source::Ollama => ollama::scan(path, headers, &mut space, faults),
+            Source::Folder | Source::LmStudio | Source::LlamaCpp => {
+                folders::scan((*source, path), headers, &mut space, faults)
+            }
+        };
+        let is_new = |entry: &Entry| {
+            let identity = identity(&entry.path);
+            identity.is_none_or(|identity| shown.insert((entry.kept_as(), identity)))
+        };
+        let new: Vec<Entry> = found.into_iter().filter(is_new).collect();
+        if path.is_dir() {
+            let store = Store { source: *source, path: path.clone(), models: new.len() };
+            inventory.stores.push(store);
+        }
+        inventory.models.extend(new);
+    }
+    let users: Vec<_> = users.iter().map(|user| (user, identity(&user.path))).collect();
+    for entry in inventory.models.iter_mut().filter(|_| !users.is_empty()) {
+        entry.find_users(&users);
+    }
+    inventory.models.sort_by(|one, other| {
+        (&one.model, one.source, &one.path).cmp(&(&other.model, other.source, &other.path))
+    });
+    inventory.size_bytes = space.sum(|_| true);
+    inventory.unused_bytes = space.sum(|used| !used);
+    inventory
+}
+
+impl Entry {
+    /// Two revisions of one repository may be one file; two stores that hold one file are one.
+    fn kept_as(&self) -> Option<String> {
+        self.revision.clone()
+    }
+
+    fn find_users(&mut self, users: &[(&User, Option<(u64, u64)>)]) {
+        let own = identity(&self.path);
+        for (user, file) in users {
+            let is_same = self.parts.contains(&user.path)
+                || user.path == self.path
+                || (own.is_some() && own == *file);
+            if is_same {
+                self.slots.push(user.slot.clone());
+                self.is_loaded |= user.is_loaded;
+            }
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
+#[cfg(test)]
+mod tests;

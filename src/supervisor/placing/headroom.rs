@@ -1,0 +1,138 @@
+//! Room that a person asks for: who goes for it, or why it cannot be had.
+//!
+//! By the same order as for a slot that is to be loaded, but that a person's word is enough: nobody's
+//! `min_residency` counts. Those that work, are pinned, or go under pressure alone stay. Whoever goes is
+//! unloaded like by hand: it does not come back into the room that was made.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    spec::{
+        Bytes, SlotName, WaiterId,
+        memory::{GpuNeed, Need, Share},
+    },
+    supervisor::{
+        Supervisor,
+        command::Command,
+        eviction::{Candidate, Class, Wanted, choose},
+        ledger::{Pool, Pools},
+        limits::Limits,
+        placement::has_room,
+        slot::Slot,
+    },
+};
+
+/// Room that is asked for.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct RoomRequest {
+    /// Who asks.
+    pub asker: WaiterId,
+    /// How much, and of what.
+    pub need: Need,
+    /// On which GPU alone; on any without it.
+    pub gpu: Option<u32>,
+    /// The slot that it is for, which does not go itself.
+    pub slot: Option<SlotName>,
+}
+
+/// What comes of it.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RoomAnswer {
+    /// What could be promised before anybody went.
+    pub free: Bytes,
+    /// Who goes, in this order.
+    pub going: Vec<SlotName>,
+    /// Why nobody goes, where that would not be enough: one sentence without the full stop.
+    pub refused: Option<String>,
+}
+
+impl Supervisor {
+    /// Answers those who have asked for room. Called with a fresh reading.
+    pub(super) fn make_headroom(&mut self, commands: &mut Vec<Command>) {
+        for request in std::mem::take(&mut self.rooms) {
+            let answer = self.headroom(&request);
+            for name in &answer.going {
+                self.with(name, commands, Slot::give_way);
+            }
+            commands.push(Command::AnswerRoom { asker: request.asker, answer });
+        }
+    }
+
+    /// Turns those away who ask while everything is being stopped.
+    pub(super) fn refuse_rooms(&mut self, commands: &mut Vec<Command>) {
+        for request in std::mem::take(&mut self.rooms) {
+            let refused = Some("the daemon is stopping".to_owned());
+            let answer = RoomAnswer { refused, ..RoomAnswer::default() };
+            commands.push(Command::AnswerRoom { asker: request.asker, answer });
+        }
+    }
+
+    fn headroom(&self, request: &RoomRequest) -> RoomAnswer {
+        let mut stand = self.stand();
+        if let Some(gpu) = request.gpu {
+            stand.pools.gpus.retain(|index, _| *index == gpu);
+            stand.pools.aside.retain(|index, _| *index == gpu);
+        }
+        let free = free(&stand.pools, &request.need);
+        if let Some(reason) = no_gpu(request, &stand.pools) {
+            return RoomAnswer { free, refused: Some(reason), ..RoomAnswer::default() };
+        }
+        for (share, _) in stand.leaving.values() {
+            stand.pools.release(share);
+        }
+        if has_room(&request.need, &stand.pools, &Share::default()) {
+            return RoomAnswer { free, ..RoomAnswer::default() };
+        }
+        let candidates = self.candidates(|slot, class| {
+            class < Class::Active && slot.may_ever_go() && Some(&slot.name) != request.slot.as_ref()
+        });
+        let wanted = Wanted { need: &request.need, capabilities: &[] };
+        let chosen = choose(wanted, (&stand.pools, &Limits::default()), &candidates);
+        if let Some(going) = chosen {
+            let going = going.iter().map(|one| one.name.clone()).collect();
+            return RoomAnswer { free, going, refused: None };
+        }
+        let refused = Some(too_little(request, &stand.pools, &candidates));
+        RoomAnswer { free, refused, ..RoomAnswer::default() }
+    }
+}
+
+/// Says why no GPU can be asked, where one is.
+fn no_gpu(request: &RoomRequest, pools: &Pools) -> Option<String> {
+    if request.need.gpu.is_none() || !pools.gpus.is_empty() {
+        return None;
+    }
+    let which = request.gpu.map_or_else(|| "no GPU".to_owned(), |gpu| format!("GPU {gpu}"));
+    Some(match pools.aside.first_key_value() {
+        Some((index, reason)) => format!("GPU {index} cannot be used: {reason}"),
+        None if request.gpu.is_some() => format!("{which} is not known"),
+        None => format!("{which} is known"),
+    })
+}
+
+/// Says the numbers.
+fn too_little(request: &RoomRequest, pools: &Pools, candidates: &[Candidate<'_>]) -> String {
+    let now = free(pools, &request.need);
+    let mut emptied = pools.clone();
+    for one in candidates {
+        emptied.release(&one.share);
+    }
+    let most = free(&emptied, &request.need);
+    let wanted = request.need.gpu.as_ref().map_or(request.need.host, GpuNeed::least);
+    let what = if request.need.gpu.is_some() { "GPU memory" } else { "memory" };
+    let count = match candidates.len() {
+        0 => "no slot may go".to_owned(),
+        1 => format!("{most} if the one slot that may go were gone"),
+        count => format!("{most} if all {count} slots that may go were gone"),
+    };
+    format!("{wanted} of {what} cannot be had: {now} is free, {count}")
+}
+
+/// Returns what of the kind that is needed can be promised.
+fn free(pools: &Pools, need: &Need) -> Bytes {
+    if need.gpu.is_some() {
+        return Bytes(pools.gpus.values().map(|pool| pool.free().0).sum());
+    }
+    // Where nothing limits engines, anything can be.
+    pools.host.as_ref().map_or(Bytes(u64::MAX), Pool::free)
+}

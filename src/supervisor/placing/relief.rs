@@ -1,0 +1,197 @@
+//! What goes when the machine runs short of memory: one slot at a time, with a look in between.
+//!
+//! 1. First those that nobody has used for long, then the idle ones. Those that are there until memory runs
+//!    out, and those past their own idle timeout, count as not used for long.
+//! 2. The warm ones only where next to nothing is left. Never one that works, never one that is pinned.
+//! 3. Nobody goes who holds nothing of what is short.
+//! 4. Whoever is kept loaded comes back when there is enough again.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{
+    spec::{
+        Bytes, Monotime, SlotName,
+        memory::Share,
+        pressure::{Pressure, Source, Strain},
+        residence::Restore,
+    },
+    supervisor::{
+        Supervisor,
+        command::Command,
+        eviction::Class,
+        slot::{Cause, Slot, State},
+    },
+};
+
+/// The time between two steps: longer than it takes the sensor to say that the last one was enough.
+const PAUSE: Duration = Duration::from_secs(8);
+/// The time between two looks where nobody can go.
+const CALM: Duration = Duration::from_secs(15);
+/// Less than this is no help.
+const LEAST: Bytes = Bytes(16 << 20);
+
+/// How short the machine is, and what was done about it.
+#[derive(Debug, Default)]
+pub(crate) struct Relief {
+    pub(crate) strain: Strain,
+    step: Step,
+    /// Who went for what, in the order of their names; while they are down for it.
+    pub(crate) gone: BTreeMap<SlotName, Source>,
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, Default)]
+enum Step {
+    /// Nothing: there is enough.
+    #[default]
+    Rest,
+    /// Time to look whether somebody is to go.
+    At(Monotime),
+    /// As soon as the machine has been read.
+    Due,
+}
+
+impl Relief {
+    /// Takes news of how short the machine is.
+    pub(crate) fn take(&mut self, strain: Strain) {
+        self.step = if strain.of_memory().next().is_some() { Step::Due } else { Step::Rest };
+        self.strain = strain;
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Monotime> {
+        match self.step {
+            Step::At(at) => Some(at),
+            Step::Rest | Step::Due => None,
+        }
+    }
+
+    /// Tells whether it is time to look.
+    pub(crate) fn wake(&mut self, now: Monotime) -> bool {
+        let is_time = self.deadline().is_some_and(|at| at <= now);
+        if is_time {
+            self.step = Step::Due;
+        }
+        is_time
+    }
+
+    /// Tells whether a reading is needed.
+    pub(crate) fn is_due(&self) -> bool {
+        matches!(self.step, Step::Due)
+    }
+
+    /// Nobody goes any more.
+    pub(crate) fn rest(&mut self) {
+        self.step = Step::Rest;
+    }
+
+    /// Tells whether there is too little of something.
+    fn is_short_of(&self, source: Source) -> bool {
+        self.strain.of_memory().any(|(short, _)| short == source)
+    }
+
+    /// Tells whether the host's memory is short: nobody comes back whom nobody asks for.
+    pub(crate) fn is_host_short(&self) -> bool {
+        self.is_short_of(Source::Memory)
+    }
+}
+
+impl Supervisor {
+    /// Lets one slot go, if one may and would help. Called with a fresh reading.
+    pub(super) fn relieve(&mut self, commands: &mut Vec<Command>) {
+        if !self.relief.is_due() {
+            return;
+        }
+        // What is on its way out may be enough.
+        let is_leaving = self.slots.values().any(Slot::is_leaving);
+        let next = if is_leaving { None } else { self.next_to_go() };
+        let pause = if is_leaving || next.is_some() { PAUSE } else { CALM };
+        self.relief.step = Step::At(self.now.after(pause));
+        if let Some((name, source)) = next {
+            self.relief.gone.insert(name.clone(), source);
+            self.with(&name, commands, Slot::give_way);
+        }
+    }
+
+    /// Finds who goes, and for what.
+    fn next_to_go(&self) -> Option<(SlotName, Source)> {
+        let mut short: Vec<_> = self.relief.strain.of_memory().collect();
+        short.sort_by_key(|(source, level)| (std::cmp::Reverse(*level), *source));
+        short.into_iter().find_map(|(source, level)| {
+            let all = self.candidates(|slot, class| self.may_go(slot, class, level)); // (2)
+            let helps = all.into_iter().filter(|one| held(&one.share, source) >= LEAST); // (3)
+            let first = helps.min_by_key(|one| {
+                let slot = self.slots.get(one.name);
+                let is_spent = slot.is_some_and(|slot| slot.is_spent(one.class, one.idle_for));
+                let class = if is_spent { Class::Evictable } else { one.class }; // (1)
+                (class, one.priority, std::cmp::Reverse(one.idle_for))
+            });
+            first.map(|one| (one.name.clone(), source))
+        })
+    }
+
+    fn may_go(&self, slot: &Slot, class: Class, level: Pressure) -> bool {
+        let State::Ready(serving) = &slot.state else { return false };
+        let stay = slot.profile.residence.min_residency.unwrap_or(self.policy.min_residency);
+        match class {
+            Class::Evictable | Class::Idle => self.now.since(serving.ready_at) >= stay,
+            Class::Warm => level == Pressure::Critical,
+            Class::Active => false,
+        }
+    }
+
+    /// Forgets those that are there again, that are gone, or that nobody wants back.
+    pub(super) fn forget_relieved(&mut self) {
+        let is_back = |name: &&SlotName| {
+            let slot = self.slots.get(name);
+            !slot.is_some_and(|slot| matches!(slot.state, State::Offline) || slot.is_leaving())
+        };
+        let back: Vec<_> = self.relief.gone.keys().filter(is_back).cloned().collect();
+        for name in back {
+            self.forget_relieved_of(&name);
+        }
+    }
+
+    /// Forgets what one slot went for.
+    pub(in crate::supervisor) fn forget_relieved_of(&mut self, name: &SlotName) {
+        if self.relief.gone.remove(name).is_some() {
+            self.slots.touch(name);
+        }
+    }
+
+    /// Brings one back that is kept loaded, once there is enough again.
+    pub(super) fn bring_back_relieved(&mut self, commands: &mut Vec<Command>) {
+        if self.relief.gone.is_empty() || self.relief.is_host_short() {
+            return;
+        }
+        if self.slots.values().any(|slot| slot.cause() == Some(Cause::Restore)) {
+            return;
+        }
+        let may_return = |(name, source): &(&SlotName, &Source)| {
+            let slot = self.slots.get(*name).filter(|_| !self.relief.is_short_of(**source));
+            slot.is_some_and(|slot| {
+                slot.restore() == Restore::WhenIdle && matches!(slot.state, State::Offline)
+            })
+        };
+        if let Some(name) = self.relief.gone.iter().find(may_return).map(|(name, _)| name.clone()) {
+            self.forget_relieved_of(&name);
+            self.with(&name, commands, Slot::come_back);
+        }
+    }
+}
+
+impl Slot {
+    /// Tells whether its time is over: it is there until memory runs out, or past its idle timeout.
+    fn is_spent(&self, class: Class, idle_for: Duration) -> bool {
+        let is_past = self.profile.idle_timeout.is_some_and(|timeout| idle_for >= timeout);
+        class <= Class::Idle && (self.profile.residence.pressure_evict_only || is_past)
+    }
+}
+
+/// Returns what a slot holds of what is short.
+fn held(share: &Share, source: Source) -> Bytes {
+    match source {
+        Source::Memory => share.host,
+        Source::Gpu(index) => share.gpus.get(&index).copied().unwrap_or_default(),
+        Source::Cpu | Source::Disk => Bytes(0),
+    }
+}

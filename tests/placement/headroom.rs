@@ -1,0 +1,130 @@
+//! Room that a person asks for, and what a person orders of a slot's stay.
+
+use std::time::Duration;
+
+use slotd::{
+    spec::{
+        Bytes, WaiterId,
+        memory::{Basis, GpuNeed, Need},
+        residence::StayOrder,
+    },
+    supervisor::{Event, Policy, RoomAnswer, RoomRequest},
+};
+
+use super::machine::{GIB, MIB, Machine, need, profile, slot, works};
+
+/// Three slots of 1 GiB each on a machine that can promise 4.
+fn three() -> Machine {
+    let mut machine = Machine::new(4 * GIB + (256 << 20), &[], Policy::default(), 7);
+    machine.have(["a", "b", "c"].map(|name| (profile(name), works(vec![need(1024, None)]))));
+    for name in ["a", "b", "c"] {
+        machine.request(&slot(name));
+        machine.settle();
+        machine.pass(Duration::from_secs(2));
+    }
+    machine.pass(Duration::from_mins(1));
+    machine
+}
+
+fn ensure(machine: &mut Machine, request: RoomRequest) -> RoomAnswer {
+    machine.tell(&Event::RoomRequested(request));
+    machine.pass(Duration::from_secs(10));
+    assert_eq!(machine.rooms.len(), 1, "each is answered once");
+    machine.rooms.pop().unwrap()
+}
+
+fn of_host(gib: u64) -> RoomRequest {
+    let need = Need { host: Bytes(gib * GIB), basis: Basis::Profile, gpu: None };
+    RoomRequest { asker: WaiterId(1), need, gpu: None, slot: None }
+}
+
+fn names(answer: &RoomAnswer) -> Vec<&str> {
+    answer.going.iter().map(|name| name.as_str()).collect()
+}
+
+#[test]
+fn as_few_go_as_are_enough_and_nobody_where_there_is_room() {
+    let mut machine = three();
+    let answer = ensure(&mut machine, of_host(1));
+    assert_eq!((names(&answer), answer.free), (vec![], Bytes(GIB)));
+    let answer = ensure(&mut machine, of_host(2));
+    assert_eq!(names(&answer), ["a"], "the one that has been idle for longest");
+    assert_eq!(machine.state("a"), "offline");
+    machine.pass(Duration::from_mins(10));
+    assert_eq!(machine.state("a"), "offline", "it does not come back into the room that was made");
+}
+
+#[test]
+fn a_pinned_slot_and_the_one_it_is_for_stay_and_a_refusal_has_the_numbers() {
+    let mut machine = three();
+    let order = StayOrder::Pin;
+    machine.tell(&Event::StayOrdered { slot: slot("a"), order });
+    let request = RoomRequest { slot: Some(slot("b")), ..of_host(2) };
+    assert_eq!(names(&ensure(&mut machine, request.clone())), ["c"]);
+    let answer = ensure(&mut machine, RoomRequest { slot: None, ..of_host(4) });
+    assert_eq!(names(&answer), Vec::<&str>::new());
+    assert_eq!(
+        answer.refused.as_deref(),
+        Some(
+            "4.0 GiB of memory cannot be had: 2.0 GiB is free, 3.0 GiB if the one slot that may go were gone"
+        )
+    );
+    assert_eq!((machine.state("a"), machine.state("b")), ("ready", "ready"));
+    machine.tell(&Event::StayOrdered { slot: slot("a"), order: StayOrder::Unpin });
+    assert_eq!(names(&ensure(&mut machine, of_host(4))), ["a", "b"]);
+}
+
+#[test]
+fn a_priority_by_hand_counts_before_the_profiles() {
+    let mut machine = three();
+    let order = StayOrder::Priority(Some(10));
+    machine.tell(&Event::StayOrdered { slot: slot("c"), order });
+    assert_eq!(names(&ensure(&mut machine, of_host(2))), ["c"]);
+    assert_eq!(machine.view("c").orders.priority, Some(10));
+}
+
+#[test]
+fn room_on_one_gpu_is_made_on_that_one() {
+    let mut machine = Machine::new(16 * GIB, &[8 * GIB, 8 * GIB], Policy::default(), 7);
+    machine.have(["a", "b"].map(|name| (profile(name), works(vec![need(100, Some(7000))]))));
+    for name in ["a", "b"] {
+        machine.request(&slot(name));
+        machine.settle();
+    }
+    machine.pass(Duration::from_mins(1));
+    let on = |machine: &Machine, name: &str| {
+        *machine.view(name).promised.as_ref().unwrap().gpus.keys().next().unwrap()
+    };
+    let gpu = on(&machine, "b");
+    assert_ne!(gpu, on(&machine, "a"));
+    let spread = GpuNeed { spread: Bytes(4000 * MIB), each: Bytes(0) };
+    let need = Need { host: Bytes(0), gpu: Some(spread), basis: Basis::Profile };
+    let request = RoomRequest { asker: WaiterId(1), need, gpu: Some(gpu), slot: None };
+    assert_eq!(names(&ensure(&mut machine, request.clone())), ["b"]);
+    let answer = ensure(&mut machine, RoomRequest { gpu: Some(7), ..request });
+    assert_eq!(answer.refused.as_deref(), Some("GPU 7 is not known"));
+}
+
+#[test]
+fn an_offloaded_slot_comes_back_one_rung_lower_and_a_lower_start_can_be_ordered_before() {
+    let mut machine = Machine::new(16 * GIB, &[], Policy::default(), 7);
+    let rungs = || works(vec![need(2048, None), need(1024, None)]);
+    machine.have([(profile("up"), rungs()), (profile("down"), rungs())]);
+    machine.request(&slot("up"));
+    machine.settle();
+    for name in ["up", "down"] {
+        machine.tell(&Event::StayOrdered { slot: slot(name), order: StayOrder::Offload });
+    }
+    machine.pass(Duration::from_secs(20));
+    assert_eq!((machine.state("up"), machine.view("up").generation.0), ("ready", 2));
+    machine.request(&slot("down"));
+    machine.settle();
+    for name in ["up", "down"] {
+        let view = machine.view(name);
+        assert_eq!(view.rung.as_ref().unwrap().index, 1);
+        assert_eq!(view.promised.as_ref().unwrap().host, Bytes(GIB));
+        machine.tell(&Event::StayOrdered { slot: slot(name), order: StayOrder::Offload });
+    }
+    machine.pass(Duration::from_secs(20));
+    assert_eq!(machine.view("up").generation.0, 2, "there is nothing below");
+}
