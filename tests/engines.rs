@@ -99,6 +99,7 @@ impl Machine {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
+            pull: Pull::Never,
             residence: Residence::default(),
             requests: Requests::default(),
         }

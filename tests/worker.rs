@@ -397,6 +397,7 @@ async fn answers_made_together_are_those_made_alone() {
     };
     let leaver =
         json!({ "prompt": "Count: 1, 2,", "max_tokens": 200, "ignore_eos": true, "stream": true });
+    let (body_1, body_2, body_3) = (body(1), body(2), body(3));
     let (first, second, third, fourth) = tokio::join!(
         async {
             // Leaves in the middle, and asks for something else.
@@ -405,9 +406,9 @@ async fn answers_made_together_are_those_made_alone() {
             drop(answer);
             worker.complete(&body(0)).await
         },
-        worker.complete(&body(1)),
-        worker.complete(&body(2)),
-        worker.complete(&body(3)),
+        worker.complete(&body_1),
+        worker.complete(&body_2),
+        worker.complete(&body_3),
     );
     for (at, together) in [first, second, third, fourth].iter().enumerate() {
         let alone = worker.complete(&body(at)).await;

@@ -43,9 +43,9 @@ impl Pool {
             }
         };
         if self.threads == 1 || units.len() == 1 {
-            task(0..units.len())
+            task(0..units.len());
         } else {
-            (self.run)(units.len(), &task)
+            (self.run)(units.len(), &task);
         }
     }
 }

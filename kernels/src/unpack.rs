@@ -18,6 +18,9 @@ pub(crate) struct Unpacked {
     pub(crate) floats: Vec<f32>,
 }
 
+/// The parts of one row: integers, scales, mins.
+type RowParts<'a> = (&'a mut [[u8; BLOCK]], &'a mut [[f32; LANES]], &'a mut [[f32; LANES]]);
+
 /// One row of weights being filled.
 struct RowMut<'a> {
     quants: &'a mut [[u8; BLOCK]],
@@ -45,11 +48,7 @@ impl Unpacked {
 
     /// Gives the places of row `at`: integers, scales, mins.
     #[inline(always)]
-    pub(crate) fn row_mut(
-        &mut self,
-        at: usize,
-        width: usize,
-    ) -> (&mut [[u8; BLOCK]], &mut [[f32; LANES]], &mut [[f32; LANES]]) {
+    pub(crate) fn row_mut(&mut self, at: usize, width: usize) -> RowParts<'_> {
         let blocks = width / BLOCK;
         let groups = blocks.div_ceil(LANES);
         (
@@ -69,7 +68,7 @@ impl Unpacked {
         let blocks = width / BLOCK;
         let groups = blocks.div_ceil(LANES);
         let of_row = at * groups..(at + 1) * groups;
-        let row = RowMut {
+        let mut row = RowMut {
             quants: &mut self.quants[at * blocks..(at + 1) * blocks],
             scales: self.scales[of_row.clone()].as_flattened_mut(),
             mins: self.mins[of_row.clone()].as_flattened_mut(),
@@ -98,11 +97,11 @@ impl Unpacked {
                 quants.copy_from_slice(&block[2..]);
                 (quants, half(block, 0), 0.0)
             }),
-            Format::Q2K => q2k(bytes, row),
-            Format::Q3K => q3k(bytes, row),
-            Format::Q4K => q4k(bytes, row),
-            Format::Q5K => q5k(bytes, row),
-            Format::Q6K => q6k(bytes, row),
+            Format::Q2K => q2k(bytes, &mut row),
+            Format::Q3K => q3k(bytes, &mut row),
+            Format::Q4K => q4k(bytes, &mut row),
+            Format::Q5K => q5k(bytes, &mut row),
+            Format::Q6K => q6k(bytes, &mut row),
             Format::F32 | Format::F16 | Format::Bf16 => {}
         }
     }
@@ -192,7 +191,7 @@ fn six_bits(at: usize, packed: &[u8]) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn q4k(bytes: &[u8], row: RowMut<'_>) {
+fn q4k(bytes: &[u8], row: &mut RowMut<'_>) {
     for (n, block) in bytes.as_chunks::<144>().0.iter().enumerate() {
         let (scale, min) = (half(block, 0), half(block, 2));
         for at in 0..8 {
@@ -208,7 +207,7 @@ fn q4k(bytes: &[u8], row: RowMut<'_>) {
 }
 
 #[inline(always)]
-fn q5k(bytes: &[u8], row: RowMut<'_>) {
+fn q5k(bytes: &[u8], row: &mut RowMut<'_>) {
     for (n, block) in bytes.as_chunks::<176>().0.iter().enumerate() {
         let (scale, min) = (half(block, 0), half(block, 2));
         for at in 0..8 {
@@ -224,7 +223,7 @@ fn q5k(bytes: &[u8], row: RowMut<'_>) {
 }
 
 #[inline(always)]
-fn q6k(bytes: &[u8], row: RowMut<'_>) {
+fn q6k(bytes: &[u8], row: &mut RowMut<'_>) {
     for (n, block) in bytes.as_chunks::<210>().0.iter().enumerate() {
         let scale = half(block, 208);
         for at in 0..16 {
@@ -245,12 +244,12 @@ fn q6k(bytes: &[u8], row: RowMut<'_>) {
 }
 
 #[inline(always)]
-fn q2k(bytes: &[u8], row: RowMut<'_>) {
+fn q2k(bytes: &[u8], row: &mut RowMut<'_>) {
     for (n, block) in bytes.as_chunks::<84>().0.iter().enumerate() {
         let (scale, min) = (half(block, 80), half(block, 82));
-        for at in 0..16 {
-            row.half_scales[n * 16 + at] = scale * f32::from(block[at] & 15);
-            row.half_mins[n * 16 + at] = -min * f32::from(block[at] >> 4);
+        for (at, byte) in block[..16].iter().enumerate() {
+            row.half_scales[n * 16 + at] = scale * f32::from(byte & 15);
+            row.half_mins[n * 16 + at] = -min * f32::from(byte >> 4);
         }
         for at in 0..8 {
             let from = &block[16 + at / 4 * 32..][..32];
@@ -262,7 +261,7 @@ fn q2k(bytes: &[u8], row: RowMut<'_>) {
 }
 
 #[inline(always)]
-fn q3k(bytes: &[u8], row: RowMut<'_>) {
+fn q3k(bytes: &[u8], row: &mut RowMut<'_>) {
     for (n, block) in bytes.as_chunks::<110>().0.iter().enumerate() {
         let scale = half(block, 108);
         let packed = &block[96..108];

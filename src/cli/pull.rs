@@ -221,8 +221,7 @@ fn step(status: &PullStatus) -> String {
             format!("{model}: {} % of {}", percent / 10 * 10, Bytes(status.size_bytes))
         }
         (Stage::Downloading, None) | (Stage::Done, _) => format!("{model}: 100 %"),
-        (Stage::Waiting, _) => format!("{model}: waiting"),
-        (Stage::Asking, _) => format!("{model}: asking the hub"),
+        (Stage::Waiting | Stage::Asking, _) => format!("{model}: asking the hub"),
         (Stage::Failed, _) => format!("{model}: failed"),
         (Stage::Cancelled, _) => format!("{model}: cancelled"),
     }

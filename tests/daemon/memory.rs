@@ -77,7 +77,7 @@ async fn what_can_never_fit_is_told_at_once_and_nobody_makes_room() {
     for _ in 0..5 {
         let answer = daemon.chat("giant").await;
         assert_eq!(answer.status(), 503);
-        let body: serde_json::Value = answer.json().await.unwrap();
+        let body: Value = answer.json().await.unwrap();
         assert_eq!(body["error"]["code"], "no_memory");
         let message = body["error"]["message"].as_str().unwrap();
         assert!(message.contains("200 MiB of memory, and 40 MiB can be had"), "{message}");

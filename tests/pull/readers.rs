@@ -30,7 +30,7 @@ print(snapshot_download("org/folder", local_files_only=True))
 
 pub(crate) async fn all(bench: &Bench) {
     println!();
-    let cache = bench.cache("read");
+    let cache = bench.cache();
     bench.hub.faults(json!([])).await;
     let model = env::var_os("SLOTD_TEST_MODEL").map(PathBuf::from);
     let Some(model) = model else {
@@ -38,9 +38,9 @@ pub(crate) async fn all(bench: &Bench) {
         return;
     };
     bench.hub.put("org/tiny/tiny-Q4_1.gguf", &fs::read(model).unwrap());
-    for (file, content) in
-        [("config.json", &b"{}"[..]), ("model.safetensors", b"x"), ("README.md", b"# x")]
-    {
+    let folder: [(&str, &[u8]); 3] =
+        [("config.json", b"{}"), ("model.safetensors", b"x"), ("README.md", b"# x")];
+    for (file, content) in folder {
         bench.hub.put(&format!("org/folder/{file}"), content);
     }
     let mut command = slotd(&bench.slotd, &bench.hub, &cache);
@@ -48,12 +48,12 @@ pub(crate) async fn all(bench: &Bench) {
     let end = run(command).await;
     assert_eq!(end.code, Some(0), "{}", end.said);
     bench.hub.forget().await;
-    hugging_face(&cache).await;
     llama_server(&cache).await;
-    assert!(bench.hub.seen().await.is_empty(), "somebody asked the hub");
+    assert!(bench.hub.seen().await.is_empty(), "llama-server asked the hub");
+    hugging_face(&cache, &bench.hub.url).await;
 }
 
-async fn hugging_face(cache: &Path) {
+async fn hugging_face(cache: &Path, hub: &str) {
     let Some(hf) = env::var_os("SLOTD_TEST_HF").map(PathBuf::from) else {
         println!("huggingface_hub is left out: SLOTD_TEST_HF names no `hf`");
         return;
@@ -71,7 +71,15 @@ async fn hugging_face(cache: &Path) {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let end = run(command).await;
     assert!(end.out.contains("model/org/tiny"), "{}{}", end.out, end.said);
-    println!("huggingface_hub found the file, the snapshot and the folder without asking");
+    let mut command = Command::new(&hf);
+    command.args(["cache", "verify", "org/tiny"]).env_clear();
+    command.env("HF_HUB_CACHE", cache).env("HOME", cache).env("HF_ENDPOINT", hub);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let end = run(command).await;
+    assert!(end.out.contains("All checksums match"), "{}{}", end.out, end.said);
+    println!(
+        "huggingface_hub found the file, the snapshot and the folder without asking; `hf cache verify` agrees"
+    );
 }
 
 async fn llama_server(cache: &Path) {

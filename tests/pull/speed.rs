@@ -13,12 +13,12 @@ const MIB: f64 = 1_048_576.0;
 pub(crate) async fn all(bench: &Bench) {
     bench.hub.faults(json!([])).await;
     println!(
-        "\n{:<44} {:>24}  {}",
-        "the same files, into an empty folder", "MiB/s, 3 rounds", "checks hashes"
+        "\n{:<44} {:>24}  checks hashes",
+        "the same files, into an empty folder", "MiB/s, 3 rounds"
     );
-    measure("slotd pull", "yes", bench, || bench.command(&bench.cache("speed"))).await;
+    measure("slotd pull", "yes", bench, || bench.command(&bench.cache())).await;
     measure("slotd pull --jobs 1", "yes", bench, || {
-        let mut command = bench.command(&bench.cache("speed"));
+        let mut command = bench.command(&bench.cache());
         command.args(["--jobs", "1"]);
         command
     })
@@ -33,7 +33,7 @@ pub(crate) async fn all(bench: &Bench) {
         return;
     };
     measure("hf download", "no", bench, || {
-        let cache = bench.cache("speed");
+        let cache = bench.cache();
         let mut command = Command::new(&hf);
         command.args(["download", REPO]).env_clear().env("HF_ENDPOINT", &bench.hub.url);
         command.env("HF_HUB_CACHE", &cache).env("HOME", &cache).env("HF_HUB_DISABLE_XET", "1");
@@ -58,7 +58,7 @@ async fn measure(name: &str, checks: &str, bench: &Bench, command: impl Fn() -> 
 }
 
 fn curl(bench: &Bench, options: &[&str]) -> Command {
-    let folder = bench.cache("speed");
+    let folder = bench.cache();
     fs::create_dir_all(&folder).unwrap();
     let mut command = Command::new("curl");
     command.args(["--silent", "--show-error", "--fail", "--location"]).args(options);

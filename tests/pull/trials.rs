@@ -19,7 +19,7 @@ const KILLS: u32 = 20;
 const MIB: u64 = 1 << 20;
 
 pub(crate) async fn all(bench: &Bench) {
-    println!("{:<44} {:>7} {:>9}  {}", "trial", "s", "MiB sent", "what came of it");
+    println!("{:<44} {:>7} {:>9}  what came of it", "trial", "s", "MiB sent");
     killed(bench).await;
     for (name, faults) in faults(bench) {
         borne(bench, name, faults).await;
@@ -53,7 +53,7 @@ fn whole(bench: &Bench, cache: &Path) {
 }
 
 async fn killed(bench: &Bench) {
-    let cache = bench.cache("killed");
+    let cache = bench.cache();
     bench.hub.faults(json!([])).await;
     bench.hub.forget().await;
     let began = Instant::now();
@@ -79,9 +79,10 @@ async fn killed(bench: &Bench) {
     assert_eq!(end.code, Some(0), "{}", end.said);
     let status: Value = serde_json::from_str(&end.out).unwrap();
     whole(bench, &cache);
-    let resumed = status["resumed_bytes"].as_u64().unwrap();
+    let number = |key: &str| status.get(key).and_then(Value::as_u64).unwrap();
+    let resumed = number("resumed_bytes");
     let sent = sent(bench).await;
-    assert_eq!(resumed + status["fetched_bytes"].as_u64().unwrap(), bench.size);
+    assert_eq!(resumed + number("fetched_bytes"), bench.size);
     let what = format!("{kills} kills; whole; the last pull found {} MiB there", resumed / MIB);
     row("killed (-9) at random", began, sent, &what);
 }
@@ -111,7 +112,7 @@ fn faults(bench: &Bench) -> Vec<(&'static str, Value)> {
 }
 
 async fn borne(bench: &Bench, name: &str, faults: Value) {
-    let cache = bench.cache("borne");
+    let cache = bench.cache();
     bench.hub.faults(faults).await;
     bench.hub.forget().await;
     let began = Instant::now();
@@ -144,7 +145,7 @@ fn lies() -> Vec<(&'static str, Value, &'static str)> {
 }
 
 async fn refused(bench: &Bench, name: &str, faults: Value, said: &str) {
-    let cache = bench.cache("refused");
+    let cache = bench.cache();
     bench.hub.faults(faults).await;
     bench.hub.forget().await;
     let began = Instant::now();
@@ -158,7 +159,7 @@ async fn refused(bench: &Bench, name: &str, faults: Value, said: &str) {
 }
 
 async fn redirected(bench: &Bench) {
-    let cache = bench.cache("redirected");
+    let cache = bench.cache();
     let token = "hf_canary0123456789";
     bench.hub.rules(json!({ "token": token, "send_large_to_other_host": true })).await;
     bench.hub.forget().await;
@@ -176,7 +177,7 @@ async fn redirected(bench: &Bench) {
 }
 
 async fn several(bench: &Bench) {
-    let cache = bench.cache("several");
+    let cache = bench.cache();
     bench.hub.faults(json!([])).await;
     bench.hub.forget().await;
     let began = Instant::now();

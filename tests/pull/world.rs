@@ -94,7 +94,7 @@ impl Hub {
                 target: text(one, "target").unwrap(),
                 range: text(one, "range"),
                 authorization: text(one, "authorization"),
-                sent: one["sent"].as_u64().unwrap(),
+                sent: one.get("sent").and_then(Value::as_u64).unwrap(),
             })
             .collect()
     }
@@ -207,5 +207,6 @@ pub(crate) fn blobs(cache: &Path, repo: &str) -> (u64, usize) {
 /// The first two parts of a path, and the rest.
 fn split(path: &str) -> (&str, &str) {
     let at = path.match_indices('/').nth(1).expect("`org/repo/file`").0;
-    (&path[..at], &path[at + 1..])
+    let (repo, file) = path.split_at(at);
+    (repo, file.trim_start_matches('/'))
 }

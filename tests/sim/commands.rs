@@ -32,7 +32,9 @@ impl Model {
         command: &Command,
     ) -> Checked<Option<(SlotName, Unplanned)>> {
         // A request that comes late is still told.
-        if self.is_finished && !matches!(command, Command::Refuse { .. }) {
+        if self.is_finished
+            && !matches!(command, Command::Refuse { .. } | Command::AnswerRoom { .. })
+        {
             return Err("a command after `Finish`".to_owned());
         }
         match command {

@@ -208,7 +208,6 @@ async fn fetch_all(
     .map_err(broken)?;
     let there = counted.iter().fold(0_u64, |sum, (_, there)| sum.saturating_add(*there));
     work.board.tell(|status| {
-        status.stage = Stage::Downloading;
         status.commit = Some(work.commit.clone());
         (status.files, status.size_bytes) = (counted.len(), size);
     });
@@ -216,6 +215,7 @@ async fn fetch_all(
     if size > there {
         work.room.check(Bytes(size - there))?;
     }
+    work.board.tell(|status| status.stage = Stage::Downloading);
     let mut waiting = counted.into_iter();
     let mut coming = JoinSet::new();
     loop {

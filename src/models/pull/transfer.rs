@@ -36,6 +36,10 @@ pub(super) async fn fetch(work: Arc<Work>, entry: Entry, counted: u64) -> Result
     let lock = work.layout.blob_lock(&entry.hash);
     let held = Arc::new(lock::wait(&lock, |holder| board.held_by(holder)).await?);
     board.held_by_nobody();
+    if work.layout.has_blob(&entry) {
+        // Another may have written it since it was counted.
+        board.count_resumed(entry.size.saturating_sub(counted));
+    }
     let mut is_second = false;
     while !work.layout.has_blob(&entry) {
         let from = work.layout.begun(&entry);

@@ -105,7 +105,7 @@ fn write(
         at = at.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
         if at >= look_at {
             // Another fills the disk: the reserve is for those who serve, not for this.
-            spec.room.check(Bytes(0))?;
+            spec.room.check(Bytes(spec.size.saturating_sub(at)))?;
             look_at = at.saturating_add(LOOK_EVERY);
         }
     }
