@@ -313,6 +313,7 @@ async fn a_slot_is_shown_with_every_key() {
       ],
       "program": "/usr/libexec/slotd/llama-server",
       "since_ms": 3000,
+      "pull": null,
       "attempt": 2,
       "percent": 42,
       "elapsed_ms": 3000,

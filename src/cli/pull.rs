@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn a_pull_shows_how_far_it_is_and_how_long_it_takes() {
         assert_snapshot!(moving(&half(), 85 << 20, 100), @"org/repo:Q8_0  [############------------------]  43 %  1.7 GiB of 4.0 GiB  85 MiB/s  27s left");
-        assert_snapshot!(moving(&half(), 0, 60), @"org/repo:Q8_0  [####------]  43 %  1.7 GiB of 4.0 GiB");
+        assert_snapshot!(moving(&half(), 0, 60), @"org/repo:Q8_0  [#######----------]  43 %  1.7 GiB of 4.0 GiB");
         assert_snapshot!(step(&half()), @"org/repo:Q8_0: 40 % of 4.0 GiB");
         let held = PullStatus { held_by: Some("`slotd` (pid 7)".into()), ..half() };
         assert_snapshot!(moving(&held, 1, 100), @"org/repo:Q8_0: waiting for `slotd` (pid 7), which fetches it");

@@ -131,7 +131,7 @@ fn the_defaults_of_the_schema_are_those_of_the_loader() {
             count += 1;
         }
     }
-    assert_eq!(count, 22);
+    assert_eq!(count, 23);
 }
 
 #[test]
