@@ -180,17 +180,11 @@ impl SlotObject {
         let engine = view.engine.as_ref();
         let last = view.deaths.last();
         let since = now.since(view.since);
-        let (mut attempt, mut percent, mut elapsed_ms, mut retry_in_ms) = (None, None, None, None);
-        if let StateView::Starting { attempt: nth, percent: told, .. } = view.state {
-            (attempt, percent, elapsed_ms) = (Some(nth), told, Some(ms(since)));
-        }
         let (absence, asleep) = outside(&view.state);
         let (waits_for, need) = waiting(&view.state);
-        if let StateView::Coming { percent: told } = view.state {
-            (percent, elapsed_ms) = (told, Some(ms(since)));
-        } else if let StateView::Backoff { retry_at } = view.state {
-            retry_in_ms = Some(ms(retry_at.since(now)));
-        }
+        let (attempt, percent, elapsed_ms) = progress(&view.state, since);
+        let retry_at =
+            if let StateView::Backoff { retry_at } = view.state { Some(retry_at) } else { None };
         Self {
             slot: name.clone(),
             state: view.state.as_str().to_owned(),
@@ -214,7 +208,7 @@ impl SlotObject {
             percent,
             elapsed_ms,
             expected_load_ms: view.expected_load.map(ms),
-            retry_in_ms,
+            retry_in_ms: retry_at.map(|at| ms(at.since(now))),
             waits_for,
             need_bytes: need.map(|need| need.host),
             need_gpu_bytes: need.and_then(|need| need.gpu.as_ref()).map(GpuNeed::least),
@@ -239,6 +233,17 @@ impl SlotObject {
             loads_ms: view.loads.iter().copied().map(ms).collect(),
             deaths: view.deaths.iter().map(|death| DeathObject::of(death)).collect(),
         }
+    }
+}
+
+/// Tells how far a start is: which attempt it is, per cent, and for how long it goes on, in milliseconds.
+fn progress(state: &StateView, since: Duration) -> (Option<u32>, Option<u8>, Option<u64>) {
+    if let StateView::Starting { attempt, percent, .. } = state {
+        (Some(*attempt), *percent, Some(ms(since)))
+    } else if let StateView::Coming { percent } = state {
+        (None, *percent, Some(ms(since)))
+    } else {
+        (None, None, None)
     }
 }
 

@@ -139,9 +139,9 @@ impl Failure {
                 Exit::NoPermission
             }
             Self::Pull(PullFault::Cancelled) | Self::Interrupted { .. } => Exit::Interrupted,
-            Self::Pull(PullFault::Broken(_)) => Exit::Software,
-            Self::Pull(_) => Exit::Unavailable,
-            Self::Answer(_)
+            Self::Pull(fault) if !matches!(fault, PullFault::Broken(_)) => Exit::Unavailable,
+            Self::Pull(_)
+            | Self::Answer(_)
             | Self::Write(_)
             | Self::WriteFile { .. }
             | Self::Encode(_)

@@ -45,10 +45,10 @@ fn told(rules: &[RuleObject]) -> String {
         let RuleObject { rule: name, when, orders, next, fired_unix_ms, .. } = rule;
         let mut text = format!("{name}: {when}: {}\n", orders.join(", "));
         if let Some(next) = next {
-            text += &format!("  next   {next}\n");
+            text.extend(["  next   ", next, "\n"]);
         }
         if let Some(fired) = fired_unix_ms {
-            text += &format!("  fired  {}\n", utc(*fired));
+            text.extend(["  fired  ", &utc(*fired), "\n"]);
         }
         text
     });

@@ -305,10 +305,8 @@ impl ProfileFile {
         let Requests { lane, queue_timeout, on_client_gone, .. } = requests::take(walk);
         let residence = residence::take(walk);
         let engine = take_engine(walk);
-        let parallel = match engine {
-            Some(EngineKey::Command | EngineKey::External) => &PARALLEL_OF_OTHERS,
-            Some(EngineKey::Auto | EngineKey::LlamaServer | EngineKey::Candle) | None => &PARALLEL,
-        };
+        let is_other = matches!(engine, Some(EngineKey::Command | EngineKey::External));
+        let parallel = if is_other { &PARALLEL_OF_OTHERS } else { &PARALLEL };
         Self {
             model: walk.take_text("model"),
             engine,

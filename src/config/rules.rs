@@ -91,14 +91,13 @@ fn take_when(walk: &mut Walk<'_>, slots: &BTreeSet<SlotName>) -> Option<When> {
         _ => None,
     };
     let mut all = [at, signal, pressure, of_slot].into_iter().flatten();
-    match (all.next(), all.next()) {
-        (Some(when), None) => Some(when),
-        _ => {
-            let hint = "write one of `at`, `signal`, `pressure`, `slot` with `becomes`, `slot` with `idle_for`";
-            walk.refuse_here("a rule fires on one thing", hint);
-            None
-        }
+    if let (Some(when), None) = (all.next(), all.next()) {
+        return Some(when);
     }
+    let hint =
+        "write one of `at`, `signal`, `pressure`, `slot` with `becomes`, `slot` with `idle_for`";
+    walk.refuse_here("a rule fires on one thing", hint);
+    None
 }
 
 fn schedule(walk: &mut Walk<'_>, times: &At<String>) -> Option<When> {
@@ -163,7 +162,9 @@ mod tests {
     fn checked(text: &str) -> Result<Vec<Rule>, String> {
         let slots = ["chat", "coder"].map(|slot| slot.parse().unwrap()).into();
         let read = read(Path::new("/etc/slotd/rules.toml"), text, &slots);
-        read.map_err(|faults| faults.iter().map(|fault| format!("{fault}\n")).collect::<String>())
+        read.map_err(|faults| {
+            faults.iter().flat_map(|fault| [fault.to_string(), "\n".to_owned()]).collect()
+        })
     }
 
     #[test]

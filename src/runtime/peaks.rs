@@ -49,6 +49,7 @@ impl PeakBook {
     }
 
     /// Watches what an engine takes, by its process group, until it is dropped.
+    #[expect(clippy::infinite_loop, reason = "it ends by being dropped")]
     pub(super) async fn watch(&self, group: u32, key: Option<&str>) -> Infallible {
         let Some(key) = key else { return std::future::pending().await };
         let mut noted = 0_u64;

@@ -60,7 +60,6 @@ struct Book {
 }
 
 /// Follows the rules until it is dropped.
-#[expect(clippy::infinite_loop, reason = "it ends by being dropped")]
 pub(super) async fn follow(mut rules: watch::Receiver<Arc<[Rule]>>, hands: Hands) -> Infallible {
     let mut news = hands.news.subscribe();
     let mut ticks = interval(PERIOD);
@@ -228,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_rest_counts_once_and_the_next_one_again() {
-        let mut book = book(When::Idle("chat".parse().unwrap(), Duration::from_secs(60)));
+        let mut book = book(When::Idle("chat".parse().unwrap(), Duration::from_mins(1)));
         let idle = |seconds: Option<u64>| -> IdleFor {
             Arc::new(move |_| seconds.map(Duration::from_secs))
         };

@@ -195,8 +195,8 @@ fn tools(
         checks,
         pulls,
         suspects,
-        uses,
         peaks,
+        uses,
         machine,
         environment,
     })

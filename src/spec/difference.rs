@@ -66,8 +66,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
         residence,
         requests,
     } = before;
-    let mut found = Found(Vec::new());
-    found.compare_engine(before, after);
+    let mut found = Found::of_engines(before, after);
     found.compare("aliases", Live, list(aliases), list(&after.aliases));
     found.compare("routes", Live, list(routes), list(&after.routes));
     found.compare("capabilities", Restart, offered(capabilities), offered(&after.capabilities));
@@ -83,6 +82,7 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
         ("autostart", autostart.to_string(), after.autostart.to_string()),
         ("essential", essential.to_string(), after.essential.to_string()),
         ("max_restarts", max_restarts.to_string(), after.max_restarts.to_string()),
+        ("pull", pull_word(*pull).to_owned(), pull_word(after.pull).to_owned()),
     ] {
         found.compare(key, Live, before, after);
     }
@@ -95,7 +95,6 @@ pub fn differences(before: &Profile, after: &Profile) -> Vec<Difference> {
     found.compare_requests(requests, &after.requests);
     found.compare_residence(residence, &after.residence);
     found.compare("on_exit", Restart, exit_word(*on_exit), exit_word(after.on_exit));
-    found.compare("pull", Live, pull_word(*pull), pull_word(after.pull));
     found.0
 }
 
@@ -115,16 +114,18 @@ impl Found {
         }
     }
 
-    fn compare_engine(&mut self, before: &Profile, after: &Profile) {
+    fn of_engines(before: &Profile, after: &Profile) -> Self {
+        let mut found = Self(Vec::new());
         let (engine, next) = (&before.engine, &after.engine);
-        self.compare("model", Reach::Restart, named(before), named(after));
-        self.compare("engine", Reach::Restart, engine.as_str(), next.as_str());
-        self.compare("command", Reach::Restart, command(engine), command(next));
+        found.compare("model", Reach::Restart, named(before), named(after));
+        found.compare("engine", Reach::Restart, engine.as_str(), next.as_str());
+        found.compare("command", Reach::Restart, command(engine), command(next));
         let (stop, next_stop) = (&before.stop_command, &after.stop_command);
-        self.compare("stop_command", Reach::Restart, list(stop), list(next_stop));
-        self.compare("url", Reach::Restart, url(before), url(after));
-        self.compare("args", Reach::Restart, list(&before.args), list(&after.args));
-        self.compare_env(before, after);
+        found.compare("stop_command", Reach::Restart, list(stop), list(next_stop));
+        found.compare("url", Reach::Restart, url(before), url(after));
+        found.compare("args", Reach::Restart, list(&before.args), list(&after.args));
+        found.compare_env(before, after);
+        found
     }
 
     /// All of them are what an engine is started with.

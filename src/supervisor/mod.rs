@@ -263,14 +263,12 @@ impl Supervisor {
 
     /// Takes room to climb away where it is promised to others.
     fn weigh_climb(&self, slot: &Slot, input: Input) -> Input {
-        match input {
-            Input::RoomMeasured { in_flight, idle_for, free: Some(_) }
-                if !self.has_room_above(slot) =>
-            {
-                Input::RoomMeasured { in_flight, idle_for, free: None }
-            }
-            input => input,
+        if let Input::RoomMeasured { in_flight, idle_for, free: Some(_) } = input
+            && !self.has_room_above(slot)
+        {
+            return Input::RoomMeasured { in_flight, idle_for, free: None };
         }
+        input
     }
 
     /// Tells whether an input wants a slot up that the end of the daemon takes down.
@@ -370,7 +368,7 @@ impl Supervisor {
             self.tell(&name, Input::Removed, commands);
         }
         // All are there before the first starts: each start thinks of those that are still to come.
-        let is_new = |name: &&SlotName| !self.slots.contains_key(*name);
+        let is_new = |name: &&SlotName| !self.slots.contains_key(name);
         let added: BTreeSet<_> = profiles.keys().filter(is_new).cloned().collect();
         for name in &added {
             if let Some(profile) = profiles.get(name) {

@@ -13,7 +13,7 @@ use super::{
 /// Work for a sequence.
 #[derive(Clone, Debug)]
 pub(super) enum Job {
-    Generate(Generate),
+    Generate(Box<Generate>),
     /// Gives one vector for these tokens.
     Embed(Vec<u32>),
 }

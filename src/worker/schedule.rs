@@ -367,7 +367,7 @@ mod tests {
 
     fn ask(schedule: &mut Schedule, generate: Generate) -> Asked {
         let (events, told) = channel(CONTEXT + 8);
-        schedule.waiting.push_back((Job::Generate(generate.clone()), events));
+        schedule.waiting.push_back((Job::Generate(Box::new(generate.clone())), events));
         Asked { generate, told: Some(told), has_begun: false, text: String::new(), done: None }
     }
 
@@ -420,7 +420,7 @@ mod tests {
             let mut asked: Vec<Asked> = Vec::new();
             for _ in 0..60 {
                 if asked.len() < 20 && random.random_bool(0.5) {
-                    let temperature = if random.random_bool(0.5) { 0.0 } else { 1.2 };
+                    let temperature = [0.0, 1.2][usize::from(random.random_bool(0.5))];
                     let sampling = Sampling { temperature, seed, ..Sampling::default() };
                     let most = random.random_range(1..30);
                     let generate = generate(prompt(&mut random), most, sampling);

@@ -44,7 +44,7 @@ struct Client {
 #[derive(Debug)]
 enum Phase {
     Embedding { tokens: Vec<u32>, sum: Vec<f32> },
-    Prompt { generate: Generate, scores: Vec<Scored> },
+    Prompt { generate: Box<Generate>, scores: Vec<Scored> },
     Answer(Box<Answer>),
 }
 
@@ -186,7 +186,7 @@ impl Running {
         let Self { client, phase } = self;
         let (mut answer, mut logits) = match phase {
             Phase::Embedding { tokens, sum } => {
-                let sum = rows.into_iter().fold(sum, added);
+                let sum = rows.into_iter().fold(sum, |sum, row| added(sum, &row));
                 if at < tokens.len() {
                     return Some(Self { client, phase: Phase::Embedding { tokens, sum } });
                 }
@@ -205,7 +205,7 @@ impl Running {
                 if generate.score_prompt {
                     client.events.try_send(Event::PromptScores(scores)).ok()?;
                 }
-                (Box::new(Answer::new(generate, client.begun.elapsed())), rows.into_iter().last()?)
+                (Box::new(Answer::new(*generate, client.begun.elapsed())), rows.into_iter().last()?)
             }
             Phase::Answer(answer) => (answer, rows.into_iter().last()?),
         };
@@ -316,8 +316,14 @@ fn tell(events: &Sender<Event>, piece: Piece) -> Option<()> {
     events.try_send(Event::Text(piece)).ok()
 }
 
-fn added(sum: Vec<f32>, row: Vec<f32>) -> Vec<f32> {
-    if sum.is_empty() { row } else { sum.iter().zip(row).map(|(sum, x)| sum + x).collect() }
+fn added(mut sum: Vec<f32>, row: &[f32]) -> Vec<f32> {
+    if sum.is_empty() {
+        return row.to_vec();
+    }
+    for (sum, x) in sum.iter_mut().zip(row) {
+        *sum += x;
+    }
+    sum
 }
 
 /// The mean of hidden states has the direction of their sum, and only that survives the scaling to

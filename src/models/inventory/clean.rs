@@ -232,7 +232,7 @@ impl Planning<'_> {
             let file = File::open(&lock.path);
             file.is_ok_and(|file| FileExt::try_lock_exclusive(&file).is_err())
         };
-        if !lock.name.ends_with(".lock") || stat.size > 0 {
+        if Path::new(&lock.name).extension().is_none_or(|kind| kind != "lock") || stat.size > 0 {
             return;
         }
         if is_held() {

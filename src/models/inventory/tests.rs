@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -213,7 +214,7 @@ fn loops_hostile_names_and_closed_doors_are_one_line_each() {
     symlink("self", world.path("models/a/self")).unwrap();
     symlink(world.path("models/a"), world.path("models/b")).unwrap();
     fs::create_dir_all(world.path("models/a/folder.gguf")).unwrap();
-    nix::unistd::mkfifo(&world.path("models/a/pipe.gguf"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    mkfifo(&world.path("models/a/pipe.gguf"), Mode::S_IRWXU).unwrap();
     world.write("hub/models--broken/refs/main", &[0xff; 40]);
     world.write("hub/models--org--lost/refs/main", COMMIT.as_bytes());
     world.write("ollama/manifests/registry.ollama.ai/library/bad/latest", b"{");
@@ -411,7 +412,7 @@ fn only_what_nobody_needs_may_go() {
     let open = fs::File::open(world.path("models/m.gguf.part")).unwrap();
     let plan_of =
         |older_than, revisions, served: &[PathBuf]| planned(&world, older_than, revisions, served);
-    let week = Duration::from_secs(7 * 86_400);
+    let week = Duration::from_hours(7 * 24);
     insta::assert_snapshot!(plan_of(week, Revisions::Stay, &[]).0, @r"
     partial 20 HOME/hub/models--org--tiny/blobs/USED.1a2b3c4d.incomplete
     blob 50 HOME/hub/models--org--tiny/blobs/LONE

@@ -100,10 +100,8 @@ impl Stage {
 impl PullStatus {
     /// Notes that it has ended without the model.
     pub fn fail(&mut self, fault: &PullFault) {
-        self.stage = match fault {
-            PullFault::Cancelled => Stage::Cancelled,
-            _ => Stage::Failed,
-        };
+        let is_wanted = matches!(fault, PullFault::Cancelled);
+        self.stage = if is_wanted { Stage::Cancelled } else { Stage::Failed };
         self.held_by = None;
         self.code = Some(fault.code().to_owned());
         self.error = Some(said(fault));

@@ -130,9 +130,9 @@ async fn an_engine_that_nobody_has_asked_yet_is_as_old_as_the_last_use_of_its_sl
     assert_eq!(gate.unused_for(), Duration::ZERO, "it may have been loaded for a request");
     tokio::time::advance(Duration::from_mins(1)).await;
     assert_eq!(gate.unused_for(), Duration::from_hours(1));
-    let mut used = lease(&gate, Duration::from_secs(1)).await.unwrap();
-    used.note_answer();
-    drop(used);
+    let mut lent = lease(&gate, Duration::from_secs(1)).await.unwrap();
+    lent.note_answer();
+    drop(lent);
     assert_eq!(gate.unused_for(), Duration::ZERO);
     assert_eq!(uses.all()[gate.slot()], (2, 3_600_000));
     // What was not answered is no use: the client tries it again.

@@ -220,7 +220,7 @@ impl Supervisor {
         let comes = |slot: &&Slot| {
             matches!(slot.state, State::Sizing { cause: Cause::Keep, fetched: None, .. })
         };
-        self.slots.values().filter(comes).map(|slot| slot.priority()).max()
+        self.slots.values().filter(comes).map(Slot::priority).max()
     }
 
     /// Returns how long those that wait for a slot have waited, all together; `None` where a person has asked,

@@ -167,7 +167,7 @@ impl Supervisor {
             return;
         }
         let may_return = |(name, source): &(&SlotName, &Source)| {
-            let slot = self.slots.get(*name).filter(|_| !self.relief.is_short_of(**source));
+            let slot = self.slots.get(name).filter(|_| !self.relief.is_short_of(**source));
             slot.is_some_and(|slot| {
                 slot.restore() == Restore::WhenIdle && matches!(slot.state, State::Offline)
             })

@@ -71,7 +71,7 @@ impl Request {
 
     async fn one(&self, index: usize) -> Result<(Json, Done), Refusal> {
         let job = self.jobs.get(index).ok_or_else(|| Refusal::internal("a choice has no job"))?;
-        let mut events = self.engine.submit(Job::Generate(job.clone())).await?;
+        let mut events = self.engine.submit(Job::Generate(Box::new(job.clone()))).await?;
         let mut text = self.prompt_text(job);
         let mut scores = Vec::new();
         while let Some(event) = events.recv().await {
@@ -185,7 +185,7 @@ impl Streaming {
         let prompt = self.request.prompt_text(&job);
         let engine = Arc::clone(&self.request.engine);
         let scores_prompt = job.score_prompt;
-        self.events = Some(engine.submit(Job::Generate(job)).await?);
+        self.events = Some(engine.submit(Job::Generate(Box::new(job))).await?);
         self.offset = 0;
         if let Some(choice) = self.request.envelope.opening(self.index) {
             self.send(&choice, None);

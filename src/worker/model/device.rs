@@ -65,7 +65,11 @@ impl DeviceLayer {
         let attended = self.attend((shape, index), &normed, parts, rotation)?;
         let hidden = (hidden + self.output.forward(&attended)?)?;
         let normed = ops::rms_norm(&hidden, &self.feed_forward_norm, shape.norm_epsilon)?;
-        let [gate, up] = self.gate_up.forward(&normed)?.try_into().map_err(candle_wrong)?;
+        let [gate, up] = self
+            .gate_up
+            .forward(&normed)?
+            .try_into()
+            .map_err(|parts: Vec<Tensor>| candle_wrong(&parts))?;
         let inner = (gate.silu()? * up)?;
         hidden + self.down.forward(&inner)?
     }
@@ -78,7 +82,8 @@ impl DeviceLayer {
         rotation: &Rotation,
     ) -> Result<Tensor> {
         let outputs = self.qkv.forward(inputs)?;
-        let [queries, keys, values] = outputs.try_into().map_err(candle_wrong)?;
+        let [queries, keys, values] =
+            outputs.try_into().map_err(|parts: Vec<Tensor>| candle_wrong(&parts))?;
         let mut first = 0_usize;
         let mut mixed = Vec::with_capacity(parts.len());
         for part in parts {
@@ -106,7 +111,7 @@ impl DeviceLayer {
     }
 }
 
-fn candle_wrong(parts: Vec<Tensor>) -> candle_core::Error {
+fn candle_wrong(parts: &[Tensor]) -> candle_core::Error {
     candle_core::Error::Msg(format!("a layer's matrices gave {} outputs", parts.len()))
 }
 
