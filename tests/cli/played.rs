@@ -20,6 +20,7 @@ use slotd::{
         death::{Confidence, Death, Phase, Verdict},
         edit::Edits,
         pressure::Strain,
+        profile::Profile,
         residence::Orders,
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, Snapshot, StateView},
