@@ -129,6 +129,11 @@ async fn help_names_every_subcommand_and_exit_code() {
        78  the settings have faults
       130  interrupted
     ");
+}
+
+#[tokio::test]
+async fn a_bare_call_is_a_fault_and_the_version_is_none() {
+    let dir = scratch(&[]);
     let nothing: [&str; 0] = [];
     assert_eq!(run(dir.path(), nothing).await.status.code(), Some(64));
     assert_eq!(run(dir.path(), ["--version"]).await.status.code(), Some(0));

@@ -99,7 +99,6 @@ impl Machine {
             hang_timeout: None,
             idle_timeout: None,
             on_exit: OnExit::Stop,
-            pull: Pull::Never,
             residence: Residence::default(),
             requests: Requests::default(),
         }

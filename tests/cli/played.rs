@@ -20,6 +20,7 @@ use slotd::{
         death::{Confidence, Death, Phase, Verdict},
         edit::Edits,
         pressure::Strain,
+        profile::Profile,
         residence::Orders,
     },
     supervisor::{EngineInfo, Event, SlotEvent, SlotView, Snapshot, StateView},
@@ -61,36 +62,38 @@ fn request() -> RequestObject {
     }
 }
 
+fn offline(profile: Arc<Profile>) -> SlotView {
+    SlotView {
+        profile,
+        state: StateView::Offline,
+        since: Monotime::default(),
+        generation: Generation::default(),
+        engine: None,
+        rung: None,
+        rung_index: 0,
+        edits: Edits::default(),
+        tally: 0,
+        restarts: 0,
+        waiting: 0,
+        promised: None,
+        displaced_by: None,
+        relieved: None,
+        orders: Orders::default(),
+        expected_load: None,
+        rss: None,
+        deaths: Vec::new(),
+        loads: Vec::new(),
+    }
+}
+
 impl Played {
     /// Starts with these slots, all offline.
     pub(crate) fn start(slots: &[&str]) -> Self {
         let profiles: Vec<_> = slots.iter().map(|slot| (*slot, "model = \"m.gguf\"")).collect();
         let dir = scratch(&profiles);
         let loaded = config::load(&[dir.path().join("profiles")], &config::Context::default());
-        let views = loaded.profiles.into_iter().map(|(name, profile)| {
-            let view = SlotView {
-                profile,
-                state: StateView::Offline,
-                since: Monotime::default(),
-                generation: Generation::default(),
-                engine: None,
-                rung: None,
-                rung_index: 0,
-                edits: Edits::default(),
-                tally: 0,
-                restarts: 0,
-                waiting: 0,
-                promised: None,
-                displaced_by: None,
-                relieved: None,
-                orders: Orders::default(),
-                expected_load: None,
-                rss: None,
-                deaths: Vec::new(),
-                loads: Vec::new(),
-            };
-            (name, Arc::new(view))
-        });
+        let views =
+            loaded.profiles.into_iter().map(|(name, profile)| (name, Arc::new(offline(profile))));
         let snapshot = Arc::new(Snapshot { generation: 1, slots: views.collect() });
         let (snapshots, seen) = watch::channel(snapshot);
         let (mailbox, inbox) = mailbox::channel();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use slotd::{
     spec::{
-        Bytes, WaiterId,
+        Bytes, SlotName, WaiterId,
         memory::{Basis, GpuNeed, Need},
         residence::StayOrder,
     },
@@ -39,7 +39,7 @@ fn of_host(gib: u64) -> RoomRequest {
 }
 
 fn names(answer: &RoomAnswer) -> Vec<&str> {
-    answer.going.iter().map(|name| name.as_str()).collect()
+    answer.going.iter().map(SlotName::as_str).collect()
 }
 
 #[test]

@@ -91,13 +91,7 @@ fn hold_room(machine: &Machine, after: &Snapshot) {
 
 /// Whoever makes room is not pinned; and one that works does so only when it is another's turn.
 fn hold_drain(machine: &Machine, event: &Event, before: &Snapshot, slot: &SlotName) {
-    let is_ordered = matches!(event, Event::Slot { slot: of, event } if of == slot
-        && matches!(event, SlotEvent::UnloadRequested | SlotEvent::RestartRequested));
-    let is_ordered =
-        is_ordered || matches!(event, Event::StayOrdered { slot: of, .. } if of == slot);
-    let climbs = matches!(event, Event::Slot { slot: of, event: SlotEvent::Child { event, .. } }
-        if of == slot && matches!(event, ChildEvent::RoomMeasured { .. }));
-    if is_ordered || climbs {
+    if is_own_reason(event, slot) {
         return;
     }
     let residence = &machine.profiles[slot].residence;
@@ -121,6 +115,19 @@ fn hold_drain(machine: &Machine, event: &Event, before: &Snapshot, slot: &SlotNa
         is_queued && machine.now.since(view.since) >= machine.policy.turn_after
     });
     assert!(in_flight == 0 || waits_for_long, "{slot} worked, and nobody waited for long");
+}
+
+/// Tells whether a slot goes for itself: it was ordered, or climbs.
+fn is_own_reason(event: &Event, slot: &SlotName) -> bool {
+    match event {
+        Event::StayOrdered { slot: of, .. } => of == slot,
+        Event::Slot { slot: of, event } if of == slot => match event {
+            SlotEvent::UnloadRequested | SlotEvent::RestartRequested => true,
+            SlotEvent::Child { event, .. } => matches!(event, ChildEvent::RoomMeasured { .. }),
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 fn is_pinned(machine: &Machine, slot: &SlotName) -> bool {

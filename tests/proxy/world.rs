@@ -321,7 +321,6 @@ fn profile(slot: &str) -> Profile {
         hang_timeout: None,
         idle_timeout: None,
         on_exit: OnExit::Stop,
-        pull: Pull::Never,
         residence: Residence::default(),
         requests: Requests::default(),
     }

@@ -76,13 +76,14 @@ impl Daemon {
         let reading = async {
             while let Some(chunk) = answer.chunk().await.unwrap() {
                 buffer.extend_from_slice(&chunk);
-                while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-                    let line: Vec<u8> = buffer.drain(..=end).collect();
-                    let value: Value = serde_json::from_slice(&line).unwrap();
-                    seen.push(value.clone());
-                    if wanted(&value) {
-                        return;
-                    }
+                let lines = buffer.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+                let lines: Vec<u8> = buffer.drain(..lines).collect();
+                let values = serde_json::Deserializer::from_slice(&lines).into_iter::<Value>();
+                let news = seen.len();
+                seen.extend(values.map(Result::unwrap));
+                if let Some(at) = seen.iter().skip(news).position(&wanted) {
+                    seen.truncate(news + at + 1);
+                    return;
                 }
             }
         };

@@ -16,6 +16,7 @@ use crate::{
 
 const MODEL: &str = "o/r/m-Q4_K_M.gguf";
 const SIZE: usize = 3 << 20;
+const BYTES: u64 = 3 << 20;
 
 fn world() -> World {
     World::new(&[(MODEL, &content(1, SIZE))])
@@ -56,8 +57,8 @@ async fn a_pull_that_is_killed_goes_on_where_it_was() {
     assert_eq!(fetches[0].range.as_deref(), Some(&*format!("bytes={begun}-")));
     let status: serde_json::Value = serde_json::from_str(&end.out).unwrap();
     assert_eq!(status["resumed_bytes"], json!(begun));
-    assert_eq!(status["fetched_bytes"], json!(SIZE as u64 - begun));
-    assert_eq!(sent(&world).await, SIZE as u64 - begun);
+    assert_eq!(status["fetched_bytes"], json!(BYTES - begun));
+    assert_eq!(sent(&world).await, BYTES - begun);
 }
 
 #[tokio::test]
@@ -74,7 +75,7 @@ async fn a_network_that_breaks_off_or_falls_silent_is_borne() {
     let end = world.pull(&["o/r"]).await;
     assert_eq!(end.code, Some(0), "{}", end.said);
     is_whole(&world);
-    assert_eq!(sent(&world).await, SIZE as u64);
+    assert_eq!(sent(&world).await, BYTES);
     assert!(end.said.contains("silent for 2 s"), "{}", end.said);
 }
 

@@ -18,8 +18,7 @@ const FILES: [&str; 7] = [
 ];
 
 fn world() -> World {
-    let contents: Vec<_> =
-        FILES.iter().enumerate().map(|(at, _)| content(at as u64 + 1, 300_000)).collect();
+    let contents: Vec<_> = (1..).zip(FILES).map(|(seed, _)| content(seed, 300_000)).collect();
     let files: Vec<_> =
         FILES.iter().zip(&contents).map(|(path, bytes)| (*path, bytes.as_slice())).collect();
     World::new(&files)

@@ -103,7 +103,7 @@ async fn llama_server(cache: &Path) {
         }
         false
     };
-    let is_ready = timeout(Duration::from_secs(120), ready).await.unwrap_or(false);
+    let is_ready = timeout(Duration::from_mins(2), ready).await.unwrap_or(false);
     child.kill().await.unwrap();
     assert!(is_ready, "{}", said.join("\n"));
     println!("llama-server -hf org/tiny --offline served it");

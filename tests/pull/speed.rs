@@ -51,7 +51,11 @@ async fn measure(name: &str, checks: &str, bench: &Bench, command: impl Fn() -> 
         let end = run(command).await;
         let seconds = began.elapsed().as_secs_f64();
         assert_eq!(end.code, Some(0), "{name}: {}{}", end.out, end.said);
-        #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::as_conversions,
+            reason = "a figure for people"
+        )]
         speeds.push(format!("{:.0}", bench.size as f64 / MIB / seconds));
     }
     println!("{name:<44} {:>24}  {checks}", speeds.join(", "));

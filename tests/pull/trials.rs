@@ -157,9 +157,9 @@ async fn refused(bench: &Bench, name: &str, faults: Value, said: &str) {
     assert_eq!(end.code, Some(69), "{name}: {}", end.said);
     assert!(end.said.contains(said), "{name}: {}", end.said);
     assert!(!folder(&cache, REPO).join("refs/main").exists());
-    let (begun, kept) = blobs(&cache, REPO);
-    let sent = sent(bench).await;
-    row(name, began, sent, &format!("said; {kept} files and {} MiB of others kept", begun / MIB));
+    let (partial, kept) = blobs(&cache, REPO);
+    let came = sent(bench).await;
+    row(name, began, came, &format!("said; {kept} files and {} MiB of others kept", partial / MIB));
 }
 
 async fn redirected(bench: &Bench) {
@@ -215,18 +215,18 @@ async fn full(bench: &Bench) {
         command.args(["--reserve", "0B", "--limit-rate", &format!("{}B", bench.size / 4)]);
         let pulling = tokio::spawn(run(command));
         // All but an odd rest that the pull runs into.
-        let filler = bench.size + 64 * MIB - bench.size / share - 12_345 * round;
+        let length = bench.size + 64 * MIB - bench.size / share - 12_345 * round;
         while used(&cache) < bench.size / 20 {
             sleep(Duration::from_millis(5)).await;
         }
-        let fill = place.join("filler");
-        let file = fs::File::create(&fill).unwrap();
-        fs2::FileExt::allocate(&file, filler.saturating_sub(used(&cache))).unwrap();
+        let full = place.join("filler");
+        let file = fs::File::create(&full).unwrap();
+        fs2::FileExt::allocate(&file, length.saturating_sub(used(&cache))).unwrap();
         let end: End = pulling.await.unwrap();
         assert_eq!(end.code, Some(69), "{}", end.said);
         assert!(end.said.contains("more are needed with 0 B to stay free"), "{}", end.said);
-        let (begun, kept) = blobs(&cache, REPO);
-        fs::remove_file(&fill).unwrap();
+        let (partial, kept) = blobs(&cache, REPO);
+        fs::remove_file(&full).unwrap();
         let end = run({
             let mut command = bench.command(&cache);
             command.args(["--reserve", "0B"]);
@@ -235,9 +235,9 @@ async fn full(bench: &Bench) {
         .await;
         assert_eq!(end.code, Some(0), "{}", end.said);
         whole(bench, &cache);
-        let sent = sent(bench).await;
-        let what = format!("said, with {kept} whole and {} MiB begun; then whole", begun / MIB);
-        row("a disk that fills up", began, sent, &what);
+        let came = sent(bench).await;
+        let what = format!("said, with {kept} whole and {} MiB begun; then whole", partial / MIB);
+        row("a disk that fills up", began, came, &what);
         drop(disk);
     }
 }

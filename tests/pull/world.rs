@@ -197,7 +197,7 @@ pub(crate) fn blobs(cache: &Path, repo: &str) -> (u64, usize) {
         whole += 1;
         if name.len() == 64 {
             let sum = Sha256::digest(fs::read(entry.path()).unwrap());
-            let hex: String = sum.iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex = sum.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
             assert_eq!(hex, name, "a file has the name of a whole one and is none");
         }
     }

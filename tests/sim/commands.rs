@@ -39,17 +39,13 @@ impl Model {
         }
         match command {
             Command::Size { slot, generation, profile } => {
-                let is_current = self.is_in_force(slot, profile);
-                check(is_current, || "a start with a profile that is not in force".to_owned())?;
-                check(self.shutdown_at.is_none(), || "a start while shutting down".to_owned())?;
+                self.may_start(slot, profile)?;
                 check(!profile.is_external(), || "a start of what is not ours".to_owned())?;
                 self.truth(slot)?.size(moment, *generation)?;
             }
             Command::ReadMemory => {}
             Command::Spawn { slot, generation, profile, rung, cores, .. } => {
-                let is_current = self.is_in_force(slot, profile);
-                check(is_current, || "a spawn with a profile that is not in force".to_owned())?;
-                check(self.shutdown_at.is_none(), || "a spawn while shutting down".to_owned())?;
+                self.may_start(slot, profile)?;
                 self.give_cores(slot, *cores)?;
                 self.truth(slot)?.spawn(*generation)?;
                 self.truth(slot)?.stand(*rung)?;
@@ -64,11 +60,7 @@ impl Model {
                 return Ok(given_up.map(|death| (slot.clone(), death)));
             }
             Command::Drain { slot, generation } => {
-                let is_short = self.strain.of_memory().next().is_some();
-                let is_asked_for_room = self.slots.iter().any(|(name, truth)| {
-                    name != slot && matches!(truth.child, Child::Queued | Child::None)
-                });
-                let is_asked_for_room = is_asked_for_room || is_short || !self.rooms.is_empty();
+                let is_asked_for_room = self.is_asked_for_room(slot);
                 let truth = self.truth(slot)?;
                 truth.is_present(*generation)?;
                 truth.drain(moment, slot, is_asked_for_room)?;
@@ -94,13 +86,31 @@ impl Model {
                 let is_plain = answer.refused.is_none() || answer.going.is_empty();
                 check(is_plain, || "refused, and somebody goes for it".to_owned())?;
             }
-            Command::Finish => {
-                check(self.shutdown_at.is_some(), || "`Finish` without a shutdown".to_owned())?;
-                check(self.all_gone(), || "`Finish` while a child lives".to_owned())?;
-                self.is_finished = true;
-            }
+            Command::Finish => self.finish()?,
         }
         Ok(None)
+    }
+
+    fn may_start(&self, slot: &SlotName, profile: &Arc<Profile>) -> Checked {
+        let is_current = self.is_in_force(slot, profile);
+        check(is_current, || "a start with a profile that is not in force".to_owned())?;
+        check(self.shutdown_at.is_none(), || "a start while shutting down".to_owned())
+    }
+
+    /// Tells whether somebody wants room that `slot` may have to make.
+    fn is_asked_for_room(&self, slot: &SlotName) -> bool {
+        let waits = |truth: &Truth| matches!(truth.child, Child::Queued | Child::None);
+        let is_short = self.strain.of_memory().next().is_some();
+        is_short
+            || !self.rooms.is_empty()
+            || self.slots.iter().any(|(name, truth)| name != slot && waits(truth))
+    }
+
+    fn finish(&mut self) -> Checked {
+        check(self.shutdown_at.is_some(), || "`Finish` without a shutdown".to_owned())?;
+        check(self.all_gone(), || "`Finish` while a child lives".to_owned())?;
+        self.is_finished = true;
+        Ok(())
     }
 
     fn measure_room(&mut self, slot: &SlotName, generation: Generation) -> Checked {

@@ -337,12 +337,8 @@ impl Player {
         let event = match truth.child {
             Child::None => return None,
             Child::Queued => return Some(self.reading(choice)),
-            Child::Sizing if choice.is_multiple_of(16) => spawn_failed(choice),
             Child::Ordered { .. } if choice.is_multiple_of(4) => spawn_failed(choice),
-            Child::Sizing if choice % 16 == 1 => {
-                ChildEvent::Progressed { percent: u8::try_from(choice % 101).unwrap_or(100) }
-            }
-            Child::Sizing => sized(need(choice)),
+            Child::Sizing => while_sizing(choice),
             Child::Ordered { .. } => spawned(pid_of(truth.generation)),
             Child::Dead { .. } => ChildEvent::Reaped,
             Child::Outside(outside) if outside.drain.is_some() => ChildEvent::Drained,
@@ -482,5 +478,14 @@ fn spawn_failed(choice: usize) -> ChildEvent {
         reason: "it could not be started".to_owned(),
         at_unix_ms: 0,
         engine: None,
+    }
+}
+
+/// What may come of an order to size: a fault, news of a download, a need.
+fn while_sizing(choice: usize) -> ChildEvent {
+    match choice % 16 {
+        0 => spawn_failed(choice),
+        1 => ChildEvent::Progressed { percent: u8::try_from(choice % 101).unwrap_or(100) },
+        _ => sized(need(choice)),
     }
 }
