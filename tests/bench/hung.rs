@@ -64,8 +64,10 @@ pub(crate) async fn hung(programs: &Programs) {
     set(&driver, "hang\n");
     // The reading of before counts for four seconds.
     sleep(Duration::from_secs(5)).await;
-    daemon.order("later", "load").await;
     let during = measure(programs, &daemon, &notes).await;
+    daemon.order("later", "load").await;
+    daemon.until("later", "queued").await;
+    sleep(Duration::from_secs(1)).await;
     let waited = daemon.view("later").await["waits_for"].as_str().map(ToOwned::to_owned);
     set(&driver, "present 8000 8000\n");
     let back = Instant::now();

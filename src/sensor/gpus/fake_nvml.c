@@ -19,7 +19,7 @@ static int line(unsigned index, char *word, unsigned long long *total, unsigned 
             *total = *free_ = 0;
             sscanf(text, "%31s %llu %llu", word, total, free_);
             fclose(file);
-            if (!strcmp(word, "hang")) { usleep(10000); goto again; }
+            if (!strcmp(word, "hang")) { usleep(200000); goto again; }
             return strcmp(word, "lost") ? OK : LOST;
         }
         fclose(file);
@@ -37,7 +37,7 @@ int nvmlInit_v2(void) {
         if (!fgets(text, sizeof text, file)) text[0] = 0;
         fclose(file);
         if (strncmp(text, "hang-init", 9)) return OK;
-        usleep(10000);
+        usleep(200000);
     }
 }
 int nvmlShutdown(void) { return OK; }
