@@ -349,6 +349,12 @@ impl Player {
             }
             // Few come as far as a climb.
             Child::Alive(_) if truth.ladder.is_on_trial && choice.is_multiple_of(2) => death,
+            Child::Alive(alive)
+                if alive.is_ready && truth.ladder.rung > 0 && choice.is_multiple_of(4) =>
+            {
+                let (in_flight, idle_for) = (0, Duration::from_secs(31));
+                ChildEvent::RoomMeasured { in_flight, idle_for, free: Some(Bytes(1 << 33)) }
+            }
             Child::Alive(_) if choice.is_multiple_of(5) => death,
             Child::Alive(alive) if alive.is_ready && choice % 8 > 5 => ChildEvent::RoomMeasured {
                 in_flight: u32::from(choice % 16 > 14),
