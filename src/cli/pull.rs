@@ -190,6 +190,10 @@ impl View {
             out::note(&format!("{ERASE}{}", moving(status, self.speed, width)));
             return;
         }
+        // Nothing is asked yet, and offline nothing will be.
+        if status.stage == Stage::Waiting && status.held_by.is_none() {
+            return;
+        }
         let line = step(status);
         if self.last != line {
             out::note(&format!("{line}\n"));

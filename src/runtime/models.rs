@@ -18,7 +18,7 @@ use crate::{
         inventory::{Headers, Stores, User, lacking, scan},
         whereabouts,
     },
-    spec::profile::Profile,
+    spec::profile::{Profile, Pull},
     supervisor::Snapshot,
 };
 
@@ -50,6 +50,10 @@ pub(super) fn lack(tools: &Arc<Tools>) -> admin::LackReader {
     Arc::new(move |profile: Arc<Profile>| {
         let tools = Arc::clone(&tools);
         let looking = spawn_blocking(move || {
+            // What is missing is fetched by the start itself.
+            if profile.pull == Pull::Auto {
+                return None;
+            }
             let hub = hub_cache_dir(&|name| variable(&tools, name)).unwrap_or_default();
             lacking(profile.model.as_ref()?, &hub).map(|lacking| json!(lacking))
         });

@@ -155,7 +155,8 @@ impl Supervisor {
             Event::StayOrdered { slot, order } => self.order_stay(&slot, order, commands),
             Event::RoomRequested(request) => {
                 self.rooms.push(request);
-                self.look.touch();
+                // One that has become ready since the last reading could go for it, too.
+                self.look.outdate();
             }
             Event::ShutdownRequested => self.shut_down(commands),
             Event::DeadlinePassed => {}

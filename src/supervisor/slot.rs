@@ -226,7 +226,16 @@ impl Slot {
     /// Orders a new child after a death.
     pub(super) fn restart(&mut self, context: &mut Context<'_>) -> State {
         self.restarts = self.restarts.saturating_add(1);
-        self.start(context)
+        let had_served = self.deaths.last().is_some_and(|death| death.phase != Phase::Starting);
+        if had_served { self.start_again(context) } else { self.start(context) }
+    }
+
+    /// Orders a new child in place of one that served: it waits for its memory though nobody asks at the
+    /// moment.
+    fn start_again(&mut self, context: &mut Context<'_>) -> State {
+        let mut next = self.start(context);
+        next.set_cause(Cause::Keep);
+        next
     }
 
     /// Does what was to follow once the child is gone.
@@ -237,10 +246,10 @@ impl Slot {
                 self.refuse_all(&Refusal::Unloaded, context);
                 State::Offline
             }
-            After::Start => self.start(context),
+            After::Start => self.start_again(context),
             After::Climb => {
                 self.ladder.climb();
-                self.start(context)
+                self.start_again(context)
             }
             After::Lower { rung } => {
                 self.ladder.settle_on(rung, context.now, context.policy);

@@ -4,7 +4,12 @@ use std::{fs, path::PathBuf, process::Command};
 
 use tempfile::TempDir;
 
-use super::common::{Daemon, fake, scratch};
+use tokio::time::timeout;
+
+use super::{
+    common::{DEADLINE, Daemon, fake, scratch},
+    stay::slotd,
+};
 
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/sensor/gpus/fake_nvml.c");
 
@@ -64,6 +69,20 @@ async fn until_it_waits(daemon: &Daemon, slot: &str, reason: &str) {
     daemon.until(slot, reason, waits).await;
 }
 
+/// Asks until the daemon's own look has seen that a GPU is gone.
+async fn until_it_is_lost(daemon: &Daemon, gpu: u32) {
+    let line = format!("ensure 1MiB --gpu {gpu}");
+    let asking = async {
+        loop {
+            let told = slotd(daemon, &line).await.stderr;
+            if String::from_utf8_lossy(&told).contains("fallen off the bus") {
+                return;
+            }
+        }
+    };
+    timeout(DEADLINE, asking).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_slot_goes_to_the_gpu_where_it_fits_and_waits_for_a_lost_one() {
     let driver = Driver::new("present 8000 2000\nlost\n");
@@ -115,10 +134,12 @@ async fn a_gpu_that_vanishes_under_running_engines_is_waited_for_and_all_of_them
 
     // It falls off the bus, and its engine dies of it.
     driver.set("lost\npresent 8000 200\n");
+    until_it_is_lost(&daemon, 0).await;
     daemon.order("one", "restart").await;
     until_it_waits(&daemon, "one", "it needs 3.9 GiB of GPU memory").await;
     // So does the other one.
     driver.set("lost\nlost\n");
+    until_it_is_lost(&daemon, 1).await;
     daemon.order("two", "restart").await;
     until_it_waits(&daemon, "two", "fallen off the bus").await;
     until_it_waits(&daemon, "one", "fallen off the bus").await;

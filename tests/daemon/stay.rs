@@ -8,7 +8,7 @@ use tokio::{process::Command, time::timeout};
 
 use super::common::{DEADLINE, Daemon, fake, scratch};
 
-async fn slotd(daemon: &Daemon, line: &str) -> Output {
+pub(crate) async fn slotd(daemon: &Daemon, line: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
     command.arg("--control").arg(daemon.dir.path().join("state/run/control.sock"));
     command.args(line.split(' ')).kill_on_drop(true);

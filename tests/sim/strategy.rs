@@ -347,6 +347,8 @@ impl Player {
             Child::Alive(alive) if alive.drain.is_some() && !choice.is_multiple_of(3) => {
                 ChildEvent::Drained
             }
+            // Few come as far as a climb.
+            Child::Alive(_) if truth.ladder.is_on_trial && choice.is_multiple_of(2) => death,
             Child::Alive(_) if choice.is_multiple_of(5) => death,
             Child::Alive(alive) if alive.is_ready && choice % 8 > 5 => ChildEvent::RoomMeasured {
                 in_flight: u32::from(choice % 16 > 14),

@@ -132,11 +132,12 @@ impl Supervisor {
     fn may_go(&self, slot: &Slot, class: Class, level: Pressure) -> bool {
         let State::Ready(serving) = &slot.state else { return false };
         let stay = slot.profile.residence.min_residency.unwrap_or(self.policy.min_residency);
-        match class {
-            Class::Evictable | Class::Idle => self.now.since(serving.ready_at) >= stay,
+        let may_go = match class {
+            Class::Evictable | Class::Idle => true,
             Class::Warm => level == Pressure::Critical,
             Class::Active => false,
-        }
+        };
+        may_go && self.now.since(serving.ready_at) >= stay
     }
 
     /// Forgets those that are there again, that are gone, or that nobody wants back.
