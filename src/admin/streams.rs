@@ -43,12 +43,13 @@ pub(super) fn log(
 /// has missed.
 pub(super) fn events(app: &App) -> impl Stream<Item = Chunk> + Send + use<> {
     let closed = closed(app.closing.clone());
-    let lines = stream::unfold(app.state.news.subscribe(), |mut news| async move {
+    let now = app.state.wall_clock;
+    let lines = stream::unfold(app.state.news.subscribe(), move |mut news| async move {
         let line = match news.recv().await {
             Ok(event) => serde_json::to_vec(&*event),
             Err(RecvError::Lagged(count)) => {
                 let text = format!("{count} events were missed");
-                serde_json::to_vec(&EventObject::new("missed", 0, text))
+                serde_json::to_vec(&EventObject::new("missed", now(), text))
             }
             Err(RecvError::Closed) => return None,
         };

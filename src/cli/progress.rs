@@ -98,13 +98,17 @@ fn step_line(slot: &SlotObject) -> String {
     let attempt = slot.attempt.map(|attempt| format!(", attempt {attempt}")).unwrap_or_default();
     let percent =
         slot.percent.map(|percent| format!(", {} %", percent / 10 * 10)).unwrap_or_default();
-    format!("{}: {}{attempt}{percent}\n", slot.slot, slot.state)
+    let waits = slot.waits_for.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!("{}: {}{attempt}{percent}{waits}\n", slot.slot, slot.state)
 }
 
 /// `chat  starting  [#####-----]  42 %  3.1s of about 7.0s, attempt 2`.
 fn moving_line(slot: &SlotObject, age: Duration, width: usize) -> String {
     let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let head = format!("{}  {}", slot.slot, slot.state);
+    if let Some(reason) = &slot.waits_for {
+        return cut(&format!("{head}  {reason}"), width);
+    }
     if let Some(retry_in) = slot.retry_in_ms {
         let left = brief(retry_in.saturating_sub(age_ms));
         return cut(&format!("{head}  next try in {left}, Ctrl-C leaves it to itself"), width);

@@ -154,7 +154,7 @@ mod tests {
         let board = Board::new();
         let mut heard = board.news.subscribe();
         board.tell(&Strain { disk: Pressure::Critical, ..Strain::default() });
-        assert!(board.strain.borrow().is_disk_short());
+        assert_eq!(board.strain.borrow().disk, Pressure::Critical);
         let event = heard.try_recv().unwrap();
         assert_eq!(event.text, "disk pressure is critical, it was normal");
         assert_eq!(

@@ -143,11 +143,6 @@ impl Strain {
         self.each().map(|(_, level)| level).max().unwrap_or_default()
     }
 
-    /// Tells whether nothing may be written that could as well not be: downloads, history. Serving goes on.
-    pub fn is_disk_short(&self) -> bool {
-        self.disk > Pressure::Normal
-    }
-
     /// Returns how much of their usual pace those should keep who can wait, in percent: 100 is all of it.
     pub fn throttle_percent(&self) -> u8 {
         let of = |(source, level)| match (source, level) {
@@ -174,7 +169,7 @@ mod tests {
         assert_eq!((strain.worst(), strain.throttle_percent()), (Pressure::Normal, 100));
         strain.disk = Pressure::Elevated;
         assert_eq!((strain.worst(), strain.throttle_percent()), (Pressure::Elevated, 75));
-        assert!(strain.is_disk_short() && strain.of_memory().next().is_none());
+        assert!(strain.of_memory().next().is_none());
         strain.gpus.insert(1, Pressure::Critical);
         assert_eq!((strain.worst(), strain.throttle_percent()), (Pressure::Critical, 25));
         strain.memory = Pressure::Critical;

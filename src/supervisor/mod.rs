@@ -102,6 +102,8 @@ pub struct Supervisor {
     relief: Relief,
     /// Room that a person asks for.
     rooms: Vec<RoomRequest>,
+    /// Nobody who was displaced comes back before.
+    kept_free_until: Monotime,
     published: Arc<Snapshot>,
 }
 
@@ -128,6 +130,7 @@ impl Supervisor {
             displaced: Vec::new(),
             relief: Relief::default(),
             rooms: Vec::new(),
+            kept_free_until: Monotime::default(),
             published: Arc::new(Snapshot::default()),
         }
     }

@@ -85,10 +85,11 @@ impl Supervisor {
             return;
         }
         let is_anybody_first = self.serve_line(&line, neighbours, commands);
-        if !is_anybody_first && !self.relief.is_host_short() {
+        self.make_headroom(commands);
+        let is_kept_free = self.now < self.kept_free_until;
+        if !is_anybody_first && !is_kept_free && !self.relief.is_host_short() {
             self.bring_back(commands);
         }
-        self.make_headroom(commands);
         self.relieve(commands);
         let is_queued = |slot: &Slot| matches!(slot.state, State::Queued(_));
         let is_waiting = self.is_anybody_away() || self.slots.values().any(is_queued);

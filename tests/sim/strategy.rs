@@ -349,26 +349,11 @@ impl Player {
             }
             // Few come as far as a climb.
             Child::Alive(_) if truth.ladder.is_on_trial && choice.is_multiple_of(2) => death,
-            Child::Alive(alive)
-                if alive.is_ready && truth.ladder.rung > 0 && choice.is_multiple_of(4) =>
-            {
-                let (in_flight, idle_for) = (0, Duration::from_secs(31));
-                ChildEvent::RoomMeasured { in_flight, idle_for, free: Some(Bytes(1 << 33)) }
-            }
             Child::Alive(_) if choice.is_multiple_of(5) => death,
-            Child::Alive(alive) if alive.is_ready && choice % 8 > 5 => ChildEvent::RoomMeasured {
-                in_flight: u32::from(choice % 16 > 14),
-                idle_for: Duration::from_secs(if choice.is_multiple_of(3) { 29 } else { 31 }),
-                free: (!choice.is_multiple_of(7)).then_some(Bytes(1 << 33)),
-            },
             Child::Alive(alive) if alive.ready_since.is_some() && choice % 16 < 3 => {
                 ChildEvent::VitalsRead { vitals: vital_signs(choice) }
             }
-            Child::Alive(alive) if alive.is_ready && choice % 8 < 4 => ChildEvent::BecameUnready,
-            Child::Alive(alive) if alive.is_ready => ChildEvent::ActivityMeasured {
-                in_flight: u32::from(choice % 16 > 12),
-                idle_for: Duration::from_secs(if choice.is_multiple_of(2) { 31 } else { 3 }),
-            },
+            Child::Alive(alive) if alive.is_ready => while_ready(choice, truth.ladder.rung),
             Child::Alive(_) if choice % 8 == 1 => ChildEvent::Progressed { percent: 40 },
             Child::Alive(_) => ChildEvent::BecameReady,
         };
@@ -495,5 +480,27 @@ fn while_sizing(choice: usize) -> ChildEvent {
         0 => spawn_failed(choice),
         1 => ChildEvent::Progressed { percent: u8::try_from(choice % 101).unwrap_or(100) },
         _ => sized(need(choice)),
+    }
+}
+
+/// What may be told of an engine that is ready, on this rung.
+fn while_ready(choice: usize, rung: usize) -> ChildEvent {
+    match choice % 8 {
+        // Few come as far as a climb.
+        0 | 4 if rung > 0 => ChildEvent::RoomMeasured {
+            in_flight: 0,
+            idle_for: Duration::from_secs(31),
+            free: Some(Bytes(1 << 33)),
+        },
+        0..4 => ChildEvent::BecameUnready,
+        4 | 5 => ChildEvent::ActivityMeasured {
+            in_flight: u32::from(choice % 16 > 12),
+            idle_for: Duration::from_secs(if choice.is_multiple_of(2) { 31 } else { 3 }),
+        },
+        _ => ChildEvent::RoomMeasured {
+            in_flight: u32::from(choice % 16 > 14),
+            idle_for: Duration::from_secs(if choice.is_multiple_of(3) { 29 } else { 31 }),
+            free: (!choice.is_multiple_of(7)).then_some(Bytes(1 << 33)),
+        },
     }
 }

@@ -135,6 +135,8 @@ impl Supervisor {
         let Some(read) = self.look.last.engines.get(&by.name) else { return Way::Closed };
         let is_rested = read.generation == by.generation
             && read.idle_for >= self.policy.restore_after
+            // What it rested before its present load counts for nothing here.
+            && self.now.since(by.since) >= self.policy.restore_after
             && self.may_give_way(by, slot);
         let idle = self.candidate(by, read).filter(|idle| is_rested && idle.class < Class::Active);
         let Some(idle) = idle else { return Way::Closed };

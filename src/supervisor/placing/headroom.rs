@@ -2,7 +2,10 @@
 //!
 //! By the same order as for a slot that is to be loaded, but that a person's word is enough: nobody's
 //! `min_residency` counts. Those that work, are pinned, or go under pressure alone stay. Whoever goes is
-//! unloaded like by hand: it does not come back into the room that was made.
+//! unloaded like by hand: it does not come back into the room that was made. Nor do those that were displaced
+//! before, for a while.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +24,9 @@ use crate::{
         slot::Slot,
     },
 };
+
+/// For how long nobody who was displaced comes back into room that was asked for.
+const KEPT_FREE: Duration = Duration::from_secs(30);
 
 /// Room that is asked for.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -51,6 +57,9 @@ impl Supervisor {
     pub(super) fn make_headroom(&mut self, commands: &mut Vec<Command>) {
         for request in std::mem::take(&mut self.rooms) {
             let answer = self.headroom(&request);
+            if answer.refused.is_none() {
+                self.kept_free_until = self.now.after(KEPT_FREE);
+            }
             for name in &answer.going {
                 self.with(name, commands, Slot::give_way);
             }
@@ -77,11 +86,14 @@ impl Supervisor {
         if let Some(reason) = no_gpu(request, &stand.pools) {
             return RoomAnswer { free, refused: Some(reason), ..RoomAnswer::default() };
         }
+        let is_there = has_room(&request.need, &stand.pools, &Share::default());
         for (share, _) in stand.leaving.values() {
             stand.pools.release(share);
         }
         if has_room(&request.need, &stand.pools, &Share::default()) {
-            return RoomAnswer { free, ..RoomAnswer::default() };
+            // What they hold is there once they are gone.
+            let going = if is_there { Vec::new() } else { stand.leaving.into_keys().collect() };
+            return RoomAnswer { free, going, refused: None };
         }
         let candidates = self.candidates(|slot, class| {
             class < Class::Active && slot.may_ever_go() && Some(&slot.name) != request.slot.as_ref()

@@ -323,6 +323,8 @@ impl Supervisor {
         let State::Queued(queued) = &slot.state else { return false };
         let refusal = slot.refusal_for(&wait);
         let (has_claim, cause) = (slot.has_a_claim(queued), queued.cause);
+        // Nobody can say when strangers give something back: others go on meanwhile.
+        let is_at_hand = !matches!(wait, Wait::Room { .. });
         self.set_wait(name, wait);
         let is_refused = refusal.is_some();
         if let Some(refusal) = refusal {
@@ -333,7 +335,7 @@ impl Supervisor {
             self.with(name, commands, Slot::give_up_the_line);
             return false;
         }
-        has_claim && !is_refused
+        has_claim && is_at_hand && !is_refused
     }
 }
 
