@@ -1,4 +1,10 @@
 //! How fast products are: `cargo run --release -p slotd-kernels --example speed`.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::cast_sign_loss,
+    reason = "a program that measures reads the clock"
+)]
 use std::time::Instant;
 
 use slotd_kernels::{Activations, Format, Heads, Matrix, Pool, Span, attend, multiply};

@@ -155,16 +155,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_comes_back_from_its_blocks() {
-        let floats: Vec<f32> = (0..96_u8).map(|i| (f32::from(i) * 0.7).sin() * 3.0).collect();
-        let made = Activations::new(Pool::inline(), floats.clone(), 96);
-        let row = made.row(0);
-        for (at, float) in floats.iter().enumerate() {
-            let back = f32::from(row.quants[at / 32][at % 32]) * row.scales[0][at / 32];
-            assert!((back - float).abs() < 0.02, "{at}: {back} {float}");
+    fn rows_come_back_from_their_blocks_within_half_a_step() {
+        // Blocks of all sizes, one of zeros; the last group of scales is not full.
+        for (rows, width) in [(1, 32), (3, 96), (9, 576), (2, 256)] {
+            let size = |at: usize| [1e-6, 0.3, 0.0, 7.0, 4e4][at / 32 % 5];
+            let floats: Vec<f32> = (0..rows * width)
+                .map(|at| ((at * at % 8191) as f32 * 0.7).sin() * size(at))
+                .collect();
+            let made = Activations::new(Pool::inline(), floats.clone(), width);
+            for (at, floats) in floats.chunks(width).enumerate() {
+                check(made.row(at), floats);
+            }
         }
-        let sum: f32 = floats[32..64].iter().sum();
-        assert!((row.sums[0][1] - sum).abs() < 0.3);
-        assert!((row.half_sums[0][0][2] + row.half_sums[0][0][3] - row.sums[0][1]).abs() < 1e-4);
+    }
+
+    fn check(row: RowBlocks<'_>, floats: &[f32]) {
+        for (n, (quants, floats)) in row.quants.iter().zip(floats.chunks(32)).enumerate() {
+            let (group, lane) = (n / LANES, n % LANES);
+            let scale = f64::from(row.scales[group][lane]);
+            let most = floats.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+            near(most, scale * 127.0);
+            for (quant, float) in quants.iter().zip(floats) {
+                let off = (f64::from(*quant) * scale - f64::from(*float)).abs();
+                assert!(off <= scale * 0.50002, "{n}: {quant} {float} {scale}");
+                assert!(*quant >= -127);
+            }
+            let sum = |quants: &[i8]| scale * quants.iter().map(|x| f64::from(*x)).sum::<f64>();
+            let halves = row.half_sums[group][lane / 4];
+            near(row.sums[group][lane], sum(quants));
+            near(halves[lane % 4 * 2], sum(&quants[..16]));
+            near(halves[lane % 4 * 2 + 1], sum(&quants[16..]));
+        }
+        let blocks = row.quants.len();
+        for lane in blocks..blocks.div_ceil(LANES) * LANES {
+            assert_eq!(row.scales[lane / LANES][lane % LANES].to_bits(), 0);
+            assert_eq!(row.sums[lane / LANES][lane % LANES].to_bits(), 0);
+        }
+    }
+
+    fn near(made: f32, wanted: f64) {
+        assert!((f64::from(made) - wanted).abs() <= wanted.abs() * 1e-6, "{made} {wanted}");
     }
 }

@@ -195,38 +195,65 @@ fn fused<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
 mod tests {
     use super::*;
 
+    fn noise(count: usize, step: f32) -> Vec<f32> {
+        (0..count).map(|i| ((i % 60_000) as f32 * step).sin() * 2.0).collect()
+    }
+
+    /// What one head of a span is, in wide floats.
+    fn wanted(heads: Heads, span: &Span<'_>, query: usize) -> Vec<f64> {
+        let stride = heads.keys * heads.width;
+        let start = query * heads.keys / heads.queries * heads.width;
+        let of_head = |rows: &[f32], row: usize| -> Vec<f64> {
+            let row = &rows[row * stride + start..][..heads.width];
+            row.iter().map(|x| f64::from(*x)).collect()
+        };
+        let query = &span.queries[query * heads.width..][..heads.width];
+        let score = |row| {
+            let key = of_head(span.keys, row);
+            query.iter().zip(key).map(|(x, key)| f64::from(*x) * key).sum::<f64>()
+        };
+        let scores: Vec<f64> =
+            (0..span.length).map(|row| (score(row) * f64::from(heads.scale)).exp()).collect();
+        let sum: f64 = scores.iter().sum();
+        let mut mixed = vec![0.0; heads.width];
+        for (row, score) in scores.iter().enumerate() {
+            for (mixed, value) in mixed.iter_mut().zip(of_head(span.values, row)) {
+                *mixed += score / sum * value;
+            }
+        }
+        mixed
+    }
+
     #[test]
     fn attention_is_the_softmax_of_scores_over_values() {
-        let heads = Heads { queries: 4, keys: 2, width: 11, scale: 0.3 };
-        let noise = |count: usize, step: f32| -> Vec<f32> {
-            (0_u16..).take(count).map(|i| (f32::from(i) * step).sin()).collect()
-        };
-        let (queries, keys, values) = (noise(44, 0.7), noise(22 * 19, 0.31), noise(22 * 19, 0.17));
-        let span = Span { queries: &queries, keys: &keys, values: &values, length: 19 };
-        let mixed = attend(Pool::inline(), heads, &[span, Span { length: 5, ..span }]);
-        for (row, length) in [(0, 19), (1, 5)] {
-            for query in 0..4 {
-                let head = query / 2;
-                let scores: Vec<f64> = (0..length)
-                    .map(|at| {
-                        (0..11)
-                            .map(|i| {
-                                f64::from(queries[query * 11 + i] * keys[at * 22 + head * 11 + i])
-                            })
-                            .sum::<f64>()
-                            * 0.3
+        for (queries, keys) in [(4, 2), (9, 3), (2, 2)] {
+            for width in [2, 8, 11, 40, 64, 100] {
+                let heads = Heads { queries, keys, width, scale: 1.0 / (width as f32).sqrt() };
+                let all = noise(queries * width * 5, 0.7);
+                let kept = [noise(keys * width * 300, 0.31), noise(keys * width * 300, 0.17)];
+                let spans: Vec<Span<'_>> = [1, 5, 8, 19, 300]
+                    .into_iter()
+                    .zip(all.chunks(queries * width))
+                    .map(|(length, queries)| Span {
+                        queries,
+                        keys: &kept[0][..length * keys * width],
+                        values: &kept[1][..length * keys * width],
+                        length,
                     })
                     .collect();
-                let sum: f64 = scores.iter().map(|score| score.exp()).sum();
-                for i in 0..11 {
-                    let wanted: f64 = (0..length)
-                        .map(|at| {
-                            scores[at].exp() / sum * f64::from(values[at * 22 + head * 11 + i])
-                        })
-                        .sum();
-                    let made = f64::from(mixed[row * 44 + query * 11 + i]);
-                    assert!((made - wanted).abs() < 1e-5, "{row} {query} {i}: {made} {wanted}");
+                let mixed = attend(Pool::inline(), heads, &spans);
+                for (span, mixed) in spans.iter().zip(mixed.chunks(queries * width)) {
+                    check(heads, span, mixed);
                 }
+            }
+        }
+    }
+
+    fn check(heads: Heads, span: &Span<'_>, mixed: &[f32]) {
+        for (query, made) in mixed.chunks(heads.width).enumerate() {
+            for (made, wanted) in made.iter().zip(wanted(heads, span, query)) {
+                let off = (f64::from(*made) - wanted).abs();
+                assert!(off < 1e-5, "{heads:?} over {}: {made} {wanted}", span.length);
             }
         }
     }

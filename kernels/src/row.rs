@@ -127,6 +127,45 @@ mod tests {
         assert!((gated[40] - x * x / (1.0 + (-x).exp())).abs() < 1e-6);
     }
 
+    fn near(made: f32, wanted: f64, size: f64) {
+        assert!((f64::from(made) - wanted).abs() <= size * 1e-6, "{made} {wanted}");
+    }
+
+    #[test]
+    fn norm_gate_and_rotation_are_those_of_wide_floats() {
+        for width in [2, 6, 30, 576] {
+            let rows: Vec<f32> = (0..9 * width).map(|i| (i as f32 * 0.3).sin() * 5.0).collect();
+            let more: Vec<f32> = (0..9 * width).map(|i| (i as f32 * 0.7).cos() * 9.0).collect();
+            let normed = normalise(Pool::inline(), &rows, &more[..width], 1e-5);
+            for (row, normed) in rows.chunks(width).zip(normed.chunks(width)) {
+                let squares: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
+                let scale = 1.0 / (squares / width as f64 + f64::from(1e-5_f32)).sqrt();
+                for ((x, made), weight) in row.iter().zip(normed).zip(&more) {
+                    let wanted = f64::from(*x) * scale * f64::from(*weight);
+                    near(*made, wanted, wanted.abs());
+                }
+            }
+            let gated = gate(Pool::inline(), &more, rows.clone(), width);
+            for ((x, gate), made) in rows.iter().zip(&more).zip(gated) {
+                let gate = f64::from(*gate);
+                let wanted = f64::from(*x) * gate / (1.0 + (-gate).exp());
+                near(made, wanted, wanted.abs());
+            }
+            let turns: Vec<(f32, f32)> = (0..9 * width / 2)
+                .map(|i| (i as f32 * 0.1).sin_cos())
+                .map(|(s, c)| (c, s))
+                .collect();
+            let mut turned = rows.clone();
+            rotate(&mut turned, width, &turns, width / 2);
+            let pairs = rows.as_chunks::<2>().0.iter().zip(turned.as_chunks::<2>().0);
+            for (([x, y], made), (cos, sin)) in pairs.zip(&turns) {
+                let [x, y, cos, sin] = [*x, *y, *cos, *sin].map(f64::from);
+                near(made[0], x * cos - y * sin, x.abs() + y.abs());
+                near(made[1], x * sin + y * cos, x.abs() + y.abs());
+            }
+        }
+    }
+
     #[test]
     fn a_quarter_turn_swaps_a_pair() {
         let mut row = vec![1.0, 2.0, 3.0, 4.0];

@@ -19,7 +19,7 @@ use super::header::Extent;
 pub(crate) struct HostMatrix {
     pub(crate) rows: usize,
     width: usize,
-    dtype: GgmlDType,
+    pub(super) dtype: GgmlDType,
     file: Arc<Mmap>,
     range: Range<usize>,
     kind: Kind,
@@ -147,6 +147,7 @@ mod tests {
     use candle_core::{Device, Tensor, quantized::QTensor};
 
     use super::*;
+    use crate::worker::model::reference::{rounded, wide};
 
     const FORMATS: [GgmlDType; 13] = [
         GgmlDType::F32,
@@ -164,38 +165,74 @@ mod tests {
         GgmlDType::Q6K,
     ];
 
-    fn noise(count: usize, step: f32) -> Vec<f32> {
-        (0..60_000_u16).cycle().map(|i| (f32::from(i) * step).sin()).take(count).collect()
+    /// Numbers of all sizes, each block of 32 of its own, some of them zero.
+    fn noise(count: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            f32::from(i16::from_ne_bytes([state.to_be_bytes()[0], state.to_be_bytes()[1]]))
+                / 32768.0
+        };
+        let mut numbers = Vec::with_capacity(count + 32);
+        while numbers.len() < count {
+            let size = next();
+            let size = if size.abs() < 0.05 { 0.0 } else { (size * 4.0).exp2() };
+            numbers.extend(std::array::from_fn::<f32, 32, _>(|_| next() * next() * size));
+        }
+        numbers.truncate(count);
+        numbers
     }
 
-    fn matrix(dtype: GgmlDType, rows: usize, width: usize) -> (HostMatrix, Tensor) {
-        let plain = Tensor::from_vec(noise(rows * width, 0.37), (rows, width), &Device::Cpu);
+    fn matrix(dtype: GgmlDType, rows: usize, width: usize) -> (HostMatrix, Vec<f32>) {
+        let plain = Tensor::from_vec(noise(rows * width, 3), (rows, width), &Device::Cpu);
         let weights = QTensor::quantize(&plain.unwrap(), dtype).unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&weights.data().unwrap()).unwrap();
         let file = Arc::new(super::super::header::map(&file).unwrap());
         let extent = Extent::whole(dtype, vec![rows, width], file.len());
         let matrix = HostMatrix::new(&file, &extent).unwrap();
-        (matrix, weights.dequantize(&Device::Cpu).unwrap())
+        let floats = weights.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap();
+        (matrix, floats.to_vec1().unwrap())
     }
 
     #[test]
-    fn a_product_is_that_of_the_unpacked_floats() {
+    fn a_product_is_that_of_the_unpacked_weights_and_the_rounded_inputs() {
         for dtype in FORMATS {
-            for (rows, width) in [(7, 256), (150, 768)] {
+            let blocks = dtype.block_size() > 1;
+            let widths: &[usize] = match dtype.block_size() {
+                1 => &[1, 7, 33, 100, 256],
+                32 => &[32, 96, 256, 288, 576],
+                _ => &[256, 768],
+            };
+            for (width, rows) in widths.iter().flat_map(|width| [(*width, 1), (*width, 77)]) {
                 let (matrix, floats) = matrix(dtype, rows, width);
-                let inputs = noise(3 * width, 0.11);
-                let wanted = Tensor::from_slice(&inputs, (3, width), &Device::Cpu).unwrap();
-                let wanted = wanted.matmul(&floats.t().unwrap()).unwrap();
-                let wanted: Vec<f32> = wanted.flatten_all().unwrap().to_vec1().unwrap();
-                let inputs = Activations::new(pool(), inputs, width);
-                let [made] = products(pool(), &inputs, [&matrix]).unwrap();
-                for (at, (a, b)) in made.iter().zip(&wanted).enumerate() {
-                    assert!((a - b).abs() < 0.25, "{dtype:?} {rows}x{width} at {at}: {a} {b}");
+                let inputs = noise(67 * width, 5);
+                let rounded = if blocks { rounded(&inputs) } else { wide(&inputs) };
+                let floats = wide(&floats);
+                for count in [1, 3, 67] {
+                    let some = inputs[..count * width].to_vec();
+                    let [made] =
+                        products(pool(), &Activations::new(pool(), some, width), [&matrix])
+                            .unwrap();
+                    assert_eq!(made.len(), count * rows);
+                    check((dtype, rows), &made, &rounded[..count * width], &floats);
                 }
                 let row = matrix.row(rows - 1).unwrap();
-                assert_eq!(row, floats.get(rows - 1).unwrap().to_vec1::<f32>().unwrap());
+                assert_eq!(wide(&row), floats[(rows - 1) * width..]);
             }
+        }
+    }
+
+    fn check((dtype, rows): (GgmlDType, usize), made: &[f32], inputs: &[f64], floats: &[f64]) {
+        let width = floats.len() / rows;
+        for (at, made) in made.iter().enumerate() {
+            let input = &inputs[at / rows * width..][..width];
+            let terms =
+                || floats[at % rows * width..][..width].iter().zip(input).map(|(a, b)| a * b);
+            let (wanted, size): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
+            let off = (f64::from(*made) - wanted).abs();
+            let place = format!("{dtype:?} {rows}x{width} at {at}");
+            assert!(off <= size * 1e-5 + 1e-12, "{place}: {made} {wanted} of {size}");
         }
     }
 
@@ -204,7 +241,7 @@ mod tests {
         for dtype in FORMATS {
             let (rows, width) = (150, 768);
             let (matrix, _) = matrix(dtype, rows, width);
-            let inputs = noise(71 * width, 0.11);
+            let inputs = noise(71 * width, 7);
             let all = Activations::new(pool(), inputs.clone(), width);
             let [all] = products(pool(), &all, [&matrix]).unwrap();
             for (first, count) in [(0, 1), (70, 1), (3, 2), (5, 3), (8, 4), (11, 13), (1, 66)] {

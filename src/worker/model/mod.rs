@@ -14,6 +14,8 @@ mod host;
 mod linear;
 mod load;
 mod matrix;
+#[cfg(test)]
+mod reference;
 mod shape;
 #[cfg(test)]
 pub(crate) mod tiny;
@@ -301,7 +303,7 @@ mod tests {
 
     use candle_core::quantized::GgmlDType;
 
-    use super::*;
+    use super::{reference::Inputs, *};
     use crate::worker::exit::{BAD_MODEL, Ending, MISSING_FILE};
 
     fn load_on(path: &Path, gpu: Option<(Device, usize)>) -> std::result::Result<Model, Ending> {
@@ -317,6 +319,59 @@ mod tests {
     fn tiny_model(dtype: GgmlDType) -> Model {
         let folder = tempfile::tempdir().unwrap();
         load(&tiny::write(folder.path(), dtype)).unwrap()
+    }
+
+    /// How far `made` lies from `wanted`, as a part of the size of `wanted`.
+    fn distance(made: &[f32], wanted: &[f64]) -> f64 {
+        assert_eq!(made.len(), wanted.len());
+        let squares = made.iter().zip(wanted).map(|(a, b)| (f64::from(*a) - b).powi(2));
+        (squares.sum::<f64>() / wanted.iter().map(|b| b * b).sum::<f64>()).sqrt()
+    }
+
+    /// Puts the same rows through each layer and its reference; gives the greatest distances of
+    /// what the layers add, with rounded inputs of products and with exact ones.
+    fn distances(model: &Model, tokens: &[u32]) -> (f64, f64) {
+        let (mut rounded, mut exact) = (0.0_f64, 0.0_f64);
+        let mut cache = model.cache(tokens.len()).unwrap();
+        let mut parts = [Part { tokens, cache: &mut cache, want: Want::All }];
+        let turns = model.turns(&parts);
+        let mut hidden = model.embedded(&parts).unwrap();
+        let shape = &model.shape;
+        for (index, layer) in model.host.iter().enumerate() {
+            let before = reference::wide(&hidden);
+            layer.forward((shape, index, model.pool), &mut hidden, &mut parts, &turns).unwrap();
+            let far = |inputs| {
+                let wanted = reference::layer(shape, layer, &before, inputs);
+                let off = hidden.iter().zip(&wanted).map(|(a, b)| (f64::from(*a) - b).powi(2));
+                let added = wanted.iter().zip(&before).map(|(a, b)| (a - b).powi(2));
+                (off.sum::<f64>() / added.sum::<f64>()).sqrt()
+            };
+            rounded = rounded.max(far(Inputs::Rounded));
+            exact = exact.max(far(Inputs::Exact));
+        }
+        let logits = model.finish_on_host(&hidden, &parts).unwrap().concat().concat();
+        let Output::Host { norm, matrix } = &model.output else { panic!("no GPU was asked for") };
+        let normed = reference::normalised(shape, &reference::wide(&hidden), norm);
+        let matrix = matrix.as_ref().unwrap_or(&model.embedding);
+        let far = |inputs| distance(&logits, &reference::product(matrix, &normed, inputs));
+        (rounded.max(far(Inputs::Rounded)), exact.max(far(Inputs::Exact)))
+    }
+
+    /// Between two computations of rounded products a number now and then falls to the other side
+    /// of a half: they are as near as a layer's few such numbers leave them, floats much nearer.
+    #[test]
+    fn each_layer_gives_what_plain_loops_of_wide_floats_give() {
+        let tokens: Vec<u32> = (10..50).collect();
+        for dtype in [GgmlDType::F32, GgmlDType::F16] {
+            let (_, exact) = distances(&tiny_model(dtype), &tokens);
+            assert!(exact < 1e-5, "{dtype:?}: {exact}");
+        }
+        for dtype in [GgmlDType::Q4_0, GgmlDType::Q4_1, GgmlDType::Q5_1, GgmlDType::Q8_0] {
+            let (rounded, exact) = distances(&tiny_model(dtype), &tokens);
+            println!("{dtype:?}: {rounded} from rounded inputs, {exact} from exact ones");
+            assert!(rounded < 1e-3, "{dtype:?}: {rounded}");
+            assert!(exact < 1e-1, "{dtype:?}: {exact}");
+        }
     }
 
     fn difference(a: &[f32], b: &[f32]) -> f32 {
@@ -442,5 +497,21 @@ mod tests {
     fn a_file_that_is_not_there_is_no_bad_model() {
         let ending = load(Path::new("/nonexistent/model.gguf")).unwrap_err();
         assert_eq!(ending.code(), MISSING_FILE);
+    }
+
+    mod real {
+        use super::*;
+
+        #[test]
+        fn each_layer_of_a_real_model_gives_what_plain_loops_give() {
+            let path = std::env::var_os("SLOTD_TEST_MODEL").expect("set SLOTD_TEST_MODEL");
+            let model = load(Path::new(&path)).unwrap();
+            // "The capital of France is Paris."
+            let tokens = [504, 3575, 282, 4649, 314, 7042, 30];
+            let (rounded, exact) = distances(&model, &tokens);
+            println!("{rounded} from rounded inputs, {exact} from exact ones");
+            assert!(rounded < 2e-2, "{rounded}");
+            assert!(exact < 1e-1, "{exact}");
+        }
     }
 }
