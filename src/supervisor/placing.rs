@@ -84,16 +84,16 @@ impl Supervisor {
             self.look.ask(self.now, commands);
             return;
         }
-        let is_anybody_first = self.serve_line(&line, neighbours, commands);
+        let served = self.serve_line(&line, neighbours, commands);
         self.make_headroom(commands);
         let is_kept_free = self.now < self.kept_free_until;
-        if !is_anybody_first && !is_kept_free && !self.relief.is_host_short() {
+        if !served.is_turn_taken && !is_kept_free && !self.relief.is_host_short() {
             self.bring_back(commands);
         }
         self.relieve(commands);
         let is_queued = |slot: &Slot| matches!(slot.state, State::Queued(_));
         let is_waiting = self.is_anybody_away() || self.slots.values().any(is_queued);
-        let waited = is_anybody_first.then(|| self.waited());
+        let waited = served.is_urgent.then(|| self.waited());
         self.look.again(self.now, waited, is_waiting);
     }
 

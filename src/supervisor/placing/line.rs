@@ -59,6 +59,15 @@ struct Pass {
     goers: Option<Goers>,
 }
 
+/// What came of a look at the line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Served {
+    /// Somebody waits whose turn it is: what it needs is kept for it.
+    pub(super) is_turn_taken: bool,
+    /// Somebody waits who would go on at once.
+    pub(super) is_urgent: bool,
+}
+
 /// Those that may ever make room for another, on their way out or not.
 #[derive(Debug, Default)]
 struct Goers {
@@ -110,15 +119,15 @@ impl Supervisor {
         });
     }
 
-    /// Goes through the line once; tells whether somebody waits whose turn it is.
+    /// Goes through the line once.
     pub(super) fn serve_line(
         &mut self,
         line: &[SlotName],
         mut neighbours: Option<Neighbours>,
         commands: &mut Vec<Command>,
-    ) -> bool {
+    ) -> Served {
         let mut pass = Pass { stand: self.stand(), coming: self.coming(), goers: None };
-        let mut is_first = true;
+        let (mut is_first, mut is_urgent) = (true, false);
         for name in line {
             let turn = match self.slots.get(name).map(|slot| (slot, &slot.state)) {
                 Some((slot, State::Queued(queued))) => {
@@ -147,14 +156,19 @@ impl Supervisor {
                     self.set_wait(name, Wait::Leaving { lack });
                 }
                 Turn::Wait(wait) => {
+                    // Nobody can say when strangers give something back: others go on meanwhile.
+                    let is_at_hand = !matches!(wait, Wait::Room { .. });
                     if self.wait(name, wait, commands) {
-                        is_first = false;
-                        self.reserve(name, &mut pass.stand);
+                        is_urgent = true;
+                        if is_at_hand {
+                            is_first = false;
+                            self.reserve(name, &mut pass.stand);
+                        }
                     }
                 }
             }
         }
-        !is_first
+        Served { is_turn_taken: !is_first, is_urgent: is_urgent || !is_first }
     }
 
     /// Decides about one that stands in line.
@@ -323,8 +337,6 @@ impl Supervisor {
         let State::Queued(queued) = &slot.state else { return false };
         let refusal = slot.refusal_for(&wait);
         let (has_claim, cause) = (slot.has_a_claim(queued), queued.cause);
-        // Nobody can say when strangers give something back: others go on meanwhile.
-        let is_at_hand = !matches!(wait, Wait::Room { .. });
         self.set_wait(name, wait);
         let is_refused = refusal.is_some();
         if let Some(refusal) = refusal {
@@ -335,7 +347,7 @@ impl Supervisor {
             self.with(name, commands, Slot::give_up_the_line);
             return false;
         }
-        has_claim && is_at_hand && !is_refused
+        has_claim && !is_refused
     }
 }
 
