@@ -158,12 +158,11 @@ impl Supervisor {
                 Turn::Wait(wait) => {
                     // Nobody can say when strangers give something back: others go on meanwhile.
                     let is_at_hand = !matches!(wait, Wait::Room { .. });
-                    if self.wait(name, wait, commands) {
-                        is_urgent = true;
-                        if is_at_hand {
-                            is_first = false;
-                            self.reserve(name, &mut pass.stand);
-                        }
+                    let is_claimed = self.wait(name, wait, commands);
+                    is_urgent |= is_claimed;
+                    if is_claimed && is_at_hand {
+                        is_first = false;
+                        self.reserve(name, &mut pass.stand);
                     }
                 }
             }
