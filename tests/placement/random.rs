@@ -188,12 +188,9 @@ fn promised(machine: &Machine) -> (u64, Vec<u64>) {
     (host, gpus)
 }
 
-/// How often one slot was loaded within a minute. Loads that die are the backoff's, and take nobody's place.
 fn busiest_minute(machine: &Machine) -> usize {
-    let works = |name: &SlotName| machine.truths[name].fate == Fate::Works;
-    let loads = machine.figures.loads.iter().filter(|(_, name)| works(name));
-    let loads: Vec<_> = loads.collect();
-    let in_minute = |(at, slot): &&(_, SlotName)| {
+    let loads = &machine.figures.loads;
+    let in_minute = |(at, slot): &(_, SlotName)| {
         let later = loads.iter().filter(|(other, name)| {
             name == slot && *other >= *at && other.since(*at) < Duration::from_mins(1)
         });
