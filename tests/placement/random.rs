@@ -159,7 +159,8 @@ fn come_to_rest(machine: &mut Machine) {
     for (name, view) in &machine.last.slots {
         let is_queued = matches!(view.state, StateView::Queued { .. });
         // One that went down a rung climbs when its ladder says so; that may take a day.
-        if (view.displaced_by.is_none() && !is_queued) || view.state.takes_requests() {
+        let is_lower = view.state.takes_requests() && view.rung_index > 0;
+        if (view.displaced_by.is_none() && !is_queued) || is_lower {
             continue;
         }
         // The least that it takes, and what is left of the host and of the emptiest GPUs.
