@@ -1,8 +1,9 @@
 //! The faults, one a step, drawn by the seed.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use nix::{
+    fcntl::{AT_FDCWD, RenameFlags, renameat2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -122,12 +123,14 @@ async fn order(daemon: &Daemon, slot: &str, verb: &'static str) -> &'static str 
     verb
 }
 
-/// The state file cannot be written, and new engines have no place for their logs.
+/// The state file cannot be written, and new engines have no place for their logs. A file and the
+/// directory change places in one step: the daemon makes one where it finds none.
 fn block_state(daemon: &Daemon) -> &'static str {
     let state = daemon.dir.path().join("state");
     drop(fs::create_dir(state.join("state.json.new")));
-    if fs::rename(state.join("logs"), state.join("logs.away")).is_ok() {
-        fs::write(state.join("logs"), "in the way").unwrap();
+    if state.join("logs").is_dir() {
+        fs::write(state.join("logs.away"), "in the way").unwrap();
+        change_places(&state);
     }
     "state blocked"
 }
@@ -136,8 +139,13 @@ fn unblock_state(daemon: &Daemon) -> &'static str {
     let state = daemon.dir.path().join("state");
     drop(fs::remove_dir(state.join("state.json.new")));
     if state.join("logs").is_file() {
-        fs::remove_file(state.join("logs")).unwrap();
-        fs::rename(state.join("logs.away"), state.join("logs")).unwrap();
+        change_places(&state);
+        fs::remove_file(state.join("logs.away")).unwrap();
     }
     "state unblocked"
+}
+
+fn change_places(state: &Path) {
+    let [logs, away] = ["logs", "logs.away"].map(|name| state.join(name));
+    renameat2(AT_FDCWD, &logs, AT_FDCWD, &away, RenameFlags::RENAME_EXCHANGE).unwrap();
 }
