@@ -116,6 +116,7 @@ impl Daemon {
         for fault in watches.iter().filter_map(|watch| watch.as_ref().err()) {
             error!(%fault, "profiles are not watched, `SIGHUP` reads them again");
         }
+        remember::forget_gone(&mut self.remembered, settings.profile_dirs.clone()).await;
         let Sockets { endpoint, ollama, control, kept } = sockets;
         let ollama = ollama.map(|socket| OllamaListener { socket, clock: clock::unix_ms });
         let listeners = Listeners { endpoint, ollama };
@@ -228,6 +229,7 @@ impl Daemon {
         let mut helpers = JoinSet::new();
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
         helpers.spawn(self.doors.clone().keep());
+        helpers.spawn(Arc::clone(&self.tools.pulls).mind(board.strain.subscribe()));
         helpers.spawn(rules::follow(profiles.rules(), heard, hands(board, mailbox, routes)));
         helpers
     }

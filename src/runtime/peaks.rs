@@ -113,6 +113,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_peak_that_is_met_again_keeps_its_place_over_restarts() {
+        let folder = tempfile::tempdir().unwrap();
+        let daemon = book(folder.path());
+        daemon.note("daily", Bytes(7)).await;
+        for other in 0..600 {
+            daemon.note(&other.to_string(), Bytes(1)).await;
+            if other % 100 == 0 {
+                daemon.note("daily", Bytes(7)).await;
+            }
+        }
+        drop(daemon);
+        // The next one hears of it again, and is killed.
+        let next = book(folder.path());
+        assert_eq!(next.of(Some("daily")), Some(Bytes(7)));
+        next.note("daily", Bytes(6)).await;
+        std::mem::forget(next);
+        let last = book(folder.path());
+        for other in 600..1000 {
+            last.note(&other.to_string(), Bytes(1)).await;
+        }
+        assert_eq!(last.of(Some("daily")), Some(Bytes(7)));
+    }
+
+    #[tokio::test]
     async fn a_disk_that_takes_nothing_costs_only_what_would_be_remembered() {
         let folder = tempfile::tempdir().unwrap();
         let book = book(folder.path());

@@ -232,18 +232,18 @@ mod tests {
     fn signals_within_a_second_are_not_lost_and_the_last_one_counts() {
         let mut book = book(&[of_signal("de"), of_signal("en"), of_signal("fr")]);
         let start = Instant::now();
-        let at = |ms: u64| start + Duration::from_millis(ms);
+        let after = |ms: u64| start + Duration::from_millis(ms);
         for name in ["de", "en", "de", "fr", "en", "de"] {
             book.happened(Happening::Signalled(name));
         }
         assert_eq!(fired(&mut book, start), "fr en de", "each once, the last one last");
         for name in ["de", "en", "de"] {
             book.happened(Happening::Signalled(name));
-            assert_eq!(fired(&mut book, at(500)), "", "{name}");
+            assert_eq!(fired(&mut book, after(500)), "", "{name}");
         }
-        assert_eq!(book.rest(at(600), &super::tests::at("10:00:30")), Duration::from_millis(400));
-        assert_eq!(fired(&mut book, at(1000)), "en de", "the last one stands");
-        assert_eq!(fired(&mut book, at(5000)), "");
+        assert_eq!(book.rest(after(600), &at("10:00:30")), Duration::from_millis(400));
+        assert_eq!(fired(&mut book, after(1000)), "en de", "the last one stands");
+        assert_eq!(fired(&mut book, after(5000)), "");
     }
 
     #[test]
