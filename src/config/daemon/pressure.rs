@@ -8,8 +8,8 @@ use crate::spec::{
     pressure::{Marks, Thresholds},
 };
 
-/// Past 90 percent nothing is clear of a mark again.
-const FREE: RangeInclusive<u32> = 0..=90;
+/// All of it is never free.
+const FREE: RangeInclusive<u32> = 0..=99;
 const FREE_HINT: &str = "0 percent free is never passed, and half as much again as the mark has to be free to be clear of it";
 /// Below 2 percent nothing is clear of a mark again.
 const WAITED: RangeInclusive<u32> = 2..=100;
