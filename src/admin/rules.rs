@@ -61,15 +61,21 @@ pub enum Unheard {
     TooMany,
 }
 
+/// Says a name to the rules.
+pub type Say = Arc<dyn Fn(&str) -> Result<(), Unheard> + Send + Sync>;
+
+/// Tells what a rule did last to a slot.
+pub type ActOn = Arc<dyn Fn(&SlotName) -> Option<RuleActObject> + Send + Sync>;
+
 /// The ways to the rules; made by `runtime`.
 #[derive(Clone)]
 pub struct Rules {
     /// Shows every rule in force.
     pub list: Arc<dyn Fn() -> Vec<RuleObject> + Send + Sync>,
     /// Says a name to them.
-    pub say: Arc<dyn Fn(&str) -> Result<(), Unheard> + Send + Sync>,
+    pub say: Say,
     /// Tells what a rule did last to a slot.
-    pub act_on: Arc<dyn Fn(&SlotName) -> Option<RuleActObject> + Send + Sync>,
+    pub act_on: ActOn,
 }
 
 impl fmt::Debug for Rules {

@@ -82,6 +82,7 @@ impl Pulls {
     }
 
     /// Holds all of them while the disk is nearly full, until it is dropped. They go on by themselves.
+    #[expect(clippy::infinite_loop, reason = "it ends by being dropped")]
     pub(super) async fn mind(self: Arc<Self>, mut strain: watch::Receiver<Strain>) -> Infallible {
         loop {
             let is_full = strain.borrow_and_update().disk == Pressure::Critical;

@@ -38,7 +38,7 @@ pub enum When {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Schedule {
     typed: String,
-    cron: Cron,
+    cron: Box<Cron>,
 }
 
 /// Why a text is no schedule.
@@ -160,7 +160,7 @@ impl FromStr for Schedule {
     fn from_str(typed: &str) -> Result<Self, ScheduleFault> {
         let read = typed.parse::<Cron>();
         let cron = read.map_err(|fault| ScheduleFault::Unreadable(fault.to_string()))?;
-        let schedule = Self { typed: typed.to_owned(), cron };
+        let schedule = Self { typed: typed.to_owned(), cron: Box::new(cron) };
         let long_ago = date(2000, 1, 1).to_zoned(TimeZone::UTC);
         match long_ago.ok().and_then(|long_ago| schedule.next_after(&long_ago)) {
             Some(_) => Ok(schedule),

@@ -48,12 +48,12 @@ mod tests {
         let brake = Brake::new(reason);
         brake.pass(&board).await;
         hold.send_replace(Some("the disk is nearly full".to_owned()));
-        let mut held = pin!(brake.pass(&board));
-        assert!((&mut held).now_or_never().is_none());
+        let mut waiting = pin!(brake.pass(&board));
+        assert!((&mut waiting).now_or_never().is_none());
         let trouble = watched.borrow().trouble.clone();
         assert_eq!(trouble.as_deref(), Some("paused: the disk is nearly full"));
         hold.send_replace(None);
-        held.await;
+        waiting.await;
         assert_eq!(watched.borrow().trouble, None);
         Brake::none().pass(&board).await;
     }

@@ -57,7 +57,7 @@ impl Slot {
         match input {
             Input::Restart => self.ladder.begin_anew(),
             Input::Load(Asker::Person) if matches!(self.state, State::Failed) => {
-                self.ladder.begin_anew()
+                self.ladder.begin_anew();
             }
             Input::Edited { previous } if !self.profile.starts_same_engine(previous) => {
                 self.ladder.forget();
