@@ -65,7 +65,7 @@ pub use self::{
     pull::{PullObject, PullRequest, Pulls, ShortageObject},
     remote::Remote,
     request::RequestObject,
-    rules::{RuleActObject, RuleObject, Rules, Unheard},
+    rules::{ActOn, RuleActObject, RuleObject, Rules, Say, Unheard},
     serve::serve,
     slot::{DeathObject, RejectedObject, SlotObject},
     stay::{RoomObject, RoomWish},
