@@ -198,7 +198,7 @@ impl Machine {
         match event {
             SlotEvent::UnloadRequested => drop(self.put_down.insert(name.clone())),
             SlotEvent::LoadRequested | SlotEvent::LoadOrderedByRule => {
-                drop(self.put_down.remove(name))
+                self.put_down.remove(name);
             }
             _ => {}
         }
