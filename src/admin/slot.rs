@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::PullObject;
+use super::{PullObject, RuleActObject};
 use crate::{
     spec::{
         Bytes, Generation, Monotime, SlotName,
@@ -94,6 +94,9 @@ pub struct SlotObject {
     /// `gpu-0` and so on.
     #[serde(default)]
     pub unloaded_for: Option<String>,
+    /// What a rule did last to the slot, since the daemon started.
+    #[serde(default)]
+    pub rule: Option<RuleActObject>,
     /// Never unloaded for another slot, by its profile or a person's order.
     #[serde(default)]
     pub pinned: bool,
@@ -216,6 +219,7 @@ impl SlotObject {
             promised_gpu_bytes: view.promised.as_ref().map(of_gpus),
             displaced_by: view.displaced_by.clone(),
             unloaded_for: view.relieved.map(|source| source.to_string()),
+            rule: None,
             pinned: view.orders.pinned.unwrap_or(profile.residence.pinned),
             priority: view.orders.priority.unwrap_or_else(|| profile.residence.priority()),
             ordered: ordered(view.orders),

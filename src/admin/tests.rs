@@ -70,7 +70,7 @@ impl Api {
             }),
             strain: watch::channel(Strain::default()).1,
             news: news(),
-            rules: Arc::new(Vec::new),
+            rules: Rules::none(),
             wall_clock: || 0,
             inventory: Arc::new(|| Box::pin(std::future::ready(json!({ "models": [] })))),
             lack: Arc::new(|profile| {
@@ -326,6 +326,7 @@ async fn a_slot_is_shown_with_every_key() {
       "promised_gpu_bytes": null,
       "displaced_by": null,
       "unloaded_for": null,
+      "rule": null,
       "pinned": false,
       "priority": 50,
       "ordered": [],

@@ -49,6 +49,7 @@ pub(super) fn ready() -> SlotObject {
         promised_gpu_bytes: None,
         displaced_by: None,
         unloaded_for: None,
+        rule: None,
         pinned: false,
         priority: 50,
         ordered: Vec::new(),

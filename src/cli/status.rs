@@ -200,7 +200,9 @@ fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> Str
     }
     for fault in &daemon.faults {
         let shown = fault.text.replace('\n', "\n  ");
-        text.line(&format!("  - {}: {shown}", paint.apply(Tone::Bad, "profile not applied")));
+        let what =
+            if daemon.is_of_rules(fault) { "rules not applied" } else { "profile not applied" };
+        text.line(&format!("  - {}: {shown}", paint.apply(Tone::Bad, what)));
     }
     text.0
 }

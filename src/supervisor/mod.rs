@@ -49,7 +49,7 @@ pub use self::{
 };
 use self::{
     cores::Neighbours,
-    input::Input,
+    input::{Asker, Input},
     placing::{Displaced, Look, Looked, Relief},
     random::Random,
     slot::{Context, Slot},
@@ -257,10 +257,10 @@ impl Supervisor {
         // The one place where stale news of an earlier child is dropped.
         if generation.is_none_or(|generation| generation == slot.generation) {
             let input = self.weigh_climb(slot, input);
-            let is_order = matches!(input, Input::Load | Input::Restart);
+            let insists = input.insists();
             self.tell(name, input, commands);
-            if is_order {
-                self.with(name, commands, |slot, _| slot.insist());
+            if let Some(asker) = insists {
+                self.with(name, commands, |slot, _| slot.insist(asker));
             }
         }
     }
@@ -277,7 +277,7 @@ impl Supervisor {
 
     /// Tells whether an input wants a slot up that the end of the daemon takes down.
     fn comes_too_late(&self, input: &Input) -> bool {
-        let wants_up = matches!(input, Input::Load | Input::Restart | Input::Demand(_));
+        let wants_up = matches!(input, Input::Load(_) | Input::Restart | Input::Demand(_));
         wants_up && self.mode != Mode::Running
     }
 
@@ -385,7 +385,7 @@ impl Supervisor {
                 Some(_)
                     if added.contains(&name) && (profile.autostart || profile.is_external()) =>
                 {
-                    self.tell(&name, Input::Load, commands);
+                    self.tell(&name, Input::Load(Asker::Person), commands);
                 }
                 Some(slot) if *slot.profile_on_disk() == profile && !slot.is_being_removed() => {}
                 Some(slot) => {

@@ -197,7 +197,9 @@ impl Machine {
     pub(crate) fn ask(&mut self, name: &SlotName, event: SlotEvent) {
         match event {
             SlotEvent::UnloadRequested => drop(self.put_down.insert(name.clone())),
-            SlotEvent::LoadRequested => drop(self.put_down.remove(name)),
+            SlotEvent::LoadRequested | SlotEvent::LoadOrderedByRule => {
+                self.put_down.remove(name);
+            }
             _ => {}
         }
         self.tell(&Event::Slot { slot: name.clone(), event });

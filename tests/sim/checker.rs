@@ -279,6 +279,7 @@ impl Checker {
                         })
                 }
                 SlotEvent::LoadRequested
+                | SlotEvent::LoadOrderedByRule
                 | SlotEvent::RestartRequested
                 | SlotEvent::UnloadRequested
                 | SlotEvent::Demanded { .. } => false,

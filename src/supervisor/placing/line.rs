@@ -237,9 +237,10 @@ impl Supervisor {
     }
 
     /// Returns how long those that wait for a slot have waited, all together; `None` where a person has asked,
-    /// whom no load outweighs.
+    /// whom no load outweighs. A rule counts as one that waits.
     fn waited_together(&self, slot: &Slot, queued: &Queued) -> Option<Duration> {
-        let waiting = u32::try_from(slot.waiting.len()).unwrap_or(u32::MAX);
+        let waiting = slot.waiting.len() + usize::from(queued.cause == Cause::Rule);
+        let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
         let since = self.now.since(queued.began);
         (queued.cause != Cause::Order).then(|| since.saturating_mul(waiting))
     }
@@ -353,7 +354,8 @@ impl Supervisor {
 impl Slot {
     /// Tells whether others may have to make room for it: somebody wants it, and its last load worked.
     pub(super) fn has_a_claim(&self, queued: &Queued) -> bool {
-        let is_wanted = queued.cause == Cause::Order || !self.waiting.is_empty();
+        let is_wanted =
+            matches!(queued.cause, Cause::Order | Cause::Rule) || !self.waiting.is_empty();
         let swaps = self.profile.residence.when_full == WhenFull::Swap;
         is_wanted && swaps && !self.has_failed_to_load()
     }
