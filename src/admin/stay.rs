@@ -74,6 +74,10 @@ pub(super) async fn offload(app: Extract<App>, slot: Path<String>) -> Result<Res
     if is_last || is_alone {
         return Err(Refusal::NoLowerRung(shown.slot.to_string()));
     }
+    // What is below is known once it was loaded, in this life of the daemon.
+    if shown.rung.as_ref().is_none_or(|rung| rung.of == 0) {
+        return Err(Refusal::NoKnownLadder(shown.slot.to_string()));
+    }
     order(&app, &slot, StayOrder::Offload).await
 }
 

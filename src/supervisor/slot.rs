@@ -152,7 +152,8 @@ impl Slot {
     pub(super) fn memory(self) -> Memory {
         let rung = self.ladder.at();
         let Self { generation, loads, deaths, edits, orders, uses, .. } = self;
-        Memory { generation, loads, deaths, rung, edits, orders, uses }
+        // What it went for is the supervisor's to know.
+        Memory { generation, loads, deaths, rung, edits, orders, uses, ..Memory::default() }
     }
 
     /// Tells whether nothing is left of the slot and its profile.

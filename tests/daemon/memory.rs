@@ -3,11 +3,15 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::common::{DEADLINE, Daemon, fake, scratch};
+use super::{
+    common::{DEADLINE, Daemon, fake, scratch},
+    stay::slotd,
+};
 
 /// A directory whose daemon lets engines have 100 MiB together.
 fn small(profiles: &[(&str, &str)]) -> TempDir {
@@ -80,10 +84,37 @@ async fn what_can_never_fit_is_told_at_once_and_nobody_makes_room() {
         let body: Value = answer.json().await.unwrap();
         assert_eq!(body["error"]["code"], "no_memory");
         let message = body["error"]["message"].as_str().unwrap();
-        assert!(message.contains("200 MiB of memory, and 40 MiB can be had"), "{message}");
+        assert!(
+            message.contains("200 MiB of memory, and 100 MiB can be had on this machine"),
+            "{message}"
+        );
     }
     let held = daemon.slot("held").await;
     assert_eq!((&held["state"], &held["generation"]), (&json!("ready"), &json!(1)));
+
+    // Nor does a person wait for it.
+    let load = timeout(DEADLINE, slotd(&daemon, "load giant")).await.expect("it waits for ever");
+    let told = String::from_utf8_lossy(&load.stderr).into_owned();
+    assert_eq!(load.status.code(), Some(69), "{told}");
+    assert!(told.contains("giant can never be loaded here: it needs 200 MiB of memory"), "{told}");
+    assert_eq!(daemon.slot("held").await["generation"], 1);
+}
+
+#[tokio::test]
+async fn who_was_displaced_comes_back_after_a_restart_of_the_daemon() {
+    let (first, guest) = (needs("60MiB", ""), needs("60MiB", ""));
+    let mut daemon = Daemon::start(small(&[("first", &first), ("guest", &guest)])).await;
+    assert_eq!(daemon.chat("first").await.status(), 200);
+    assert_eq!(daemon.chat("guest").await.status(), 200);
+    let displaced = daemon.until_state("first", "offline").await;
+    assert_eq!(displaced["displaced_by"], "guest");
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.ended().await.success());
+    let Daemon { dir, .. } = daemon;
+    let daemon = Daemon::start(dir).await;
+    let back = daemon.until_state("first", "ready").await;
+    assert_eq!(back["displaced_by"], json!(null));
+    assert_eq!(daemon.slot("guest").await["state"], "offline", "nobody has asked for it");
 }
 
 #[tokio::test]

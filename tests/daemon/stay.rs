@@ -67,3 +67,22 @@ async fn orders_of_a_slots_stay_are_taken_before_it_runs_and_outlive_the_daemon(
     assert_eq!(told, "100 MiB of memory can be had; unloaded for it: held\n");
     assert_eq!(daemon.slot("held").await["ordered"], json!([]));
 }
+
+/// It said yes, and nothing came of it.
+#[tokio::test]
+async fn an_offload_of_a_slot_without_a_lower_rung_is_refused() {
+    let daemon = Daemon::start(scratch(&[("chat", &fake("", ""))])).await;
+    let refused = slotd(&daemon, "offload chat").await;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        told.contains("whether `chat` has a lower rung is not known before its first load"),
+        "{told}"
+    );
+    assert!(!refused.status.success());
+    daemon.order("chat", "load").await;
+    daemon.until_state("chat", "ready").await;
+    let refused = slotd(&daemon, "offload chat").await;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains("`chat` is on the last rung of its ladder"), "{told}");
+    assert_eq!(daemon.slot("chat").await["generation"], 1);
+}
