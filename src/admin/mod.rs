@@ -68,7 +68,7 @@ pub use self::{
     rules::RuleObject,
     serve::serve,
     slot::{DeathObject, RejectedObject, SlotObject},
-    stay::{RoomObject, RoomWish},
+    stay::{FitObject, FitWish, RoomObject, RoomWish},
 };
 use crate::{
     config::Fault,

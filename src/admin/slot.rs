@@ -19,6 +19,7 @@ use crate::{
 };
 
 /// One slot at one moment: an element of `GET /v1/slots` and of `slotd ps --json`.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct SlotObject {
     /// Its name.

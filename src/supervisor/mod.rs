@@ -42,7 +42,7 @@ pub use self::{
     command::{Command, Refusal, StopSignal},
     event::{ChildEvent, EngineInfo, Event, Sight, SlotEvent},
     health::Vitals,
-    placing::{KeptOut, Relieved, RoomAnswer, RoomRequest},
+    placing::{KeptOut, Purpose, Relieved, RoomAnswer, RoomRequest},
     policy::Policy,
     snapshot::{SlotView, Snapshot, StateView},
     waits::{Holder, Shortage, Wait},
@@ -311,16 +311,16 @@ impl Supervisor {
         commands: &mut Vec<Command>,
         act: impl FnOnce(&mut Slot, &mut Context<'_>),
     ) {
-        let Some(slot) = self.slots.get_mut(name) else { return };
-        let before = (slot.has_child(), slot.standing());
-        let mut context =
-            Context { now: self.now, policy: &self.policy, random: &mut self.random, commands };
-        act(slot, &mut context);
-        if before.0 && !slot.has_child() {
-            self.look.outdate();
-        } else if before.1 != slot.standing() {
-            self.look.touch();
-        }
+        let Self { slots, look, policy, random, now, .. } = self;
+        slots.change(name, |slot| {
+            let before = (slot.has_child(), slot.standing());
+            act(slot, &mut Context { now: *now, policy, random, commands });
+            if before.0 && !slot.has_child() {
+                look.outdate();
+            } else if before.1 != slot.standing() {
+                look.touch();
+            }
+        });
     }
 
     /// Sums up all slots, as far as the cores are concerned.

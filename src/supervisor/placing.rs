@@ -31,7 +31,7 @@ pub(super) use self::{
     relief::Relief,
 };
 pub use self::{
-    headroom::{RoomAnswer, RoomRequest},
+    headroom::{Purpose, RoomAnswer, RoomRequest},
     kept_out::{KeptOut, Relieved},
 };
 use super::{
@@ -162,7 +162,7 @@ impl Supervisor {
             class: Class::of(read.in_flight, read.idle_for, &self.policy),
             priority: slot.priority(),
             idle_for: read.idle_for,
-            share: slot.held().unwrap_or_default().at_least(&measured(read)),
+            share: slot.held_by(read),
             capabilities: slot.kinds(),
             load: slot.expected_load(),
             needs: &slot.needs,

@@ -61,6 +61,24 @@ impl Slots {
         Some(slot)
     }
 
+    /// Changes one slot, and notes when it wants to be woken from there on; `None` where there is none.
+    pub(super) fn change<T>(
+        &mut self,
+        name: &SlotName,
+        change: impl FnOnce(&mut Slot) -> T,
+    ) -> Option<T> {
+        self.look(1);
+        let slot = self.all.get_mut(name)?;
+        self.touched.push(name.clone());
+        let before = slot.deadline();
+        let outcome = change(slot);
+        let after = slot.deadline();
+        if before != after {
+            self.alarms.set(name.clone(), after);
+        }
+        Some(outcome)
+    }
+
     pub(super) fn contains_key(&self, name: &SlotName) -> bool {
         self.all.contains_key(name)
     }

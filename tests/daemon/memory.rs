@@ -174,6 +174,50 @@ async fn a_slot_that_needs_another_machine_is_skipped_and_not_failed() {
     assert!(daemon.log().contains("slot skipped"), "{}", daemon.log());
 }
 
+/// What an admin reads of a slot that is to be loaded; `settings` stand in the daemon's folder.
+async fn fit(dir: &Path, line: &str) -> String {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_slotd"));
+    command.arg("--control").arg(dir.join("state/run/control.sock")).args(line.split(' '));
+    command.env("XDG_CONFIG_HOME", dir).env("HOME", dir).kill_on_drop(true);
+    let output = timeout(DEADLINE, command.output()).await.unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let (last, total) = (said.lines().last().unwrap().to_owned(), " of ");
+    // The machine's own figure is not ours.
+    let (free, rest) = last.split_once(total).unwrap();
+    let rest = rest.split_once("can be had").unwrap().1;
+    let table: Vec<_> = said.lines().filter(|line| line.starts_with("as ")).collect();
+    format!("{}\n{free} can be had{rest}", table.join("\n"))
+}
+
+/// It counted by rules of its own: no limit, no promises, nobody pinned.
+#[tokio::test]
+async fn fit_counts_by_the_rules_of_the_daemon() {
+    let (held, wanted) = (needs("60MiB", "pinned = true"), needs("60MiB", ""));
+    let daemon = Daemon::start(small(&[("held", &held), ("wanted", &wanted)])).await;
+    let says = |fits: &str, free: &str| {
+        format!(
+            "as its profile says (`memory`, `gpu_memory`)\nas written  60 MiB  -    {fits}\n{free}"
+        )
+    };
+    let free = says("yes", "100 MiB can be had");
+    assert_eq!(fit(daemon.dir.path(), "fit wanted").await, free);
+    daemon.order("held", "load").await;
+    daemon.until_state("held", "ready").await;
+    let told = fit(daemon.dir.path(), "fit wanted").await;
+    assert_eq!(told, says("no", "40 MiB can be had; no rung fits"));
+    assert_eq!(fit(daemon.dir.path(), "fit held").await, free, "what it has itself is free for it");
+    slotd(&daemon, "unpin held").await;
+    daemon.until("held", "unpinned", |view| view["pinned"] == false).await;
+    let told = fit(daemon.dir.path(), "fit wanted").await;
+    let goes = "unloading `held` would make room for the first";
+    assert_eq!(told, says("no", &format!("40 MiB can be had; no rung fits; {goes}")));
+    assert_eq!(daemon.slot("held").await["generation"], 1);
+    // Without a daemon its settings count.
+    let dir = daemon.killed().await;
+    assert_eq!(fit(dir.path(), "fit wanted").await, free);
+}
+
 /// Waits until a peak of `more_than` bytes is on the disk, and returns the most that is there.
 async fn noted(dir: &Path, more_than: u64) -> u64 {
     let file = dir.join("state/peaks.json");

@@ -9,7 +9,7 @@ use slotd::{
         profile::Profile,
         residence::StayOrder,
     },
-    supervisor::{Event, Policy, RoomAnswer, RoomRequest, SlotEvent},
+    supervisor::{Event, Policy, Purpose, RoomAnswer, RoomRequest, SlotEvent},
 };
 
 use super::machine::{GIB, MIB, Machine, Truth, need, profile, slot, works};
@@ -36,7 +36,7 @@ fn ensure(machine: &mut Machine, request: RoomRequest) -> RoomAnswer {
 
 fn of_host(gib: u64) -> RoomRequest {
     let need = Need { host: Bytes(gib * GIB), basis: Basis::Profile, gpu: None };
-    RoomRequest { asker: WaiterId(1), need, gpu: None, slot: None }
+    RoomRequest { asker: WaiterId(1), need, gpu: None, slot: None, purpose: Purpose::Make }
 }
 
 fn names(answer: &RoomAnswer) -> Vec<&str> {
@@ -100,7 +100,7 @@ fn room_on_one_gpu_is_made_on_that_one() {
     assert_ne!(gpu, on(&machine, "a"));
     let spread = GpuNeed { spread: Bytes(4000 * MIB), each: Bytes(0) };
     let need = Need { host: Bytes(0), gpu: Some(spread), basis: Basis::Profile };
-    let request = RoomRequest { asker: WaiterId(1), need, gpu: Some(gpu), slot: None };
+    let request = RoomRequest { gpu: Some(gpu), need, ..of_host(1) };
     assert_eq!(names(&ensure(&mut machine, request.clone())), ["b"]);
     let answer = ensure(&mut machine, RoomRequest { gpu: Some(7), ..request });
     assert_eq!(answer.refused.as_deref(), Some("GPU 7 is not known"));
@@ -184,4 +184,22 @@ fn one_that_has_just_become_ready_goes_for_room_that_is_asked_for() {
         assert!(machine.step(until), "it never came");
     }
     assert_eq!(names(&ensure(&mut machine, of_host(2))), ["quick"]);
+}
+
+#[test]
+fn a_question_is_answered_by_the_same_rules_and_nobody_goes() {
+    let mut machine = three();
+    machine.tell(&Event::StayOrdered { slot: slot("a"), order: StayOrder::Pin });
+    let ask = |gib| RoomRequest { purpose: Purpose::Ask, ..of_host(gib) };
+    let answer = ensure(&mut machine, ask(2));
+    assert_eq!((names(&answer), answer.left.host), (vec!["b"], Bytes(GIB)));
+    let answer = ensure(&mut machine, ask(4));
+    assert!(answer.refused.is_some() && answer.going.is_empty(), "{answer:?}");
+    // What it has itself is free for it.
+    let answer = ensure(&mut machine, RoomRequest { slot: Some(slot("c")), ..ask(2) });
+    assert_eq!((names(&answer), answer.left.host), (vec![], Bytes(2 * GIB)));
+    machine.pass(Duration::from_mins(1));
+    for name in ["a", "b", "c"] {
+        assert_eq!(machine.state(name), "ready");
+    }
 }

@@ -312,7 +312,13 @@ impl Player {
                 self.next_waiter += 1;
                 let need = Need { host: Bytes(gib << 30), basis: Basis::Profile, gpu: None };
                 let asker = WaiterId(self.next_waiter);
-                Event::RoomRequested(RoomRequest { asker, need, gpu: None, slot: None })
+                Event::RoomRequested(RoomRequest {
+                    asker,
+                    need,
+                    gpu: None,
+                    slot: None,
+                    purpose: Purpose::Make,
+                })
             }
             Action::Shutdown => Event::ShutdownRequested,
         })

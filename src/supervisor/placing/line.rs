@@ -1,6 +1,7 @@
 //! The line of those that wait for memory.
 
 use std::{
+    cell::OnceCell,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -53,9 +54,9 @@ enum Turn {
 #[derive(Debug)]
 struct Pass {
     stand: Stand,
-    /// The highest priority of those that are kept loaded and are about to stand in line too. `None` until
+    /// The highest priority of those that are kept loaded and are about to stand in line too. Empty until
     /// asked for, and after that has changed.
-    coming: Option<Option<u32>>,
+    coming: OnceCell<Option<u32>>,
     /// `None` until asked for, and after somebody was started.
     goers: Option<Goers>,
 }
@@ -127,7 +128,7 @@ impl Supervisor {
         mut neighbours: Option<Neighbours>,
         commands: &mut Vec<Command>,
     ) -> Served {
-        let mut pass = Pass { stand: self.stand(), coming: None, goers: None };
+        let mut pass = Pass { stand: self.stand(), coming: OnceCell::new(), goers: None };
         let (mut is_first, mut is_urgent) = (true, false);
         for name in line {
             let turn = match self.slots.get(name).map(|slot| (slot, &slot.state)) {
@@ -139,7 +140,7 @@ impl Supervisor {
             match turn {
                 Turn::Size => {
                     self.with(name, commands, Slot::size_up);
-                    pass.coming = None;
+                    pass.coming = OnceCell::new();
                 }
                 Turn::Start(rung, share) => {
                     pass.stand.pools.hold(&share);
@@ -180,13 +181,11 @@ impl Supervisor {
         if !queued.is_sized() {
             return Turn::Size;
         }
-        if queued.cause == Cause::Keep
-            && pass
-                .coming
-                .get_or_insert_with(|| self.coming())
-                .is_some_and(|worth| worth > slot.priority())
-        {
-            return Turn::Wait(Wait::Look);
+        if queued.cause == Cause::Keep {
+            let coming = pass.coming.get_or_init(|| self.coming());
+            if coming.is_some_and(|worth| worth > slot.priority()) {
+                return Turn::Wait(Wait::Look);
+            }
         }
         let stand = &pass.stand;
         let at = slot.ladder.at();
@@ -194,14 +193,8 @@ impl Supervisor {
             Ok(share) => return Turn::Start(at, share),
             Err(lack) => lack,
         };
-        if slot.ladder.is_on_trial() {
-            // It left a rung that worked to climb, and somebody else has taken the room.
-            let lower = rungs(slot, queued).skip(1);
-            let mut lower = lower
-                .filter_map(|rung| Some((rung, fits(slot, need_on(queued, rung), stand).ok()?)));
-            if let Some((rung, share)) = lower.next() {
-                return Turn::Start(rung, share);
-            }
+        if let Some((rung, share)) = back_down((slot, queued), stand) {
+            return Turn::Start(rung, share);
         }
         let may_displace = is_first && slot.has_a_claim(queued);
         if may_displace {
@@ -431,6 +424,15 @@ fn why((slot, queued): (&Slot, &Queued), (stand, goers): (&Stand, &Goers), lack:
         return Wait::Room { lack };
     }
     Wait::Never { lack }
+}
+
+/// Finds a lower rung for one that left it to climb, where somebody else has taken the room meanwhile.
+fn back_down((slot, queued): (&Slot, &Queued), stand: &Stand) -> Option<(usize, Share)> {
+    if !slot.ladder.is_on_trial() {
+        return None;
+    }
+    let place = |rung| Some((rung, fits(slot, need_on(queued, rung), stand).ok()?));
+    rungs(slot, queued).skip(1).find_map(place)
 }
 
 /// Says what is lacking on an empty machine; `None` where it would fit there, or might.
