@@ -12,7 +12,7 @@ use slotd::{
         profile::{OnExit, Profile},
         residence::StayOrder,
     },
-    supervisor::{ChildEvent, Event, Policy, RoomRequest, Sight, SlotEvent, Vitals},
+    supervisor::{ChildEvent, Event, Policy, Purpose, RoomRequest, Sight, SlotEvent, Vitals},
 };
 
 use super::{
