@@ -1,12 +1,15 @@
 //! Slots that do not fit at once: who waits, who makes room, who comes back. Fake engines, and figures
 //! of a person's own.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    process::Command,
+    time::{Instant, sleep, timeout},
+};
 
 use super::{
     common::{DEADLINE, Daemon, fake, scratch},
@@ -176,15 +179,14 @@ async fn a_slot_that_needs_another_machine_is_skipped_and_not_failed() {
 
 /// What an admin reads of a slot that is to be loaded; `settings` stand in the daemon's folder.
 async fn fit(dir: &Path, line: &str) -> String {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_slotd"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
     command.arg("--control").arg(dir.join("state/run/control.sock")).args(line.split(' '));
     command.env("XDG_CONFIG_HOME", dir).env("HOME", dir).kill_on_drop(true);
     let output = timeout(DEADLINE, command.output()).await.unwrap().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8(output.stdout).unwrap();
-    let (last, total) = (said.lines().last().unwrap().to_owned(), " of ");
     // The machine's own figure is not ours.
-    let (free, rest) = last.split_once(total).unwrap();
+    let (free, rest) = said.lines().last().unwrap().split_once(" of ").unwrap();
     let rest = rest.split_once("can be had").unwrap().1;
     let table: Vec<_> = said.lines().filter(|line| line.starts_with("as ")).collect();
     format!("{}\n{free} can be had{rest}", table.join("\n"))
@@ -194,7 +196,11 @@ async fn fit(dir: &Path, line: &str) -> String {
 #[tokio::test]
 async fn fit_counts_by_the_rules_of_the_daemon() {
     let (held, wanted) = (needs("60MiB", "pinned = true"), needs("60MiB", ""));
-    let daemon = Daemon::start(small(&[("held", &held), ("wanted", &wanted)])).await;
+    let dir = small(&[("held", &held), ("wanted", &wanted)]);
+    // Where a client without options looks for them, too.
+    let here = dir.path();
+    symlink(here.join("profiles"), here.join("slotd/profiles")).unwrap();
+    let daemon = Daemon::start(dir).await;
     let says = |fits: &str, free: &str| {
         format!(
             "as its profile says (`memory`, `gpu_memory`)\nas written  60 MiB  -    {fits}\n{free}"

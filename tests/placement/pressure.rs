@@ -154,7 +154,7 @@ fn a_kept_slot_with_which_the_machine_would_run_short_again_stays_out_until_ther
     assert_eq!((machine.state("kept"), kept_out(&machine, "kept")), ("ready", None));
 }
 
-/// Two hours with a slot that makes the machine run short each time it is there, for as long as it is.
+/// Hours with a slot that makes the machine run short each time it is there, for as long as it is.
 fn a_nuisance(machine: &mut Machine, hours: u64) {
     let until = machine.now.after(Duration::from_hours(hours));
     let mut is_short = false;
