@@ -68,7 +68,7 @@ pub use self::{
     rules::{ActOn, RuleActObject, RuleObject, Rules, Say, Unheard},
     serve::serve,
     slot::{DeathObject, RejectedObject, SlotObject},
-    stay::{RoomObject, RoomWish},
+    stay::{FitObject, FitWish, RoomObject, RoomWish},
 };
 use crate::{
     config::Fault,

@@ -53,6 +53,8 @@ pub(super) enum Refusal {
     },
     /// The slot is on the last rung of its ladder.
     NoLowerRung(String),
+    /// Nothing is known of a ladder of the slot.
+    NoKnownLadder(String),
     /// The daemon is ending, or is being upgraded already.
     Ending,
     /// The program on disk cannot take the daemon's place.
@@ -89,7 +91,9 @@ impl Refusal {
             Self::BadQuery(_) => (StatusCode::BAD_REQUEST, "bad_query", None),
             Self::BadBody(_) => (StatusCode::BAD_REQUEST, "bad_body", None),
             Self::NotOurs { .. } => (StatusCode::CONFLICT, "external_engine", Some("slot")),
-            Self::NoLowerRung(_) => (StatusCode::CONFLICT, "no_lower_rung", Some("slot")),
+            Self::NoLowerRung(_) | Self::NoKnownLadder(_) => {
+                (StatusCode::CONFLICT, "no_lower_rung", Some("slot"))
+            }
             Self::Ending => (StatusCode::CONFLICT, "ending", None),
             Self::NoUpgrade(_) => (StatusCode::CONFLICT, "no_upgrade", None),
         }
@@ -130,6 +134,9 @@ impl Refusal {
                 "somebody else runs the engine of `{slot}`: restart it at {url}, slotd follows"
             ),
             Self::NoLowerRung(slot) => format!("`{slot}` is on the last rung of its ladder"),
+            Self::NoKnownLadder(slot) => format!(
+                "whether `{slot}` has a lower rung is not known before its first load; `slotd load {slot}` finds out"
+            ),
             Self::Ending => "the daemon is ending or being upgraded already".to_owned(),
             Self::BadQuery(fault) | Self::BadBody(fault) | Self::NoUpgrade(fault) => fault.clone(),
         }

@@ -57,6 +57,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/slots/{slot}/offload", post(stay::offload))
         .route("/v1/slots/{slot}/priority", post(stay::prioritise))
         .route("/v1/ensure", post(stay::ensure))
+        .route("/v1/fit", post(stay::fit))
         .route("/v1/slots/{slot}/watch", get(watch_slot))
         .route("/v1/slots/{slot}/logs", get(logs))
         .route("/v1/rules", get(rules::rules))

@@ -389,6 +389,7 @@ fn policy(settings: &Settings, machine: Machine) -> Policy {
         max_resident: memory.max_resident,
         max_resident_per: memory.max_resident_per.clone(),
         restore_after: memory.restore_after,
+        pressure: settings.pressure.onset(),
         ..usual
     }
 }

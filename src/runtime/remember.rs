@@ -23,13 +23,14 @@ use crate::{
     config,
     proxy::Uses,
     spec::{
-        Generation, SlotName,
+        Bytes, Generation, SlotName,
         death::{Death, Evidence},
         edit::Edits,
+        pressure::Source,
         residence::Orders,
     },
     store::{Remembered, SlotMemory, StateDir},
-    supervisor::{Memory, Snapshot},
+    supervisor::{Memory, SlotView, Snapshot, StateView},
 };
 
 /// The shortest time between two writes.
@@ -110,6 +111,8 @@ pub(super) async fn keep_last(
     let mut last = before.clone();
     last.slots.extend(memory.iter().map(|(name, slot)| {
         let memory = memory_of((slot.generation, slot.rung), &slot.loads, &slot.deaths);
+        let (displaced_by, relieved) = (slot.displaced_by.clone(), slot.relieved);
+        let memory = SlotMemory { displaced_by, relieved, ..memory };
         (name.clone(), SlotMemory { edits: slot.edits.clone(), orders: slot.orders, ..memory })
     }));
     note_uses(&mut last, uses);
@@ -142,6 +145,8 @@ fn merge(
     for (name, slot) in &snapshot.slots {
         let at = (slot.generation, slot.rung_index);
         let memory = memory_of(at, &slot.loads, &slot.deaths);
+        let (displaced_by, relieved) = went_for(slot);
+        let memory = SlotMemory { displaced_by, relieved, ..memory };
         let memory = SlotMemory { edits: slot.edits.clone(), orders: slot.orders, ..memory };
         latest.slots.insert(name.clone(), memory);
     }
@@ -162,6 +167,19 @@ pub(super) async fn forget_gone(remembered: &mut Remembered, folders: Vec<PathBu
     let listing = spawn_blocking(move || config::slots_on_disk(&folders));
     let Ok(Ok(Some(there))) = timeout(FOLDER_PATIENCE, listing).await else { return };
     forget_profiles(remembered, |slot| !there.contains(slot));
+}
+
+/// Says for whom, or for what, a slot is down that would come back.
+fn went_for(slot: &SlotView) -> (Option<SlotName>, Option<(Source, Bytes)>) {
+    let is_down = matches!(
+        slot.state,
+        StateView::Offline
+            | StateView::Draining { .. }
+            | StateView::Stopping { .. }
+            | StateView::Reaping { .. }
+    );
+    let relieved = slot.relieved.as_ref().map(|one| (one.source, one.took));
+    (slot.displaced_by.clone().filter(|_| is_down), relieved)
 }
 
 fn note_uses(remembered: &mut Remembered, uses: &Uses) {
@@ -197,6 +215,8 @@ fn memory_of(
         orders: Orders::default(),
         uses: 0,
         last_use_unix_ms: 0,
+        displaced_by: None,
+        relieved: None,
     }
 }
 
@@ -242,6 +262,8 @@ pub(super) fn recall(remembered: &Remembered, uses: &Uses) -> BTreeMap<SlotName,
                 edits: slot.edits.clone(),
                 orders: slot.orders,
                 uses: uses.get(name).map_or(0, |(count, _)| *count),
+                displaced_by: slot.displaced_by.clone(),
+                relieved: slot.relieved,
             };
             (name.clone(), memory)
         })

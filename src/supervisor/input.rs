@@ -134,6 +134,11 @@ impl Input {
         }
     }
 
+    /// Tells whether it says that memory is free.
+    pub(super) fn says_free(&self) -> bool {
+        matches!(self, Self::RoomMeasured { free: Some(_), .. })
+    }
+
     /// Reads a slot's event; the generation is the child's that it speaks of, if it does.
     pub(super) fn of(event: SlotEvent) -> (Option<Generation>, Self) {
         match event {

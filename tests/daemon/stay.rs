@@ -98,3 +98,22 @@ async fn orders_go_with_a_profile_that_was_removed_while_no_daemon_ran_and_a_fau
     assert_eq!(daemon.slot("gone").await["ordered"], json!([]), "another one of that name");
     assert_eq!(daemon.slot("faulty").await["ordered"], json!(["pinned"]));
 }
+
+/// It said yes, and nothing came of it.
+#[tokio::test]
+async fn an_offload_of_a_slot_without_a_lower_rung_is_refused() {
+    let daemon = Daemon::start(scratch(&[("chat", &fake("", ""))])).await;
+    let refused = slotd(&daemon, "offload chat").await;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        told.contains("whether `chat` has a lower rung is not known before its first load"),
+        "{told}"
+    );
+    assert!(!refused.status.success());
+    daemon.order("chat", "load").await;
+    daemon.until_state("chat", "ready").await;
+    let refused = slotd(&daemon, "offload chat").await;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains("`chat` is on the last rung of its ladder"), "{told}");
+    assert_eq!(daemon.slot("chat").await["generation"], 1);
+}

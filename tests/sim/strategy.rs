@@ -12,7 +12,7 @@ use slotd::{
         profile::{OnExit, Profile},
         residence::StayOrder,
     },
-    supervisor::{ChildEvent, Event, Policy, RoomRequest, Sight, SlotEvent, Vitals},
+    supervisor::{ChildEvent, Event, Policy, Purpose, RoomRequest, Sight, SlotEvent, Vitals},
 };
 
 use super::{
@@ -315,7 +315,13 @@ impl Player {
                 self.next_waiter += 1;
                 let need = Need { host: Bytes(gib << 30), basis: Basis::Profile, gpu: None };
                 let asker = WaiterId(self.next_waiter);
-                Event::RoomRequested(RoomRequest { asker, need, gpu: None, slot: None })
+                Event::RoomRequested(RoomRequest {
+                    asker,
+                    need,
+                    gpu: None,
+                    slot: None,
+                    purpose: Purpose::Make,
+                })
             }
             Action::Shutdown => Event::ShutdownRequested,
         })

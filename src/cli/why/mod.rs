@@ -146,7 +146,15 @@ impl<'a> Story<'a> {
 
 /// Says what a slot in line waits for.
 fn waiting(slot: &SlotObject) -> Option<String> {
+    if let (Some(source), Some(kept_out)) = (&slot.unloaded_for, &slot.kept_out) {
+        return Some(format!(
+            "it was unloaded because the machine ran short of {source}; {kept_out}"
+        ));
+    }
     let waits_for = slot.waits_for.as_ref()?;
+    if slot.too_large {
+        return Some(format!("it does not fit: {waits_for}"));
+    }
     if waits_for.starts_with("it is skipped") {
         return Some(waits_for.clone());
     }

@@ -423,3 +423,29 @@ fn what_rules_and_pressure_did_is_told() {
     let lowered = SlotObject { displaced_by: Some("coder".parse().unwrap()), ..example::ready() };
     assert!(text(&lowered).contains("  - it put it on a lower rung to make room for coder\n"));
 }
+
+#[test]
+fn a_slot_that_can_never_fit_says_so() {
+    assert_snapshot!(text(&example::giant()), @r"
+    giant: queued
+
+    what happened
+      - it does not fit: it needs 200 GiB of memory, and 62 GiB can be had on this machine, whoever goes
+
+    what you can do
+      - give it less in /etc/slotd/profiles/giant.toml (a shorter `context`, a smaller model), or engines more (`memory_limit` of the daemon); `slotd unload giant` takes it out of the line
+    ");
+}
+
+#[test]
+fn a_kept_slot_that_pressure_keeps_out_says_what_it_waits_for() {
+    assert_snapshot!(text(&example::kept_out()), @r"
+    coder: offline
+
+    what happened
+      - it was unloaded because the machine ran short of memory; it took 10 GiB of memory, and comes back once 12 GiB is free: with less the machine would run short again
+
+    what you can do
+      - wait: it comes back by itself; the next request or `slotd load coder` loads it at once
+    ");
+}
