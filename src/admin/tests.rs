@@ -69,6 +69,7 @@ impl Api {
                 }
             }),
             strain: watch::channel(Strain::default()).1,
+            storage: watch::channel(Vec::new()).1,
             news: news(),
             rules: Arc::new(Vec::new),
             wall_clock: || 0,

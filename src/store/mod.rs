@@ -8,6 +8,7 @@ mod engines;
 mod lock;
 mod memory;
 mod peaks;
+mod takes;
 
 use std::{
     fs,
@@ -22,6 +23,7 @@ use crate::spec::{Generation, SlotName};
 pub use engines::{EngineRecord, EngineRecords};
 pub use memory::{Loaded, Remembered, SaveFault, SetAside, SlotMemory, VERSION};
 pub use peaks::{Peaks, load as read_peaks};
+pub use takes::{Taking, takes_files};
 
 /// A state directory that this process holds. Released when dropped, and by the kernel when the
 /// process ends in any way.
