@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     models::pull::{Job, Patience, PullFault, PullStatus, Pulled, Reference, Site, Stage, pull},
+    runtime::since_1970,
     spec::Bytes,
 };
 
@@ -91,6 +92,7 @@ async fn one(model: &Reference, options: &Options, site: Site) -> Result<(), Fai
         limit: options.limit_rate.unwrap_or_default(),
         reserve: options.reserve,
         patience: Patience::default(),
+        clock: since_1970,
     };
     let status = watched.clone();
     let mut view = View::new();

@@ -522,7 +522,8 @@ mod tests {
           - profile not applied: /etc/slotd/profiles/chat.toml:2:1: contxt: unknown key
             hint: did you mean `context`?
         ");
-        let well = DaemonObject { faults: Vec::new(), pressure: None, ..daemon };
+        let well =
+            DaemonObject { faults: Vec::new(), storage: Vec::new(), pressure: None, ..daemon };
         assert_snapshot!(daemon_text(&well, &[example::ready()], Paint::Never), @r"
         slotd 1.2.3, pid 4001, up 3d 4h
           endpoint  http://127.0.0.1:7568

@@ -58,7 +58,7 @@ fn rotate(log: &Path, limit: u64) -> io::Result<bool> {
     // A flood goes on meanwhile: without a bound the copy would never come to an end.
     match io::copy(&mut (&mut file).take(kept), &mut older) {
         Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-            make_room(&mut file, &mut older)?
+            make_room(&mut file, &mut older)?;
         }
         copied => drop(copied?),
     }
@@ -114,6 +114,8 @@ pub(super) fn generations(slot_dir: &Path) -> io::Result<Vec<Generation>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -137,7 +139,7 @@ mod tests {
         let log = dir.path().join("g1.log");
         fs::write(&log, "0123456789x").unwrap();
         // Writing there fails as on a full disk.
-        std::os::unix::fs::symlink("/dev/full", rotated(&log)).unwrap();
+        symlink("/dev/full", rotated(&log)).unwrap();
         assert!(rotate(&log, 10).unwrap());
         assert_eq!(fs::read_to_string(&log).unwrap(), "");
     }

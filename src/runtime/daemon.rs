@@ -36,6 +36,7 @@ use super::{
     start::StartFault,
     storage::{self, Place},
     upgrade::{self, Next},
+    whole,
 };
 use crate::{
     admin::{self, Follow, LogRequest},
@@ -186,13 +187,8 @@ impl Daemon {
         let uses = Arc::clone(&self.tools.uses);
         remember::recall_uses(&self.remembered, &uses, clock::unix_ms());
         let memory = remember::recall(&self.remembered, &uses);
-        let kept = (snapshots.clone(), uses);
-        keeping.spawn(remember::keep(
-            (state, board.storage.clone()),
-            kept,
-            known,
-            end_keeping.clone(),
-        ));
+        let (kept, to) = ((snapshots.clone(), uses), (state, board.storage.clone()));
+        keeping.spawn(remember::keep(to, kept, known, end_keeping.clone()));
         let mut effects = Effects::new(Arc::clone(&self.tools));
         helpers.spawn(pressure::watch(self.machine(&effects), board, mailbox.clone()));
         for engine in mem::take(&mut self.adopted) {
@@ -233,6 +229,8 @@ impl Daemon {
         let mut helpers = JoinSet::new();
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
         helpers.spawn(self.doors.clone().keep());
+        let tools = Arc::clone(&self.tools);
+        helpers.spawn(whole::watch(tools, snapshots.clone(), mailbox.clone()));
         helpers.spawn(storage::watch(board.storage.clone(), self.folders()));
         helpers.spawn(rules::follow(profiles.rules(), hands(board, mailbox, routes)));
         helpers

@@ -37,6 +37,7 @@ mod storage;
 mod survey;
 mod upgrade;
 mod watch;
+mod whole;
 
 pub use clock::since_1970;
 pub use listen::Addresses;

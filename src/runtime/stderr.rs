@@ -7,8 +7,8 @@ use std::{
     collections::VecDeque,
     fmt,
     io::{self, Write},
+    os::fd::AsFd,
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,8 +18,9 @@ const BACKLOG_BYTES: usize = 256 << 10;
 /// A pipe that takes anything takes this much. Source: `PIPE_BUF` in `pipe(7)`.
 const PIECE: usize = 4096;
 /// How long the end of the daemon waits for its last lines to be taken.
-const LAST_WAIT: Duration = Duration::from_millis(200);
-const LAST_LOOK: Duration = Duration::from_millis(5);
+const LAST_WAIT_MS: u8 = 200;
+/// How often, each time something was taken.
+const LAST_LOOKS: usize = BACKLOG_BYTES / PIECE;
 
 static LOG: Mutex<Backlog> = Mutex::new(Backlog { bytes: VecDeque::new(), lost: 0, note: None });
 
@@ -62,15 +63,12 @@ impl Write for LogWriter {
 
 /// Writes what is left, before the process ends or becomes another program. Waits a moment at most.
 pub fn finish_log() {
-    let end = Instant::now() + LAST_WAIT;
-    loop {
+    for _ in 0..LAST_LOOKS {
         let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
         log.pass_on(&mut Stderr);
-        if log.bytes.is_empty() || Instant::now() >= end {
+        if log.bytes.is_empty() || !Stderr.is_ready_within(LAST_WAIT_MS.into()) {
             return;
         }
-        drop(log);
-        std::thread::sleep(LAST_LOOK);
     }
 }
 
@@ -114,11 +112,17 @@ trait Out {
 
 struct Stderr;
 
+impl Stderr {
+    fn is_ready_within(&self, wait: PollTimeout) -> bool {
+        let stderr = io::stderr();
+        let mut asked = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut asked, wait).is_ok_and(|ready| ready > 0)
+    }
+}
+
 impl Out for Stderr {
     fn is_ready(&self) -> bool {
-        let stderr = io::stderr();
-        let mut asked = [PollFd::new(std::os::fd::AsFd::as_fd(&stderr), PollFlags::POLLOUT)];
-        poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        self.is_ready_within(PollTimeout::ZERO)
     }
 
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {

@@ -103,9 +103,10 @@ pub(super) async fn watch(storage: Storage, folders: Vec<(Place, PathBuf)>) -> I
                 continue;
             }
             let (place, folder) = (place.name(), folder.display());
-            match fault {
-                Some(reason) => warn!(place, %folder, reason, "folder takes no files, slots go on"),
-                None => info!(place, %folder, "folder takes files again"),
+            if let Some(reason) = fault {
+                warn!(place, %folder, reason, "folder takes no files, slots go on");
+            } else {
+                info!(place, %folder, "folder takes files again");
             }
         }
         sleep(PERIOD).await;

@@ -77,6 +77,8 @@ pub struct Job {
     pub reserve: Option<Bytes>,
     /// How much trouble is borne.
     pub patience: Patience,
+    /// Tells the time since 1970, for the age of what could be freed.
+    pub clock: fn() -> Duration,
 }
 
 /// A model that is whole on the disk.
@@ -136,7 +138,7 @@ async fn run(job: Job, board: &Arc<Board>) -> Result<Pulled, PullFault> {
     let asked = Asked { client: &client, job: &job, layout: &layout, board };
     let (commit, entries) = asked.commit_and_files().await?;
     let picked: Vec<Entry> = pick(&entries, &job.wanted)?.into_iter().cloned().collect();
-    let room = Arc::new(Room::new(layout.hub(), job.reserve)?);
+    let room = Arc::new(Room::new(layout.hub(), job.reserve, job.clock)?);
     let files = picked.iter().map(|entry| entry.path.clone()).collect();
     let work = Work {
         client,
