@@ -66,7 +66,7 @@ pub fn finish_log() {
     for _ in 0..LAST_LOOKS {
         let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
         log.pass_on(&mut Stderr);
-        if log.bytes.is_empty() || !Stderr.is_ready_within(LAST_WAIT_MS.into()) {
+        if log.bytes.is_empty() || !Stderr::is_ready_within(LAST_WAIT_MS.into()) {
             return;
         }
     }
@@ -113,7 +113,7 @@ trait Out {
 struct Stderr;
 
 impl Stderr {
-    fn is_ready_within(&self, wait: PollTimeout) -> bool {
+    fn is_ready_within(wait: PollTimeout) -> bool {
         let stderr = io::stderr();
         let mut asked = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
         poll(&mut asked, wait).is_ok_and(|ready| ready > 0)
@@ -122,7 +122,7 @@ impl Stderr {
 
 impl Out for Stderr {
     fn is_ready(&self) -> bool {
-        self.is_ready_within(PollTimeout::ZERO)
+        Self::is_ready_within(PollTimeout::ZERO)
     }
 
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
