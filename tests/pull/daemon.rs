@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use slotd::runtime::since_1970;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -232,7 +233,8 @@ async fn what_could_be_freed_is_what_clean_would_free() {
     for (name, hours) in [("a", 30), ("b.incomplete", 30), ("c.incomplete", 0)] {
         let file = fs::File::create(blobs.join(name)).unwrap();
         file.set_len(50_000).unwrap();
-        file.set_modified(SystemTime::now() - Duration::from_hours(hours)).unwrap();
+        let then = since_1970() - Duration::from_hours(hours);
+        file.set_modified(SystemTime::UNIX_EPOCH + then).unwrap();
     }
     let cleaned = run(world.command(&["models", "clean", "--dry-run", "--json"])).await;
     let plan: Value = serde_json::from_str(&cleaned.out).unwrap();

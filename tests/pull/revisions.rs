@@ -13,7 +13,10 @@ use crate::{
 
 /// A GGUF file without tensors, with a name in it.
 fn gguf(name: &str) -> Vec<u8> {
-    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let text = |text: &str| {
+        let length = u64::try_from(text.len()).unwrap();
+        [&length.to_le_bytes(), text.as_bytes()].concat()
+    };
     let mut file = b"GGUF\x03\0\0\0".to_vec();
     file.extend([0_u64, 1].map(u64::to_le_bytes).concat());
     file.extend([text("general.name"), 8_u32.to_le_bytes().to_vec(), text(name)].concat());
@@ -92,7 +95,7 @@ async fn a_slot_goes_from_one_revision_to_another_and_back_where_that_one_fails(
     assert_eq!(end.code, Some(69));
     insta::assert_snapshot!(end.said.trim(), @"slotd: `o/u:Q8_0@v9` is not on this machine, fetch it with `slotd pull o/u:Q8_0@v9`; there are `main`, `v2`, `v3`");
     let main = commit("main");
-    let end = used(&world, &daemon, &main[..8]).await;
+    let end = used(&world, &daemon, main.get(..8).unwrap()).await;
     assert_eq!(end.code, Some(0), "{}{}", end.out, end.said);
 
     // What was chosen is in the profile, and so outlives the daemon.
