@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     sync::oneshot,
-    task::{JoinHandle, JoinSet},
+    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
@@ -198,14 +198,15 @@ async fn until_storage(daemon: &Daemon, wanted: impl Fn(&Vec<Value>) -> bool) ->
 /// Requests at a steady pace, whatever becomes of those before.
 struct Load {
     stop: oneshot::Sender<()>,
-    task: JoinHandle<(Vec<Duration>, Vec<String>)>,
+    tasks: JoinSet<(Vec<Duration>, Vec<String>)>,
 }
 
 impl Load {
     fn start(daemon: &Daemon) -> Self {
         let (stop, mut stopped) = oneshot::channel();
         let (client, url) = (daemon.client.clone(), format!("{}/v1/chat/completions", daemon.url));
-        let task = tokio::spawn(async move {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
             let mut ticks = interval(Duration::from_secs(1) / RATE);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
             let mut running = JoinSet::new();
@@ -225,12 +226,12 @@ impl Load {
             }
             (took, failed)
         });
-        Self { stop, task }
+        Self { stop, tasks }
     }
 
-    async fn end(self) -> (Vec<Duration>, Vec<String>) {
+    async fn end(mut self) -> (Vec<Duration>, Vec<String>) {
         drop(self.stop);
-        self.task.await.unwrap()
+        self.tasks.join_next().await.unwrap().unwrap()
     }
 }
 

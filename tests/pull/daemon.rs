@@ -233,7 +233,7 @@ async fn what_could_be_freed_is_what_clean_would_free() {
     for (name, hours) in [("a", 30), ("b.incomplete", 30), ("c.incomplete", 0)] {
         let file = fs::File::create(blobs.join(name)).unwrap();
         file.set_len(50_000).unwrap();
-        let then = since_1970() - Duration::from_hours(hours);
+        let then = since_1970().checked_sub(Duration::from_hours(hours)).unwrap();
         file.set_modified(SystemTime::UNIX_EPOCH + then).unwrap();
     }
     let cleaned = run(world.command(&["models", "clean", "--dry-run", "--json"])).await;
