@@ -13,7 +13,7 @@ CHECKS ?=
 WHAT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run model engine build check test test-systemd sim deaths clients damage chaos bench bench-peers bench-box bench-worker fit-table pull-trials install uninstall clean
+.PHONY: help run model engine build check test test-systemd sim deaths clients damage chaos full-disk bench bench-peers bench-box bench-worker fit-table pull-trials install uninstall clean
 
 help: ## List the targets
 	@awk -F ': .*## |: ## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +64,9 @@ damage: ## Damage a cache of the hub in 27 ways, compare the verdicts, write doc
 
 chaos: ## Real processes under random faults; SEED=… repeats one, SECONDS=… says how long (60)
 	@scripts/chaos '$(SEED)' '$(SECONDS)'
+
+full-disk: ## Full and read-only disks under 50 requests a second; root, 7 minutes; writes docs/RELIABILITY.md
+	@scripts/full-disk
 
 bench: build ## What slotd costs, as ratios measured side by side
 	@scripts/bench

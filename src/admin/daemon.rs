@@ -39,8 +39,26 @@ pub struct DaemonObject {
     /// How short the machine is of what engines live on; `null` where an older daemon does not tell.
     #[serde(default)]
     pub pressure: Option<PressureObject>,
+    /// What takes no writes at present: a full disk, one that is read-only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub storage: Vec<StorageObject>,
     /// What is wrong with profiles: what worked before is in force in their place.
     pub faults: Vec<FaultObject>,
+}
+
+/// Something that slotd writes to, and that takes nothing.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct StorageObject {
+    /// What it is for: `state`, `state file`, `engine logs`, `cache`.
+    pub place: String,
+    /// The folder.
+    pub path: PathBuf,
+    /// Why it takes nothing.
+    pub reason: String,
+    /// Since when, in milliseconds since 1970.
+    pub since_unix_ms: u64,
+    /// What goes without meanwhile.
+    pub costs: String,
 }
 
 /// How short the machine is.
@@ -89,6 +107,7 @@ impl DaemonObject {
             state_dir: daemon.state_dir.clone(),
             profile_dirs: daemon.profile_dirs.clone(),
             pressure: Some(PressureObject::of(&state.strain.borrow())),
+            storage: state.storage.borrow().clone(),
             faults: state.faults.load().iter().map(FaultObject::of).collect(),
         }
     }

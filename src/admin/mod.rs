@@ -59,7 +59,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::{
-    daemon::{DaemonObject, FaultObject, PressureObject},
+    daemon::{DaemonObject, FaultObject, PressureObject, StorageObject},
     event::{EventObject, News, news},
     plan::{Action, OtherObject, PlanObject, PlanRequest, PlannedObject},
     pull::{PullObject, PullRequest, Pulls, ShortageObject},
@@ -119,6 +119,8 @@ pub struct State {
     pub logs: LogReader,
     /// How short the machine is.
     pub strain: watch::Receiver<Strain>,
+    /// What takes no writes.
+    pub storage: watch::Receiver<Vec<StorageObject>>,
     /// Where news are told.
     pub news: News,
     /// The rules in force.

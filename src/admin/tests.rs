@@ -69,6 +69,7 @@ impl Api {
                 }
             }),
             strain: watch::channel(Strain::default()).1,
+            storage: watch::channel(Vec::new()).1,
             news: news(),
             rules: Rules::none(),
             wall_clock: || 0,
@@ -194,7 +195,11 @@ fn view(slot: &str, state: StateView) -> SlotView {
     let profile = Profile {
         slot: slot.parse().unwrap(),
         source: PathBuf::from(format!("/etc/slotd/profiles/{slot}.toml")),
-        model: Some(ModelSource::Hub { repo: "org/repo".to_owned(), quant: Some("Q4".to_owned()) }),
+        model: Some(ModelSource::Hub {
+            repo: "org/repo".to_owned(),
+            quant: Some("Q4".to_owned()),
+            revision: None,
+        }),
         engine: EngineChoice::Auto,
         stop_command: Vec::new(),
         args: Vec::new(),

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use crate::{
-    admin::{DaemonObject, DeathObject, FaultObject, PressureObject, RejectedObject, SlotObject},
+    admin::{
+        DaemonObject, DeathObject, FaultObject, PressureObject, RejectedObject, SlotObject,
+        StorageObject,
+    },
     spec::{
         Bytes, Generation,
         death::{Confidence, Evidence, ExitStatus, LogCause, LogFinding, Phase, Verdict},
@@ -318,6 +321,13 @@ pub(super) fn daemon() -> DaemonObject {
                 .map(|(source, level)| (source.to_owned(), level.to_owned()))
                 .into(),
         }),
+        storage: vec![StorageObject {
+            place: "engine logs".to_owned(),
+            path: PathBuf::from("/var/lib/slotd/logs"),
+            reason: "No space left on device".to_owned(),
+            since_unix_ms: 1_795_251_612_000,
+            costs: "what engines write is lost".to_owned(),
+        }],
         faults: vec![FaultObject {
             file: Some(PathBuf::from("/etc/slotd/profiles/chat.toml")),
             line: Some(2),

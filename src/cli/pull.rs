@@ -22,6 +22,7 @@ use crate::{
     models::pull::{
         Brake, Job, Patience, PullFault, PullStatus, Pulled, Reference, Site, Stage, pull,
     },
+    runtime::since_1970,
     spec::Bytes,
 };
 
@@ -94,6 +95,7 @@ async fn one(model: &Reference, options: &Options, site: Site) -> Result<(), Fai
         reserve: options.reserve,
         patience: Patience::default(),
         brake: Brake::none(),
+        clock: since_1970,
     };
     let status = watched.clone();
     let mut view = View::new();

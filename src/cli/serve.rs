@@ -17,7 +17,7 @@ use crate::{
         Fault,
         daemon::{Flags, LogFormat, Settings},
     },
-    runtime::{self, Addresses, StartFault},
+    runtime::{self, Addresses, LogWriter, StartFault, finish_log},
     store::OpenFault,
 };
 
@@ -81,6 +81,7 @@ pub(super) fn run(options: Options, control: Option<PathBuf>) -> Result<Exit, Fa
     let ended = runtime.block_on(Box::pin(runtime::run(settings, announce)));
     // A read of a dead mount may never return; nothing waits for it.
     runtime.shutdown_timeout(LEFTOVERS);
+    finish_log();
     match ended {
         Ok(()) => Ok(Exit::Success),
         Err(fault) => {
@@ -143,7 +144,15 @@ fn exit_of(fault: &StartFault) -> Exit {
 /// Logs go to standard error: `RUST_LOG` says how much, the settings say in which form.
 fn log_to_stderr(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter);
+    let lost: fn(u64) -> String = match format {
+        LogFormat::Json => |lost| {
+            format!("{{\"level\":\"WARN\",\"message\":\"log lines lost\",\"lines\":{lost}}}\n")
+        },
+        LogFormat::Text => |lost| format!("WARN log lines lost lines={lost}\n"),
+    };
+    let writer = LogWriter::new(lost);
+    let logs = logs.with_writer(move || writer);
     // A second subscriber in one process cannot be: this is called once.
     match format {
         LogFormat::Text if journal::is_stderr() => {

@@ -12,7 +12,7 @@ use super::{
     text::{Paint, Tone, brief, counted, utc},
 };
 use crate::{
-    admin::{DaemonObject, DeathObject, PressureObject, RejectedObject, SlotObject},
+    admin::{DaemonObject, DeathObject, PressureObject, RejectedObject, SlotObject, StorageObject},
     spec::{
         SlotName,
         death::{Evidence, ExitStatus, KernelLog, Verdict},
@@ -191,13 +191,19 @@ fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> Str
     text.field("pressure", daemon.pressure.as_ref().and_then(pressure));
     text.line("");
     let ailing: Vec<_> = slots.iter().filter_map(|slot| ailment(slot, paint)).collect();
-    if ailing.is_empty() && daemon.faults.is_empty() {
+    if ailing.is_empty() && daemon.faults.is_empty() && daemon.storage.is_empty() {
         text.line(&format!("health: {}", paint.apply(Tone::Good, "all is well")));
         return text.0;
     }
     text.line("health:");
     for line in &ailing {
         text.line(&format!("  - {line}"));
+    }
+    for storage in &daemon.storage {
+        let StorageObject { place, path, reason, since_unix_ms, costs } = storage;
+        let (path, since) = (path.display(), utc(*since_unix_ms));
+        let what = paint.apply(Tone::Wary, "takes no writes");
+        text.line(&format!("  - {path} ({place}) {what} since {since}: {reason}; {costs}"));
     }
     for fault in &daemon.faults {
         let shown = fault.text.replace('\n', "\n  ");
@@ -484,7 +490,7 @@ mod tests {
 
         next: correct /etc/slotd/profiles/chat.toml, or try it as it is with `slotd restart chat`
         ");
-        let daemon = DaemonObject { faults: Vec::new(), ..example::daemon() };
+        let daemon = DaemonObject { faults: Vec::new(), storage: Vec::new(), ..example::daemon() };
         let told = daemon_text(&daemon, &[slot], Paint::Never);
         assert_snapshot!(told.lines().last().unwrap(), @"  - chat runs its previous profile: its edit failed (bad-config); `slotd status chat` says why");
     }
@@ -515,10 +521,12 @@ mod tests {
         health:
           - embed waits to start again (crash); `slotd status embed` says why
           - vision has failed (bad-model); `slotd status vision` says why
+          - /var/lib/slotd/logs (engine logs) takes no writes since 2026-11-21 09:00:12 UTC: No space left on device; what engines write is lost
           - profile not applied: /etc/slotd/profiles/chat.toml:2:1: contxt: unknown key
             hint: did you mean `context`?
         ");
-        let well = DaemonObject { faults: Vec::new(), pressure: None, ..daemon };
+        let well =
+            DaemonObject { faults: Vec::new(), storage: Vec::new(), pressure: None, ..daemon };
         assert_snapshot!(daemon_text(&well, &[example::ready()], Paint::Never), @r"
         slotd 1.2.3, pid 4001, up 3d 4h
           endpoint  http://127.0.0.1:7568

@@ -24,6 +24,7 @@ mod model;
 mod names;
 mod params;
 mod profile;
+mod replace;
 mod requests;
 mod residence;
 pub mod rules;
@@ -38,8 +39,9 @@ use std::path::PathBuf;
 pub use fault::Fault;
 pub use keep::{Keeper, merge};
 pub use load::{Loaded, load, slots_on_disk, validate};
-pub use model::is_hub_name;
+pub use model::{is_hub_name, is_hub_revision};
 pub use profile::parse;
+pub use replace::{replace_file, with_model};
 pub use schema::schema;
 
 /// What the meaning of a profile depends on besides its text and its place.

@@ -2,7 +2,7 @@
 //!
 //! 1. A text with a path's look (`/…`, `./…`, `../…`, `~/…`), one that ends in `.gguf`, and one
 //!    that names something beside the profile is a file.
-//! 2. `org/repo` and `org/repo:QUANT` name a repository of the Hugging Face hub.
+//! 2. `org/repo` and `org/repo:QUANT`, either with `@REVISION`, name a repository of the Hugging Face hub.
 //! 3. Anything else names nothing.
 
 use std::path::Path;
@@ -47,13 +47,31 @@ fn is_gguf(typed: &str) -> bool {
 }
 
 fn hub(typed: &str) -> Option<ModelSource> {
+    let (typed, revision) = match typed.split_once('@') {
+        Some((typed, revision)) => (typed, Some(revision)),
+        None => (typed, None),
+    };
     let (repo, quant) = match typed.split_once(':') {
         Some((repo, quant)) => (repo, Some(quant)),
         None => (typed, None),
     };
     let (org, name) = repo.split_once('/')?;
-    let is_legal = is_hub_name(org) && is_hub_name(name) && quant.is_none_or(is_hub_name);
-    is_legal.then(|| ModelSource::Hub { repo: repo.to_owned(), quant: quant.map(str::to_owned) })
+    let is_legal = is_hub_name(org)
+        && is_hub_name(name)
+        && quant.is_none_or(is_hub_name)
+        && revision.is_none_or(is_hub_revision);
+    let owned = |part: Option<&str>| part.map(str::to_owned);
+    let (quant, revision) = (owned(quant), owned(revision));
+    is_legal.then(|| ModelSource::Hub { repo: repo.to_owned(), quant, revision })
+}
+
+/// Tells whether a revision can be a part of a URL and a path below `refs`: `v1.0`, `refs/pr/7`.
+pub fn is_hub_revision(text: &str) -> bool {
+    let is_allowed =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '+');
+    (1..=255).contains(&text.len())
+        && text.chars().all(is_allowed)
+        && text.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
 }
 
 /// Tells whether a text can be a part of a repository's name.
@@ -80,7 +98,7 @@ fn nothing(typed: &str) -> NoModel {
     let typed = cut(typed);
     let message = format!(
         "`{typed}` names no model, expected a file (`….gguf`, `/…`, `./…`, `~/…`) or a hub repository \
-         (`org/repo`, `org/repo:QUANT`)"
+         (`org/repo`, `org/repo:QUANT`, either with `@REVISION`)"
     );
     let hint = match typed.rsplit_once("huggingface.co/") {
         Some((_, rest)) => {
@@ -132,9 +150,23 @@ mod tests {
         let source = |quant: Option<&str>| ModelSource::Hub {
             repo: "org/re.po".into(),
             quant: quant.map(Into::into),
+            revision: None,
         };
         assert_eq!(hub("org/re.po"), Ok(source(None)));
         assert_eq!(hub("org/re.po:Q4_K_M"), Ok(source(Some("Q4_K_M"))));
+    }
+
+    #[test]
+    fn a_repository_may_name_its_revision() {
+        for typed in ["org/repo@v1.0", "org/repo:Q8_0@refs/pr/7", "o/r@0123456789abcdef"] {
+            let read = read(typed, Path::new("/nowhere"), &context()).unwrap();
+            let ModelSource::Hub { revision, .. } = &read else { panic!("{read:?}") };
+            assert_eq!(revision.as_deref(), typed.split_once('@').map(|(_, revision)| revision));
+            assert_eq!(read.typed(), typed);
+        }
+        for typed in ["o/r@", "o/r@../x", "o/r@a//b", "o/r@.x", "o/r@a b", "o/r@a@b"] {
+            assert!(read(typed, Path::new("/nowhere"), &context()).is_err(), "{typed}");
+        }
     }
 
     #[test]

@@ -212,7 +212,18 @@ impl Checks {
             check_port(endpoint)?;
             Ok(checked)
         });
-        checked.map_err(|refused| Refused { engine: Some(chosen), ..refused })
+        checked.map_err(|refused| {
+            let reason = self.to_be_fetched(profile, &refused).unwrap_or(refused.reason);
+            Refused { engine: Some(chosen), reason, ..refused }
+        })
+    }
+
+    /// Says of a model of the hub that is not there what has to be fetched, with its bytes.
+    fn to_be_fetched(&self, profile: &Profile, refused: &Refused) -> Option<String> {
+        let source = profile.model.as_ref().filter(|_| refused.verdict == Verdict::MissingFile)?;
+        let is_of_hub = matches!(source, ModelSource::Hub { .. });
+        let lacking = is_of_hub.then(|| inventory::lacking(source, self.hub())).flatten()?;
+        Some(lacking.message)
     }
 
     fn model(&self, profile: &Profile, engine: Engine) -> Result<Checked, Refused> {

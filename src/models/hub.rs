@@ -12,6 +12,7 @@ use super::{
     gguf::shard_of,
     locate::{LocateFault, Located},
 };
+use crate::spec::profile::ModelSource;
 
 /// The quantisations that are taken when none is named, best first, before any other.
 /// Source: `find_best_model` in `common/download.cpp` of llama.cpp.
@@ -42,18 +43,17 @@ pub fn hub_cache_dir(environment: &dyn Fn(&str) -> Option<OsString>) -> Option<P
 }
 
 /// Finds the GGUF file of a repository with a quantisation, and the projector beside it.
-pub(super) fn find_file(
-    repo: &str,
-    quant: Option<&str>,
-    hub: &Path,
-) -> Result<Located, LocateFault> {
-    let snapshot = snapshot(repo, quant, hub)?;
+pub(super) fn find_file(source: &ModelSource, hub: &Path) -> Result<Located, LocateFault> {
+    let snapshot = snapshot(source, hub)?;
     let names = gguf_names(&snapshot);
     let models: Vec<&str> =
         names.iter().map(String::as_str).filter(|name| is_model(name)).collect();
+    let quant = match source {
+        ModelSource::Hub { quant, .. } => quant.as_deref(),
+        ModelSource::File { .. } => None,
+    };
     let chosen = choose(&models, quant).ok_or_else(|| LocateFault::NotInRepo {
-        repo: repo.to_owned(),
-        quant: quant.map(str::to_owned),
+        model: source.typed(),
         found: listed(&models),
         folder: snapshot.clone(),
     })?;
@@ -66,22 +66,31 @@ pub(super) fn find_file(
     Ok(Located { path, mmproj: mmproj.filter(|path| path.exists()) })
 }
 
-/// Finds the folder that holds a repository's files.
-pub(super) fn snapshot(
-    repo: &str,
-    quant: Option<&str>,
-    hub: &Path,
-) -> Result<PathBuf, LocateFault> {
-    let absent = || LocateFault::NotInCache {
-        repo: repo.to_owned(),
-        quant: quant.map(str::to_owned),
-        hub: hub.to_owned(),
-    };
-    let folder = hub.join(Repo::model(repo.to_owned()).folder_name());
-    // Some tools end the line, so the library's own look-up, which does not expect that, is not used.
-    let commit = fs::read_to_string(folder.join("refs/main")).map_err(|_| absent())?;
-    let snapshot = folder.join("snapshots").join(commit.trim());
+/// Finds the folder that holds the files of a repository's revision.
+pub(super) fn snapshot(source: &ModelSource, hub: &Path) -> Result<PathBuf, LocateFault> {
+    let absent = || LocateFault::NotInCache { model: source.typed(), hub: hub.to_owned() };
+    let ModelSource::Hub { repo, revision, .. } = source else { return Err(absent()) };
+    let folder = hub.join(Repo::model(repo.clone()).folder_name());
+    let commit = commit_of(&folder, revision.as_deref()).ok_or_else(absent)?;
+    let snapshot = folder.join("snapshots").join(commit);
     if snapshot.is_dir() { Ok(snapshot) } else { Err(absent()) }
+}
+
+/// Finds the commit that a revision means by what is on the disk: the one that a branch or tag names,
+/// else the commit itself, where something of it is there.
+pub(super) fn commit_of(folder: &Path, revision: Option<&str>) -> Option<String> {
+    let revision = revision.unwrap_or("main");
+    // Some tools end the line, so the library's own look-up, which does not expect that, is not used.
+    // `huggingface_hub` files `refs/pr/7` below `refs/refs/pr`.
+    match fs::read_to_string(folder.join("refs").join(revision)) {
+        Ok(commit) => Some(commit.trim().to_owned()),
+        Err(_) => is_commit(revision).then(|| revision.to_owned()),
+    }
+}
+
+/// Tells whether a revision names one commit for ever.
+pub(super) fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Lists the GGUF files of a snapshot by their paths inside, sorted.

@@ -67,22 +67,18 @@ pub enum LocateFault {
         source: io::Error,
     },
     /// The repository was never downloaded.
-    #[error("model `{}` is not in the Hugging Face cache `{}`; fetch it with `{}`", name(repo, quant.as_deref()), hub.display(), download(repo, quant.as_deref()))]
+    #[error("model `{}` is not in the Hugging Face cache `{}`; fetch it with `{}`", model, hub.display(), download(model))]
     NotInCache {
-        /// `org/repo`.
-        repo: String,
-        /// The quantisation that was asked for.
-        quant: Option<String>,
+        /// The model as the profile names it.
+        model: String,
         /// The cache.
         hub: PathBuf,
     },
     /// The repository was downloaded without that file.
-    #[error("model `{}` is not in `{}`, which has {found}; correct `model`, or fetch it with `{}`", name(repo, quant.as_deref()), folder.display(), download(repo, quant.as_deref()))]
+    #[error("model `{}` is not in `{}`, which has {found}; correct `model`, or fetch it with `{}`", model, folder.display(), download(model))]
     NotInRepo {
-        /// `org/repo`.
-        repo: String,
-        /// The quantisation that was asked for.
-        quant: Option<String>,
+        /// The model as the profile names it.
+        model: String,
         /// What there is.
         found: String,
         /// The folder of the repository's files.
@@ -103,7 +99,7 @@ pub fn locate(source: &ModelSource, hub: &Path) -> Result<Located, LocateFault> 
             let mmproj = projector_beside(&path);
             Located { path, mmproj }
         }
-        ModelSource::Hub { repo, quant } => hub::find_file(repo, quant.as_deref(), hub)?,
+        ModelSource::Hub { .. } => hub::find_file(source, hub)?,
     };
     check_file(&located.path)?;
     Ok(located)
@@ -116,8 +112,8 @@ pub fn locate(source: &ModelSource, hub: &Path) -> Result<Located, LocateFault> 
 pub(super) fn locate_any(source: &ModelSource, hub: &Path) -> Result<Located, LocateFault> {
     let path = match source {
         ModelSource::File { typed, candidates } => find(typed, candidates)?,
-        ModelSource::Hub { repo, quant } => match hub::find_file(repo, quant.as_deref(), hub) {
-            Err(LocateFault::NotInRepo { quant: None, .. }) => hub::snapshot(repo, None, hub)?,
+        ModelSource::Hub { quant, .. } => match hub::find_file(source, hub) {
+            Err(LocateFault::NotInRepo { .. }) if quant.is_none() => hub::snapshot(source, hub)?,
             other => return other,
         },
     };
@@ -209,12 +205,8 @@ fn names_in(folder: &Path, wanted: fn(&str) -> bool) -> Vec<String> {
     names.filter(|name| wanted(name)).take(3).collect()
 }
 
-fn name(repo: &str, quant: Option<&str>) -> String {
-    quant.map_or_else(|| repo.to_owned(), |quant| format!("{repo}:{quant}"))
-}
-
-fn download(repo: &str, quant: Option<&str>) -> String {
-    format!("slotd pull {}", name(repo, quant))
+fn download(model: &str) -> String {
+    format!("slotd pull {model}")
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -11,6 +11,8 @@ use crate::spec::{Generation, SlotName};
 
 /// A log is rotated once it is larger.
 pub const ROTATE_BYTES: u64 = 16 << 20;
+/// How much of a log stays when the disk has no room for its older part.
+const KEPT_WHEN_FULL: u64 = 256 << 10;
 /// How many generations keep their logs.
 pub const KEEP_GENERATIONS: usize = 5;
 
@@ -54,9 +56,26 @@ fn rotate(log: &Path, limit: u64) -> io::Result<bool> {
     let mut older: File =
         options.write(true).create(true).truncate(true).mode(0o600).open(rotated(log))?;
     // A flood goes on meanwhile: without a bound the copy would never come to an end.
-    io::copy(&mut (&mut file).take(kept), &mut older)?;
+    match io::copy(&mut (&mut file).take(kept), &mut older) {
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            make_room(&mut file, &mut older)?;
+        }
+        copied => drop(copied?),
+    }
     file.set_len(0)?;
     Ok(true)
+}
+
+/// Gives up what a full disk has no room for: the last of a log stays, and that only if it can.
+fn make_room(log: &mut File, older: &mut File) -> io::Result<()> {
+    let length = log.metadata()?.len();
+    log.seek(SeekFrom::Start(length.saturating_sub(KEPT_WHEN_FULL)))?;
+    let mut last = Vec::new();
+    log.take(KEPT_WHEN_FULL).read_to_end(&mut last)?;
+    log.set_len(0)?;
+    // What is left of a failed copy goes first; where the rest fails too, the log is lost, and is short.
+    drop(older.set_len(0).and_then(|()| older.rewind()).and_then(|()| older.write_all(&last)));
+    Ok(())
 }
 
 /// Removes the logs of all but the newest [`KEEP_GENERATIONS`] generations of a slot.
@@ -95,8 +114,9 @@ pub(super) fn generations(slot_dir: &Path) -> io::Result<Vec<Generation>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
-    use std::io::Write;
 
     #[test]
     fn a_writer_that_appends_goes_on_after_a_rotation() {
@@ -110,6 +130,18 @@ mod tests {
         engine.write_all(b"after").unwrap();
         assert_eq!(fs::read_to_string(&log).unwrap(), "after");
         assert_eq!(fs::read_to_string(rotated(&log)).unwrap(), "0123456789x");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_log_that_a_full_disk_cannot_rotate_is_emptied_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("g1.log");
+        fs::write(&log, "0123456789x").unwrap();
+        // Writing there fails as on a full disk.
+        symlink("/dev/full", rotated(&log)).unwrap();
+        assert!(rotate(&log, 10).unwrap());
+        assert_eq!(fs::read_to_string(&log).unwrap(), "");
     }
 
     #[test]

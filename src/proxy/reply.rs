@@ -267,6 +267,12 @@ impl Fault {
                 );
                 Self { retry: Retry::Never, ..unavailable("slot_unloaded", message) }
             }
+            Refusal::DownloadRequired { reason } => {
+                let message = format!(
+                    "slot `{slot}` cannot be loaded yet: {reason}; it starts by itself once that is there"
+                );
+                Self { retry: Retry::Never, ..unavailable("download_required", message) }
+            }
             Refusal::Failed { verdict, reason } => {
                 let message = format!(
                     "slot `{slot}` has failed ({verdict}) and needs a person: {reason}; \

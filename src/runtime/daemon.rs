@@ -1,6 +1,8 @@
 //! The running daemon: its parts put together, and taken apart in order.
 
-use std::{collections::BTreeMap, convert::Infallible, fs, mem, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, convert::Infallible, fs, mem, path::PathBuf, sync::Arc, time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -32,7 +34,9 @@ use super::{
     service_manager,
     signals::Signals,
     start::StartFault,
+    storage::{self, Place},
     upgrade::{self, Next},
+    whole,
 };
 use crate::{
     admin::{self, Follow, LogRequest},
@@ -186,8 +190,8 @@ impl Daemon {
         let uses = Arc::clone(&self.tools.uses);
         remember::recall_uses(&self.remembered, &uses, clock::unix_ms());
         let memory = remember::recall(&self.remembered, &uses);
-        let kept = (snapshots.clone(), uses);
-        keeping.spawn(remember::keep(state, kept, known, end_keeping.clone()));
+        let (kept, to) = ((snapshots.clone(), uses), (state, board.storage.clone()));
+        keeping.spawn(remember::keep(to, kept, known, end_keeping.clone()));
         let mut effects = Effects::new(Arc::clone(&self.tools));
         helpers.spawn(pressure::watch(self.machine(&effects), board, mailbox.clone()));
         for engine in mem::take(&mut self.adopted) {
@@ -230,8 +234,22 @@ impl Daemon {
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
         helpers.spawn(self.doors.clone().keep());
         helpers.spawn(Arc::clone(&self.tools.pulls).mind(board.strain.subscribe()));
+        let tools = Arc::clone(&self.tools);
+        helpers.spawn(whole::watch(tools, snapshots.clone(), mailbox.clone()));
+        helpers.spawn(storage::watch(board.storage.clone(), self.folders()));
         helpers.spawn(rules::follow(profiles.rules(), heard, hands(board, mailbox, routes)));
         helpers
+    }
+
+    /// Says where slotd writes.
+    fn folders(&self) -> Vec<(Place, PathBuf)> {
+        let settings = &self.tools.settings;
+        let logs = settings.state_dir.join("logs");
+        vec![
+            (Place::State, settings.state_dir.clone()),
+            (Place::EngineLogs, logs),
+            (Place::Cache, settings.cache_dir.clone()),
+        ]
     }
 
     /// Says what is looked at for pressure.
@@ -348,6 +366,7 @@ impl Daemon {
             pulls: self.tools.pulls.for_admin(),
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
             strain: board.strain.subscribe(),
+            storage: board.storage.subscribe(),
             news: board.news.clone(),
             rules,
             wall_clock: clock::unix_ms,

@@ -33,10 +33,14 @@ mod rules;
 mod service_manager;
 mod signals;
 mod start;
+mod stderr;
+mod storage;
 mod survey;
 mod upgrade;
 mod watch;
+mod whole;
 
 pub use clock::since_1970;
 pub use listen::Addresses;
 pub use start::{StartFault, run};
+pub use stderr::{LogWriter, finish_log};

@@ -13,7 +13,7 @@ use crate::{
     admin,
     models::{
         hub_cache_dir,
-        inventory::{Headers, Inventory, Stores, User, lacking, scan},
+        inventory::{Headers, Inventory, Lacking, Stores, User, lacking, scan},
         whereabouts,
     },
     spec::profile::{Profile, Pull},
@@ -59,11 +59,16 @@ pub(super) fn lack(tools: &Arc<Tools>) -> admin::LackReader {
             if profile.pull == Pull::Auto {
                 return None;
             }
-            let hub = hub_cache_dir(&|name| variable(&tools, name)).unwrap_or_default();
-            lacking(profile.model.as_ref()?, &hub).map(|lacking| json!(lacking))
+            lacking_of(&tools, &profile).map(|lacking| json!(lacking))
         };
         Box::pin(async move { turn.at(PATIENCE, look).await.flatten() })
     })
+}
+
+/// Says what a slot's model lacks. Blocks on the disk.
+pub(super) fn lacking_of(tools: &Tools, profile: &Profile) -> Option<Lacking> {
+    let hub = hub_cache_dir(&|name| variable(tools, name)).unwrap_or_default();
+    lacking(profile.model.as_ref()?, &hub)
 }
 
 fn variable(tools: &Tools, name: &str) -> Option<OsString> {

@@ -11,7 +11,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{clock, rules::RuleBoard};
+use super::{clock, rules::RuleBoard, storage::Storage};
 use crate::{
     admin::{self, EventObject, News},
     mailbox::Mailbox,
@@ -49,13 +49,16 @@ pub(super) struct Board {
     pub(super) news: News,
     /// To whoever asks what rules are there, and what they did.
     pub(super) rules: RuleBoard,
+    /// What takes no writes.
+    pub(super) storage: Storage,
 }
 
 impl Board {
     /// There is enough of everything until somebody has looked.
     pub(super) fn new() -> Self {
         let (throttle, strain) = (Arc::default(), watch::Sender::new(Strain::default()));
-        Self { throttle, strain, news: admin::news(), rules: RuleBoard::default() }
+        let (rules, storage) = (RuleBoard::default(), Storage::default());
+        Self { throttle, strain, news: admin::news(), rules, storage }
     }
 }
 
@@ -96,7 +99,7 @@ fn rooms(gpus: &Gpus) -> BTreeMap<u32, Option<Room>> {
 
 /// A reading that may hang.
 #[derive(Debug)]
-struct Reader<T>(Option<JoinHandle<T>>);
+pub(super) struct Reader<T>(Option<JoinHandle<T>>);
 
 impl<T> Default for Reader<T> {
     fn default() -> Self {
@@ -106,7 +109,7 @@ impl<T> Default for Reader<T> {
 
 impl<T: Send + 'static> Reader<T> {
     /// Waits for the reading that is under way, else for a new one; `None` is not known.
-    async fn read(&mut self, look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    pub(super) async fn read(&mut self, look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let running = self.0.get_or_insert_with(|| spawn_blocking(look));
         let read = timeout(DEADLINE, running).await.ok()?;
         self.0 = None;

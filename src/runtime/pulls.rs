@@ -5,7 +5,10 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     env,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,8 +19,9 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use super::clock::since_1970;
 use crate::{
     admin::{self, PullObject, PullRequest, ShortageObject},
     models::pull::{
@@ -27,6 +31,7 @@ use crate::{
         Bytes,
         pressure::{Pressure, Strain},
     },
+    store::{PullRecord, StateDir},
 };
 
 /// How many files come at once.
@@ -39,11 +44,21 @@ const FULL: &str = "the disk is nearly full, it goes on when there is room again
 const ASKED: Duration = Duration::from_secs(10);
 
 /// The daemon's pulls.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pulls {
     inner: Mutex<Inner>,
     /// Why all of them have to wait, where they do.
     held: watch::Sender<Option<String>>,
+    under_way: Arc<UnderWay>,
+}
+
+/// What the next daemon goes on with, if this one ends first.
+#[derive(Debug)]
+struct UnderWay {
+    state: Arc<StateDir>,
+    pulls: Mutex<Vec<PullRecord>>,
+    /// From here on what ends is interrupted, and not done with.
+    has_ended: AtomicBool,
 }
 
 /// What a pull must keep to.
@@ -76,7 +91,50 @@ impl Pull {
     }
 }
 
+impl UnderWay {
+    async fn begin(self: &Arc<Self>, record: PullRecord) {
+        self.change(move |pulls| pulls.push(record)).await;
+    }
+
+    async fn forget(self: &Arc<Self>, record: PullRecord) {
+        if !self.has_ended.load(Ordering::Acquire) {
+            self.change(move |pulls| pulls.retain(|pull| *pull != record)).await;
+        }
+    }
+
+    /// Writes what has changed. It is a help: a disk that takes nothing costs only the memory of it.
+    async fn change(self: &Arc<Self>, change: impl FnOnce(&mut Vec<PullRecord>) + Send + 'static) {
+        let own = Arc::clone(self);
+        let written = spawn_blocking(move || {
+            let mut pulls = own.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut pulls);
+            own.state.save_pulls(&pulls)
+        });
+        if let Ok(Err(error)) = written.await {
+            debug!(%error, "downloads under way not written");
+        }
+    }
+}
+
 impl Pulls {
+    /// Makes the pulls of a daemon; none runs yet.
+    pub(super) fn new(state: Arc<StateDir>) -> Self {
+        let (pulls, has_ended) = (Mutex::default(), AtomicBool::new(false));
+        let under_way = Arc::new(UnderWay { state, pulls, has_ended });
+        Self { inner: Mutex::default(), held: watch::Sender::default(), under_way }
+    }
+
+    /// Goes on with what an earlier daemon had under way. Blocks on the disk; within the runtime.
+    pub(super) fn resume(&self) {
+        for PullRecord { model, rate, reserve } in self.under_way.state.pulls() {
+            // One that an other version has written may be none.
+            if let Ok(wanted) = model.parse() {
+                info!(model, "pull goes on that an earlier daemon had begun");
+                self.start(wanted, Limits { rate, reserve });
+            }
+        }
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,8 +179,16 @@ impl Pulls {
             end(&shown, &PullFault::Cancelled);
             return (id, watched);
         }
+        let record =
+            PullRecord { model: wanted.to_string(), rate: limits.rate, reserve: limits.reserve };
+        let under_way = Arc::clone(&self.under_way);
         let brake = Brake::new(self.held.subscribe());
-        inner.tasks.spawn(run(wanted.clone(), (limits, brake), shown, cancel.clone()));
+        let running = run(wanted.clone(), (limits, brake), shown, cancel.clone());
+        inner.tasks.spawn(async move {
+            under_way.begin(record.clone()).await;
+            running.await;
+            under_way.forget(record).await;
+        });
         let pull = Pull { wanted, watched: watched.clone(), cancel };
         inner.all.insert(id, pull);
         inner.forget();
@@ -131,6 +197,7 @@ impl Pulls {
 
     /// Cancels all and waits for their ends; none starts from here on.
     pub(super) async fn end(&self) {
+        self.under_way.has_ended.store(true, Ordering::Release);
         let mut tasks = {
             let mut inner = self.inner();
             inner.has_ended = true;
@@ -195,7 +262,8 @@ async fn run(
     };
     let patience = Patience::default();
     let Limits { rate: limit, reserve } = limits;
-    let job = Job { wanted, site, at_once: AT_ONCE, limit, reserve, patience, brake };
+    let clock = since_1970;
+    let job = Job { wanted, site, at_once: AT_ONCE, limit, reserve, patience, brake, clock };
     match pull(job, shown.clone(), cancel).await {
         Ok(_) => {
             let fetched_bytes = shown.borrow().fetched_bytes;
@@ -273,7 +341,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_disk_that_is_nearly_full_holds_pulls_until_there_is_room() {
-        let pulls = Arc::new(Pulls::default());
+        let dir = tempfile::tempdir().unwrap();
+        let pulls = Arc::new(Pulls::new(Arc::new(StateDir::open(dir.path(), 1).unwrap())));
         let (sender, strain) = watch::channel(Strain::default());
         let mut held = pulls.held.subscribe();
         let mut minding = JoinSet::new();

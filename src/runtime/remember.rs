@@ -19,6 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::storage::{Place, Storage};
 use crate::{
     config,
     proxy::Uses,
@@ -53,19 +54,19 @@ const LINE_CHARS: usize = 300;
 
 /// Writes until `end`; no write is under way when it returns. Returns what is in the file.
 pub(super) async fn keep(
-    state: Arc<StateDir>,
+    (state, storage): (Arc<StateDir>, Storage),
     (mut snapshots, uses): (watch::Receiver<Arc<Snapshot>>, Arc<Uses>),
     mut written: Remembered,
     end: CancellationToken,
 ) -> Remembered {
-    let (mut is_failing, mut seen) = (false, BTreeSet::new());
+    let mut seen = BTreeSet::new();
     while !end.is_cancelled() {
         let latest = {
             let snapshot = snapshots.borrow_and_update();
             seen.extend(snapshot.slots.keys().cloned());
             merge(&written, &snapshot, (&uses, &seen))
         };
-        let saved = latest == written || save_and_tell(&state, &latest, &mut is_failing).await;
+        let saved = latest == written || save_and_tell(&state, &latest, &storage).await;
         if saved {
             written = latest;
         }
@@ -91,14 +92,14 @@ pub(super) async fn keep(
 }
 
 /// Says whether the file was written. A failure is told once, and its end.
-async fn save_and_tell(state: &Arc<StateDir>, latest: &Remembered, is_failing: &mut bool) -> bool {
+async fn save_and_tell(state: &Arc<StateDir>, latest: &Remembered, storage: &Storage) -> bool {
     let saved = save(state, latest.clone()).await;
+    let is_news = storage.note(Place::StateFile, state.path().to_owned(), saved.clone().err());
     match &saved {
-        Ok(()) if *is_failing => info!("state file written again"),
-        Err(error) if !*is_failing => warn!(%error, "state file not written, slots go on"),
+        Ok(()) if is_news => info!("state file written again"),
+        Err(error) if is_news => warn!(%error, "state file not written, slots go on"),
         Ok(()) | Err(_) => {}
     }
-    *is_failing = saved.is_err();
     saved.is_ok()
 }
 

@@ -20,6 +20,7 @@ use super::{
     engine_task::Tools,
     listen::{self, Addresses},
     peaks::PeakBook,
+    pulls::Pulls,
     signals::Signals,
     upgrade::Next,
 };
@@ -138,6 +139,7 @@ pub async fn run(
     let spared = found.iter().flat_map(adopt::Found::cgroups).collect();
     let tools = tools(settings, next.program().to_path_buf(), (Arc::clone(&state), spared))?;
     let tools = Arc::new(tools);
+    tools.pulls.resume();
     let adopted = adopt::adopt(&tools, found).await;
     let daemon = Daemon {
         clock,
@@ -185,7 +187,8 @@ fn tools(
     });
     let checks = Arc::new(checks);
     let machine = Machine { cores: sensor::usable_cores(), has_gpu: sensor::has_gpu() };
-    let (suspects, pulls) = (Arc::default(), Arc::default());
+    let suspects = Arc::default();
+    let pulls = Arc::new(Pulls::new(Arc::clone(&state)));
     let uses = Arc::new(Uses::new(clock::unix_ms));
     let peaks = PeakBook::open(Arc::clone(&state));
     Ok(Tools {

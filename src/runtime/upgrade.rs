@@ -13,7 +13,7 @@ use std::{
 
 use tokio::{process::Command, sync::oneshot, time::timeout};
 
-use super::listen::Kept;
+use super::{listen::Kept, stderr::finish_log};
 use crate::process::{STALE_AFTER_HANDOVER, restore_file_limit};
 
 /// How long the new program may take to say its version.
@@ -80,6 +80,7 @@ impl Next {
             command.env_remove(stale);
         }
         restore_file_limit();
+        finish_log();
         command.env(name, told).exec()
     }
 }

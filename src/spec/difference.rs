@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn each_key_restarts_an_engine_if_and_only_if_the_core_starts_another_one() {
         let word = || vec!["x".to_owned()];
-        let model = ModelSource::Hub { repo: "org/repo".to_owned(), quant: None };
+        let model = ModelSource::Hub { repo: "org/repo".to_owned(), quant: None, revision: None };
         let url = Endpoint::Tcp("127.0.0.1:1".parse().unwrap());
         let external = External { endpoint: url, model: None };
         let changed = vec![

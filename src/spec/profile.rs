@@ -117,6 +117,9 @@ pub enum ModelSource {
         repo: String,
         /// The quantisation, `Q4_K_M` say, matched without case against the file names.
         quant: Option<String>,
+        /// A branch, a tag or a commit; `main` without it.
+        #[serde(default)]
+        revision: Option<String>,
     },
 }
 
@@ -125,8 +128,11 @@ impl ModelSource {
     pub fn typed(&self) -> String {
         match self {
             Self::File { typed, .. } => typed.clone(),
-            Self::Hub { repo, quant: Some(quant) } => format!("{repo}:{quant}"),
-            Self::Hub { repo, quant: None } => repo.clone(),
+            Self::Hub { repo, quant, revision } => {
+                let quant = quant.iter().map(|quant| format!(":{quant}"));
+                let revision = revision.iter().map(|revision| format!("@{revision}"));
+                repo.to_owned() + &quant.chain(revision).collect::<String>()
+            }
         }
     }
 }

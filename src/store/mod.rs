@@ -8,6 +8,8 @@ mod engines;
 mod lock;
 mod memory;
 mod peaks;
+mod pulls;
+mod takes;
 
 use std::{
     fs,
@@ -22,6 +24,8 @@ use crate::spec::{Generation, SlotName};
 pub use engines::{EngineRecord, EngineRecords};
 pub use memory::{Loaded, Remembered, SaveFault, SetAside, SlotMemory, VERSION};
 pub use peaks::{Peaks, load as read_peaks};
+pub use pulls::PullRecord;
+pub use takes::{Taking, takes_files};
 
 /// A state directory that this process holds. Released when dropped, and by the kernel when the
 /// process ends in any way.
@@ -114,6 +118,19 @@ impl StateDir {
     /// [`SaveFault`]; what was there before is then still there.
     pub fn save_peaks(&self, peaks: &Peaks) -> Result<(), SaveFault> {
         peaks::save(&self.path, peaks)
+    }
+
+    /// Reads the downloads that were under way. Blocks on the disk.
+    pub fn pulls(&self) -> Vec<PullRecord> {
+        pulls::load(&self.path)
+    }
+
+    /// Writes the downloads that are under way. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`SaveFault`]; what was there before is then still there.
+    pub fn save_pulls(&self, pulls: &[PullRecord]) -> Result<(), SaveFault> {
+        pulls::save(&self.path, pulls)
     }
 
     /// Writes down an engine that is to outlive the daemon; it is on the disk when this returns.

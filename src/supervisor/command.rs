@@ -165,6 +165,11 @@ pub enum Refusal {
     },
     /// Somebody else runs the engine, and a person has told slotd to send nothing to it.
     SetAside,
+    /// The slot has failed because its model has to be fetched; it is started once that is done.
+    DownloadRequired {
+        /// What is missing, and how to get it: one sentence without the full stop.
+        reason: String,
+    },
     /// The slot has failed; a person or a profile edit has to clear it.
     Failed {
         /// Why.

@@ -10,6 +10,7 @@ use super::{
 use crate::spec::{
     Monotime, WaiterId,
     death::{Phase, Verdict},
+    profile::ModelSource,
 };
 
 impl Slot {
@@ -87,7 +88,12 @@ impl Slot {
 
     pub(super) fn failed_refusal(&self) -> Refusal {
         let (verdict, reason) = self.last_cause();
-        Refusal::Failed { verdict, reason }
+        match (verdict, &self.profile.model) {
+            (Verdict::MissingFile, Some(ModelSource::Hub { .. })) => {
+                Refusal::DownloadRequired { reason }
+            }
+            _ => Refusal::Failed { verdict, reason },
+        }
     }
 
     fn last_cause(&self) -> (Verdict, String) {

@@ -21,6 +21,7 @@ mod ends;
 mod external;
 mod fall_through;
 mod faults;
+mod full_disk;
 mod gpus;
 mod hangs;
 mod ladder;

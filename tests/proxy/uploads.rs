@@ -31,7 +31,11 @@ fn ears(world: &mut World, model: Option<&str>) -> Engine {
     world.make_slot("ears", |profile| {
         profile.engine = EngineChoice::Command(vec!["serve".to_owned()]);
         profile.capabilities = vec![Capability::Transcribe];
-        profile.model = model.map(|repo| ModelSource::Hub { repo: repo.to_owned(), quant: None });
+        profile.model = model.map(|repo| ModelSource::Hub {
+            repo: repo.to_owned(),
+            quant: None,
+            revision: None,
+        });
     });
     world.make_ready("ears", 1, (4, 4)).0
 }

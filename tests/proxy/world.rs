@@ -298,7 +298,7 @@ fn profile(slot: &str) -> Profile {
     Profile {
         slot: slot.parse().unwrap(),
         source: PathBuf::from("profile.toml"),
-        model: Some(ModelSource::Hub { repo: "org/small".to_owned(), quant: None }),
+        model: Some(ModelSource::Hub { repo: "org/small".to_owned(), quant: None, revision: None }),
         pull: Pull::Never,
         engine: EngineChoice::Auto,
         stop_command: Vec::new(),

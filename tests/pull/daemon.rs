@@ -1,8 +1,14 @@
 //! Pulls of a daemon: for a slot, and for who asks over the control API.
 
-use std::{fs, path::Path, process::Stdio};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, SystemTime},
+};
 
 use serde_json::{Value, json};
+use slotd::runtime::since_1970;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -12,13 +18,14 @@ use tokio::{
 
 use crate::{
     DEADLINE, World, scratch,
-    world::{content, snapshot},
+    world::{content, run, snapshot},
 };
 
-struct Daemon {
-    _child: Child,
+pub(crate) struct Daemon {
+    child: Child,
     dir: TempDir,
     control: reqwest::Client,
+    url: String,
 }
 
 /// A model that is loaded as a folder: a header as short as can be, and one tensor.
@@ -40,11 +47,22 @@ fn world() -> World {
 }
 
 impl Daemon {
-    async fn start(world: &World, profile: &str) -> Self {
+    pub(crate) async fn start(world: &World, profile: &str) -> Self {
         let dir = scratch();
         let profiles = dir.path().join("profiles");
         fs::create_dir(&profiles).unwrap();
         fs::write(profiles.join("chat.toml"), profile).unwrap();
+        Self::start_in(world, dir).await
+    }
+
+    /// Kills it, and starts the next one in its place.
+    pub(crate) async fn again(mut self, world: &World) -> Self {
+        self.child.kill().await.unwrap();
+        Self::start_in(world, self.dir).await
+    }
+
+    async fn start_in(world: &World, dir: TempDir) -> Self {
+        let profiles = dir.path().join("profiles");
         let log = fs::File::create(dir.path().join("daemon.log")).unwrap();
         let mut command = world.command(&["serve", "--listen", "127.0.0.1:0", "--state-dir"]);
         command.arg(dir.path().join("state")).arg("--profiles").arg(&profiles);
@@ -52,13 +70,32 @@ impl Daemon {
         let mut child = command.stderr(log).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let line = timeout(DEADLINE, lines.next_line()).await.unwrap().unwrap();
-        assert!(line.is_some_and(|line| line.starts_with("listening on")));
+        let url = line.as_deref().and_then(|line| line.strip_prefix("listening on "));
+        let url = url.unwrap().to_owned();
         let socket = dir.path().join("state/run/control.sock");
         let control = reqwest::Client::builder().unix_socket(socket).build().unwrap();
-        Self { _child: child, dir, control }
+        Self { child, dir, control, url }
     }
 
-    async fn get(&self, path: &str) -> Value {
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("state/run/control.sock")
+    }
+
+    pub(crate) fn profile(&self) -> String {
+        fs::read_to_string(self.dir.path().join("profiles/chat.toml")).unwrap()
+    }
+
+    /// Asks the slot for a short answer.
+    pub(crate) async fn chat(&self) -> (u16, Value) {
+        let messages = json!([{"role": "user", "content": "Hi"}]);
+        let body = json!({"model": "chat", "messages": messages, "max_tokens": 1});
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let sent = client.post(format!("{}/v1/chat/completions", self.url)).json(&body).send();
+        let answer = timeout(DEADLINE, sent).await.unwrap().unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
         let answer = self.control.get(format!("http://slotd{path}")).send().await.unwrap();
         answer.json().await.unwrap()
     }
@@ -150,6 +187,64 @@ async fn nothing_is_fetched_unless_the_profile_says_so() {
     let reason = seen.last().unwrap()["reason"].as_str().unwrap().to_owned();
     assert!(reason.contains("`slotd pull o/s`"), "{reason}");
     assert!(world.hub.seen().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_request_for_a_model_that_is_not_there_is_told_what_to_fetch_and_its_slot_starts_after_that()
+ {
+    let world = world();
+    let daemon = Daemon::start(&world, &profile("")).await;
+    for _ in 0..3 {
+        let (status, body) = daemon.chat().await;
+        assert_eq!((status, &body["error"]["code"]), (503, &json!("download_required")), "{body}");
+    }
+    let (_, body) = daemon.chat().await;
+    insta::assert_snapshot!(body["error"]["message"].as_str().unwrap(), @"slot `chat` cannot be loaded yet: model `o/s` has to be downloaded: it is not on this machine; fetch it with `slotd pull o/s`; it starts by itself once that is there");
+    let slot = daemon.get("/v1/slots/chat").await;
+    assert_eq!((&slot["state"], &slot["generation"]), (&json!("failed"), &json!(1)), "{slot:#}");
+    assert_eq!(world.pull(&["o/s"]).await.code, Some(0));
+    daemon.watch("/v1/slots/chat/watch", |slot| slot["state"] == "ready").await;
+    assert_eq!(daemon.chat().await.0, 200);
+}
+
+#[tokio::test]
+async fn a_pull_that_a_killed_daemon_had_under_way_goes_on_with_the_next() {
+    let world = world();
+    let daemon = Daemon::start(&world, &profile("")).await;
+    let slow = json!({ "model": "o/s", "limit_rate_bytes_per_s": 500_000 });
+    assert_eq!(daemon.post("/v1/pulls", &slow).await.0, 202);
+    daemon.watch("/v1/pulls/1/watch", |pull| pull["done_bytes"].as_u64() > Some(100_000)).await;
+    let daemon = daemon.again(&world).await;
+    let pull = daemon.get("/v1/pulls").await[0].clone();
+    assert_eq!((&pull["id"], &pull["model"]), (&json!(1), &json!("o/s")), "{pull}");
+    let seen = daemon.watch("/v1/pulls/1/watch", |pull| pull["stage"] == "done").await;
+    assert!(seen.last().unwrap()["resumed_bytes"].as_u64() > Some(0), "{seen:?}");
+    assert_eq!(snapshot(&world.cache(), "o/s").len(), 3);
+    // One that is done is not begun again.
+    let daemon = daemon.again(&world).await;
+    assert_eq!(daemon.get("/v1/pulls").await, json!([]));
+}
+
+#[tokio::test]
+async fn what_could_be_freed_is_what_clean_would_free() {
+    let world = world();
+    let blobs = world.cache().join("models--o--old/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    for (name, hours) in [("a", 30), ("b.incomplete", 30), ("c.incomplete", 0)] {
+        let file = fs::File::create(blobs.join(name)).unwrap();
+        file.set_len(50_000).unwrap();
+        let then = since_1970().checked_sub(Duration::from_hours(hours)).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + then).unwrap();
+    }
+    let cleaned = run(world.command(&["models", "clean", "--dry-run", "--json"])).await;
+    let plan: Value = serde_json::from_str(&cleaned.out).unwrap();
+    let removals = plan["removals"].as_array().unwrap().iter();
+    let bytes: u64 = removals.map(|removal| removal["bytes"].as_u64().unwrap()).sum();
+    let daemon = Daemon::start(&world, &profile("")).await;
+    let huge = json!({ "model": "o/s", "reserve_bytes": 1_u64 << 60 });
+    let (_, body) = daemon.post("/v1/pulls", &huge).await;
+    assert_eq!(body["error"]["shortage"]["freeable_bytes"], json!(bytes), "{body}");
+    assert_eq!(bytes, 100_000);
 }
 
 #[tokio::test]

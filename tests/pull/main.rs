@@ -10,6 +10,7 @@
 mod daemon;
 mod faults;
 mod once;
+mod revisions;
 mod secrets;
 mod world;
 

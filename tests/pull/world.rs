@@ -63,8 +63,13 @@ impl Hub {
 
     /// Puts a file into a repository's `main`.
     pub(crate) fn put(&self, path: &str, content: &[u8]) {
+        self.put_at(path, "main", content);
+    }
+
+    /// Puts a file into another revision of a repository.
+    pub(crate) fn put_at(&self, path: &str, revision: &str, content: &[u8]) {
         let (org_repo, file) = split(path);
-        let path = self.folder.join(org_repo).join("main").join(file);
+        let path = self.folder.join(org_repo).join(revision).join(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }

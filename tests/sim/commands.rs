@@ -229,7 +229,9 @@ impl Model {
                 .slots
                 .get(&slot)
                 .is_some_and(|truth| truth.is_put_down && truth.profile.is_external()),
-            Refusal::Failed { .. } => self.slots.get(&slot).is_some_and(|truth| truth.gave_up),
+            Refusal::DownloadRequired { .. } | Refusal::Failed { .. } => {
+                self.slots.get(&slot).is_some_and(|truth| truth.gave_up)
+            }
         };
         check(is_fair, || format!("{waiter:?} was refused without cause: {refusal:?}"))
     }

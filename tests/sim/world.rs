@@ -765,6 +765,7 @@ fn name_of(refusal: &Refusal) -> &'static str {
         Refusal::NoRoom { .. } => "no-room",
         Refusal::Absent { .. } => "absent",
         Refusal::SetAside => "set-aside",
+        Refusal::DownloadRequired { .. } => "download-required",
         Refusal::Failed { .. } => "failed",
     }
 }

@@ -72,7 +72,6 @@ fn told(plan: &Plan) -> String {
         ));
     }
     lines.extend(plan.kept.iter().cloned());
-    let sum = plan.removals.iter().fold(0_u64, |sum, removal| sum.saturating_add(removal.bytes.0));
-    lines.push(format!("{} to remove, {}\n", plan.removals.len(), Bytes(sum)));
+    lines.push(format!("{} to remove, {}\n", plan.removals.len(), plan.frees()));
     lines.join("\n")
 }

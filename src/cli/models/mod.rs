@@ -2,6 +2,7 @@
 
 mod clean;
 mod list;
+mod switch;
 mod verify;
 
 use std::{env, path::PathBuf};
@@ -38,12 +39,15 @@ enum What {
     Verify(verify::Options),
     /// Remove unfinished downloads, locks that nobody holds, and what no model needs
     Clean(clean::Options),
+    /// Let a slot go over to another revision of its model
+    Use(switch::Options),
 }
 
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
     match &options.what {
         None => list::run(options.json, client).await,
         Some(What::Clean(options)) => clean::run(options, client).await,
+        Some(What::Use(options)) => switch::run(options, client).await,
         Some(What::Verify(options)) => verify::run(options, client).await,
     }
 }

@@ -1,17 +1,19 @@
 //! Keys made and taken away: what `slotd key` does to the file.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    process,
 };
 
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::{super::fault::Fault, Role, SHA256, check_name, read, to_hex};
+use super::{
+    super::{fault::Fault, replace::replace_file},
+    Role, SHA256, check_name, read, to_hex,
+};
 
 /// Says why the file of keys was not changed.
 #[derive(Debug, Error)]
@@ -91,27 +93,12 @@ pub fn remove(file: &Path, name: &str) -> Result<bool, EditFault> {
     Ok(true)
 }
 
-/// Replaces the file as a whole; a link stays one, owner and mode stay.
+/// Replaces the file as a whole.
 fn without(file: &Path, name: &str) -> io::Result<()> {
-    let file = file.canonicalize()?;
-    let text = fs::read_to_string(&file)?;
+    let text = fs::read_to_string(file)?;
     let is_other = |line: &&str| line.split_ascii_whitespace().nth(1) != Some(name);
     let is_comment = |line: &&str| line.trim_start().starts_with('#');
     let rest: String =
         text.split_inclusive('\n').filter(|line| is_comment(line) || is_other(line)).collect();
-    let metadata = fs::metadata(&file)?;
-    let aside = file.with_extension(format!("{}.new", process::id()));
-    let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-    let written = fchown(&new, Some(metadata.uid()), Some(metadata.gid()))
-        .and_then(|()| new.set_permissions(metadata.permissions()))
-        .and_then(|()| new.write_all(rest.as_bytes()))
-        .and_then(|()| new.sync_all())
-        .and_then(|()| fs::rename(&aside, &file));
-    if written.is_err() {
-        // It is of no use, and the first fault is what counts.
-        drop(fs::remove_file(&aside));
-    }
-    written?;
-    // The name is on the disk once its folder is.
-    file.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    replace_file(file, &rest)
 }

@@ -59,7 +59,7 @@ fn the_model_is_the_one_thing_that_must_be_there() {
       hint: write what is meant between the quotes, or take it out
     "#);
     assert_snapshot!(faults("model = 'llama'"), @r#"
-    qwen.toml:1:9: model: `llama` names no model, expected a file (`….gguf`, `/…`, `./…`, `~/…`) or a hub repository (`org/repo`, `org/repo:QUANT`)
+    qwen.toml:1:9: model: `llama` names no model, expected a file (`….gguf`, `/…`, `./…`, `~/…`) or a hub repository (`org/repo`, `org/repo:QUANT`, either with `@REVISION`)
       hint: for a file beside the profile, write `llama.gguf` or `./llama`
     "#);
     assert_snapshot!(faults("model = '~/a.gguf'"), @r#"

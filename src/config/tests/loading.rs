@@ -45,7 +45,8 @@ hang_timeout = "off"
 idle_timeout = "5m"
 "#;
     let profile = read(text).profile.expect("the text is good");
-    let hub = ModelSource::Hub { repo: "org/repo".into(), quant: Some("Q4_K_M".into()) };
+    let hub =
+        ModelSource::Hub { repo: "org/repo".into(), quant: Some("Q4_K_M".into()), revision: None };
     assert_eq!(profile.model, Some(hub));
     assert!(matches!(&profile.engine, EngineChoice::Command(argv) if argv.len() == 5));
     assert_eq!(profile.args, ["--seed", "1"]);

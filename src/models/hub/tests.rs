@@ -22,7 +22,12 @@ fn files(names: &[&str]) -> tempfile::TempDir {
 fn found(hub: &Path, quant: Option<&str>) -> String {
     let snapshot = hub.join("models--org--repo/snapshots/abc123");
     let inside = |path: &Path| path.strip_prefix(&snapshot).unwrap().display().to_string();
-    match find_file("org/repo", quant, hub) {
+    let source = ModelSource::Hub {
+        repo: "org/repo".to_owned(),
+        quant: quant.map(str::to_owned),
+        revision: None,
+    };
+    match find_file(&source, hub) {
         Ok(Located { path, mmproj }) => {
             let mmproj = mmproj.map_or_else(String::new, |path| format!(" + {}", inside(&path)));
             inside(&path) + &mmproj

@@ -24,6 +24,9 @@ use super::{
 };
 use crate::spec::Bytes;
 
+/// What was changed within this time stays, where nothing else is asked for.
+pub const USUAL_AGE: Duration = Duration::from_hours(24);
+
 /// What is to be looked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Wish {
@@ -93,6 +96,13 @@ pub struct Plan {
     pub kept: Vec<String>,
 }
 
+impl Plan {
+    /// Sums up what goes.
+    pub fn frees(&self) -> Bytes {
+        Bytes(self.removals.iter().fold(0, |sum, removal| sum.saturating_add(removal.bytes.0)))
+    }
+}
+
 /// Looks for what may go; changes nothing. `served` are the models of slots.
 pub fn plan(stores: &Stores, wish: &Wish, served: &[PathBuf]) -> Plan {
     let mut planning =
@@ -105,6 +115,13 @@ pub fn plan(stores: &Stores, wish: &Wish, served: &[PathBuf]) -> Plan {
         }
     }
     planning.plan
+}
+
+/// Says what `slotd models clean` frees of one hub cache, called as it is at the moment `now` since 1970. Blocks on
+/// the disk.
+pub fn freeable(hub: &Path, now: Duration) -> Bytes {
+    let wish = Wish { older_than: USUAL_AGE, revisions: Revisions::Stay, now };
+    plan(&Stores(vec![(Source::Hub, hub.to_owned())]), &wish, &[]).frees()
 }
 
 /// Removes one thing. It is looked at again first: what somebody has begun to use since stays.

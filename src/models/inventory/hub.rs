@@ -15,7 +15,7 @@ use super::{
     headers::Headers,
     tree::Tree,
 };
-pub(super) use crate::models::hub::{choose, is_model};
+pub(super) use crate::models::hub::{choose, commit_of, is_model};
 
 /// Folder names of repositories of models.
 const START: &str = "models--";

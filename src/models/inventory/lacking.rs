@@ -1,9 +1,6 @@
 //! What the model of a slot lacks, before anything is loaded: by what is on the disk alone.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +9,7 @@ use super::{
     files::{Seen, list},
     group::{Numbered, Place, has_ending},
     headers::Headers,
-    hub::{Repo, choose, is_model},
+    hub::{Repo, choose, commit_of, is_model},
     tree::Tree,
 };
 use crate::spec::{Bytes, profile::ModelSource};
@@ -41,9 +38,9 @@ pub fn lacking(source: &ModelSource, hub: &Path) -> Option<Lacking> {
             (entry.state == Wholeness::Incomplete)
                 .then(|| Lacking::of(source, &entry.gaps, entry.missing_bytes))
         }
-        ModelSource::Hub { repo, quant } => {
+        ModelSource::Hub { repo, quant, revision } => {
             let folder = hub.join(format!("models--{}", repo.replace('/', "--")));
-            match in_repo(&folder, quant.as_deref()) {
+            match in_repo(&folder, quant.as_deref(), revision.as_deref()) {
                 Ok(entry) if entry.state == Wholeness::Incomplete => {
                     Some(Lacking::of(source, &entry.gaps, entry.missing_bytes))
                 }
@@ -114,13 +111,9 @@ fn place<'a>(
 }
 
 /// The model that a repository and a quantisation name; else what is known of it.
-fn in_repo(folder: &Path, quant: Option<&str>) -> Result<Entry, Vec<Gap>> {
+fn in_repo(folder: &Path, quant: Option<&str>, revision: Option<&str>) -> Result<Entry, Vec<Gap>> {
     let repo = Repo::read(folder, &mut Vec::new()).ok_or_else(Vec::new)?;
-    let main = |refs: &BTreeMap<String, Vec<String>>| {
-        let named = refs.iter().find(|(_, names)| names.iter().any(|name| name == "main"));
-        named.map(|(commit, _)| commit.clone())
-    };
-    let commit = main(&repo.refs).ok_or_else(Vec::new)?;
+    let commit = commit_of(folder, revision).ok_or_else(Vec::new)?;
     let tree = Tree::read(folder, &commit);
     let files = repo.files_of(&commit, tree.as_ref());
     let root: PathBuf = folder.join("snapshots").join(&commit);

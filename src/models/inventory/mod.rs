@@ -32,7 +32,9 @@ use std::{
 
 use self::files::Stat;
 pub use self::{
-    clean::{Plan, Removal, Revisions, Rubbish, Wish, plan as clean_plan, remove},
+    clean::{
+        Plan, Removal, Revisions, Rubbish, USUAL_AGE, Wish, freeable, plan as clean_plan, remove,
+    },
     entry::{Entry, Fault, Format, Gap, Inventory, Kind, Source, Store, Wholeness},
     headers::Headers,
     lacking::{Lacking, lacking},

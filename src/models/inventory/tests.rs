@@ -314,6 +314,7 @@ fn a_slot_is_told_what_its_model_lacks() {
     let hub = |repo: &str, quant: Option<&str>| ModelSource::Hub {
         repo: repo.to_owned(),
         quant: quant.map(str::to_owned),
+        revision: None,
     };
     let file = |inside: &str| ModelSource::File {
         typed: inside.to_owned(),

@@ -78,19 +78,19 @@ fn holder(file: &mut File) -> Option<Holder> {
     is_there.then(|| Holder { pid, name: name.to_owned() })
 }
 
-/// Tells whether nobody holds a lock. Looks only: of a file that is not there nobody does.
-pub(super) fn is_free(path: &Path) -> bool {
-    match File::open(path) {
-        Ok(file) => FileExt::try_lock_shared(&file).is_ok(),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
+
+    /// Looks only: of a file that is not there nobody holds a lock.
+    fn is_free(path: &Path) -> bool {
+        match File::open(path) {
+            Ok(file) => FileExt::try_lock_shared(&file).is_ok(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
 
     #[test]
     fn the_second_is_told_who_the_first_is() {

@@ -81,6 +81,8 @@ pub struct Job {
     pub patience: Patience,
     /// What may hold it for a while.
     pub brake: Brake,
+    /// Tells the time since 1970, for the age of what could be freed.
+    pub clock: fn() -> Duration,
 }
 
 /// A model that is whole on the disk.
@@ -140,7 +142,7 @@ async fn run(job: Job, board: &Arc<Board>) -> Result<Pulled, PullFault> {
     let asked = Asked { client: &client, job: &job, layout: &layout, board };
     let (commit, entries) = asked.commit_and_files().await?;
     let picked: Vec<Entry> = pick(&entries, &job.wanted)?.into_iter().cloned().collect();
-    let room = Arc::new(Room::new(layout.hub(), job.reserve)?);
+    let room = Arc::new(Room::new(layout.hub(), job.reserve, job.clock)?);
     let files = picked.iter().map(|entry| entry.path.clone()).collect();
     let work = Work {
         client,

@@ -5,7 +5,11 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{config::is_hub_name, spec::profile::ModelSource};
+pub(super) use crate::models::hub::is_commit;
+use crate::{
+    config::{is_hub_name, is_hub_revision},
+    spec::profile::ModelSource,
+};
 
 /// The revision that is meant where none is named.
 pub(super) const MAIN: &str = "main";
@@ -36,8 +40,8 @@ impl Reference {
     /// Returns what a profile's `model` names of the hub; nothing of a file.
     pub fn of(source: &ModelSource) -> Option<Self> {
         match source {
-            ModelSource::Hub { repo, quant } => {
-                Some(Self { repo: repo.clone(), quant: quant.clone(), revision: None })
+            ModelSource::Hub { repo, quant, revision } => {
+                Some(Self { repo: repo.clone(), quant: quant.clone(), revision: revision.clone() })
             }
             ModelSource::File { .. } => None,
         }
@@ -66,25 +70,11 @@ impl FromStr for Reference {
         let is_legal = is_hub_name(org)
             && is_hub_name(rest)
             && quant.is_none_or(is_hub_name)
-            && revision.is_none_or(is_revision);
+            && revision.is_none_or(is_hub_revision);
         let owned = |part: Option<&str>| part.map(str::to_owned);
         let (quant, revision) = (owned(quant), owned(revision));
         is_legal.then(|| Self { repo: repo.to_owned(), quant, revision }).ok_or_else(fault)
     }
-}
-
-/// Tells whether a revision can be a part of a URL and a path below `refs`: `v1.0`, `refs/pr/7`.
-fn is_revision(text: &str) -> bool {
-    let is_allowed =
-        |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '+');
-    (1..=255).contains(&text.len())
-        && text.chars().all(is_allowed)
-        && text.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
-}
-
-/// Tells whether a revision names one commit for ever.
-pub(super) fn is_commit(text: &str) -> bool {
-    text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn hint(typed: &str) -> String {
