@@ -80,7 +80,7 @@ async fn main() -> ExitCode {
             slotd: &slotd,
             llama: &llama,
             prompt: if is_long { LONG } else { row.context },
-            rounds: if is_long { 1 } else { 2 },
+            rounds: rounds(&row, is_long),
             parallel: row.parallel,
             embeds: row.shape.is_some_and(|shape| shape.is_encoder()),
         };
@@ -93,6 +93,16 @@ async fn main() -> ExitCode {
     }
     println!("\n{count} rows, {off} off by more than 5 % and 32 MiB.");
     if off == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// How often it is asked: twice fills what is kept of earlier prompts. A window's prompts are small, so
+/// more of them are kept before the same memory is full.
+fn rounds(row: &Row, is_long: bool) -> u32 {
+    match row.shape.and_then(|shape| shape.window) {
+        _ if is_long => 1,
+        Some(_) => 5,
+        None => 2,
+    }
 }
 
 fn file(row: &Row, folder: &Path, model: &Path) -> PathBuf {
