@@ -14,7 +14,7 @@ use slotd::{
 const LONGEST_MESSAGE: usize = 1000;
 
 /// A GGUF header: the same whatever portions the disk hands out, and a message that can be shown.
-pub fn gguf(bytes: &[u8]) {
+pub(crate) fn gguf(bytes: &[u8]) {
     let size = size_of(bytes);
     let whole = gguf::parse(Cursor::new(bytes), size);
     let trickled = gguf::parse(Trickle(Cursor::new(bytes)), size);
@@ -29,7 +29,7 @@ pub fn gguf(bytes: &[u8]) {
 }
 
 /// A safetensors header: its tensors fill the file behind it, or a message that can be shown.
-pub fn safetensors(bytes: &[u8]) {
+pub(crate) fn safetensors(bytes: &[u8]) {
     let size = size_of(bytes);
     match safetensors::parse(Cursor::new(bytes), size) {
         Ok(header) => {
@@ -46,7 +46,7 @@ pub fn safetensors(bytes: &[u8]) {
 }
 
 /// A profile: one that is meant, or faults with places inside the text.
-pub fn profile(bytes: &[u8]) {
+pub(crate) fn profile(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let slot = "fuzz".parse().expect("a name");
     let path = Path::new("/profiles/fuzz.toml");
@@ -57,7 +57,9 @@ pub fn profile(bytes: &[u8]) {
         assert!(fault.line.is_none_or(|line| (1..=lines).contains(&line)), "{fault:?} of {lines}");
         assert_eq!(fault.line.is_some(), fault.column.is_some(), "{fault:?}");
         check(&fault.message);
-        fault.hint.as_deref().into_iter().for_each(check);
+        if let Some(hint) = &fault.hint {
+            check(hint);
+        }
     }
 }
 

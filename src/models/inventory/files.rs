@@ -231,11 +231,15 @@ impl Walk<'_> {
                 if found.is_file() { of_file(stat(&found, None)) } else { Found::Nothing }
             }),
         };
-        looked.unwrap_or_else(|error| match error.kind() {
-            // Gone since it was listed, or a link to nowhere.
-            io::ErrorKind::NotFound if fs::read_link(path).is_err() => Found::Nothing,
-            io::ErrorKind::NotFound => Found::File(Presence::Dangling),
-            _ => Found::File(Presence::Unreadable(error.to_string())),
+        looked.unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                Found::File(Presence::Unreadable(error.to_string()))
+            } else if fs::read_link(path).is_err() {
+                // Gone since it was listed.
+                Found::Nothing
+            } else {
+                Found::File(Presence::Dangling)
+            }
         })
     }
 

@@ -154,7 +154,9 @@ impl Headers {
             }
             headers
         });
-        read.into_iter().for_each(|headers| self.take_in(headers));
+        for headers in read {
+            self.take_in(headers);
+        }
     }
 }
 

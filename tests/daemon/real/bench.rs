@@ -35,7 +35,7 @@ async fn measured_on(engine: &str) {
     assert_eq!(vectors["load"]["work"], "embed");
     let rate = |measure: &str| vectors["figures"][measure]["runs"][0].as_f64().unwrap();
     let tokens = rate("input_tokens_per_second") / rate("inputs_per_second");
-    assert_eq!(tokens.round(), 64.0, "an input is as long as it was asked for: {vectors:#}");
+    assert!((tokens - 64.0).abs() < 0.5, "an input is as long as it was asked for: {vectors:#}");
 
     let long = bench(&daemon, &["--generate", "4000", "chat"]).await;
     let said = String::from_utf8_lossy(&long.stderr).into_owned();
