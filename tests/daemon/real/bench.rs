@@ -12,18 +12,7 @@ async fn measured_on(engine: &str) {
     let first = figures(&bench(&daemon, &[&short[..], &["chat"]].concat()).await);
     assert_eq!(first["by_engine"], true, "{first:#}");
     assert_eq!((&first["engine"], &first["last"]), (&json!(engine), &Value::Null));
-    for measure in ["first_token_ms", "prompt_tokens_per_second", "generated_tokens_per_second"] {
-        let spread = &first["figures"][measure];
-        let figure =
-            |of: &str| spread[of].as_f64().unwrap_or_else(|| panic!("{measure}: {first:#}"));
-        assert!(0.0 < figure("min") && figure("min") <= figure("median"), "{spread}");
-        assert!(figure("median") <= figure("max"), "{spread}");
-        assert_eq!(spread["runs"].as_array().map(Vec::len), Some(2));
-    }
-    // Prompts that a cache knew would be read at once: the engine read all of each.
-    let first_token = first["figures"]["first_token_ms"]["min"].as_f64().unwrap();
-    let speed = first["figures"]["prompt_tokens_per_second"]["max"].as_f64().unwrap();
-    assert!(64.0 * 1e3 / speed <= first_token, "64 tokens at {speed} in {first_token} ms");
+    check_figures(&first);
 
     let at_once = [&short[..], &["--concurrency", "2", "chat"]].concat();
     let together = figures(&bench(&daemon, &at_once).await);
@@ -32,14 +21,34 @@ async fn measured_on(engine: &str) {
     assert_eq!(again["last"]["at_unix_ms"], first["at_unix_ms"], "other work is not compared");
 
     let vectors = figures(&bench(&daemon, &[&short[..], &["embed"]].concat()).await);
-    assert_eq!(vectors["load"]["work"], "embed");
-    let rate = |measure: &str| vectors["figures"][measure]["runs"][0].as_f64().unwrap();
-    let tokens = rate("input_tokens_per_second") / rate("inputs_per_second");
-    assert!((tokens - 64.0).abs() < 0.5, "an input is as long as it was asked for: {vectors:#}");
+    check_vectors(&vectors);
 
     let long = bench(&daemon, &["--generate", "4000", "chat"]).await;
     let said = String::from_utf8_lossy(&long.stderr).into_owned();
     assert!(said.contains("do not fit the context of `chat`, which has 2048"), "{said}");
+}
+
+/// Two runs of a prompt of 64 tokens.
+fn check_figures(found: &Value) {
+    for measure in ["first_token_ms", "prompt_tokens_per_second", "generated_tokens_per_second"] {
+        let spread = &found["figures"][measure];
+        let [min, median, max] = ["min", "median", "max"]
+            .map(|of| spread[of].as_f64().unwrap_or_else(|| panic!("{measure}: {found:#}")));
+        assert!(0.0 < min && min <= median && median <= max, "{spread}");
+        assert_eq!(spread["runs"].as_array().map(Vec::len), Some(2));
+    }
+    // What is read before the first token is all of the prompt: no cache knew it.
+    let first_token = found["figures"]["first_token_ms"]["min"].as_f64().unwrap();
+    let speed = found["figures"]["prompt_tokens_per_second"]["max"].as_f64().unwrap();
+    assert!(64.0 * 1e3 / speed <= first_token, "64 tokens at {speed} in {first_token} ms");
+}
+
+/// Vectors of 64 tokens each.
+fn check_vectors(found: &Value) {
+    assert_eq!(found["load"]["work"], "embed");
+    let rate = |measure: &str| found["figures"][measure]["runs"][0].as_f64().unwrap();
+    let tokens = rate("input_tokens_per_second") / rate("inputs_per_second");
+    assert!((tokens - 64.0).abs() < 0.5, "an input is as long as it was asked for: {found:#}");
 }
 
 #[tokio::test]
