@@ -81,6 +81,7 @@ async fn main() -> ExitCode {
             llama: &llama,
             prompt: if is_long { LONG } else { row.context },
             rounds: rounds(&row, is_long),
+            grows: row.shape.is_some_and(|shape| shape.window.is_some()),
             parallel: row.parallel,
             embeds: row.shape.is_some_and(|shape| shape.is_encoder()),
         };
@@ -95,12 +96,12 @@ async fn main() -> ExitCode {
     if off == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// How often it is asked: twice fills what is kept of earlier prompts. A window's prompts are small, so
-/// more of them are kept before the same memory is full.
+/// How often it is asked. Copies of a window are made as one prompt grows; what is kept of earlier
+/// prompts is filled by the second.
 fn rounds(row: &Row, is_long: bool) -> u32 {
     match row.shape.and_then(|shape| shape.window) {
-        _ if is_long => 1,
         Some(_) => 5,
+        None if is_long => 1,
         None => 2,
     }
 }
