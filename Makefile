@@ -13,7 +13,7 @@ CHECKS ?=
 WHAT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run model engine build check test test-systemd sim deaths clients damage chaos full-disk bench bench-peers bench-box bench-worker fit-table pull-trials install uninstall clean
+.PHONY: help run model engine build check test test-systemd sim deaths clients damage chaos full-disk bench bench-peers bench-box bench-engines bench-worker fuzz fit-table pull-trials install uninstall clean
 
 help: ## List the targets
 	@awk -F ': .*## |: ## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,12 @@ sim: ## A simulated day of a box; SEED=… repeats one
 
 deaths: ## Die in every way this machine has with real engines, check each verdict, write docs/DEATHS.md
 	@scripts/deaths
+
+bench-engines: build ## `slotd bench` beside llama-bench on one model file (LLAMA_BENCH=… LLAMA_SERVER=… MODEL=…)
+	@scripts/bench-engines
+
+fuzz: ## Look for inputs that break a reader of headers or profiles (SECONDS=… each, 60; needs cargo-fuzz)
+	@for target in gguf safetensors profile; do scripts/fuzz $$target '$(or $(SECONDS),60)' || exit 1; done
 
 fit-table: ## Predicted against measured memory of real engines, written to docs/MEMORY.md
 	@scripts/fit-table

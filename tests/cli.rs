@@ -94,6 +94,7 @@ async fn help_names_every_subcommand_and_exit_code() {
       priority     Say who gives way first: those with less
       offload      Take a slot down one rung of its ladder, to less memory
       ensure       Have memory made free, by the same order in which slots make room for each other
+      bench        Measure how fast a slot is, and compare with the last time
       events       Tell what happens, as it happens: changes of slots, pressure, rules
       rules        List the rules with their next times
       signal       Tell the rules that something has happened
@@ -124,7 +125,7 @@ async fn help_names_every_subcommand_and_exit_code() {
        69  no daemon answers, no such slot, a load or a pull failed, or the address is taken
        70  something broke inside slotd
        71  there is not enough memory (`worker`)
-       75  another daemon holds the state directory or the control socket
+       75  another daemon holds the state directory or the control socket, or another bench runs
        77  a file, directory or socket may not be used
        78  the settings have faults
       130  interrupted

@@ -7,6 +7,9 @@
     reason = "a model names the few events and commands that a rule is about"
 )]
 mod sim;
+#[cfg(test)]
+#[path = "fuzz/replay.rs"]
+mod replay;
 
 use std::{
     cell::RefCell,

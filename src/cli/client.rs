@@ -3,6 +3,7 @@
 use std::{
     env, error,
     io::ErrorKind,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -31,6 +32,8 @@ use crate::{
 /// Where the daemon of the system listens, for people whose own directories name no daemon.
 /// Source: `RuntimeDirectory=slotd` in `units/slotd.service`.
 const OF_SYSTEM: &str = "/run/slotd/control.sock";
+/// What stands before each path where the socket says whose it is.
+const OVER_SOCKET: &str = "http://slotd";
 /// How long an answer that is there at once may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a look at the disks may take.
@@ -99,7 +102,7 @@ impl Client {
             (builder.default_headers(key_of(place)?), base.clone(), PathBuf::from(base))
         } else {
             let socket = find_socket(place.control.as_deref())?;
-            (builder.unix_socket(socket.clone()), "http://slotd".to_owned(), socket)
+            (builder.unix_socket(socket.clone()), OVER_SOCKET.to_owned(), socket)
         };
         let http = builder
             .build()
@@ -142,6 +145,32 @@ impl Client {
         let response = self.send(Method::GET, "/v1/inventory", Some(SCAN_PATIENCE)).await?;
         let body = response.bytes().await.map_err(|error| self.failure(error))?;
         serde_json::from_slice(&body).map_err(Failure::Answer)
+    }
+
+    /// Returns where requests go.
+    pub(super) async fn endpoint(&self) -> Result<String, Failure> {
+        if self.base != OVER_SOCKET {
+            return Ok(self.base.clone());
+        }
+        let listen = self.daemon().await?.listen;
+        let Ok(mut address) = listen.parse::<SocketAddr>() else {
+            return Ok(format!("http://{listen}"));
+        };
+        if address.ip().is_unspecified() {
+            let is_v4 = address.is_ipv4();
+            let (v4, v6) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+            address.set_ip(if is_v4 { v4 } else { v6 });
+        }
+        Ok(format!("http://{address}"))
+    }
+
+    /// Returns where what is to be kept is kept: beside the daemon, or of one that is elsewhere here.
+    pub(super) async fn state_dir(&self) -> Result<PathBuf, Failure> {
+        if self.base == OVER_SOCKET {
+            return Ok(self.daemon().await?.state_dir);
+        }
+        let settings = Settings::resolve(&Flags::default(), &|name: &str| env::var_os(name));
+        Ok(settings.map_err(Failure::Settings)?.state_dir)
     }
 
     /// Returns the daemon.

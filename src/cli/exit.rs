@@ -20,7 +20,8 @@ pub enum Exit {
     Unavailable,
     /// Something broke inside slotd, or its output cannot be written.
     Software,
-    /// Another daemon holds the state directory or the control socket; later it may work.
+    /// Another daemon holds the state directory or the control socket, or another bench runs; later it
+    /// may work.
     TryAgain,
     /// A file, a directory or a socket may not be used.
     NoPermission,
@@ -41,7 +42,7 @@ Exit codes:
    69  no daemon answers, no such slot, a load or a pull failed, or the address is taken
    70  something broke inside slotd
    71  there is not enough memory (`worker`)
-   75  another daemon holds the state directory or the control socket
+   75  another daemon holds the state directory or the control socket, or another bench runs
    77  a file, directory or socket may not be used
    78  the settings have faults
   130  interrupted";

@@ -4,11 +4,12 @@ use std::{error::Error, io, path::PathBuf};
 
 use thiserror::Error;
 
-use super::exit::Exit;
+use super::{exit::Exit, text::brief};
 use crate::{
     config::{Fault, keys::EditFault},
     models::pull::PullFault,
     spec::SlotName,
+    store::BenchFault,
 };
 
 /// Why a subcommand failed.
@@ -78,6 +79,14 @@ pub(super) enum Failure {
     /// A model was not pulled.
     #[error("{}", chain(.0))]
     Pull(PullFault),
+    /// A bench cannot begin.
+    #[error("{}", bench(fault, *now_unix_ms))]
+    Bench {
+        /// Why.
+        fault: BenchFault,
+        /// The present moment.
+        now_unix_ms: u64,
+    },
     /// The settings have faults.
     #[error("{}", listed(.0))]
     Settings(Vec<Fault>),
@@ -120,6 +129,12 @@ impl Failure {
             | Self::Refused { .. }
             | Self::Gone { .. }
             | Self::Outcome { .. } => Exit::Unavailable,
+            Self::Bench { fault: BenchFault::Held(_), .. } => Exit::TryAgain,
+            Self::Bench { fault: BenchFault::Unusable { source, .. }, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Exit::NoPermission
+            }
             Self::Denied { .. } => Exit::NoPermission,
             Self::Settings(_)
             | Self::Key(EditFault::Faults(_))
@@ -146,6 +161,7 @@ impl Failure {
             | Self::WriteFile { .. }
             | Self::Encode(_)
             | Self::Key(_)
+            | Self::Bench { .. }
             | Self::System(_) => Exit::Software,
         }
     }
@@ -165,6 +181,7 @@ impl Failure {
             | Self::Gone { .. }
             | Self::Outcome { .. }
             | Self::Pull(_)
+            | Self::Bench { .. }
             | Self::Interrupted { .. } => format!("slotd: {self}\n"),
             Self::Talk { .. }
             | Self::Answer(_)
@@ -187,6 +204,22 @@ pub(super) fn chain(error: &dyn Error) -> String {
         next = cause.source();
     }
     text
+}
+
+/// Says why a bench cannot begin.
+fn bench(fault: &BenchFault, now_unix_ms: u64) -> String {
+    match fault {
+        BenchFault::Held(Some(holder)) => format!(
+            "`slotd bench {}` runs already, for {} (pid {}); two at once would measure each other",
+            holder.slot,
+            brief(now_unix_ms.saturating_sub(holder.since_unix_ms)),
+            holder.pid
+        ),
+        BenchFault::Held(None) => {
+            "another `slotd bench` runs already; two at once would measure each other".to_owned()
+        }
+        BenchFault::Unusable { .. } => format!("failed to {}", chain(fault)),
+    }
 }
 
 /// Lists faults, one after the other.

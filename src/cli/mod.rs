@@ -6,6 +6,7 @@
 //! `out` writes, only `exit` knows exit codes, only [`main`] reports failures.
 
 mod advice;
+mod bench;
 mod cancel;
 mod client;
 mod completions;
@@ -118,6 +119,8 @@ enum Command {
     Offload(stay::Options),
     /// Have memory made free, by the same order in which slots make room for each other
     Ensure(stay::EnsureOptions),
+    /// Measure how fast a slot is, and compare with the last time
+    Bench(bench::Options),
     /// Tell what happens, as it happens: changes of slots, pressure, rules
     Events(events::Options),
     /// List the rules with their next times
@@ -187,6 +190,7 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Ensure(options) => {
             talk(&place, async |client| stay::ensure(&options, client).await)
         }
+        Command::Bench(options) => talk(&place, async |client| bench::run(&options, client).await),
         Command::Rules(options) => talk(&place, async |client| rules::run(&options, client).await),
         Command::Signal(options) => {
             talk(&place, async |client| rules::signal(&options, client).await)

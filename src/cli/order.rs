@@ -61,6 +61,45 @@ pub(super) async fn run(order: Order, options: &Options, client: &Client) -> Res
             format!("{slot}: the {} is asked for; `slotd status {slot}` follows it\n", order.verb())
         });
     }
+    let (before, (outcome, now)) = give(order, slot, client).await?;
+    match outcome {
+        Outcome::Done => tell(&now, options, || done(order, &before, &now)),
+        Outcome::Failed
+        | Outcome::Unloaded
+        | Outcome::Loaded
+        | Outcome::Absent
+        | Outcome::TooLarge => {
+            if options.json {
+                out::json(&now)?;
+            }
+            Err(Failure::Outcome { message: undone(outcome, &now) })
+        }
+    }
+}
+
+/// Gives the order for something else to follow, and returns the slot when it is done.
+pub(super) async fn bring(
+    order: Order,
+    slot: &SlotName,
+    client: &Client,
+) -> Result<SlotObject, Failure> {
+    let (_, (outcome, now)) = give(order, slot, client).await?;
+    match outcome {
+        Outcome::Done => Ok(now),
+        Outcome::Failed
+        | Outcome::Unloaded
+        | Outcome::Loaded
+        | Outcome::Absent
+        | Outcome::TooLarge => Err(Failure::Outcome { message: undone(outcome, &now) }),
+    }
+}
+
+/// Gives the order and shows how it comes along; returns the slot as it was before, and what came of it.
+async fn give(
+    order: Order,
+    slot: &SlotName,
+    client: &Client,
+) -> Result<(SlotObject, (Outcome, SlotObject)), Failure> {
     // Before anything is asked for: from here on Ctrl-C is told what it leaves behind.
     let mut interrupts = signal(SignalKind::interrupt()).map_err(Failure::System)?;
     let begun = tokio::select! {
@@ -75,21 +114,8 @@ pub(super) async fn run(order: Order, options: &Options, client: &Client) -> Res
         _ = interrupts.recv() => None,
     };
     progress.clear();
-    let (outcome, now) =
-        end.ok_or_else(|| Failure::Interrupted { message: left(order, &before) })??;
-    match outcome {
-        Outcome::Done => tell(&now, options, || done(order, &before, &now)),
-        Outcome::Failed
-        | Outcome::Unloaded
-        | Outcome::Loaded
-        | Outcome::Absent
-        | Outcome::TooLarge => {
-            if options.json {
-                out::json(&now)?;
-            }
-            Err(Failure::Outcome { message: undone(outcome, &now) })
-        }
-    }
+    let end = end.ok_or_else(|| Failure::Interrupted { message: left(order, &before) })??;
+    Ok((before, end))
 }
 
 /// Gives the order. Watched before it is ordered: no step between the two can be missed.

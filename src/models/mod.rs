@@ -21,3 +21,9 @@ pub use self::{
     locate::{LocateFault, Located, locate, whereabouts},
     port::{Holder, holder},
 };
+
+/// A name out of a file as a message can bear it: on one line, and not long.
+fn short(name: &str) -> String {
+    const SHOWN: usize = 80;
+    name.chars().take(SHOWN).flat_map(char::escape_debug).collect()
+}

@@ -4,6 +4,7 @@
 //! file that cannot be read is set aside. The one exception is a file of a newer version, which is
 //! left alone, because writing it back would lose what the newer slotd knew.
 
+mod bench;
 mod engines;
 mod lock;
 mod memory;
@@ -21,6 +22,10 @@ use std::{
 use thiserror::Error;
 
 use crate::spec::{Generation, SlotName};
+pub use bench::{
+    BenchFault, BenchHolder, BenchLock, BenchRecord, Benches, Load, Measure, Spread, read_benches,
+    save_benches,
+};
 pub use engines::{EngineRecord, EngineRecords};
 pub use memory::{Loaded, Remembered, SaveFault, SetAside, SlotMemory, VERSION};
 pub use peaks::{Peaks, load as read_peaks};

@@ -12,6 +12,7 @@
 )]
 
 mod access;
+mod bench;
 mod canaries;
 mod common;
 mod containers;

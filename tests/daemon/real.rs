@@ -1,5 +1,6 @@
 //! The whole daemon with real engines and a real model: llama-server and the candle worker.
 
+mod bench;
 mod full_disk;
 mod resume;
 mod surface;

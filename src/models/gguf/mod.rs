@@ -20,9 +20,12 @@ use self::{
     reader::{Reader, Value},
     types::TensorType,
 };
-use crate::spec::{
-    Bytes,
-    model::{ModelFacts, Numbers, Place, WeightKind, Weights},
+use crate::{
+    models::short,
+    spec::{
+        Bytes,
+        model::{ModelFacts, Numbers, Place, WeightKind, Weights},
+    },
 };
 
 /// Real models have less than a hundred.
@@ -154,8 +157,11 @@ pub fn read(path: &Path) -> Result<Header, HeaderFault> {
     Ok(header)
 }
 
-/// Reads the header of one file of `size` bytes.
-pub(super) fn parse(input: impl Read + Seek, size: u64) -> Result<Header, HeaderFault> {
+/// Reads the header of one file of `size` bytes; its other parts are not looked for.
+///
+/// # Errors
+/// [`HeaderFault`].
+pub fn parse(input: impl Read + Seek, size: u64) -> Result<Header, HeaderFault> {
     let mut reader = Reader::new(input, size);
     reader.magic()?;
     match reader.u32()? {
@@ -292,7 +298,8 @@ fn read_tensors<R: Read + Seek>(
     let data = reader.position().checked_next_multiple_of(alignment).ok_or(TOO_LARGE)?;
     let end = data.checked_add(end).ok_or(TOO_LARGE)?;
     if end > reader.size() {
-        return Err(HeaderFault::CutTensor { tensor, end, size: reader.size() });
+        let size = reader.size();
+        return Err(HeaderFault::CutTensor { tensor: short(&tensor), end, size });
     }
     Ok(())
 }

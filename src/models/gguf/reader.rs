@@ -1,6 +1,6 @@
 //! Bounded reading: nothing is allocated or looped over because a file says so.
 
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 
 use super::HeaderFault;
 
@@ -143,16 +143,38 @@ impl<R: Read + Seek> Reader<R> {
 
     fn skip_items(&mut self, kind: u32, count: u64, depth: u32) -> Result<(), HeaderFault> {
         match kind {
-            8 => {
-                for _ in 0..count {
-                    let length = self.u64()?;
-                    self.skip(length)?;
-                }
-                Ok(())
-            }
+            8 => self.skip_texts(count),
             9 => (0..count).try_for_each(|_| self.skip_array(depth + 1)),
             other => self.skip(fixed_size(other)?.saturating_mul(count)),
         }
+    }
+
+    /// Passes over texts: a vocabulary has hundreds of thousands.
+    fn skip_texts(&mut self, count: u64) -> Result<(), HeaderFault> {
+        let mut left = count;
+        while left > 0 {
+            // Those that lie in the buffer whole are passed over together.
+            let buffer = self.input.buffer();
+            let (mut end, mut passed) = (0_usize, 0);
+            while passed < left
+                && let Some((length, rest)) = buffer.get(end..).and_then(<[u8]>::split_first_chunk)
+                && let Ok(length) = usize::try_from(u64::from_le_bytes(*length))
+                && length <= rest.len()
+            {
+                end = buffer.len() - rest.len() + length;
+                passed += 1;
+            }
+            if passed == 0 {
+                let length = self.u64()?;
+                self.skip(length)?;
+                left -= 1;
+            } else {
+                self.advance(u64::try_from(end).unwrap_or(u64::MAX))?;
+                self.input.consume(end);
+                left -= passed;
+            }
+        }
+        Ok(())
     }
 
     fn text(&mut self, length: u64) -> Result<String, HeaderFault> {

@@ -1,7 +1,7 @@
 //! Folders and the files in them, as the disk has them: links are looked through, loops are not followed.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
@@ -73,8 +73,12 @@ pub(super) fn look(path: &Path) -> io::Result<Option<Stat>> {
     }
     let target = fs::read_link(path)?;
     let found = fs::metadata(path)?;
-    let target = joined(path.parent().unwrap_or(Path::new("")), &target);
-    Ok(found.is_file().then(|| stat(&found, Some(target))))
+    Ok(found.is_file().then(|| stat(&found, Some(beside(path, &target)))))
+}
+
+/// Where a link leads that says `target`.
+fn beside(link: &Path, target: &Path) -> PathBuf {
+    joined(link.parent().unwrap_or(Path::new("")), target)
 }
 
 /// Follows `..` by its letters alone: `a/../../blobs/x` and `b/../../blobs/x` are one name.
@@ -99,6 +103,27 @@ fn stat(found: &fs::Metadata, target: Option<PathBuf>) -> Stat {
     }
 }
 
+/// Files of a folder that have been looked at, for links that lead there.
+pub(super) struct Known<'a> {
+    folder: &'a Path,
+    stats: BTreeMap<&'a str, &'a Stat>,
+}
+
+impl<'a> Known<'a> {
+    pub(super) fn of(folder: &'a Path, files: &'a [Seen]) -> Self {
+        let stats = files.iter().filter_map(|file| Some((file.name.as_str(), file.stat()?)));
+        Self { folder, stats: stats.collect() }
+    }
+
+    /// What is known of the file that a link leads to.
+    fn find(&self, target: &Path) -> Option<Stat> {
+        let is_inside = target.parent().is_some_and(|folder| folder == self.folder);
+        let name = target.file_name().filter(|_| is_inside)?.to_str()?;
+        let stat = Stat::clone(self.stats.get(name)?);
+        Some(Stat { target: Some(target.to_owned()), ..stat })
+    }
+}
+
 /// Lists the files below `root`. `may_enter` says which folders are gone into, by their names. What
 /// cannot be listed is a fault, one sentence each.
 pub(super) fn list(
@@ -106,7 +131,23 @@ pub(super) fn list(
     may_enter: fn(&str) -> bool,
     faults: &mut Vec<String>,
 ) -> Vec<Seen> {
-    let mut walk = Walk { files: Vec::new(), entered: BTreeSet::new(), may_enter, faults };
+    walk(root, None, may_enter, faults)
+}
+
+/// Lists the files below `root`, which are links to known files for the most part: those are not looked
+/// at again.
+pub(super) fn list_links(root: &Path, known: &Known<'_>, faults: &mut Vec<String>) -> Vec<Seen> {
+    walk(root, Some(known), |_| true, faults)
+}
+
+fn walk(
+    root: &Path,
+    known: Option<&Known<'_>>,
+    may_enter: fn(&str) -> bool,
+    faults: &mut Vec<String>,
+) -> Vec<Seen> {
+    let entered = BTreeSet::new();
+    let mut walk = Walk { files: Vec::new(), known, entered, may_enter, faults };
     walk.enter(root, "", DEPTH);
     let mut files = walk.files;
     files.sort_by(|one, other| one.name.cmp(&other.name));
@@ -115,10 +156,22 @@ pub(super) fn list(
 
 struct Walk<'a> {
     files: Vec<Seen>,
+    /// Not used below a folder that is a link: there `..` leads elsewhere than its letters say.
+    known: Option<&'a Known<'a>>,
     /// Devices and inodes of folders: a link into one of them is a loop, or a second way to the same.
     entered: BTreeSet<(u64, u64)>,
     may_enter: fn(&str) -> bool,
     faults: &'a mut Vec<String>,
+}
+
+/// What an entry of a folder is.
+enum Found {
+    Folder,
+    /// A folder by way of a link.
+    LinkedFolder,
+    File(Presence),
+    /// A socket or a device, which is no model, or gone since it was listed.
+    Nothing,
 }
 
 impl Walk<'_> {
@@ -142,7 +195,7 @@ impl Walk<'_> {
             }
         }
         // A folder is itself before it is what a link beside it says.
-        found.sort_by_key(|entry| {
+        found.sort_by_cached_key(|entry| {
             (entry.file_type().is_ok_and(|kind| kind.is_symlink()), entry.file_name())
         });
         for entry in found {
@@ -157,31 +210,53 @@ impl Walk<'_> {
         let own = entry.file_name().to_string_lossy().into_owned();
         let name = if inside.is_empty() { own.clone() } else { format!("{inside}/{own}") };
         let path = entry.path();
-        let is_folder = match entry.file_type() {
-            Ok(kind) if kind.is_symlink() => path.is_dir(),
-            Ok(kind) => kind.is_dir(),
-            Err(_) => false,
-        };
-        if is_folder {
-            if (self.may_enter)(&own) {
+        let may_enter = |walk: &Self| (walk.may_enter)(&own);
+        match self.found(entry, &path) {
+            Found::Folder if may_enter(self) => self.enter(&path, &name, depth - 1),
+            Found::LinkedFolder if may_enter(self) => {
+                let known = self.known.take();
                 self.enter(&path, &name, depth - 1);
+                self.known = known;
             }
-            return;
+            Found::File(presence) => self.files.push(Seen { name, path, presence }),
+            Found::Folder | Found::LinkedFolder | Found::Nothing => {}
         }
-        let presence = match look(&path) {
-            Ok(Some(stat)) => Presence::There(stat),
-            // A socket or a device is no model.
-            Ok(None) => return,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // Gone since it was listed, or a link to nowhere.
-                if fs::read_link(&path).is_err() {
-                    return;
-                }
-                Presence::Dangling
-            }
-            Err(error) => Presence::Unreadable(error.to_string()),
+    }
+
+    fn found(&self, entry: &fs::DirEntry, path: &Path) -> Found {
+        let looked = match entry.file_type() {
+            Ok(kind) if kind.is_dir() => return Found::Folder,
+            Ok(kind) if kind.is_symlink() => self.through(path),
+            Ok(_) | Err(_) => fs::symlink_metadata(path).map(|found| {
+                if found.is_file() { of_file(stat(&found, None)) } else { Found::Nothing }
+            }),
         };
-        self.files.push(Seen { name, path, presence });
+        looked.unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                Found::File(Presence::Unreadable(error.to_string()))
+            } else if fs::read_link(path).is_err() {
+                // Gone since it was listed.
+                Found::Nothing
+            } else {
+                Found::File(Presence::Dangling)
+            }
+        })
+    }
+
+    /// Looks through a link.
+    fn through(&self, path: &Path) -> io::Result<Found> {
+        let target = beside(path, &fs::read_link(path)?);
+        if let Some(stat) = self.known.and_then(|known| known.find(&target)) {
+            return Ok(of_file(stat));
+        }
+        let found = fs::metadata(path)?;
+        Ok(if found.is_dir() {
+            Found::LinkedFolder
+        } else if found.is_file() {
+            of_file(stat(&found, Some(target)))
+        } else {
+            Found::Nothing
+        })
     }
 
     fn fault(&mut self, folder: &Path, error: &io::Error) {
@@ -190,4 +265,8 @@ impl Walk<'_> {
             self.faults.push(format!("`{}` cannot be listed: {error}", folder.display()));
         }
     }
+}
+
+fn of_file(stat: Stat) -> Found {
+    Found::File(Presence::There(stat))
 }

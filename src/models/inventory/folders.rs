@@ -41,6 +41,13 @@ pub(super) fn scan(
             space.add(stat, !is_partial(file));
         }
     }
+    let with_headers = files
+        .iter()
+        .filter(|file| ["gguf", "safetensors"].iter().any(|ending| has_ending(&file.name, ending)));
+    let ahead: Vec<_> = with_headers
+        .filter_map(|file| Some((file.path.as_path(), file.stat().filter(|stat| stat.size > 0)?)))
+        .collect();
+    headers.read_ahead(&ahead);
     let mut models = Vec::new();
     for (folder, files) in by_folder(root, files) {
         let place = Place {

@@ -8,6 +8,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     entry::{Fault, Gap},
     files::Stat,
+    hands::in_turns,
 };
 use crate::models::{gguf, safetensors};
 
@@ -63,9 +65,10 @@ pub(super) enum Reading {
 #[derive(Debug, Default)]
 pub struct Headers {
     folder: Option<PathBuf>,
-    known: BTreeMap<PathBuf, Known>,
+    /// What was remembered, by path; shared by those that look at the same time.
+    known: Arc<BTreeMap<String, Known>>,
     /// Those that were asked for, so that what is gone is forgotten.
-    used: BTreeMap<PathBuf, Known>,
+    used: BTreeMap<String, Known>,
     is_changed: bool,
 }
 
@@ -79,7 +82,7 @@ struct Known {
 #[derive(Deserialize, Serialize)]
 struct Kept {
     version: u32,
-    files: BTreeMap<PathBuf, Known>,
+    files: BTreeMap<String, Known>,
 }
 
 impl Headers {
@@ -93,7 +96,18 @@ impl Headers {
         };
         let kept = read().ok().filter(|kept| kept.version == VERSION);
         let known = kept.map(|kept| kept.files).unwrap_or_default();
-        Self { folder: Some(folder.to_owned()), known, ..Self::default() }
+        Self { folder: Some(folder.to_owned()), known: Arc::new(known), ..Self::default() }
+    }
+
+    /// Makes one that knows the same, for a look beside this one.
+    pub(super) fn beside(&self) -> Self {
+        Self { known: Arc::clone(&self.known), ..Self::default() }
+    }
+
+    /// Takes in what another has seen.
+    pub(super) fn take_in(&mut self, other: Self) {
+        self.used.extend(other.used);
+        self.is_changed |= other.is_changed;
     }
 
     /// Remembers what was asked for since [`Headers::load`], and forgets the rest. Whole or not at all.
@@ -112,10 +126,14 @@ impl Headers {
     /// Says what the file at `path` says of itself; reads it only where it is new or has changed.
     pub(super) fn read(&mut self, path: &Path, stat: &Stat) -> Reading {
         // A link's target is the same file for every revision that links to it.
-        let key = stat.target.as_deref().unwrap_or(path);
+        let Some(key) = stat.target.as_deref().unwrap_or(path).to_str() else {
+            return read(path, stat.size);
+        };
         let is_same = |known: &&Known| (known.size, known.mtime_ns) == (stat.size, stat.mtime_ns);
-        let known = self.used.get(key).or_else(|| self.known.get(key)).filter(is_same).cloned();
-        let known = known.unwrap_or_else(|| {
+        if let Some(known) = self.used.get(key).filter(is_same) {
+            return known.reading.clone();
+        }
+        let known = self.known.get(key).filter(is_same).cloned().unwrap_or_else(|| {
             self.is_changed = true;
             Known { size: stat.size, mtime_ns: stat.mtime_ns, reading: read(path, stat.size) }
         });
@@ -125,6 +143,20 @@ impl Headers {
             self.used.insert(key.to_owned(), known);
         }
         reading
+    }
+
+    /// Reads files that will be asked for, several at a time.
+    pub(super) fn read_ahead(&mut self, files: &[(&Path, &Stat)]) {
+        let read = in_turns(files, |files| {
+            let mut headers = self.beside();
+            for (path, stat) in files {
+                headers.read(path, stat);
+            }
+            headers
+        });
+        for headers in read {
+            self.take_in(headers);
+        }
     }
 }
 

@@ -10,8 +10,9 @@ use std::{
 
 use super::{
     entry::{Entry, Fault, Format, Gap, Kind, Source},
-    files::{Presence, Seen, list},
+    files::{Known, Presence, Seen, list, list_links},
     group::{Place, read_text},
+    hands::in_turns,
     headers::Headers,
     tree::Tree,
 };
@@ -46,12 +47,14 @@ impl Repo {
             let Some(commit) = read_text(&file.path) else { continue };
             refs.entry(commit.trim().to_owned()).or_default().push(file.name);
         }
+        let blob_folder = folder.join("blobs");
+        let blobs = list(&blob_folder, enter, faults);
+        let known = Known::of(&blob_folder, &blobs);
         let mut snapshots = BTreeMap::new();
         for commit in folders(&folder.join("snapshots"), faults) {
-            let files = list(&folder.join("snapshots").join(&commit), enter, faults);
-            snapshots.insert(commit, files);
+            let snapshot = folder.join("snapshots").join(&commit);
+            snapshots.insert(commit, list_links(&snapshot, &known, faults));
         }
-        let blobs = list(&folder.join("blobs"), enter, faults);
         Some(Self { name, folder: folder.to_owned(), refs, snapshots, blobs })
     }
 
@@ -187,15 +190,43 @@ pub(super) fn scan(
     space: &mut super::Room,
     faults: &mut Vec<String>,
 ) -> Vec<Entry> {
-    let mut models = Vec::new();
-    for repo in repos(hub, faults) {
-        let used = repo.used();
-        for stat in repo.stored().filter_map(Seen::stat) {
-            space.add(stat, used.contains(&stat.identity));
+    let names = folders(hub, faults);
+    let names: Vec<_> = names.iter().filter(|name| name.starts_with(START)).collect();
+    let looks = in_turns(&names, |names| {
+        let mut look = Look { headers: headers.beside(), ..Look::default() };
+        for name in names {
+            look.take(&hub.join(name));
         }
-        models.extend(repo.models(headers));
+        look
+    });
+    let mut models = Vec::new();
+    for look in looks {
+        models.extend(look.models);
+        headers.take_in(look.headers);
+        space.take_in(look.space);
+        faults.extend(look.faults);
     }
     models
+}
+
+/// What was found in some repositories.
+#[derive(Default)]
+struct Look {
+    models: Vec<Entry>,
+    headers: Headers,
+    space: super::Room,
+    faults: Vec<String>,
+}
+
+impl Look {
+    fn take(&mut self, folder: &Path) {
+        let Some(repo) = Repo::read(folder, &mut self.faults) else { return };
+        let used = repo.used();
+        for stat in repo.stored().filter_map(Seen::stat) {
+            self.space.add(stat, used.contains(&stat.identity));
+        }
+        self.models.extend(repo.models(&mut self.headers));
+    }
 }
 
 /// The names of the folders in a folder, sorted; links are none.

@@ -16,6 +16,7 @@ mod entry;
 mod files;
 mod folders;
 mod group;
+mod hands;
 mod headers;
 mod hub;
 mod kinds;
@@ -65,6 +66,14 @@ impl Room {
     fn add(&mut self, stat: &Stat, is_used: bool) {
         let (_, used) = self.files.entry(stat.identity).or_insert((stat.size, false));
         *used |= is_used;
+    }
+
+    /// Takes in another's files: those that either uses are used.
+    fn take_in(&mut self, other: Self) {
+        for (identity, (size, is_used)) in other.files {
+            let (_, used) = self.files.entry(identity).or_insert((size, false));
+            *used |= is_used;
+        }
     }
 
     fn sum(&self, wanted: impl Fn(bool) -> bool) -> Bytes {

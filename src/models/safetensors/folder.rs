@@ -9,12 +9,8 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{
-    Header, HeaderFault,
-    header::{damaged, short},
-    read,
-};
-use crate::spec::Bytes;
+use super::{Header, HeaderFault, header::damaged, read};
+use crate::{models::short, spec::Bytes};
 
 /// Those of the largest models take a few MiB.
 const MAX_INDEX: u64 = 64 << 20;
@@ -114,7 +110,11 @@ pub fn read_index(path: &Path) -> Result<Index, HeaderFault> {
     parse_index(&bytes)
 }
 
-pub(super) fn parse_index(json: &[u8]) -> Result<Index, HeaderFault> {
+/// Reads what stands in an index.
+///
+/// # Errors
+/// [`HeaderFault`].
+pub fn parse_index(json: &[u8]) -> Result<Index, HeaderFault> {
     let typed: Typed = serde_json::from_slice(json).map_err(|error| damaged(&error))?;
     let total = typed.metadata.and_then(|metadata| metadata.total_size.whole());
     let mut index = Index { total, parts: BTreeMap::new() };

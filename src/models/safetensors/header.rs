@@ -11,6 +11,7 @@ use serde::{
 };
 
 use super::{Header, HeaderFault, Tensor};
+use crate::models::short;
 
 /// Real models have a few hundred in a file, those of many experts some ten thousands.
 const MAX_TENSORS: usize = 1 << 20;
@@ -103,12 +104,6 @@ fn bits(dtype: &str) -> Option<u64> {
 
 pub(super) fn damaged(error: &serde_json::Error) -> HeaderFault {
     HeaderFault::Damaged(error.to_string())
-}
-
-/// A name as a message can bear it.
-pub(super) fn short(name: &str) -> String {
-    const SHOWN: usize = 80;
-    name.chars().take(SHOWN).flat_map(char::escape_debug).collect()
 }
 
 /// The header as it stands in the file.

@@ -18,7 +18,7 @@ use std::{
 
 use thiserror::Error;
 
-pub use self::folder::{Index, Model, Part, read_index, read_model};
+pub use self::folder::{Index, Model, Part, parse_index, read_index, read_model};
 use crate::spec::Bytes;
 
 /// The longest header that is read. Source: `MAX_HEADER_SIZE`.
@@ -149,7 +149,10 @@ pub fn read(path: &Path) -> Result<Header, HeaderFault> {
 }
 
 /// Reads the header of one file of `size` bytes.
-fn parse(mut input: impl Read, size: u64) -> Result<Header, HeaderFault> {
+///
+/// # Errors
+/// [`HeaderFault`].
+pub fn parse(mut input: impl Read, size: u64) -> Result<Header, HeaderFault> {
     const POINTER: &[u8] = b"version https://git-lfs";
     let mut first = Vec::new();
     input.by_ref().take(32).read_to_end(&mut first)?;

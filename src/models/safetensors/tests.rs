@@ -2,7 +2,7 @@ use std::{fs, io::Cursor, path::PathBuf};
 
 use proptest::prelude::*;
 
-use super::{folder::parse_index, *};
+use super::*;
 
 const TWO: &str = r#"{"__metadata__":{"format":"pt"},
     "a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},
