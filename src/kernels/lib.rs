@@ -19,6 +19,8 @@ mod row;
 #[cfg(target_arch = "x86_64")]
 mod tile;
 mod unpack;
+#[cfg(target_arch = "x86_64")]
+mod wide_block;
 
 pub use self::{
     activations::Activations,
