@@ -28,5 +28,5 @@ pub use self::{
     format::Format,
     pool::Pool,
     product::{Matrix, multiply},
-    row::{add, gate, normalise, rotate},
+    row::{Gate, Pairs, add, gate, normalise, rotate, shift, standardise},
 };

@@ -26,6 +26,7 @@ mod memory;
 mod model;
 mod options;
 mod outgoing;
+mod report;
 mod sampler;
 mod schedule;
 mod seat;

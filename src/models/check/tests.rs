@@ -125,10 +125,10 @@ fn auto_takes_the_worker_where_there_is_no_llama_server() {
     let machine = Machine::new();
     machine.model("llama");
     assert_eq!(machine.run(EngineChoice::Auto).unwrap().kind, EngineKind::Candle);
-    machine.model("qwen2");
+    machine.model("mamba");
     let (verdict, reason) = machine.refused(EngineChoice::Auto);
     assert_eq!(verdict, Verdict::BadModel);
-    insta::assert_snapshot!(reason, @"model `DIR/models/a.gguf` has the architecture `qwen2`, and the candle worker knows only `llama`; use llama-server (`make engine` builds it)");
+    insta::assert_snapshot!(reason, @"model `DIR/models/a.gguf` has the architecture `mamba`, and the candle worker knows only `llama`, `qwen2`, `qwen3`, `gemma3`, `phi3`; use llama-server (`make engine` builds it)");
 }
 
 #[cfg(all(feature = "worker", not(any(feature = "cuda", feature = "metal"))))]

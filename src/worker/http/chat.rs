@@ -18,6 +18,7 @@ use super::{
     options::Choices,
     refusal::Refusal,
     shape::{Api, Envelope},
+    writer,
 };
 use crate::worker::{engine::Engine, text::Vocabulary};
 
@@ -26,7 +27,7 @@ pub(super) async fn chat(
     State(served): State<Arc<Served>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
-    let engine = served.engine()?;
+    let engine = writer(&served)?;
     let fields = Fields::parse(&body?)?;
     let mut choices = Choices::read(&fields)?;
     let alternatives = Choices::alternatives(&fields, "top_logprobs")?;

@@ -18,6 +18,7 @@ use super::{
     prompt::{Input, inputs},
     refusal::Refusal,
     shape::{Api, Envelope},
+    writer,
 };
 
 /// Continues texts.
@@ -25,7 +26,7 @@ pub(super) async fn completion(
     State(served): State<Arc<Served>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
-    let engine = served.engine()?;
+    let engine = writer(&served)?;
     let fields = Fields::parse(&body?)?;
     let mut choices = Choices::read(&fields)?;
     choices.sampling.logprobs = Choices::alternatives(&fields, "logprobs")?;

@@ -5,6 +5,7 @@ mod chat;
 mod completion;
 mod embedding;
 mod fields;
+mod monitor;
 mod options;
 mod prompt;
 mod refusal;
@@ -78,7 +79,9 @@ pub(super) fn router(served: Arc<Served>) -> Router {
     Router::new()
         .route("/health", get(status::health))
         .route("/v1/health", get(status::health))
-        .route("/props", get(status::props))
+        .route("/props", get(monitor::props))
+        .route("/slots", get(monitor::slots))
+        .route("/metrics", get(monitor::metrics))
         .route("/models", get(status::models))
         .route("/v1/models", get(status::models))
         .route("/v1/models/{*id}", get(status::model))
@@ -91,6 +94,15 @@ pub(super) fn router(served: Arc<Served>) -> Router {
         .method_not_allowed_fallback(async || Refusal::bad_method())
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .with_state(served)
+}
+
+/// Gives the engine if it writes text.
+fn writer(served: &Served) -> Result<Arc<Engine>, Refusal> {
+    let engine = served.engine()?;
+    if engine.is_encoder {
+        return Err(Refusal::unsupported("model", "makes embeddings only, it writes no text"));
+    }
+    Ok(engine)
 }
 
 /// Gives the grammar of an answer's schema.

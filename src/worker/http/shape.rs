@@ -186,6 +186,7 @@ fn token_text(id: u32, vocabulary: &Vocabulary) -> String {
 fn chat_score(scored: &Scored, vocabulary: &Vocabulary) -> Json {
     let one = |id: u32, logprob: f32| {
         json!({
+            "id": id,
             "token": token_text(id, vocabulary),
             "logprob": finite(logprob),
             "bytes": vocabulary.bytes(id),
