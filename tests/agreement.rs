@@ -220,7 +220,7 @@ async fn random_models_of_each_architecture_give_the_numbers_of_llama_server() {
     let mut far = Vec::new();
     for kind in &random_model::KINDS {
         let folder = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
-        let model = random_model::write(folder.path(), kind);
+        let model = random_model::write(folder.path(), kind, None);
         let Both { llama_server, worker, _folder } = both_on(folder, &model, "1", &cache).await;
         let mut all = 0;
         for prompt in ["Hi", "The quick brown fox jumps over", "abcabcab 0123 abc"] {
@@ -242,6 +242,66 @@ async fn random_models_of_each_architecture_give_the_numbers_of_llama_server() {
         assert!(all > 10, "{}: {all} tokens were compared", kind.architecture);
     }
     assert!(far.is_empty(), "{far:?}");
+}
+
+const TOOLS_TEMPLATE: &str = "{% if tools %}Call {{ tools | tojson }} as <tool_call>\n\
+    {\"name\": …, \"arguments\": …}\n</tool_call>\n{% endif %}{% for message in messages %}\
+    {{ message.role }}: {{ message.content }}{% if message.tool_calls %}\
+    {{ message.tool_calls[0].function.arguments.text }}{% endif %}\n{% endfor %}";
+
+/// A model of random weights calls nothing of itself: that it calls well is the grammar's doing.
+#[tokio::test]
+async fn a_tool_that_has_to_be_called_is_called_with_arguments_of_its_schema() {
+    let folder = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
+    let model = random_model::write(folder.path(), &random_model::KINDS[0], Some(TOOLS_TEMPLATE));
+    let socket = folder.path().join("worker.sock");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
+    command.arg("worker").arg("--model").arg(&model).arg("--socket").arg(&socket);
+    let worker = Engine::start(command.args(["--context", "512", "--threads", "1"]), socket).await;
+    let tool = |name: &str| {
+        let text = json!({ "enum": ["left", "right"] });
+        let parameters = json!({
+            "type": "object", "properties": { "text": text, "count": { "enum": [1, 2] } },
+            "required": ["text", "count"], "additionalProperties": false,
+        });
+        json!({ "type": "function", "function": { "name": name, "parameters": parameters } })
+    };
+    let mut body = json!({
+        "messages": [{ "role": "user", "content": "Turn." }], "temperature": 0.7, "seed": 3,
+        "tools": [tool("turn"), tool("go")], "tool_choice": "required",
+    });
+    let answer = worker.post("/v1/chat/completions", body.clone()).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("tool_calls"), &Value::Null),
+        "{answer}"
+    );
+    let call = &choice["message"]["tool_calls"][0];
+    assert!(["turn", "go"].contains(&call["function"]["name"].as_str().unwrap()), "{call}");
+    assert_eq!(call["type"], "function");
+    let text = call["function"]["arguments"].as_str().unwrap();
+    let arguments: Value = serde_json::from_str(text).unwrap();
+    assert!(arguments["text"].is_string() && arguments["count"].is_u64(), "{arguments}");
+
+    body["tool_choice"] = json!({ "type": "function", "function": { "name": "go" } });
+    body["stream"] = json!(true);
+    let request = worker.client.post("http://engine/v1/chat/completions").body(body.to_string());
+    let text = timeout(DEADLINE, request.send()).await.unwrap().unwrap().text().await.unwrap();
+    assert!(text.contains("\"tool_calls\":[{") && text.contains("\"name\":\"go\""), "{text}");
+    assert!(text.contains("\"finish_reason\":\"tool_calls\""), "{text}");
+    assert!(!text.contains("<tool"), "{text}");
+
+    body["stream"] = json!(false);
+    body["tool_choice"] = json!("none");
+    body["max_tokens"] = json!(4);
+    let without = worker.post("/v1/chat/completions", body.clone()).await;
+    body["tool_choice"] = json!("auto");
+    let former = json!({ "id": "a", "type": "function", "function": { "name": "go", "arguments": "{\"text\": \"left\"}" } });
+    body["messages"] = json!([{ "role": "user", "content": "Turn." }, { "role": "assistant", "content": null, "tool_calls": [former] }, { "role": "tool", "tool_call_id": "a", "content": "done" }]);
+    let with = worker.post("/v1/chat/completions", body).await;
+    let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(tokens(&with) > tokens(&without) + 100, "the model saw no tools: {with} {without}");
 }
 
 /// Gives how many tokens are equal, and how far the logarithms of what both have among the best lie

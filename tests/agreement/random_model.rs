@@ -86,10 +86,12 @@ pub(crate) const KINDS: [Kind; 5] = [
     },
 ];
 
-/// Writes the model into `folder`.
-pub(crate) fn write(folder: &Path, kind: &Kind) -> PathBuf {
+/// Writes the model into `folder`, with a chat template or none.
+pub(crate) fn write(folder: &Path, kind: &Kind, template: Option<&str>) -> PathBuf {
     let path = folder.join(format!("{}.gguf", kind.architecture));
-    let metadata = metadata(kind);
+    let mut metadata = metadata(kind);
+    let template = template.map(|text| Value::String(text.to_owned()));
+    metadata.extend(template.map(|text| ("tokenizer.chat_template".to_owned(), text)));
     let metadata: Vec<(&str, &Value)> =
         metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
     let tensors = tensors(kind);

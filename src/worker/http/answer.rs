@@ -22,6 +22,7 @@ use crate::worker::{
     engine::{Answer, Engine},
     job::{Done, Event, Generate, Job},
     sampler::Scored,
+    text::{Call, CallStyle},
 };
 
 /// The jobs of one request, in the order of their choices.
@@ -34,6 +35,8 @@ pub(super) struct Request {
     pub(super) answers_each: usize,
     /// Whether the text of a choice begins with its prompt.
     pub(super) echo: Echo,
+    /// How calls of tools are looked for.
+    pub(super) calls: Option<CallStyle>,
     pub(super) delivery: Delivery,
 }
 
@@ -86,7 +89,9 @@ impl Request {
                 }
                 Event::Done(done) => {
                     let logprobs = self.logprobs(job, &scores, 0);
-                    return Ok((self.envelope.choice(index, &text, &logprobs, &done), done));
+                    let (said, calls) = self.divided(&text);
+                    let choice = self.envelope.choice(index, (&said, &calls), &logprobs, &done);
+                    return Ok((choice, done));
                 }
                 Event::Failed(fault) => return Err(fault.into()),
                 Event::Begun | Event::Embedding(_) => break,
@@ -114,6 +119,7 @@ impl Request {
             // As many at once as there are seats.
             events: stream::iter(choices).flatten_unordered(self.engine.parallel).boxed(),
             offsets: vec![0; self.jobs.len()],
+            held: vec![String::new(); self.jobs.len()],
             usage: Usage::default(),
             ready: VecDeque::new(),
             is_over: false,
@@ -129,6 +135,11 @@ impl Request {
             ("x-accel-buffering", "no"),
         ];
         Ok((head, Body::from_stream(body)).into_response())
+    }
+
+    /// Takes the calls of tools out of a text.
+    fn divided(&self, text: &str) -> (String, Vec<Call>) {
+        self.calls.map_or_else(|| (text.to_owned(), Vec::new()), |style| style.divide(text))
     }
 
     fn prompt_text(&self, job: &Generate) -> String {
@@ -203,6 +214,8 @@ struct Streaming {
     events: BoxStream<'static, (usize, Result<Event, Refusal>)>,
     /// Characters of each choice so far.
     offsets: Vec<usize>,
+    /// Text of each choice that may be a call of a tool.
+    held: Vec<String>,
     usage: Usage,
     ready: VecDeque<Bytes>,
     is_over: bool,
@@ -242,9 +255,22 @@ impl Streaming {
                 let (text, scores) = (self.request.prompt_text(job), whole_prompt(job, scores));
                 self.text(index, &text, &scores);
             }
-            Event::Text(piece) => self.text(index, &piece.text, &piece.scores),
+            Event::Text(piece) => {
+                let text = self.sure(index, piece.text);
+                if !text.is_empty() || !piece.scores.is_empty() {
+                    self.text(index, &text, &piece.scores);
+                }
+            }
             Event::Done(done) => {
-                let choice = self.request.envelope.closing(index, &done);
+                let held = self.held.get_mut(index).map(std::mem::take).unwrap_or_default();
+                let (said, calls) = self.request.divided(&held);
+                if !said.is_empty() {
+                    self.text(index, &said, &[]);
+                }
+                for choice in Envelope::call_deltas(index, &calls) {
+                    self.send(&choice, None);
+                }
+                let choice = self.request.envelope.closing(index, &calls, &done);
                 self.send(&choice, Some(timings(&done)));
                 let is_new_prompt = index.is_multiple_of(self.request.answers_each);
                 self.usage.add(&done, is_new_prompt);
@@ -254,6 +280,16 @@ impl Streaming {
                 self.break_off(&Refusal::internal("an answer came out of order"));
             }
         }
+    }
+
+    /// Gives what of a choice's text is no call of a tool for certain.
+    fn sure(&mut self, index: usize, text: String) -> String {
+        let (Some(style), Some(held)) = (self.request.calls, self.held.get_mut(index)) else {
+            return text;
+        };
+        held.push_str(&text);
+        let rest = held.split_off(style.may_begin(held));
+        std::mem::replace(held, rest)
     }
 
     fn text(&mut self, index: usize, text: &str, scores: &[Scored]) {

@@ -59,6 +59,7 @@ pub(super) async fn completion(
         answers_each: jobs.len() / prompts.len().max(1),
         jobs,
         echo,
+        calls: None,
         delivery: choices.delivery,
         engine,
     };

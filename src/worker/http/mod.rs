@@ -11,6 +11,7 @@ mod prompt;
 mod refusal;
 mod shape;
 mod status;
+mod tools;
 
 use std::sync::{
     Arc, OnceLock,

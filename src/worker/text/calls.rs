@@ -46,9 +46,9 @@ impl CallStyle {
     pub(crate) fn may_begin(self, text: &str) -> usize {
         match self {
             Self::Tagged => {
-                let begun = (1..BEGIN.len()).rev().find(|count| {
-                    BEGIN.get(..*count).is_some_and(|begin| text.ends_with(begin))
-                });
+                let begun = (1..BEGIN.len())
+                    .rev()
+                    .find(|count| BEGIN.get(..*count).is_some_and(|begin| text.ends_with(begin)));
                 let tail = text.len().saturating_sub(begun.unwrap_or(0));
                 text.find(BEGIN).unwrap_or(tail)
             }
@@ -118,7 +118,10 @@ impl Tool {
         let any = || Json::Object(Map::from_iter([("type".to_owned(), json!("object"))]));
         Some(Self {
             name: function.get("name")?.as_str()?.to_owned(),
-            parameters: function.get("parameters").filter(|it| it.is_object()).map_or_else(any, Json::clone),
+            parameters: function
+                .get("parameters")
+                .filter(|it| it.is_object())
+                .map_or_else(any, Json::clone),
         })
     }
 }
@@ -142,7 +145,11 @@ fn call(value: &Json) -> Option<Call> {
         name: value.get("name")?.as_str()?.to_owned(),
         arguments: match arguments? {
             Json::String(text) => text.clone(),
-            other => other.to_string(),
+            other @ (Json::Null
+            | Json::Bool(_)
+            | Json::Number(_)
+            | Json::Array(_)
+            | Json::Object(_)) => other.to_string(),
         },
     })
 }
