@@ -9,9 +9,11 @@ SEED ?=
 SECONDS ?=
 # Which checks of `make test-systemd` count: parts of their names.
 CHECKS ?=
+# Parts of `make bench-worker`.
+WHAT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run model engine build check test test-systemd sim deaths clients damage chaos bench bench-peers bench-box fit-table pull-trials install uninstall clean
+.PHONY: help run model engine build check test test-systemd sim deaths clients damage chaos bench bench-peers bench-box bench-worker fit-table pull-trials install uninstall clean
 
 help: ## List the targets
 	@awk -F ': .*## |: ## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +73,9 @@ bench-peers: ## The endpoint beside nginx, HAProxy and, where found, llama-swap 
 
 bench-box: ## Two of five models at a time, beside llama-server's router; root, 30 minutes (SLOTD_BENCH_BOX=…)
 	@scripts/bench-box
+
+bench-worker: ## The worker beside llama-server: speed, memory, streams, schemas (WHAT='…' names some)
+	@scripts/bench-worker '$(WHAT)'
 
 install: ## Install what was built below PREFIX (/usr/local) and DESTDIR
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install

@@ -93,6 +93,16 @@ impl Daemon {
         answer.bytes().await.unwrap();
     }
 
+    /// Sends one request; returns its answer as it begins, unless it is refused.
+    pub(crate) async fn try_post(
+        &self,
+        path: &str,
+        body: &Value,
+    ) -> reqwest::Result<reqwest::Response> {
+        let url = format!("{}{path}", self.url);
+        self.client.post(url).json(body).send().await?.error_for_status()
+    }
+
     /// Sends one request; returns its answer as it begins.
     pub(crate) async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
         let url = format!("{}{path}", self.url);
@@ -170,9 +180,12 @@ impl Daemon {
     }
 
     pub(crate) fn resident_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").trim().parse().unwrap()
+        resident_kib(i64::from(self.pid())).unwrap()
+    }
+
+    /// What the engine of a slot has resident; none while there is no engine.
+    pub(crate) async fn engine_kib(&self, slot: &str) -> Option<u64> {
+        resident_kib(self.view(slot).await["pid"].as_i64()?)
     }
 
     /// CPU time used so far, in hundredths of a second.
@@ -190,6 +203,12 @@ impl Daemon {
         kill(Pid::from_raw(self.pid()), Signal::SIGTERM).unwrap();
         self.child.wait().await.unwrap();
     }
+}
+
+fn resident_kib(pid: i64) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().trim_end_matches(" kB").trim().parse().ok()
 }
 
 /// The next line of a watch; `text` holds what came of later ones.

@@ -21,6 +21,7 @@ mod inventory;
 mod placing;
 mod resume;
 mod shares;
+mod worker;
 
 use std::{env, fs, path::PathBuf, time::Duration};
 
@@ -67,6 +68,10 @@ async fn main() {
     }
     if is_asked("SLOTD_BENCH_HUNG_GPUS") {
         hung::hung(&programs).await;
+        return;
+    }
+    if let Ok(what) = env::var("SLOTD_BENCH_WORKER") {
+        worker::run(&programs, &what).await;
         return;
     }
     if is_asked("SLOTD_BENCH_AFFINITY") {

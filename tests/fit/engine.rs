@@ -26,6 +26,8 @@ pub(crate) struct Trial<'a> {
     /// Tokens of one request, how many requests at once, and how often.
     pub(crate) prompt: u32,
     pub(crate) rounds: u32,
+    /// Each round goes on where the one before ended, up to `prompt`; else each has its own.
+    pub(crate) grows: bool,
     pub(crate) parallel: u32,
     /// It is asked for embeddings.
     pub(crate) embeds: bool,
@@ -82,8 +84,13 @@ pub(crate) async fn measure(trial: &Trial<'_>) -> Measured {
     timeout(READY, ready(&client, &mut child, &log)).await.unwrap();
     let way = if trial.embeds { Way::Embed } else { Way::of(checked.kind) };
     for round in 0..trial.rounds {
-        let requests = (0..trial.parallel)
-            .map(|sequence| ask(&client, way, round * 64 + sequence, trial.prompt));
+        let (begin, prompt) = if trial.grows {
+            (0, trial.prompt * (round + 1) / trial.rounds)
+        } else {
+            (round * 64, trial.prompt)
+        };
+        let requests =
+            (0..trial.parallel).map(|sequence| ask(&client, way, begin + sequence, prompt));
         timeout(ANSWER, futures_util::future::join_all(requests)).await.unwrap();
     }
     let peak = peak(child.id().unwrap());

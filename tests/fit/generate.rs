@@ -36,6 +36,8 @@ pub(crate) enum Format {
 
 const TRAINED: u32 = 32_768;
 /// An encoder looks up an embedding for each of these.
+/// First and second text of a pair; llama-server wants their number, and takes a model without their tensor.
+const TOKEN_TYPES: u32 = 2;
 const POSITIONS: u32 = 2048;
 
 impl Shape {
@@ -95,6 +97,7 @@ pub(crate) fn write(path: &Path, shape: &Shape, like: &Path) {
     metadata.float(&format!("{}.attention.{epsilon}", shape.architecture), 1e-5);
     if shape.is_encoder() {
         metadata.number(&format!("{}.pooling_type", shape.architecture), 1);
+        metadata.number("tokenizer.ggml.token_type_count", TOKEN_TYPES);
         metadata.pair(&format!("{}.attention.causal", shape.architecture), 7, &[0]);
     }
 

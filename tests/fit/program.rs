@@ -80,7 +80,8 @@ async fn main() -> ExitCode {
             slotd: &slotd,
             llama: &llama,
             prompt: if is_long { LONG } else { row.context },
-            rounds: if is_long { 1 } else { 2 },
+            rounds: rounds(&row, is_long),
+            grows: row.shape.is_some_and(|shape| shape.window.is_some()),
             parallel: row.parallel,
             embeds: row.shape.is_some_and(|shape| shape.is_encoder()),
         };
@@ -93,6 +94,16 @@ async fn main() -> ExitCode {
     }
     println!("\n{count} rows, {off} off by more than 5 % and 32 MiB.");
     if off == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// How often it is asked. Copies of a window are made as one prompt grows; what is kept of earlier
+/// prompts is filled by the second.
+fn rounds(row: &Row, is_long: bool) -> u32 {
+    match row.shape.and_then(|shape| shape.window) {
+        Some(_) => 5,
+        None if is_long => 1,
+        None => 2,
+    }
 }
 
 fn file(row: &Row, folder: &Path, model: &Path) -> PathBuf {

@@ -94,13 +94,14 @@ pub(super) fn bytes_of(facts: &ModelFacts, layer: u64, layout: &Layout) -> u64 {
     state.saturating_add(product([cells, position(facts, layer, layout)]))
 }
 
-/// Returns what one copy of all that cannot be cut back takes: windows and states of one sequence.
+/// Returns what one copy of all that cannot be cut back takes: windows and states of one sequence. What
+/// lies before the window is not copied. Source: `llama_kv_cache::state_write`.
 pub(super) fn checkpoint(facts: &ModelFacts, layout: &Layout) -> u64 {
     let of_layer = |layer| {
         let state = if has_state(facts, layer) { state(facts) } else { 0 };
         match window(facts, layer) {
             Some(window) if !layout.keeps_all => {
-                let cells = window.saturating_add(layout.batch).min(layout.cells);
+                let cells = window.min(layout.cells);
                 state.saturating_add(product([cells, position(facts, layer, layout)]))
             }
             Some(_) | None => state,

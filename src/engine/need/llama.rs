@@ -150,26 +150,25 @@ fn settings(input: &NeedInput<'_>, facts: &ModelFacts) -> Settings {
     let arguments = Arguments(&input.profile.args);
     let rung = (input.profile, input.rung);
     let layout = layout(input.kind, rung, input.flags, facts);
-    let batch = arguments.number(&["--batch-size", "-b"]).unwrap_or(BATCH);
+    let has_output = !compute::ENCODERS.contains(&facts.architecture.as_str());
     // A chat model that may embed as well reserves buffers for it, and touches them when it is asked to.
     let embeds = [Capability::Embed, Capability::Rerank];
     let is_embedding = arguments.has(&["--embeddings", "--embedding"])
-        || embeds.iter().any(|one| input.profile.capabilities.contains(one));
+        || embeds.iter().any(|one| input.profile.capabilities.contains(one))
+        || !has_output;
     let may_embed = input.profile.offers(Capability::Embed);
-    let outputs = if is_embedding {
-        batch.min(product([layout.batch, layout.sequences]))
-    } else {
-        layout.sequences
-    };
+    // It makes its batch as small as the small one then.
+    let outputs = if is_embedding { layout.batch } else { layout.sequences };
     let asked = arguments
         .number(&["--n-gpu-layers", "--gpu-layers", "-ngl"])
         .or(input.profile.gpu_layers.map(u64::from));
     let layers = facts.number("block_count").unwrap_or_default();
     let asked = if input.has_gpu { asked.unwrap_or(u64::MAX) } else { 0 };
-    let has_output = !compute::ENCODERS.contains(&facts.architecture.as_str());
     let is_flash_off = matches!(arguments.value(&["--flash-attn", "-fa"]), Some("off" | "0"));
     let (prompts, checkpoints) = limits(input.kind, rung, input.flags, facts);
     let prompts = match arguments.value(&["--cache-ram", "-cram"]) {
+        // There is no state of a prompt to put aside.
+        _ if !has_output => 0,
         Some(said) => said.parse().unwrap_or(PROMPTS >> 20),
         None if input.flags.names("--cache-ram") => prompts,
         None => 0,
@@ -238,11 +237,11 @@ fn layout(
     }
 }
 
-/// Logits and embeddings of the positions that are asked for, in host memory.
+/// Logits and embeddings of the positions that are asked for, in host memory. There is room for logits
+/// even where the model has none.
 fn outputs(facts: &ModelFacts, settings: &Settings) -> u64 {
-    let logits = if settings.graph.has_output { facts.vocabulary } else { 0 };
     let width = facts.number("embedding_length").unwrap_or_default();
-    product([settings.outputs, logits.saturating_add(width), 4])
+    product([settings.outputs, facts.vocabulary.saturating_add(width), 4])
 }
 
 /// What weights take while they are loaded, less what comes only `later`: all of the file is mapped.
