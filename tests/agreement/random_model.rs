@@ -191,7 +191,7 @@ fn tensors(kind: &Kind) -> Vec<(String, QTensor)> {
             part("ffn_up.weight", &[INNER, WIDTH]);
         }
         for (name, dims) in kind.more {
-            let is_wide = name.ends_with(".bias");
+            let is_wide = is_bias(name);
             let dims = dims.iter().map(|dim| if is_wide { dim * query / QUERY } else { *dim });
             part(name, &dims.collect::<Vec<_>>());
         }
@@ -202,6 +202,10 @@ fn tensors(kind: &Kind) -> Vec<(String, QTensor)> {
         (name, tensor)
     });
     made.collect()
+}
+
+fn is_bias(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(_, part)| part == "bias")
 }
 
 /// Gives the same numbers on every machine: norms and factors about one, matrices that leave the
@@ -216,7 +220,7 @@ fn random(state: &mut u64, name: &str, dims: &[usize]) -> QTensor {
     let (middle, size) = match (dims, name) {
         (_, "token_embd.weight") => (0.0, 0.3),
         (_, "output.weight") => (0.0, 0.6),
-        ([_], name) if name.ends_with(".bias") => (0.0, 0.5),
+        ([_], name) if is_bias(name) => (0.0, 0.5),
         ([_], name) if name.starts_with("rope") => (1.6, 0.5),
         ([_], _) => (1.0, 0.4),
         _ => (0.0, 0.25),
