@@ -257,7 +257,7 @@ async fn a_tool_that_has_to_be_called_is_called_with_arguments_of_its_schema() {
     let socket = folder.path().join("worker.sock");
     let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
     command.arg("worker").arg("--model").arg(&model).arg("--socket").arg(&socket);
-    let worker = Engine::start(command.args(["--context", "512", "--threads", "1"]), socket).await;
+    let worker = Engine::start(command.args(["--context", "2048", "--threads", "1"]), socket).await;
     let tool = |name: &str| {
         let text = json!({ "enum": ["left", "right"] });
         let parameters = json!({

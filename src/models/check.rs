@@ -290,13 +290,13 @@ fn size_of(path: &Path) -> Option<Bytes> {
 /// Reads the header of a GGUF file. A command may serve other kinds of files.
 fn read_header(path: &Path, kind: EngineKind) -> Result<Option<Header>, Refused> {
     let is_gguf = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
-    let may_be_other = match kind {
-        EngineKind::Command => true,
+    let is_other = match kind {
+        EngineKind::Command => !is_gguf,
         // Its embedders are folders.
         EngineKind::Candle => path.is_dir(),
         EngineKind::LlamaServer => false,
     };
-    if may_be_other && !is_gguf {
+    if is_other {
         return Ok(None);
     }
     let header = gguf::read(path).map_err(|fault| {

@@ -35,6 +35,7 @@ const SPACE: &str = r"[ \n\t]{1,24}";
 impl Grammars {
     /// Gives the grammar of texts that `schema` allows, or says what is wrong with the schema.
     pub(super) fn json(&self, schema: &Json, vocabulary: &Vocabulary) -> Result<Grammar, String> {
+        let factory = self.0.get_or_init(|| factory(vocabulary)).as_ref().map_err(Clone::clone)?;
         let mut schema = match schema {
             Json::Object(schema) => schema.clone(),
             Json::Bool(true) => serde_json::Map::new(),
@@ -43,20 +44,7 @@ impl Grammars {
             }
         };
         schema.insert("x-guidance".to_owned(), json!({ "whitespace_pattern": SPACE }));
-        self.compiled(TopLevelGrammar::from_json_schema(Json::Object(schema)), vocabulary)
-    }
-
-    /// Gives the grammar that `lark` describes in the language of llguidance.
-    pub(super) fn lark(&self, lark: String, vocabulary: &Vocabulary) -> Result<Grammar, String> {
-        self.compiled(TopLevelGrammar::from_lark(lark), vocabulary)
-    }
-
-    fn compiled(
-        &self,
-        grammar: TopLevelGrammar,
-        vocabulary: &Vocabulary,
-    ) -> Result<Grammar, String> {
-        let factory = self.0.get_or_init(|| factory(vocabulary)).as_ref().map_err(Clone::clone)?;
+        let grammar = TopLevelGrammar::from_json_schema(Json::Object(schema));
         let mut matcher = Matcher::new(factory.create_parser(grammar));
         match matcher.get_error() {
             Some(fault) => Err(first_line(&fault)),

@@ -38,17 +38,16 @@ pub(super) async fn chat(
         (false, Some(_)) => return Err(Refusal::field("top_logprobs", "needs `logprobs`")),
     };
     let tools = Tools::read(&fields, &engine)?;
-    let calls = tools.style;
-    let forced = tools.grammar();
+    let calls = tools.calls();
+    let (opening, forced) = tools.forced().unzip();
     let prompt = {
         let engine = Arc::clone(&engine);
-        blocking(move || prompt(&fields, &tools.shown, &engine)).await??
+        blocking(move || prompt(&fields, (&tools.shown, opening.unwrap_or_default()), &engine))
+            .await??
     };
     let mut jobs = choices.jobs("messages", &prompt, engine.context)?;
-    let grammar = match forced {
-        Some(lark) => Some(tools::compiled(&engine, lark).await?),
-        None => grammar(&engine, choices.schema.take()).await?,
-    };
+    let of = if forced.is_some() { "tools" } else { "response_format" };
+    let grammar = grammar(&engine, of, forced.or(choices.schema.take())).await?;
     for job in &mut jobs {
         job.grammar.clone_from(&grammar);
     }
@@ -64,7 +63,11 @@ pub(super) async fn chat(
     request.answer().await
 }
 
-fn prompt(fields: &Fields, tools: &[Json], engine: &Engine) -> Result<Vec<u32>, Refusal> {
+fn prompt(
+    fields: &Fields,
+    (tools, opening): (&[Json], &str),
+    engine: &Engine,
+) -> Result<Vec<u32>, Refusal> {
     fields.needed("messages")?;
     let messages = fields.list("messages")?.unwrap_or_default();
     if messages.is_empty() {
@@ -86,6 +89,7 @@ fn prompt(fields: &Fields, tools: &[Json], engine: &Engine) -> Result<Vec<u32>, 
     if let Some(begun) = begun.as_ref().and_then(|begun| begun.get("content")?.as_str()) {
         text.push_str(begun);
     }
+    text.push_str(opening);
     engine.vocabulary.encode(&text).map_err(Refusal::internal)
 }
 

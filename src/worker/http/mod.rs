@@ -106,12 +106,16 @@ fn writer(served: &Served) -> Result<Arc<Engine>, Refusal> {
     Ok(engine)
 }
 
-/// Gives the grammar of an answer's schema.
-async fn grammar(engine: &Arc<Engine>, schema: Option<Json>) -> Result<Option<Grammar>, Refusal> {
+/// Gives the grammar of an answer's schema, which field `of` asks for.
+async fn grammar(
+    engine: &Arc<Engine>,
+    of: &str,
+    schema: Option<Json>,
+) -> Result<Option<Grammar>, Refusal> {
     let Some(schema) = schema else { return Ok(None) };
     let engine = Arc::clone(engine);
     let made = blocking(move || engine.grammars.json(&schema, &engine.vocabulary)).await?;
-    let refused = |fault| Refusal::field("response_format", format!("cannot be kept to: {fault}"));
+    let refused = |fault| Refusal::field(of, format!("cannot be kept to: {fault}"));
     made.map(Some).map_err(refused)
 }
 

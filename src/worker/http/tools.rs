@@ -1,17 +1,13 @@
 //! The tools of a chat: which are shown to the model, and whether one has to be called.
 
-use std::sync::Arc;
-
 use serde_json::{Map, Value as Json};
 
 use super::{
-    blocking,
     fields::{Fields, wrong},
     refusal::Refusal,
 };
 use crate::worker::{
     engine::Engine,
-    grammar::Grammar,
     text::{CallStyle, Tool},
 };
 
@@ -20,8 +16,8 @@ use crate::worker::{
 pub(super) struct Tools {
     /// What the template is given, as it came.
     pub(super) shown: Vec<Json>,
-    /// How calls are looked for in an answer; `None` if it has none.
-    pub(super) style: Option<CallStyle>,
+    /// How the model writes calls; `None` if there are none.
+    style: Option<CallStyle>,
     /// One of these has to be called.
     forced: Vec<Tool>,
 }
@@ -65,13 +61,25 @@ impl Tools {
                 "asks for a call of a tool, the model's chat template knows no tools",
             ));
         }
+        if is_forced && forced.is_empty() {
+            return Err(Refusal::field(
+                "tool_choice",
+                "asks for a tool that `tools` does not have",
+            ));
+        }
         let style = style.filter(|_| !shown.is_empty());
         Ok(Self { shown, style, forced })
     }
 
-    /// Gives the grammar of an answer that has to call a tool.
-    pub(super) fn grammar(&self) -> Option<String> {
-        self.style.filter(|_| !self.forced.is_empty()).map(|style| style.grammar(&self.forced))
+    /// Gives what an answer that has to call a tool begins with, and the schema of the rest.
+    pub(super) fn forced(&self) -> Option<(&'static str, Json)> {
+        let style = self.style.filter(|_| !self.forced.is_empty())?;
+        Some((style.opening(), style.schema(&self.forced)))
+    }
+
+    /// Gives how calls are looked for in the answer.
+    pub(super) fn calls(&self) -> Option<CallStyle> {
+        self.style.map(|style| if self.forced.is_empty() { style } else { style.opened() })
     }
 }
 
@@ -90,13 +98,6 @@ fn choice(fields: &Fields) -> Result<Choice<'_>, Refusal> {
             name.map(Choice::Named).ok_or_else(|| wrong("tool_choice", FORMS, other))
         }
     }
-}
-
-/// Compiles the grammar of a call.
-pub(super) async fn compiled(engine: &Arc<Engine>, lark: String) -> Result<Grammar, Refusal> {
-    let engine = Arc::clone(engine);
-    let made = blocking(move || engine.grammars.lark(lark, &engine.vocabulary)).await?;
-    made.map_err(|fault| Refusal::field("tools", format!("cannot be kept to: {fault}")))
 }
 
 /// Turns the arguments of former calls, which the API has as texts, into the objects that templates

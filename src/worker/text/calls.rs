@@ -78,8 +78,25 @@ impl CallStyle {
         divided.filter(|(_, calls)| !calls.is_empty()).unwrap_or_else(|| (text.to_owned(), vec![]))
     }
 
-    /// Gives the grammar of an answer that calls one of `tools`, in the language of llguidance.
-    pub(crate) fn grammar(self, tools: &[Tool]) -> String {
+    /// Gives what an answer that has to call a tool begins with: it is put into the prompt.
+    pub(crate) fn opening(self) -> &'static str {
+        match self {
+            Self::Tagged => "<tool_call>\n",
+            Self::List => LIST,
+            Self::Bare => "",
+        }
+    }
+
+    /// Gives how calls are looked for behind that begin.
+    pub(crate) fn opened(self) -> Self {
+        match self {
+            Self::Tagged | Self::Bare => Self::Bare,
+            Self::List => Self::List,
+        }
+    }
+
+    /// Gives the schema of what follows that begin and calls one of `tools`.
+    pub(crate) fn schema(self, tools: &[Tool]) -> Json {
         let arguments = if self == Self::Bare { "parameters" } else { "arguments" };
         let call = |tool: &Tool| {
             json!({
@@ -89,16 +106,10 @@ impl CallStyle {
                 "additionalProperties": false,
             })
         };
-        let schema = json!({
-            "anyOf": tools.iter().map(call).collect::<Vec<_>>(),
-            "x-guidance": { "whitespace_flexible": false },
-        });
+        let one = json!({ "anyOf": tools.iter().map(call).collect::<Vec<_>>() });
         match self {
-            Self::Tagged => {
-                format!("start: \"{BEGIN}\\n\" call \"\\n{END}\"\ncall: %json {schema}\n")
-            }
-            Self::List => format!("start: \"[\" call \"]\"\ncall: %json {schema}\n"),
-            Self::Bare => format!("start: call\ncall: %json {schema}\n"),
+            Self::Tagged | Self::Bare => one,
+            Self::List => json!({ "type": "array", "items": one, "minItems": 1, "maxItems": 1 }),
         }
     }
 }
