@@ -48,12 +48,6 @@ impl Tools {
             Choice::Named(name) => tools.into_iter().filter(|tool| tool.name == name).collect(),
         };
         let is_forced = matches!(choice, Choice::Required | Choice::Named(_));
-        if is_forced && forced.is_empty() {
-            return Err(Refusal::field(
-                "tool_choice",
-                "asks for a tool that `tools` does not have",
-            ));
-        }
         let style = CallStyle::of_template(engine.template.source());
         if is_forced && style.is_none() {
             return Err(Refusal::unsupported(
