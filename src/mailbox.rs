@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
     spec::{SlotName, WaiterId, memory::Need},
-    supervisor::{Event, Refusal, RoomAnswer, RoomRequest, SlotEvent},
+    supervisor::{Event, Purpose, Refusal, RoomAnswer, RoomRequest, SlotEvent},
 };
 
 /// How many events may wait. A sender that finds the queue full waits: nothing is dropped.
@@ -111,6 +111,8 @@ pub struct RoomAsked {
     pub gpu: Option<u32>,
     /// The slot that it is for.
     pub slot: Option<SlotName>,
+    /// What is to come of it.
+    pub purpose: Purpose,
 }
 
 impl Mailbox {
@@ -124,8 +126,8 @@ impl Mailbox {
                 table.rooms.insert(asker, tx);
             }
         }
-        let RoomAsked { need, gpu, slot } = room;
-        self.tell(Event::RoomRequested(RoomRequest { asker, need, gpu, slot })).await;
+        let RoomAsked { need, gpu, slot, purpose } = room;
+        self.tell(Event::RoomRequested(RoomRequest { asker, need, gpu, slot, purpose })).await;
         rx.await.ok()
     }
 }

@@ -23,9 +23,9 @@ use sim::{
 use slotd::spec::death::Verdict;
 
 /// How many runs; `PROPTEST_CASES` sets another number.
-const RUNS: u32 = 2000;
+const RUNS: u32 = 3000;
 /// The same runs each time, unless `PROPTEST_RNG_SEED` sets others.
-const RUNS_SEED: u64 = 20_260_101;
+const RUNS_SEED: u64 = 20_260_102;
 
 #[test]
 fn no_sequence_of_events_breaks_a_promise_and_every_cell_is_reached() {

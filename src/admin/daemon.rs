@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{State, slot::ms};
-use crate::{config::Fault, spec::pressure::Strain};
+use crate::{
+    config::{Fault, rules},
+    spec::pressure::Strain,
+};
 
 /// The answer of `GET /v1/daemon`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -88,6 +91,15 @@ impl DaemonObject {
             pressure: Some(PressureObject::of(&state.strain.borrow())),
             faults: state.faults.load().iter().map(FaultObject::of).collect(),
         }
+    }
+}
+
+impl DaemonObject {
+    /// Tells whether a fault is of the file of rules, which stands beside the first folder of profiles.
+    pub fn is_of_rules(&self, fault: &FaultObject) -> bool {
+        let folder = self.profile_dirs.first().and_then(|profiles| profiles.parent());
+        let file = folder.map(|folder| folder.join(rules::FILE_NAME));
+        fault.file.is_some() && fault.file == file
     }
 }
 

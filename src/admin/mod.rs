@@ -17,7 +17,7 @@
 //! GET  /v1/slots/{slot}/logs         text; ?lines=N (100), ?follow=true
 //! GET  /v1/events                    what happens from here on, one object a line
 //! GET  /v1/rules                     every rule, an array
-//! POST /v1/signals                   {"signal"}, 202: the rules are told a name
+//! POST /v1/signals                   {"signal"}, 202: the rules are told a name; 404 where none listens for it
 //! POST /v1/ensure                    {"bytes", "gpu", "slot"}: who goes for it, or why it cannot be had
 //! POST /v1/plan                      what profiles would change; nothing is changed
 //! GET  /v1/requests                  every request in flight, an array
@@ -65,10 +65,10 @@ pub use self::{
     pull::{PullObject, PullRequest, Pulls, ShortageObject},
     remote::Remote,
     request::RequestObject,
-    rules::RuleObject,
+    rules::{ActOn, RuleActObject, RuleObject, Rules, Say, Unheard},
     serve::serve,
     slot::{DeathObject, RejectedObject, SlotObject},
-    stay::{RoomObject, RoomWish},
+    stay::{FitObject, FitWish, RoomObject, RoomWish},
 };
 use crate::{
     config::Fault,
@@ -88,9 +88,6 @@ pub type InFlight = Arc<dyn Fn(&SlotName) -> Option<u32> + Send + Sync>;
 
 /// Shows every request in flight, oldest first.
 pub type RequestList = Arc<dyn Fn() -> Vec<RequestObject> + Send + Sync>;
-
-/// Shows every rule in force.
-pub type RuleList = Arc<dyn Fn() -> Vec<RuleObject> + Send + Sync>;
 
 /// Cancels a request by its id; says whether it was there.
 pub type Cancel = Arc<dyn Fn(u64) -> bool + Send + Sync>;
@@ -125,7 +122,7 @@ pub struct State {
     /// Where news are told.
     pub news: News,
     /// The rules in force.
-    pub rules: RuleList,
+    pub rules: Rules,
     /// Tells the time in milliseconds since 1970.
     pub wall_clock: fn() -> u64,
     /// Looks at the models on disk.

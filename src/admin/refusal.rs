@@ -7,7 +7,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::supervisor::Snapshot;
+use crate::{spec::SlotName, supervisor::Snapshot};
 
 /// Why a request to the control API is refused.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -21,6 +21,17 @@ pub(super) enum Refusal {
         /// Every slot.
         slots: Vec<String>,
     },
+    /// No rule listens for that name.
+    NoSuchSignal {
+        /// What was said.
+        typed: String,
+        /// The name that may have been meant.
+        nearest: Option<String>,
+        /// What rules listen for.
+        known: Vec<String>,
+    },
+    /// Too many names wait for the rules.
+    TooManySignals,
     /// There is no such request, or it has ended.
     NoSuchRequest(String),
     /// There is no such download, or it is forgotten.
@@ -42,6 +53,8 @@ pub(super) enum Refusal {
     },
     /// The slot is on the last rung of its ladder.
     NoLowerRung(String),
+    /// Nothing is known of a ladder of the slot.
+    NoKnownLadder(String),
     /// The daemon is ending, or is being upgraded already.
     Ending,
     /// The program on disk cannot take the daemon's place.
@@ -58,9 +71,19 @@ impl Refusal {
         }
     }
 
+    /// Refuses a name that no rule listens for.
+    pub(super) fn no_such_signal(typed: &str, known: Vec<String>) -> Self {
+        let nearest = closest(typed, known.iter().map(String::as_str)).map(str::to_owned);
+        Self::NoSuchSignal { typed: typed.to_owned(), nearest, known }
+    }
+
     fn parts(&self) -> (StatusCode, &'static str, Option<&'static str>) {
         match self {
             Self::NoSuchSlot { .. } => (StatusCode::NOT_FOUND, "slot_not_found", Some("slot")),
+            Self::NoSuchSignal { .. } => {
+                (StatusCode::NOT_FOUND, "signal_not_found", Some("signal"))
+            }
+            Self::TooManySignals => (StatusCode::SERVICE_UNAVAILABLE, "too_many_signals", None),
             Self::NoSuchRequest(_) => (StatusCode::NOT_FOUND, "request_not_found", Some("id")),
             Self::NoSuchPull(_) => (StatusCode::NOT_FOUND, "pull_not_found", Some("id")),
             Self::NoSuchPath(_) => (StatusCode::NOT_FOUND, "path_not_found", None),
@@ -68,7 +91,9 @@ impl Refusal {
             Self::BadQuery(_) => (StatusCode::BAD_REQUEST, "bad_query", None),
             Self::BadBody(_) => (StatusCode::BAD_REQUEST, "bad_body", None),
             Self::NotOurs { .. } => (StatusCode::CONFLICT, "external_engine", Some("slot")),
-            Self::NoLowerRung(_) => (StatusCode::CONFLICT, "no_lower_rung", Some("slot")),
+            Self::NoLowerRung(_) | Self::NoKnownLadder(_) => {
+                (StatusCode::CONFLICT, "no_lower_rung", Some("slot"))
+            }
             Self::Ending => (StatusCode::CONFLICT, "ending", None),
             Self::NoUpgrade(_) => (StatusCode::CONFLICT, "no_upgrade", None),
         }
@@ -77,17 +102,23 @@ impl Refusal {
     fn message(&self) -> String {
         match self {
             Self::NoSuchSlot { typed, nearest, slots } => {
-                let meant = match nearest {
-                    Some(name) => format!(", did you mean `{name}`?"),
-                    None => String::new(),
-                };
                 let there = match slots.as_slice() {
                     [] => "there are no slots yet: a profile makes one".to_owned(),
                     [one] => format!("the only slot is `{one}`"),
                     more => format!("the slots are `{}`", more.join("`, `")),
                 };
-                let end = if meant.is_empty() { ";" } else { "" };
-                format!("there is no slot `{typed}`{meant}{end} {there}")
+                format!("there is no slot `{typed}`{} {there}", meant(nearest.as_deref()))
+            }
+            Self::NoSuchSignal { typed, nearest, known } => {
+                let there = match known.as_slice() {
+                    [] => "there is no rule with a `signal`".to_owned(),
+                    [one] => format!("the only signal is `{one}`"),
+                    more => format!("the signals are `{}`", more.join("`, `")),
+                };
+                format!("no rule listens for `{typed}`{} {there}", meant(nearest.as_deref()))
+            }
+            Self::TooManySignals => {
+                "too many signals wait for the rules: this one is not told, try again".to_owned()
             }
             Self::NoSuchRequest(typed) => {
                 let typed: String = typed.chars().take(100).collect();
@@ -103,6 +134,9 @@ impl Refusal {
                 "somebody else runs the engine of `{slot}`: restart it at {url}, slotd follows"
             ),
             Self::NoLowerRung(slot) => format!("`{slot}` is on the last rung of its ladder"),
+            Self::NoKnownLadder(slot) => format!(
+                "whether `{slot}` has a lower rung is not known before its first load; `slotd load {slot}` finds out"
+            ),
             Self::Ending => "the daemon is ending or being upgraded already".to_owned(),
             Self::BadQuery(fault) | Self::BadBody(fault) | Self::NoUpgrade(fault) => fault.clone(),
         }
@@ -130,16 +164,22 @@ fn nearest(typed: &str, snapshot: &Snapshot) -> Option<String> {
         .iter()
         .find(|(_, view)| view.profile.aliases.iter().any(|alias| alias == typed))
         .map(|(name, _)| name);
-    let by_name = || {
-        let typed = typed.to_lowercase();
-        let edits = |name: &str| strsim::damerau_levenshtein(&typed, &name.to_lowercase());
-        snapshot
-            .slots
-            .keys()
-            .map(|name| (edits(name.as_str()), name))
-            .filter(|(edits, name)| *edits <= name.as_str().len().div_ceil(3))
-            .min_by_key(|(edits, _)| *edits)
-            .map(|(_, name)| name)
-    };
-    by_alias.or_else(by_name).map(ToString::to_string)
+    let names = snapshot.slots.keys().map(SlotName::as_str);
+    let by_name = || closest(typed, names).map(str::to_owned);
+    by_alias.map(ToString::to_string).or_else(by_name)
+}
+
+/// Finds the name that is close enough to what was typed.
+fn closest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let typed = typed.to_lowercase();
+    names
+        .map(|name| (strsim::damerau_levenshtein(&typed, &name.to_lowercase()), name))
+        .filter(|(edits, name)| *edits <= name.len().div_ceil(3))
+        .min_by_key(|(edits, _)| *edits)
+        .map(|(_, name)| name)
+}
+
+/// Asks for what was meant; what there is follows.
+fn meant(nearest: Option<&str>) -> String {
+    nearest.map_or_else(|| ";".to_owned(), |name| format!(", did you mean `{name}`?"))
 }

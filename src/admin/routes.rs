@@ -57,6 +57,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/slots/{slot}/offload", post(stay::offload))
         .route("/v1/slots/{slot}/priority", post(stay::prioritise))
         .route("/v1/ensure", post(stay::ensure))
+        .route("/v1/fit", post(stay::fit))
         .route("/v1/slots/{slot}/watch", get(watch_slot))
         .route("/v1/slots/{slot}/logs", get(logs))
         .route("/v1/rules", get(rules::rules))
@@ -82,7 +83,7 @@ async fn slots(Extract(app): Extract<App>) -> Json<Vec<SlotObject>> {
     let snapshot = app.state.snapshots.borrow().clone();
     let now = (app.state.now)();
     let shown = snapshot.slots.iter().map(|(name, view)| {
-        app.with_pull(SlotObject::of(name, view, now, (app.state.in_flight)(name)))
+        app.with_company(SlotObject::of(name, view, now, (app.state.in_flight)(name)))
     });
     Json(shown.collect())
 }
@@ -232,13 +233,14 @@ impl App {
     pub(super) fn show(&self, snapshot: &Snapshot, name: &SlotName) -> Option<SlotObject> {
         let view = snapshot.slots.get(name)?;
         let in_flight = (self.state.in_flight)(name);
-        Some(self.with_pull(SlotObject::of(name, view, (self.state.now)(), in_flight)))
+        Some(self.with_company(SlotObject::of(name, view, (self.state.now)(), in_flight)))
     }
 
-    /// Adds the download that a slot waits for.
-    fn with_pull(&self, slot: SlotObject) -> SlotObject {
+    /// Adds the download that a slot waits for, and what a rule did to it.
+    fn with_company(&self, slot: SlotObject) -> SlotObject {
         let waits = slot.state == "starting" && slot.pid.is_none();
         let model = slot.model.as_deref().filter(|_| waits);
-        SlotObject { pull: self.state.pulls.of(model), ..slot }
+        let rule = (self.state.rules.act_on)(&slot.slot);
+        SlotObject { pull: self.state.pulls.of(model), rule, ..slot }
     }
 }

@@ -1,5 +1,7 @@
 //! Rules as scripts see them, and names that are said to them.
 
+use std::{fmt, sync::Arc};
+
 use axum::{
     Json,
     extract::{State as Extract, rejection::JsonRejection},
@@ -9,7 +11,8 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{EventObject, refusal::Refusal, routes::App};
+use super::{refusal::Refusal, routes::App};
+use crate::spec::SlotName;
 
 /// The longest name that may be signalled.
 const LONGEST: usize = 200;
@@ -32,6 +35,66 @@ pub struct RuleObject {
     pub fired_unix_ms: Option<u64>,
 }
 
+/// What a rule did last to a slot.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RuleActObject {
+    /// The rule's name.
+    pub rule: String,
+    /// When it fires, for people.
+    pub when: String,
+    /// What it did, as it was written.
+    #[serde(rename = "do")]
+    pub order: String,
+    /// When, in milliseconds since 1970.
+    pub at_unix_ms: u64,
+}
+
+/// Why a name is not said to the rules.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Unheard {
+    /// No rule listens for it.
+    Nobody {
+        /// What rules listen for.
+        known: Vec<String>,
+    },
+    /// Too many names wait to be heard.
+    TooMany,
+}
+
+/// Says a name to the rules.
+pub type Say = Arc<dyn Fn(&str) -> Result<(), Unheard> + Send + Sync>;
+
+/// Tells what a rule did last to a slot.
+pub type ActOn = Arc<dyn Fn(&SlotName) -> Option<RuleActObject> + Send + Sync>;
+
+/// The ways to the rules; made by `runtime`.
+#[derive(Clone)]
+pub struct Rules {
+    /// Shows every rule in force.
+    pub list: Arc<dyn Fn() -> Vec<RuleObject> + Send + Sync>,
+    /// Says a name to them.
+    pub say: Say,
+    /// Tells what a rule did last to a slot.
+    pub act_on: ActOn,
+}
+
+impl fmt::Debug for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rules").finish_non_exhaustive()
+    }
+}
+
+impl Rules {
+    /// Where there are none.
+    pub fn none() -> Self {
+        Self {
+            list: Arc::new(Vec::new),
+            say: Arc::new(|_| Err(Unheard::Nobody { known: Vec::new() })),
+            act_on: Arc::new(|_| None),
+        }
+    }
+}
+
 /// The body of `POST /v1/signals`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -40,22 +103,26 @@ pub(super) struct SignalWish {
 }
 
 pub(super) async fn rules(Extract(app): Extract<App>) -> Json<Vec<RuleObject>> {
-    Json((app.state.rules)())
+    Json((app.state.rules.list)())
 }
 
-/// Tells the rules a name; 202 whoever listens.
+/// Tells the rules a name that one of them listens for.
 pub(super) async fn signal(
     Extract(app): Extract<App>,
     wish: Result<Json<SignalWish>, JsonRejection>,
 ) -> Result<Response, Refusal> {
     let Json(SignalWish { signal: name }) =
         wish.map_err(|fault| Refusal::BadBody(fault.body_text()))?;
+    if name.trim().is_empty() {
+        return Err(Refusal::BadBody("a name is missing, such as `language:de`".to_owned()));
+    }
     if name.len() > LONGEST || name.chars().any(char::is_control) {
         let message = "a name has at most 200 bytes and no control characters".to_owned();
         return Err(Refusal::BadBody(message));
     }
-    let text = format!("{name} was signalled");
-    let event = EventObject::new("signalled", (app.state.wall_clock)(), text);
-    EventObject { name: Some(name.clone()), ..event }.tell(&app.state.news);
+    (app.state.rules.say)(&name).map_err(|unheard| match unheard {
+        Unheard::Nobody { known } => Refusal::no_such_signal(&name, known),
+        Unheard::TooMany => Refusal::TooManySignals,
+    })?;
     Ok((StatusCode::ACCEPTED, Json(json!({ "signal": name }))).into_response())
 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::PullObject;
+use super::{PullObject, RuleActObject};
 use crate::{
     spec::{
         Bytes, Generation, Monotime, SlotName,
@@ -15,10 +15,11 @@ use crate::{
         profile::Capability,
         residence::Orders,
     },
-    supervisor::{SlotView, StateView},
+    supervisor::{Relieved, SlotView, StateView, Wait},
 };
 
 /// One slot at one moment: an element of `GET /v1/slots` and of `slotd ps --json`.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct SlotObject {
     /// Its name.
@@ -75,6 +76,9 @@ pub struct SlotObject {
     /// While queued: what it waits for, one sentence with the numbers.
     #[serde(default)]
     pub waits_for: Option<String>,
+    /// While queued: it needs more than this machine has, whoever goes.
+    #[serde(default)]
+    pub too_large: bool,
     /// While queued: what it will take of the host's memory, where that is known.
     #[serde(default)]
     pub need_bytes: Option<Bytes>,
@@ -94,6 +98,12 @@ pub struct SlotObject {
     /// `gpu-0` and so on.
     #[serde(default)]
     pub unloaded_for: Option<String>,
+    /// What a rule did last to the slot, since the daemon started.
+    #[serde(default)]
+    pub rule: Option<RuleActObject>,
+    /// What keeps it out, where it is to come back by itself and cannot yet: one sentence.
+    #[serde(default)]
+    pub kept_out: Option<String>,
     /// Never unloaded for another slot, by its profile or a person's order.
     #[serde(default)]
     pub pinned: bool,
@@ -210,12 +220,15 @@ impl SlotObject {
             expected_load_ms: view.expected_load.map(ms),
             retry_in_ms: retry_at.map(|at| ms(at.since(now))),
             waits_for,
+            too_large: is_too_large(&view.state),
             need_bytes: need.map(|need| need.host),
             need_gpu_bytes: need.and_then(|need| need.gpu.as_ref()).map(GpuNeed::least),
             promised_bytes: view.promised.as_ref().map(|share| share.host),
             promised_gpu_bytes: view.promised.as_ref().map(of_gpus),
             displaced_by: view.displaced_by.clone(),
-            unloaded_for: view.relieved.map(|source| source.to_string()),
+            rule: None,
+            unloaded_for: view.relieved.as_ref().map(|one| one.source.to_string()),
+            kept_out: view.relieved.as_ref().and_then(kept_out),
             pinned: view.orders.pinned.unwrap_or(profile.residence.pinned),
             priority: view.orders.priority.unwrap_or_else(|| profile.residence.priority()),
             ordered: ordered(view.orders),
@@ -234,6 +247,14 @@ impl SlotObject {
             deaths: view.deaths.iter().map(|death| DeathObject::of(death)).collect(),
         }
     }
+}
+
+fn is_too_large(state: &StateView) -> bool {
+    matches!(state, StateView::Queued { wait: Wait::TooLarge { .. }, .. })
+}
+
+fn kept_out(relieved: &Relieved) -> Option<String> {
+    relieved.kept_out.as_ref().map(|why| why.sentence(relieved.source))
 }
 
 /// Tells how far a start is: which attempt it is, per cent, and for how long it goes on, in milliseconds.

@@ -1,5 +1,7 @@
 //! What is ordered of a slot's stay in memory, and room that is asked for.
 
+use std::collections::BTreeMap;
+
 use axum::{
     Json,
     extract::{Path, State as Extract, rejection::JsonRejection},
@@ -19,7 +21,7 @@ use crate::{
         memory::{Basis, GpuNeed, Need},
         residence::StayOrder,
     },
-    supervisor::Event,
+    supervisor::{Event, Purpose, RoomAnswer},
 };
 
 /// The body of `POST /v1/ensure`.
@@ -47,6 +49,31 @@ pub struct RoomObject {
     pub refused: Option<String>,
 }
 
+/// The body of `POST /v1/fit`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct FitWish {
+    /// The slot that it is for: what it has now counts as free.
+    #[serde(default)]
+    pub slot: Option<SlotName>,
+    /// What is asked about, each by itself; at most 64.
+    pub needs: Vec<Need>,
+}
+
+/// The answer of `POST /v1/fit`. Nobody goes for it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct FitObject {
+    /// What can be promised of the host's memory; all ones where nothing limits engines.
+    pub host_bytes: Bytes,
+    /// What can be promised of each GPU's memory, by its index.
+    pub gpu_bytes: BTreeMap<u32, Bytes>,
+    /// One answer for each need: who would go, or why it cannot be had.
+    pub needs: Vec<RoomObject>,
+}
+
+/// Most needs that one question may have.
+const MOST_NEEDS: usize = 64;
+
 /// The body of `POST /v1/slots/{slot}/priority`.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -73,6 +100,10 @@ pub(super) async fn offload(app: Extract<App>, slot: Path<String>) -> Result<Res
     let is_alone = shown.rung.is_none() && shown.generation.0 > 0;
     if is_last || is_alone {
         return Err(Refusal::NoLowerRung(shown.slot.to_string()));
+    }
+    // What is below is known once it was loaded, in this life of the daemon.
+    if shown.rung.as_ref().is_none_or(|rung| rung.of == 0) {
+        return Err(Refusal::NoKnownLadder(shown.slot.to_string()));
     }
     order(&app, &slot, StayOrder::Offload).await
 }
@@ -111,7 +142,40 @@ pub(super) async fn ensure(
         }
         None => Need { host: bytes, gpu: None, basis },
     };
-    let asked = app.state.mailbox.ask_for_room(RoomAsked { need, gpu, slot }).await;
-    let answer = asked.ok_or(Refusal::Ending)?;
-    Ok(Json(RoomObject { free_bytes: answer.free, going: answer.going, refused: answer.refused }))
+    let purpose = Purpose::Make;
+    let asked = app.state.mailbox.ask_for_room(RoomAsked { need, gpu, slot, purpose }).await;
+    Ok(Json(RoomObject::of(asked.ok_or(Refusal::Ending)?)))
+}
+
+/// Answers whether there is room, by the rules of a slot that is to be loaded.
+pub(super) async fn fit(
+    Extract(app): Extract<App>,
+    wish: Result<Json<FitWish>, JsonRejection>,
+) -> Result<Json<FitObject>, Refusal> {
+    let Json(FitWish { slot, needs }) =
+        wish.map_err(|fault| Refusal::BadBody(fault.body_text()))?;
+    if needs.len() > MOST_NEEDS {
+        return Err(Refusal::BadBody(format!("at most {MOST_NEEDS} needs at once")));
+    }
+    let slot = slot.map(|slot| find(&app, slot.as_str())).transpose()?;
+    let (gpu, purpose) = (None, Purpose::Ask);
+    let mut answers = Vec::new();
+    // One that needs nothing tells how things stand, too.
+    for need in [Need::default()].into_iter().chain(needs) {
+        let room = RoomAsked { need, gpu, slot: slot.clone(), purpose };
+        answers.push(app.state.mailbox.ask_for_room(room).await.ok_or(Refusal::Ending)?);
+    }
+    let mut answers = answers.into_iter();
+    let left = answers.next().map(|answer| answer.left).unwrap_or_default();
+    Ok(Json(FitObject {
+        host_bytes: left.host,
+        gpu_bytes: left.gpus,
+        needs: answers.map(RoomObject::of).collect(),
+    }))
+}
+
+impl RoomObject {
+    fn of(answer: RoomAnswer) -> Self {
+        Self { free_bytes: answer.free, going: answer.going, refused: answer.refused }
+    }
 }

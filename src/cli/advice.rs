@@ -24,6 +24,11 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
         }
         "ready" => "nothing to do".to_owned(),
         "starting" => format!("it loads; `slotd logs -f {name}` shows what it writes"),
+        "queued" if slot.too_large => format!(
+            "give it less in {} (a shorter `context`, a smaller model), or engines more (`memory_limit` of the daemon); \
+             `slotd unload {name}` takes it out of the line",
+            slot.source.display()
+        ),
         "queued" => format!(
             "wait: it is loaded as soon as there is room; `slotd unload {name}` takes it out of the line"
         ),
@@ -37,6 +42,9 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
                 "it has made room for {other}; the next request or `slotd load {name}` loads it"
             )
         }
+        "offline" if slot.kept_out.is_some() => format!(
+            "wait: it comes back by itself; the next request or `slotd load {name}` loads it at once"
+        ),
         "offline" if slot.unloaded_for.is_some() => format!(
             "it went because the machine ran short; the next request or `slotd load {name}` loads it"
         ),

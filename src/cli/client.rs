@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 use super::failure::Failure;
 use crate::{
     admin::{
-        DaemonObject, PlanObject, PlanRequest, RequestObject, RoomObject, RoomWish, RuleObject,
-        SlotObject,
+        DaemonObject, FitObject, FitWish, PlanObject, PlanRequest, RequestObject, RoomObject,
+        RoomWish, RuleObject, SlotObject,
     },
     config::{
         daemon::{Flags, Settings},
@@ -196,6 +196,11 @@ impl Client {
     /// Asks for room.
     pub(super) async fn ensure(&self, wish: &RoomWish) -> Result<RoomObject, Failure> {
         self.tell("/v1/ensure", wish).await
+    }
+
+    /// Asks whether there is room.
+    pub(super) async fn fit(&self, wish: &FitWish) -> Result<FitObject, Failure> {
+        self.tell("/v1/fit", wish).await
     }
 
     async fn tell<T: DeserializeOwned>(

@@ -43,12 +43,15 @@ pub(super) fn ready() -> SlotObject {
         expected_load_ms: Some(1300),
         retry_in_ms: None,
         waits_for: None,
+        too_large: false,
         need_bytes: None,
         need_gpu_bytes: None,
         promised_bytes: None,
         promised_gpu_bytes: None,
         displaced_by: None,
         unloaded_for: None,
+        rule: None,
+        kept_out: None,
         pinned: false,
         priority: 50,
         ordered: Vec::new(),
@@ -120,6 +123,38 @@ pub(super) fn queued() -> SlotObject {
         aliases: Vec::new(),
         source: PathBuf::from("/etc/slotd/profiles/coder.toml"),
         ..ready()
+    }
+}
+
+/// One that this machine is too small for.
+pub(super) fn giant() -> SlotObject {
+    SlotObject {
+        slot: "giant".parse().unwrap(),
+        waits_for: Some(
+            "it needs 200 GiB of memory, and 62 GiB can be had on this machine, whoever goes"
+                .to_owned(),
+        ),
+        too_large: true,
+        generation: Generation(4),
+        waiting: 0,
+        source: PathBuf::from("/etc/slotd/profiles/giant.toml"),
+        ..queued()
+    }
+}
+
+/// One that is kept loaded, and that the machine ran short with.
+pub(super) fn kept_out() -> SlotObject {
+    SlotObject {
+        slot: "coder".parse().unwrap(),
+        state: "offline".to_owned(),
+        waits_for: None,
+        waiting: 0,
+        unloaded_for: Some("memory".to_owned()),
+        kept_out: Some(
+            "it took 10 GiB of memory, and comes back once 12 GiB is free: with less the machine would run short again"
+                .to_owned(),
+        ),
+        ..queued()
     }
 }
 

@@ -35,6 +35,8 @@ enum Outcome {
     Loaded,
     /// Somebody else runs its engine, and it is not there.
     Absent,
+    /// It needs more than this machine has.
+    TooLarge,
 }
 
 /// Options of `slotd load`, `slotd unload` and `slotd restart`.
@@ -77,7 +79,11 @@ pub(super) async fn run(order: Order, options: &Options, client: &Client) -> Res
         end.ok_or_else(|| Failure::Interrupted { message: left(order, &before) })??;
     match outcome {
         Outcome::Done => tell(&now, options, || done(order, &before, &now)),
-        Outcome::Failed | Outcome::Unloaded | Outcome::Loaded | Outcome::Absent => {
+        Outcome::Failed
+        | Outcome::Unloaded
+        | Outcome::Loaded
+        | Outcome::Absent
+        | Outcome::TooLarge => {
             if options.json {
                 out::json(&now)?;
             }
@@ -156,6 +162,7 @@ fn judge(order: Order, before: &SlotObject, now: &SlotObject) -> Option<Outcome>
         (Order::Load | Order::Restart, "failed") if is_new_engine || before.state != "failed" => {
             Some(Outcome::Failed)
         }
+        (Order::Load | Order::Restart, "queued") if now.too_large => Some(Outcome::TooLarge),
         // Each look for somebody else's engine is a generation.
         (Order::Load | Order::Restart, "offline") if now.url.is_some() => {
             (is_new_engine && now.absence.is_some()).then_some(Outcome::Absent)
@@ -197,6 +204,10 @@ fn undone(outcome: Outcome, now: &SlotObject) -> String {
         Outcome::Absent => {
             let absence = now.absence.as_deref().unwrap_or("it did not answer");
             format!("{slot} is offline: {absence}\n  next: {}", next_step(now))
+        }
+        Outcome::TooLarge => {
+            let reason = now.waits_for.as_deref().unwrap_or("this machine has too little memory");
+            format!("{slot} can never be loaded here: {reason}\n  next: {}", next_step(now))
         }
         Outcome::Unloaded => {
             format!("{slot} was unloaded meanwhile, by somebody else or because the daemon stops")
@@ -246,6 +257,21 @@ mod tests {
         assert_eq!(judge(Order::Load, &absent, &asked), None);
         let looked = SlotObject { generation: Generation(4), ..absent.clone() };
         assert_eq!(judge(Order::Load, &absent, &looked), Some(Outcome::Absent));
+    }
+
+    /// It waited for ever.
+    #[test]
+    fn a_load_of_what_can_never_fit_ends_at_once() {
+        let (before, giant) = (at("offline", 3), example::giant());
+        let waits = SlotObject { too_large: false, ..giant.clone() };
+        assert_eq!(judge(Order::Load, &before, &waits), None, "there may be room yet");
+        assert_eq!(judge(Order::Load, &before, &giant), Some(Outcome::TooLarge));
+        assert_eq!(judge(Order::Restart, &before, &giant), Some(Outcome::TooLarge));
+        assert_eq!(judge(Order::Unload, &giant, &giant), None);
+        assert_snapshot!(undone(Outcome::TooLarge, &giant), @r"
+        giant can never be loaded here: it needs 200 GiB of memory, and 62 GiB can be had on this machine, whoever goes
+          next: give it less in /etc/slotd/profiles/giant.toml (a shorter `context`, a smaller model), or engines more (`memory_limit` of the daemon); `slotd unload giant` takes it out of the line
+        ");
     }
 
     #[test]

@@ -75,8 +75,13 @@ fn row(slot: &SlotObject) -> [Cell; COLUMNS.len()] {
     ]
 }
 
-/// The state with the one figure that tells how it goes on.
+/// The state with the one figure that tells how it goes on, and whether it stays.
 fn state(slot: &SlotObject) -> String {
+    let pin = if slot.pinned { " pinned" } else { "" };
+    figure(slot) + pin
+}
+
+fn figure(slot: &SlotObject) -> String {
     if slot.asleep == Some(true) {
         return format!("{} asleep", slot.state);
     }
@@ -119,6 +124,13 @@ mod tests {
         vision       failed        llama-server  small.gguf                                        -     -        -    0     -     -        0         bad-model  2h 5m
         small        offline       auto          small.gguf                                        -     -        -    0     -     -        0         -          3d 4h
         ");
+    }
+
+    #[test]
+    fn a_slot_that_is_pinned_says_so() {
+        let pinned = SlotObject { pinned: true, ..example::ready() };
+        let shown = table(&[pinned], Some(80), Paint::Never);
+        assert!(shown.contains("ready pinned"), "{shown}");
     }
 
     #[test]

@@ -19,7 +19,9 @@ use super::{
     text::{brief, counted, cut},
 };
 use crate::{
-    models::pull::{Job, Patience, PullFault, PullStatus, Pulled, Reference, Site, Stage, pull},
+    models::pull::{
+        Brake, Job, Patience, PullFault, PullStatus, Pulled, Reference, Site, Stage, pull,
+    },
     spec::Bytes,
 };
 
@@ -91,6 +93,7 @@ async fn one(model: &Reference, options: &Options, site: Site) -> Result<(), Fai
         limit: options.limit_rate.unwrap_or_default(),
         reserve: options.reserve,
         patience: Patience::default(),
+        brake: Brake::none(),
     };
     let status = watched.clone();
     let mut view = View::new();

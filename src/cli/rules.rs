@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{client::Client, exit::Exit, failure::Failure, out, text::utc};
-use crate::admin::RuleObject;
+use crate::admin::{DaemonObject, RuleObject};
 
 /// Options of `slotd rules`.
 #[derive(Args, Debug)]
@@ -25,7 +25,7 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
     if options.json {
         out::json(&rules)?;
     } else {
-        out::print(told(&rules))?;
+        out::print(told(&rules, &client.daemon().await?))?;
     }
     Ok(Exit::Success)
 }
@@ -36,8 +36,10 @@ pub(super) async fn signal(options: &SignalOptions, client: &Client) -> Result<E
     Ok(Exit::Success)
 }
 
-fn told(rules: &[RuleObject]) -> String {
-    if rules.is_empty() {
+fn told(rules: &[RuleObject], daemon: &DaemonObject) -> String {
+    let faults = daemon.faults.iter().filter(|fault| daemon.is_of_rules(fault));
+    let faults: Vec<_> = faults.map(|fault| format!("{}\n", fault.text)).collect();
+    if rules.is_empty() && faults.is_empty() {
         return "there are no rules; `rules.toml` beside the folder of profiles has them\n"
             .to_owned();
     }
@@ -52,7 +54,16 @@ fn told(rules: &[RuleObject]) -> String {
         }
         text
     });
-    lines.collect()
+    let mut text: String = lines.collect();
+    if !faults.is_empty() {
+        let stands = match rules {
+            [] => "no rules are in force until this is mended",
+            [_, ..] => "the rules above stay in force until this is mended",
+        };
+        text.extend(["rules not applied: ", stands, "\n"].map(str::to_owned));
+        text.extend(faults);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -60,6 +71,7 @@ mod tests {
     use insta::assert_snapshot;
 
     use super::*;
+    use crate::cli::example;
 
     #[test]
     fn rules_are_told_with_their_next_time() {
@@ -71,10 +83,26 @@ mod tests {
             next_unix_ms: Some(1_772_485_200_000),
             fired_unix_ms: Some(1_772_398_800_000),
         };
-        assert_snapshot!(told(&[rule]), @r"
+        let mut daemon = example::daemon();
+        assert_snapshot!(told(std::slice::from_ref(&rule), &daemon), @r"
         evening: at 0 22 * * *: swap coder chat, unpin coder
           next   2026-03-02 22:00:00 CET
           fired  2026-03-01 21:00:00 UTC
+        ");
+        let mut fault = daemon.faults[0].clone();
+        fault.file = Some("/etc/slotd/rules.toml".into());
+        fault.text = "/etc/slotd/rules.toml:3:7: rule[0].do[0]: there is no slot `caht`".to_owned();
+        daemon.faults.push(fault);
+        assert_snapshot!(told(&[rule], &daemon), @r"
+        evening: at 0 22 * * *: swap coder chat, unpin coder
+          next   2026-03-02 22:00:00 CET
+          fired  2026-03-01 21:00:00 UTC
+        rules not applied: the rules above stay in force until this is mended
+        /etc/slotd/rules.toml:3:7: rule[0].do[0]: there is no slot `caht`
+        ");
+        assert_snapshot!(told(&[], &daemon), @r"
+        rules not applied: no rules are in force until this is mended
+        /etc/slotd/rules.toml:3:7: rule[0].do[0]: there is no slot `caht`
         ");
     }
 }

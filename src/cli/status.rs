@@ -75,6 +75,7 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
         "made room",
         slot.unloaded_for.as_ref().map(|source| format!("the machine ran short of {source}")),
     );
+    text.field("kept out", slot.kept_out.clone());
     text.field("by order", by_order(slot));
     text.field("asleep", slot.asleep.filter(|asleep| *asleep).map(|_| "yes".to_owned()));
     text.field("process", slot.pid.map(|pid| process(slot, pid)));
@@ -200,7 +201,9 @@ fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> Str
     }
     for fault in &daemon.faults {
         let shown = fault.text.replace('\n', "\n  ");
-        text.line(&format!("  - {}: {shown}", paint.apply(Tone::Bad, "profile not applied")));
+        let what =
+            if daemon.is_of_rules(fault) { "rules not applied" } else { "profile not applied" };
+        text.line(&format!("  - {}: {shown}", paint.apply(Tone::Bad, what)));
     }
     text.0
 }

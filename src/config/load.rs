@@ -43,6 +43,17 @@ pub fn load(directories: &[PathBuf], context: &Context) -> Loaded {
     survey.finish()
 }
 
+/// Returns the slots that have a file in `directories`, be it with faults; `None` where one of them cannot be
+/// read. Blocks on the disk.
+pub fn slots_on_disk(directories: &[PathBuf]) -> Option<BTreeSet<SlotName>> {
+    let mut slots = BTreeSet::new();
+    for directory in directories {
+        let files = disk::list(directory).ok()?;
+        slots.extend(files.iter().filter_map(|file| slot_of(file).ok()));
+    }
+    Some(slots)
+}
+
 /// Reads files and directories as [`load()`] does, for a check by a person: a file is named one by
 /// one, a directory stands for the profiles in it, with the rules beside it. A file named `slotd.toml` is
 /// read as the daemon's own, one named `rules.toml` as rules.

@@ -37,7 +37,7 @@ use std::path::PathBuf;
 
 pub use fault::Fault;
 pub use keep::{Keeper, merge};
-pub use load::{Loaded, load, validate};
+pub use load::{Loaded, load, slots_on_disk, validate};
 pub use model::is_hub_name;
 pub use profile::parse;
 pub use schema::schema;

@@ -1,8 +1,12 @@
 //! The file of rules, `rules.toml` beside the folder of profiles.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+    path::Path,
+    time::Duration,
+};
 
-use croner::Cron;
 use toml::de::DeTable;
 
 use super::{
@@ -13,8 +17,8 @@ use super::{
 };
 use crate::spec::{
     SlotName,
-    pressure::Pressure,
-    rule::{Rule, RuleOrder, When},
+    pressure::{Pressure, Source},
+    rule::{Rule, RuleOrder, ScheduleFault, When},
 };
 
 /// The file's name.
@@ -33,6 +37,9 @@ const STATES: [&str; 10] = [
 ];
 const IDLE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24 * 30);
 const WORDS: [&str; 5] = ["load", "unload", "swap", "pin", "unpin"];
+/// What a rule fires on, one of these.
+const OCCASIONS: [&str; 5] = ["at", "signal", "pressure", "becomes", "idle_for"];
+const SOURCES: [&str; 4] = ["memory", "gpu-0", "cpu", "disk"];
 const EXAMPLE: &str = "write `\"load SLOT\"`, `\"unload SLOT\"`, `\"swap SLOT SLOT\"`, `\"pin SLOT\"` or `\"unpin SLOT\"`";
 
 /// Reads the text of a file of rules about `slots`.
@@ -50,9 +57,10 @@ pub(super) fn read(
     let mut walk = Walk::new(file, text, &mended, table.get_ref());
     walk.refuse_unknown(&["rule"], |_| Some("write `[[rule]]` above each rule".to_owned()));
     let mut number = 0;
+    let mut names = BTreeMap::new();
     let rules = walk.take_tables("rule", |walk| {
         number += 1;
-        take(walk, number, slots)
+        take(walk, (number, &mut names), slots)
     });
     let faults = walk.into_faults();
     if faults.is_empty() {
@@ -62,54 +70,130 @@ pub(super) fn read(
     }
 }
 
-fn take(walk: &mut Walk<'_>, number: usize, slots: &BTreeSet<SlotName>) -> Option<Rule> {
+fn take(
+    walk: &mut Walk<'_>,
+    (number, names): (usize, &mut BTreeMap<String, usize>),
+    slots: &BTreeSet<SlotName>,
+) -> Option<Rule> {
     walk.refuse_unknown(&KEYS, |_| None);
-    let name = walk.take_text("name").map(|name| name.value);
+    let name = take_name(walk, number, names);
     let when = take_when(walk, slots);
     let orders = walk.take_texts("do", MayBeEmpty::No);
-    if orders.is_none() {
+    let is_typed = walk.offset_of_key("do").is_some();
+    if orders.as_ref().map_or(!is_typed, Vec::is_empty) {
         walk.refuse_here("a rule without `do` does nothing", EXAMPLE);
     }
     let orders = orders.unwrap_or_default();
     let orders: Vec<_> = orders.iter().filter_map(|text| order(walk, text, slots)).collect();
-    let name = name.unwrap_or_else(|| format!("rule {number}"));
     Some(Rule { name, when: when?, orders })
+}
+
+/// Takes its name, else its number. Two of one name could not be told apart in the log.
+fn take_name(walk: &mut Walk<'_>, number: usize, names: &mut BTreeMap<String, usize>) -> String {
+    let typed = walk.take_text("name");
+    let name = typed.as_ref().map_or_else(|| format!("rule {number}"), |name| name.value.clone());
+    match (names.get(&name), &typed) {
+        (Some(other), typed) => {
+            let message = format!("rule {other} is called `{}` too", cut(&name));
+            let hint = "give each rule a name of its own, or leave `name` out";
+            match typed {
+                Some(typed) => walk.refuse_value(typed, message, hint),
+                None => walk.refuse_here(&message, hint),
+            }
+        }
+        (None, _) => drop(names.insert(name.clone(), number)),
+    }
+    name
 }
 
 fn take_when(walk: &mut Walk<'_>, slots: &BTreeSet<SlotName>) -> Option<When> {
     let at = walk.take_text("at").and_then(|times| schedule(walk, &times));
     let signal = walk.take_text("signal").map(|name| When::Signal(name.value));
-    let source = walk.take_text("source").map(|source| source.value);
+    let source = walk.take_text("source").and_then(|typed| source(walk, typed));
     let pressure = walk.take_choice("pressure", &LEVELS).map(|level| When::Pressure(level, source));
     let slot = walk.take_text("slot").and_then(|typed| slot_of(walk, &typed, slots));
     let states = STATES.map(|state| (state, state));
     let becomes = walk.take_choice("becomes", &states);
     let idle = walk.take_duration("idle_for", &IDLE);
-    let of_slot = match (slot, becomes, idle) {
-        (Some(slot), Some(state), None) => Some(When::Becomes(slot, state.to_owned())),
-        (Some(slot), None, Some(time)) => Some(When::Idle(slot, time)),
-        _ => None,
+    let typed: Vec<&str> =
+        OCCASIONS.into_iter().filter(|key| walk.offset_of_key(key).is_some()).collect();
+    let [occasion] = typed.as_slice() else {
+        let hint = "write one of `at`, `signal`, `pressure`, `slot` with `becomes`, `slot` with \
+                    `idle_for`";
+        walk.refuse_here("a rule fires on one thing", hint);
+        return None;
     };
-    let mut all = [at, signal, pressure, of_slot].into_iter().flatten();
-    if let (Some(when), None) = (all.next(), all.next()) {
-        return Some(when);
+    refuse_strays(walk, occasion);
+    match *occasion {
+        "at" => at,
+        "signal" => signal,
+        "pressure" => pressure,
+        "becomes" => Some(When::Becomes(slot?, becomes?.to_owned())),
+        _ => Some(When::Idle(slot?, idle?)),
     }
-    let hint =
-        "write one of `at`, `signal`, `pressure`, `slot` with `becomes`, `slot` with `idle_for`";
-    walk.refuse_here("a rule fires on one thing", hint);
+}
+
+/// Refuses what says nothing to what the rule fires on, and the lack of what does.
+fn refuse_strays(walk: &mut Walk<'_>, occasion: &str) {
+    let is_of_slot = matches!(occasion, "becomes" | "idle_for");
+    if let Some(offset) = walk.offset_of_key("source").filter(|_| occasion != "pressure") {
+        let message =
+            format!("says whose `pressure` is meant, and this rule fires on `{occasion}`");
+        walk.refuse(offset, "source", message, "take it out, or make it a rule of its own");
+    }
+    match walk.offset_of_key("slot") {
+        Some(offset) if !is_of_slot => {
+            let message =
+                format!("goes with `becomes` or `idle_for`, and this rule fires on `{occasion}`");
+            let hint = "take it out: `do` names the slots that something is done to";
+            walk.refuse(offset, "slot", message, hint);
+        }
+        None if is_of_slot => {
+            let offset = walk.offset_of_key(occasion).unwrap_or_default();
+            walk.refuse(offset, occasion, "it is not said of which slot", "add `slot = \"NAME\"`");
+        }
+        Some(_) | None => {}
+    }
+}
+
+/// Takes what pressure is meant.
+fn source(walk: &mut Walk<'_>, typed: At<String>) -> Option<String> {
+    let gpu = typed.value.strip_prefix("gpu-").and_then(|index| index.parse::<u32>().ok());
+    let is_gpu = gpu.is_some_and(|index| Source::Gpu(index).to_string() == typed.value);
+    if is_gpu
+        || [Source::Memory, Source::Cpu, Source::Disk]
+            .iter()
+            .any(|one| one.to_string() == typed.value)
+    {
+        return Some(typed.value);
+    }
+    let index = typed.value.to_lowercase();
+    let index = index.strip_prefix("gpu").map(|rest| rest.trim_start_matches(['-', '_', ':', ' ']));
+    let hint = match index.and_then(|index| index.parse::<u32>().ok()) {
+        Some(index) => format!("did you mean `gpu-{index}`?"),
+        None => match nearest(&typed.value, &SOURCES) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => "write `memory`, `gpu-0` and so on, `cpu` or `disk`".to_owned(),
+        },
+    };
+    let message = format!("`{}` is nothing that there is pressure of", cut(&typed.value));
+    walk.refuse_value(&typed, message, hint);
     None
 }
 
 fn schedule(walk: &mut Walk<'_>, times: &At<String>) -> Option<When> {
-    match times.value.parse::<Cron>() {
-        Ok(_) => Some(When::At(times.value.clone())),
-        Err(fault) => {
-            let message = format!("`{}` is no schedule: {fault}", cut(&times.value));
-            let hint = "write minute, hour, day, month, weekday: `\"30 22 * * mon-fri\"`";
-            walk.refuse_value(times, message, hint);
-            None
+    let fault = match times.value.parse() {
+        Ok(schedule) => return Some(When::At(schedule)),
+        Err(fault) => fault,
+    };
+    let hint = match fault {
+        ScheduleFault::Unreadable(_) => {
+            "write minute, hour, day, month, weekday: `\"30 22 * * mon-fri\"`"
         }
-    }
+        ScheduleFault::Never => "no month that it names has that day",
+    };
+    walk.refuse_value(times, format!("`{}` {fault}", cut(&times.value)), hint);
+    None
 }
 
 fn order(walk: &mut Walk<'_>, text: &At<String>, slots: &BTreeSet<SlotName>) -> Option<RuleOrder> {
@@ -123,6 +207,11 @@ fn order(walk: &mut Walk<'_>, text: &At<String>, slots: &BTreeSet<SlotName>) -> 
         ["unload", one] => Some(RuleOrder::Unload(slot(one)?)),
         ["pin", one] => Some(RuleOrder::Pin(slot(one)?)),
         ["unpin", one] => Some(RuleOrder::Unpin(slot(one)?)),
+        ["swap", from, to] if from == to => {
+            let message = format!("`{}` swaps a slot for itself", cut(&text.value));
+            walk.refuse_value(text, message, "name the slot that goes, then the one that comes");
+            None
+        }
         ["swap", from, to] => Some(RuleOrder::Swap(slot(from)?, slot(to)?)),
         words => {
             let verb = words.first().copied().unwrap_or_default();
@@ -224,5 +313,62 @@ mod tests {
         ] {
             assert!(faults.contains(told), "{told}\nis not in\n{faults}");
         }
+    }
+
+    #[test]
+    fn what_says_nothing_to_what_a_rule_fires_on_is_refused() {
+        let rule = |text: &str| checked(&format!("[[rule]]\n{text}\n")).unwrap_err();
+        for (text, told) in [
+            (
+                "pressure = \"critical\"\nsource = \"gpu0\"\ndo = [\"unload chat\"]",
+                ":3:10: rule[0].source: `gpu0` is nothing that there is pressure of\n  hint: did you mean `gpu-0`?",
+            ),
+            (
+                "signal = \"x\"\nsource = \"memory\"\ndo = [\"unload chat\"]",
+                ":3:1: rule[0].source: says whose `pressure` is meant, and this rule fires on `signal`",
+            ),
+            (
+                "signal = \"x\"\nslot = \"chat\"\ndo = [\"unload chat\"]",
+                ":3:1: rule[0].slot: goes with `becomes` or `idle_for`, and this rule fires on `signal`",
+            ),
+            (
+                "idle_for = \"5m\"\ndo = [\"unload chat\"]",
+                ":2:1: rule[0].idle_for: it is not said of which slot",
+            ),
+            (
+                "slot = \"chat\"\nbecomes = \"failed\"\nidle_for = \"5m\"\ndo = [\"load chat\"]",
+                ":1:1: rule[0]: a rule fires on one thing",
+            ),
+            (
+                "signal = \"x\"\ndo = [\"swap chat chat\"]",
+                ":3:7: rule[0].do[0]: `swap chat chat` swaps a slot for itself",
+            ),
+            ("signal = \"x\"\ndo = []", ":1:1: rule[0]: a rule without `do` does nothing"),
+            (
+                "at = \"0 0 30 2 *\"\ndo = [\"load chat\"]",
+                ":2:6: rule[0].at: `0 0 30 2 *` is a time that never comes",
+            ),
+        ] {
+            let faults = rule(text);
+            assert!(faults.contains(told), "{told}\nis not in\n{faults}");
+        }
+        for source in ["memory", "gpu-0", "gpu-12", "cpu", "disk"] {
+            let text = format!(
+                "[[rule]]\npressure = \"critical\"\nsource = \"{source}\"\ndo = [\"unload chat\"]\n"
+            );
+            assert!(checked(&text).is_ok(), "{source}");
+        }
+    }
+
+    #[test]
+    fn two_rules_of_one_name_are_refused() {
+        let rule = |name: &str, signal: &str| {
+            format!("[[rule]]\nname = \"{name}\"\nsignal = \"{signal}\"\ndo = [\"load chat\"]\n")
+        };
+        let faults = checked(&(rule("a", "x") + &rule("b", "y") + &rule("a", "z"))).unwrap_err();
+        assert!(faults.contains(":10:8: rule[2].name: rule 1 is called `a` too"), "{faults}");
+        let unnamed = "[[rule]]\nsignal = \"z\"\ndo = [\"load chat\"]\n";
+        let faults = checked(&(rule("rule 2", "x") + unnamed)).unwrap_err();
+        assert!(faults.contains(":5:1: rule[1]: rule 1 is called `rule 2` too"), "{faults}");
     }
 }

@@ -28,7 +28,7 @@ use super::{
     profiles::Profiles,
     publish::Publisher,
     remember,
-    rules::{self, Fired, Hands},
+    rules::{self, Ear, Hands, Heard},
     service_manager,
     signals::Signals,
     start::StartFault,
@@ -116,6 +116,7 @@ impl Daemon {
         for fault in watches.iter().filter_map(|watch| watch.as_ref().err()) {
             error!(%fault, "profiles are not watched, `SIGHUP` reads them again");
         }
+        remember::forget_gone(&mut self.remembered, settings.profile_dirs.clone()).await;
         let Sockets { endpoint, ollama, control, kept } = sockets;
         let ollama = ollama.map(|socket| OllamaListener { socket, clock: clock::unix_ms });
         let listeners = Listeners { endpoint, ollama };
@@ -167,7 +168,9 @@ impl Daemon {
         let flights = Arc::clone(&shared.flights);
         let (end_admin, admin_ends) = oneshot::channel();
         let seen = (&mailbox, &snapshots, &board);
-        let state = self.admin_state(seen, (profiles, &routes), flights, ask);
+        let (ear, heard) = Ear::new(profiles.rules(), board.news.clone());
+        let rules = of_rules(ear, &board);
+        let state = self.admin_state(seen, (profiles, &routes), flights, (ask, rules));
         let (close_orders, closing) = watch::channel(false);
         let remote = admin::Remote::new(state.clone(), closing);
         shared.control = Some(Control::new(move |request| remote.clone().answer(request)));
@@ -177,7 +180,7 @@ impl Daemon {
             begun.await;
             admin::serve(control, state, async move { drop(admin_ends.await) }).await;
         });
-        let mut helpers = self.helpers(seen, (profiles, &routes));
+        let mut helpers = self.helpers(seen, (profiles, &routes), heard);
         let (mut keeping, end_keeping) = (JoinSet::new(), CancellationToken::new());
         let (state, known) = (Arc::clone(&self.state), self.remembered.clone());
         let uses = Arc::clone(&self.tools.uses);
@@ -221,11 +224,13 @@ impl Daemon {
         &self,
         (mailbox, snapshots, board): (&Mailbox, &watch::Receiver<Arc<Snapshot>>, &Board),
         (profiles, routes): (&Profiles, &Arc<ArcSwap<RouteTable>>),
+        heard: Heard,
     ) -> JoinSet<Infallible> {
         let mut helpers = JoinSet::new();
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
         helpers.spawn(self.doors.clone().keep());
-        helpers.spawn(rules::follow(profiles.rules(), hands(board, mailbox, routes)));
+        helpers.spawn(Arc::clone(&self.tools.pulls).mind(board.strain.subscribe()));
+        helpers.spawn(rules::follow(profiles.rules(), heard, hands(board, mailbox, routes)));
         helpers
     }
 
@@ -327,7 +332,7 @@ impl Daemon {
         (mailbox, snapshots, board): (&Mailbox, &watch::Receiver<Arc<Snapshot>>, &Board),
         (profiles, routes): (&Profiles, &Arc<ArcSwap<RouteTable>>),
         flights: Arc<Flights>,
-        ask: mpsc::Sender<upgrade::Asked>,
+        (ask, rules): (mpsc::Sender<upgrade::Asked>, admin::Rules),
     ) -> admin::State {
         let settings = &self.tools.settings;
         let clock = self.clock;
@@ -344,7 +349,7 @@ impl Daemon {
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
             strain: board.strain.subscribe(),
             news: board.news.clone(),
-            rules: showing(profiles, &board.fired),
+            rules,
             wall_clock: clock::unix_ms,
             inventory: models::inventory(&self.tools, snapshots.clone()),
             lack: models::lack(&self.tools),
@@ -384,6 +389,7 @@ fn policy(settings: &Settings, machine: Machine) -> Policy {
         max_resident: memory.max_resident,
         max_resident_per: memory.max_resident_per.clone(),
         restore_after: memory.restore_after,
+        pressure: settings.pressure.onset(),
         ..usual
     }
 }
@@ -436,14 +442,18 @@ fn hands(board: &Board, mailbox: &Mailbox, routes: &Arc<ArcSwap<RouteTable>>) ->
         mailbox: mailbox.clone(),
         news: board.news.clone(),
         idle_for: Arc::new(move |slot| routes.load().idle_for(slot)),
-        fired: board.fired.clone(),
+        board: board.rules.clone(),
     }
 }
 
-/// Shows rules to the control API.
-fn showing(profiles: &Profiles, fired: &Fired) -> admin::RuleList {
-    let (rules, fired) = (profiles.rules(), fired.clone());
-    Arc::new(move || fired.show(&rules.borrow()))
+/// Makes the control API's ways to the rules.
+fn of_rules(ear: Ear, board: &Board) -> admin::Rules {
+    let (listed, acted) = (board.rules.clone(), board.rules.clone());
+    admin::Rules {
+        list: Arc::new(move || listed.rules()),
+        say: Arc::new(move |name| ear.say(name)),
+        act_on: Arc::new(move |slot| acted.act_on(slot)),
+    }
 }
 
 /// Shows requests in flight to the control API.

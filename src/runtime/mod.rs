@@ -18,6 +18,7 @@ mod farewell;
 mod keep;
 mod last_seconds;
 mod listen;
+mod looks;
 mod memory;
 mod models;
 mod outside;

@@ -1,21 +1,19 @@
 //! The models on disk, for the control API.
 
-use std::{
-    ffi::OsString,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{ffi::OsString, path::Path, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
-use tokio::{sync::watch, task::spawn_blocking, time::timeout};
+use tokio::sync::watch;
 
-use super::engine_task::Tools;
+use super::{
+    engine_task::Tools,
+    looks::{Look, Looks},
+};
 use crate::{
     admin,
     models::{
         hub_cache_dir,
-        inventory::{Headers, Stores, User, lacking, scan},
+        inventory::{Headers, Inventory, Stores, User, lacking, scan},
         whereabouts,
     },
     spec::profile::{Profile, Pull},
@@ -24,40 +22,47 @@ use crate::{
 
 /// How long a look at one model may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a look at all of them may take: less than whoever asked waits for the answer.
+const SCAN_PATIENCE: Duration = Duration::from_secs(100);
 
 /// Makes the look at the models. Looks come one after the other: two at once would read the same.
 pub(super) fn inventory(
     tools: &Arc<Tools>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
 ) -> admin::InventoryReader {
-    let turn = Arc::new(Mutex::new(()));
+    let turn = Arc::new(Look::default());
     let tools = Arc::clone(tools);
     Arc::new(move || {
         let (tools, turn) = (Arc::clone(&tools), Arc::clone(&turn));
         let snapshot = snapshots.borrow().clone();
-        let looking = spawn_blocking(move || {
-            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-            look(&tools, &snapshot)
-        });
-        // A look that panicked is a bug; whoever asked hears that nothing is known.
-        Box::pin(async move { looking.await.unwrap_or_else(|_| json!({})) })
+        Box::pin(async move {
+            let found = turn.at(SCAN_PATIENCE, move || look(&tools, &snapshot)).await;
+            found.unwrap_or_else(|| json!(unknown()))
+        })
     })
+}
+
+/// What is found where the disks do not answer.
+fn unknown() -> Inventory {
+    let fault = "the disks have not answered in time: it is not known what models there are";
+    Inventory { faults: vec![fault.to_owned()], ..Inventory::default() }
 }
 
 /// Makes the look at one model. A disk that does not answer says nothing about it: the load will tell.
 pub(super) fn lack(tools: &Arc<Tools>) -> admin::LackReader {
-    let tools = Arc::clone(tools);
+    let (tools, looks) = (Arc::clone(tools), Arc::new(Looks::default()));
     Arc::new(move |profile: Arc<Profile>| {
         let tools = Arc::clone(&tools);
-        let looking = spawn_blocking(move || {
+        let turn = looks.of(profile.slot.as_str());
+        let look = move || {
             // What is missing is fetched by the start itself.
             if profile.pull == Pull::Auto {
                 return None;
             }
             let hub = hub_cache_dir(&|name| variable(&tools, name)).unwrap_or_default();
             lacking(profile.model.as_ref()?, &hub).map(|lacking| json!(lacking))
-        });
-        Box::pin(async move { timeout(PATIENCE, looking).await.ok()?.ok().flatten() })
+        };
+        Box::pin(async move { turn.at(PATIENCE, look).await.flatten() })
     })
 }
 

@@ -113,6 +113,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_peak_that_is_met_again_keeps_its_turn_over_restarts() {
+        let folder = tempfile::tempdir().unwrap();
+        let before = book(folder.path());
+        before.note("daily", Bytes(7)).await;
+        before.note("other", Bytes(1)).await;
+        drop(before);
+        let after = book(folder.path());
+        after.note("daily", Bytes(6)).await;
+        drop(after);
+        let mut wanted = Peaks::default();
+        wanted.note("other", Bytes(1));
+        wanted.note("daily", Bytes(7));
+        assert_eq!(*book(folder.path()).known.load_full(), wanted, "it is not the next to go");
+    }
+
+    #[tokio::test]
     async fn a_disk_that_takes_nothing_costs_only_what_would_be_remembered() {
         let folder = tempfile::tempdir().unwrap();
         let book = book(folder.path());

@@ -11,7 +11,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{clock, rules::Fired};
+use super::{clock, rules::RuleBoard};
 use crate::{
     admin::{self, EventObject, News},
     mailbox::Mailbox,
@@ -47,15 +47,15 @@ pub(super) struct Board {
     pub(super) strain: watch::Sender<Strain>,
     /// To whoever listens.
     pub(super) news: News,
-    /// Rules that have fired.
-    pub(super) fired: Fired,
+    /// To whoever asks what rules are there, and what they did.
+    pub(super) rules: RuleBoard,
 }
 
 impl Board {
     /// There is enough of everything until somebody has looked.
     pub(super) fn new() -> Self {
         let (throttle, strain) = (Arc::default(), watch::Sender::new(Strain::default()));
-        Self { throttle, strain, news: admin::news(), fired: Fired::default() }
+        Self { throttle, strain, news: admin::news(), rules: RuleBoard::default() }
     }
 }
 

@@ -73,10 +73,14 @@ impl Profiles {
         let before = self.keeper.profiles().clone();
         let had_faults = !self.keeper.faults().is_empty();
         for fault in self.keeper.apply(loaded) {
-            error!(%fault, "profile not applied");
+            if fault.file.is_some() && fault.file == self.context.rules {
+                error!(%fault, "rules not applied");
+            } else {
+                error!(%fault, "profile not applied");
+            }
         }
         if had_faults && self.keeper.faults().is_empty() {
-            info!("all profiles are valid again");
+            info!("all profiles and rules are valid again");
         }
         self.faults.store(Arc::new(self.keeper.faults().to_vec()));
         let profiles = self.keeper.profiles();

@@ -62,9 +62,9 @@ impl Publisher {
             if from == Some(to) {
                 continue;
             }
-            let text = match slot.relieved {
-                Some(source) if to == "draining" => {
-                    format!("{name} is {to}: the machine runs short of {source}")
+            let text = match &slot.relieved {
+                Some(relieved) if to == "draining" => {
+                    format!("{name} is {to}: the machine runs short of {}", relieved.source)
                 }
                 Some(_) | None => format!("{name} is {to}"),
             };
@@ -103,7 +103,9 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
                 let reason = slot.deaths.last().map(|death| death.reason.as_str());
                 error!(slot = %name, %generation, reason, "slot failed");
             }
-            StateView::Queued { wait: wait @ Wait::Never { .. }, .. } => {
+            StateView::Queued {
+                wait: wait @ (Wait::Never { .. } | Wait::TooLarge { .. }), ..
+            } => {
                 warn!(slot = %name, state, reason = wait.sentence(), "slot does not fit");
             }
             StateView::Queued { wait: wait @ Wait::Skipped { .. }, .. } => {

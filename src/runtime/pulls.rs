@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     env,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -19,20 +20,31 @@ use tracing::{info, warn};
 
 use crate::{
     admin::{self, PullObject, PullRequest, ShortageObject},
-    models::pull::{Job, Patience, PullFault, PullStatus, Reference, Site, Stage, pull, said},
-    spec::Bytes,
+    models::pull::{
+        Brake, Job, Patience, PullFault, PullStatus, Reference, Site, Stage, pull, said,
+    },
+    spec::{
+        Bytes,
+        pressure::{Pressure, Strain},
+    },
 };
 
 /// How many files come at once.
 const AT_ONCE: usize = 4;
 /// How many pulls that have ended are remembered.
 const REMEMBERED: usize = 32;
+/// Why pulls wait.
+const FULL: &str = "the disk is nearly full, it goes on when there is room again";
 /// How long somebody who asks for a pull waits to hear what it comes to.
 const ASKED: Duration = Duration::from_secs(10);
 
 /// The daemon's pulls.
 #[derive(Debug, Default)]
-pub(super) struct Pulls(Mutex<Inner>);
+pub(super) struct Pulls {
+    inner: Mutex<Inner>,
+    /// Why all of them have to wait, where they do.
+    held: watch::Sender<Option<String>>,
+}
 
 /// What a pull must keep to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,7 +78,27 @@ impl Pull {
 
 impl Pulls {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds all of them while the disk is nearly full, until it is dropped. They go on by themselves.
+    #[expect(clippy::infinite_loop, reason = "it ends by being dropped")]
+    pub(super) async fn mind(self: Arc<Self>, mut strain: watch::Receiver<Strain>) -> Infallible {
+        loop {
+            let is_full = strain.borrow_and_update().disk == Pressure::Critical;
+            self.held.send_if_modified(|held| {
+                let is_news = held.is_some() != is_full;
+                if is_news {
+                    info!(is_full, "disk pressure holds pulls or lets them go on");
+                    *held = is_full.then(|| FULL.to_owned());
+                }
+                is_news
+            });
+            if strain.changed().await.is_err() {
+                // Nobody looks at the disk any more.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Starts a pull, or joins the one of the same model.
@@ -89,7 +121,8 @@ impl Pulls {
             end(&shown, &PullFault::Cancelled);
             return (id, watched);
         }
-        inner.tasks.spawn(run(wanted.clone(), limits, shown, cancel.clone()));
+        let brake = Brake::new(self.held.subscribe());
+        inner.tasks.spawn(run(wanted.clone(), (limits, brake), shown, cancel.clone()));
         let pull = Pull { wanted, watched: watched.clone(), cancel };
         inner.all.insert(id, pull);
         inner.forget();
@@ -145,7 +178,7 @@ impl Inner {
 
 async fn run(
     wanted: Reference,
-    limits: Limits,
+    (limits, brake): (Limits, Brake),
     shown: watch::Sender<PullStatus>,
     cancel: CancellationToken,
 ) {
@@ -162,7 +195,7 @@ async fn run(
     };
     let patience = Patience::default();
     let Limits { rate: limit, reserve } = limits;
-    let job = Job { wanted, site, at_once: AT_ONCE, limit, reserve, patience };
+    let job = Job { wanted, site, at_once: AT_ONCE, limit, reserve, patience, brake };
     match pull(job, shown.clone(), cancel).await {
         Ok(_) => {
             let fetched_bytes = shown.borrow().fetched_bytes;
@@ -231,5 +264,24 @@ fn object(id: u64, status: &PullStatus) -> PullObject {
             reserve_bytes: shortage.reserve_bytes,
             freeable_bytes: shortage.freeable_bytes,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_is_nearly_full_holds_pulls_until_there_is_room() {
+        let pulls = Arc::new(Pulls::default());
+        let (sender, strain) = watch::channel(Strain::default());
+        let mut held = pulls.held.subscribe();
+        let mut minding = JoinSet::new();
+        minding.spawn(Arc::clone(&pulls).mind(strain));
+        for (disk, holds) in [(Pressure::Critical, true), (Pressure::Elevated, false)] {
+            sender.send_replace(Strain { disk, ..Strain::default() });
+            held.wait_for(|held| held.is_some() == holds).await.unwrap();
+        }
+        minding.shutdown().await;
     }
 }

@@ -3,28 +3,43 @@
 //! A full disk never stops a slot: a failed write is told once, tried again, and told again when it
 //! works.
 
-use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::{sync::watch, task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    config,
     proxy::Uses,
     spec::{
-        Generation, SlotName,
+        Bytes, Generation, SlotName,
         death::{Death, Evidence},
         edit::Edits,
+        pressure::Source,
         residence::Orders,
     },
     store::{Remembered, SlotMemory, StateDir},
-    supervisor::{Memory, Snapshot},
+    supervisor::{Memory, SlotView, Snapshot, StateView},
 };
 
 /// The shortest time between two writes.
 const WRITE_PERIOD: Duration = Duration::from_secs(1);
 /// How long after a failed write the next one is tried.
 const RETRY_PERIOD: Duration = Duration::from_secs(5);
+
+/// How long the folders of profiles may take to say what is in them.
+const FOLDER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often uses alone are looked at.
 const USES_PERIOD: Duration = Duration::from_mins(1);
@@ -43,9 +58,13 @@ pub(super) async fn keep(
     mut written: Remembered,
     end: CancellationToken,
 ) -> Remembered {
-    let mut is_failing = false;
+    let (mut is_failing, mut seen) = (false, BTreeSet::new());
     while !end.is_cancelled() {
-        let latest = merge(&written, &snapshots.borrow_and_update(), &uses);
+        let latest = {
+            let snapshot = snapshots.borrow_and_update();
+            seen.extend(snapshot.slots.keys().cloned());
+            merge(&written, &snapshot, (&uses, &seen))
+        };
         let saved = latest == written || save_and_tell(&state, &latest, &mut is_failing).await;
         if saved {
             written = latest;
@@ -92,6 +111,8 @@ pub(super) async fn keep_last(
     let mut last = before.clone();
     last.slots.extend(memory.iter().map(|(name, slot)| {
         let memory = memory_of((slot.generation, slot.rung), &slot.loads, &slot.deaths);
+        let (displaced_by, relieved) = (slot.displaced_by.clone(), slot.relieved);
+        let memory = SlotMemory { displaced_by, relieved, ..memory };
         (name.clone(), SlotMemory { edits: slot.edits.clone(), orders: slot.orders, ..memory })
     }));
     note_uses(&mut last, uses);
@@ -112,17 +133,53 @@ async fn save(state: &Arc<StateDir>, latest: Remembered) -> Result<(), String> {
     }
 }
 
-/// Slots whose profile is gone stay remembered: the profile may come back.
-fn merge(before: &Remembered, snapshot: &Snapshot, uses: &Uses) -> Remembered {
+/// Slots whose profile is gone stay remembered, so that no generation comes twice; of those that were `seen`
+/// and are gone, what was of their profile is not.
+fn merge(
+    before: &Remembered,
+    snapshot: &Snapshot,
+    (uses, seen): (&Uses, &BTreeSet<SlotName>),
+) -> Remembered {
     let mut latest = before.clone();
+    forget_profiles(&mut latest, |slot| seen.contains(slot) && !snapshot.slots.contains_key(slot));
     for (name, slot) in &snapshot.slots {
         let at = (slot.generation, slot.rung_index);
         let memory = memory_of(at, &slot.loads, &slot.deaths);
+        let (displaced_by, relieved) = went_for(slot);
+        let memory = SlotMemory { displaced_by, relieved, ..memory };
         let memory = SlotMemory { edits: slot.edits.clone(), orders: slot.orders, ..memory };
         latest.slots.insert(name.clone(), memory);
     }
     note_uses(&mut latest, uses);
     latest
+}
+
+/// Drops what was of the profiles of slots: their rung, their edits, what a person ordered.
+fn forget_profiles(remembered: &mut Remembered, is_gone: impl Fn(&SlotName) -> bool) {
+    for (_, memory) in remembered.slots.iter_mut().filter(|(slot, _)| is_gone(slot)) {
+        (memory.rung, memory.edits, memory.orders) = (0, Edits::default(), Orders::default());
+    }
+}
+
+/// Drops what was of profiles whose files were taken away while no daemon ran. One with a fault is there; and
+/// nothing is dropped where a folder cannot be read, or does not say in time what is in it.
+pub(super) async fn forget_gone(remembered: &mut Remembered, folders: Vec<PathBuf>) {
+    let listing = spawn_blocking(move || config::slots_on_disk(&folders));
+    let Ok(Ok(Some(there))) = timeout(FOLDER_PATIENCE, listing).await else { return };
+    forget_profiles(remembered, |slot| !there.contains(slot));
+}
+
+/// Says for whom, or for what, a slot is down that would come back.
+fn went_for(slot: &SlotView) -> (Option<SlotName>, Option<(Source, Bytes)>) {
+    let is_down = matches!(
+        slot.state,
+        StateView::Offline
+            | StateView::Draining { .. }
+            | StateView::Stopping { .. }
+            | StateView::Reaping { .. }
+    );
+    let relieved = slot.relieved.as_ref().map(|one| (one.source, one.took));
+    (slot.displaced_by.clone().filter(|_| is_down), relieved)
 }
 
 fn note_uses(remembered: &mut Remembered, uses: &Uses) {
@@ -158,6 +215,8 @@ fn memory_of(
         orders: Orders::default(),
         uses: 0,
         last_use_unix_ms: 0,
+        displaced_by: None,
+        relieved: None,
     }
 }
 
@@ -203,6 +262,8 @@ pub(super) fn recall(remembered: &Remembered, uses: &Uses) -> BTreeMap<SlotName,
                 edits: slot.edits.clone(),
                 orders: slot.orders,
                 uses: uses.get(name).map_or(0, |(count, _)| *count),
+                displaced_by: slot.displaced_by.clone(),
+                relieved: slot.relieved,
             };
             (name.clone(), memory)
         })
@@ -233,8 +294,54 @@ mod tests {
         let lately: SlotName = "lately".parse().unwrap();
         assert_eq!(uses.all(), BTreeMap::from([(lately.clone(), (3, now - 2 * HOUR))]));
         assert_eq!(recall(&remembered, &uses)[&lately].uses, 3);
-        let kept = merge(&Remembered::default(), &Snapshot::default(), &uses);
+        let nobody = (&uses, &BTreeSet::new());
+        let kept = merge(&Remembered::default(), &Snapshot::default(), nobody);
         assert_eq!(kept, Remembered::default(), "what was never there is not kept");
-        assert_eq!(merge(&remembered, &Snapshot::default(), &uses).slots[&lately].uses, 3);
+        assert_eq!(merge(&remembered, &Snapshot::default(), nobody).slots[&lately].uses, 3);
+    }
+
+    fn ordered(generation: u64) -> SlotMemory {
+        let orders = Orders { pinned: Some(true), priority: Some(3) };
+        let generation = Generation(generation);
+        SlotMemory { generation, orders, rung: 2, ..SlotMemory::default() }
+    }
+
+    #[tokio::test]
+    async fn what_was_of_a_profile_goes_with_its_file_and_a_fault_takes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let dirs = vec![folder.path().join("profiles")];
+        let chat: SlotName = "chat".parse().unwrap();
+        let before = Remembered {
+            slots: BTreeMap::from([(chat.clone(), ordered(7))]),
+            ..Remembered::default()
+        };
+        let mut remembered = before.clone();
+        forget_gone(&mut remembered, dirs.clone()).await;
+        assert_eq!(remembered, before, "a folder that cannot be read says nothing");
+        std::fs::create_dir(&dirs[0]).unwrap();
+        let file = dirs[0].join("chat.toml");
+        std::fs::write(&file, "this is = no profile").unwrap();
+        forget_gone(&mut remembered, dirs.clone()).await;
+        assert_eq!(remembered, before, "a file with a fault is there");
+        std::fs::remove_file(file).unwrap();
+        forget_gone(&mut remembered, dirs).await;
+        let left = SlotMemory { generation: Generation(7), ..SlotMemory::default() };
+        assert_eq!(remembered.slots[&chat], left, "the generation alone is kept");
+    }
+
+    #[test]
+    fn what_was_of_a_profile_that_is_removed_is_not_written_again() {
+        let chat: SlotName = "chat".parse().unwrap();
+        let before = Remembered {
+            slots: BTreeMap::from([(chat.clone(), ordered(7))]),
+            ..Remembered::default()
+        };
+        let (uses, nobody) = (Uses::new(|| 0), BTreeSet::new());
+        let unread = merge(&before, &Snapshot::default(), (&uses, &nobody));
+        assert_eq!(unread, before, "its profile may not be read yet");
+        let seen = BTreeSet::from([chat.clone()]);
+        let removed = merge(&before, &Snapshot::default(), (&uses, &seen));
+        let left = SlotMemory { generation: Generation(7), ..SlotMemory::default() };
+        assert_eq!(removed.slots[&chat], left);
     }
 }

@@ -62,7 +62,11 @@ impl Gauges {
         gpus.retain(|index, _| figures.gpus.contains_key(index));
         is_news |= gpus.len() != before;
         for (index, room) in &figures.gpus {
-            let of_gpu = |room: Room| stand(thresholds, |marks| room.free < marks.gpu_free);
+            let of_gpu = |room: Room| {
+                // A small GPU is clear of every mark once it is nearly empty.
+                let most = room.total.0 - room.total.0 / 16;
+                stand(thresholds, |marks| room.free.0 < marks.gpu_free.0.min(most))
+            };
             is_news |= gpus.entry(*index).or_default().take(room.map(of_gpu));
         }
         let stalled = figures.stalls.cpu_percent.map(f64::from);
@@ -99,9 +103,10 @@ fn stand(thresholds: &Thresholds, is_past: impl Fn(&Marks) -> bool) -> Stand {
     Stand { reached: level(elevated, critical), held: level(&eased(elevated), &eased(critical)) }
 }
 
-/// Half as much again must be free, and half as long be waited, to be clear of a mark.
+/// Half as much again must be free, and half as long be waited, to be clear of a mark; no more than half of
+/// what is left above it, or nothing would be clear of a high one.
 fn eased(marks: &Marks) -> Marks {
-    let percent = |percent: u32| percent.saturating_add(percent / 2).min(100);
+    let percent = |percent: u32| percent + (percent / 2).min(100_u32.saturating_sub(percent) / 2);
     let bytes = |bytes: Bytes| Bytes(bytes.0.saturating_add(bytes.0 / 2));
     Marks {
         memory_free_percent: percent(marks.memory_free_percent),
@@ -195,6 +200,27 @@ mod tests {
         assert_eq!(told(6, 10), [Pressure::Elevated]);
         assert_eq!(told(10, 50), []);
         assert_eq!(told(13, 50), [Pressure::Normal]);
+    }
+
+    #[test]
+    fn every_mark_that_may_be_set_is_left_again() {
+        for mark in [1, 50, 70, 90] {
+            let mut thresholds = Thresholds::default();
+            thresholds.elevated.memory_free_percent = mark;
+            thresholds.critical.memory_free_percent = mark;
+            thresholds.elevated.gpu_free = Bytes(64 * GIB);
+            let mut gauges = Gauges::new(thresholds);
+            let gpus = |free| BTreeMap::from([(0, Some(room(16 * GIB, free)))]);
+            for _ in 0..6 {
+                gauges.take(&Figures { gpus: gpus(0), ..memory(0) });
+            }
+            assert_eq!(gauges.strain().memory, Pressure::Critical);
+            for _ in 0..6 {
+                gauges.take(&Figures { gpus: gpus(15 * GIB + GIB / 2), ..memory(97) });
+            }
+            assert_eq!(gauges.strain().memory, Pressure::Normal, "{mark} percent");
+            assert_eq!(gauges.strain().gpus[&0], Pressure::Normal);
+        }
     }
 
     #[test]

@@ -144,4 +144,15 @@ impl Share {
         }
         self
     }
+
+    /// Returns what of this goes beyond another share.
+    #[must_use]
+    pub fn beyond(&self, other: &Self) -> Self {
+        let less = |bytes: Bytes, other: Bytes| Bytes(bytes.0.saturating_sub(other.0));
+        let gpus = self.gpus.iter().map(|(gpu, bytes)| {
+            let other = other.gpus.get(gpu).copied().unwrap_or_default();
+            (*gpu, less(*bytes, other))
+        });
+        Self { host: less(self.host, other.host), gpus: gpus.collect() }
+    }
 }

@@ -101,6 +101,18 @@ impl Default for Thresholds {
     }
 }
 
+impl Thresholds {
+    /// Returns the marks from where on there is any pressure at all.
+    pub fn onset(&self) -> Marks {
+        let Self { elevated, critical } = self;
+        Marks {
+            memory_free_percent: elevated.memory_free_percent.max(critical.memory_free_percent),
+            gpu_free: elevated.gpu_free.max(critical.gpu_free),
+            ..elevated.clone()
+        }
+    }
+}
+
 impl Pressure {
     /// Returns the word that people and the API use.
     pub fn as_str(self) -> &'static str {

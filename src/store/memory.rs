@@ -13,7 +13,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use super::{OpenFault, read_bounded};
-use crate::spec::{Generation, SlotName, death::Death, edit::Edits, residence::Orders};
+use crate::spec::{
+    Bytes, Generation, SlotName, death::Death, edit::Edits, pressure::Source, residence::Orders,
+};
 
 /// The version that is written.
 pub const VERSION: u64 = 1;
@@ -56,6 +58,12 @@ pub struct SlotMemory {
     /// When it was used last, in milliseconds since 1970; 0 if that is not known.
     #[serde(default)]
     pub last_use_unix_ms: u64,
+    /// The slot that it has made room for, while it is down for that.
+    #[serde(default)]
+    pub displaced_by: Option<SlotName>,
+    /// What the machine ran short of, and what it held of that, while it is down for that.
+    #[serde(default)]
+    pub relieved: Option<(Source, Bytes)>,
 }
 
 /// Profiles of another version may hold what this one does not know: that is no reason to set the

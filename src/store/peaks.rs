@@ -43,15 +43,17 @@ impl Peaks {
     }
 
     /// Takes in what it took at most in one run; less than before changes nothing but its turn to be
-    /// forgotten. Returns whether there is something new to be written.
+    /// forgotten. Returns whether there is something new to be written, its turn included: what is in use is
+    /// not to be what is forgotten.
     pub fn note(&mut self, key: &str, host_bytes: Bytes) -> bool {
         let before = self.of(key);
+        let is_last = self.peaks.last().is_some_and(|last| last.key == key);
         let most = before.map_or(host_bytes, |before| before.max(host_bytes));
         self.peaks.retain(|peak| peak.key != key);
         self.peaks.push(Peak { key: key.to_owned(), host_bytes: most });
         let excess = self.peaks.len().saturating_sub(MOST);
         self.peaks.drain(..excess);
-        before != Some(most)
+        before != Some(most) || !is_last
     }
 }
 
@@ -104,6 +106,15 @@ mod tests {
         peaks.note("one more", Bytes(1));
         assert_eq!(peaks.peaks.len(), MOST);
         assert_eq!((peaks.of("0"), peaks.of("1")), (Some(Bytes(1)), None));
+    }
+
+    #[test]
+    fn what_is_in_use_is_not_forgotten_for_want_of_news() {
+        let mut peaks = Peaks::default();
+        peaks.note("in use", Bytes(7));
+        peaks.note("other", Bytes(1));
+        assert!(peaks.note("in use", Bytes(7)), "its turn is to be written");
+        assert!(!peaks.note("in use", Bytes(7)), "once");
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub enum Event {
 pub enum SlotEvent {
     /// A person asked for it to be loaded; clears delays and the tally of deaths.
     LoadRequested,
+    /// A rule asked for it to be loaded: clears neither delays nor deaths, and a failed slot stays one.
+    LoadOrderedByRule,
     /// A person asked for it to be unloaded.
     UnloadRequested,
     /// A person asked for a new engine in place of the present one.

@@ -10,7 +10,7 @@
 //!
 //! What a prompt cache is worth is not known: that a slot that was used just now goes late stands for it.
 
-use std::{cmp::Ordering, time::Duration};
+use std::{borrow::Cow, cmp::Ordering, time::Duration};
 
 use super::{ledger::Pools, limits::Limits, placement::has_room, policy::Policy};
 use crate::spec::{
@@ -42,7 +42,7 @@ pub(super) struct Candidate<'a> {
     pub(super) class: Class,
     pub(super) priority: u32,
     pub(super) idle_for: Duration,
-    pub(super) share: Share,
+    pub(super) share: Cow<'a, Share>,
     pub(super) capabilities: &'a [Capability],
     /// How long its loads take, where that is known.
     pub(super) load: Option<Duration>,
@@ -191,7 +191,7 @@ mod tests {
             class: slot.1,
             priority: slot.2,
             idle_for: Duration::from_secs(slot.3),
-            share: share(slot.4),
+            share: Cow::Owned(share(slot.4)),
             capabilities: &[],
             load: slot.0.strip_prefix("slow").map(|_| Duration::from_mins(1)),
             needs: &[],

@@ -14,11 +14,20 @@ use crate::spec::{
     profile::Profile,
 };
 
+/// Who wants a slot up without sending it a request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Asker {
+    /// Who has seen what was wrong, and knows better.
+    Person,
+    /// What fires by itself: it knows nothing of deaths.
+    Rule,
+}
+
 /// Everything that can happen to a slot, as its states see it.
 #[derive(Clone, Debug)]
 pub(super) enum Input {
-    /// A person wants it up.
-    Load,
+    /// A person or a rule wants it up.
+    Load(Asker),
     /// A person wants it down.
     Unload,
     /// A person wants a new engine.
@@ -69,7 +78,8 @@ impl Input {
     /// Returns the input's name, for the table of cells.
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Self::Load => "load",
+            Self::Load(Asker::Person) => "load",
+            Self::Load(Asker::Rule) => "load-by-rule",
             Self::Unload => "unload",
             Self::Restart => "restart",
             Self::Demand(_) => "demand",
@@ -95,10 +105,45 @@ impl Input {
         }
     }
 
+    /// Returns who wants the slot up at the cost of others, if somebody does.
+    pub(super) fn insists(&self) -> Option<Asker> {
+        match self {
+            Self::Load(asker) => Some(*asker),
+            Self::Restart => Some(Asker::Person),
+            Self::Unload
+            | Self::Demand(_)
+            | Self::Leave(_)
+            | Self::Edited { .. }
+            | Self::Removed
+            | Self::Shutdown
+            | Self::TimerFired
+            | Self::Sized { .. }
+            | Self::Spawned { .. }
+            | Self::SpawnFailed { .. }
+            | Self::Progressed { .. }
+            | Self::BecameReady
+            | Self::BecameUnready
+            | Self::Drained
+            | Self::ActivityMeasured { .. }
+            | Self::RoomMeasured { .. }
+            | Self::MemoryMeasured { .. }
+            | Self::VitalsRead { .. }
+            | Self::Looked { .. }
+            | Self::Exited { .. }
+            | Self::Reaped => None,
+        }
+    }
+
+    /// Tells whether it says that memory is free.
+    pub(super) fn says_free(&self) -> bool {
+        matches!(self, Self::RoomMeasured { free: Some(_), .. })
+    }
+
     /// Reads a slot's event; the generation is the child's that it speaks of, if it does.
     pub(super) fn of(event: SlotEvent) -> (Option<Generation>, Self) {
         match event {
-            SlotEvent::LoadRequested => (None, Self::Load),
+            SlotEvent::LoadRequested => (None, Self::Load(Asker::Person)),
+            SlotEvent::LoadOrderedByRule => (None, Self::Load(Asker::Rule)),
             SlotEvent::UnloadRequested => (None, Self::Unload),
             SlotEvent::RestartRequested => (None, Self::Restart),
             SlotEvent::Demanded { waiter } => (None, Self::Demand(waiter)),

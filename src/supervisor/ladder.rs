@@ -84,6 +84,11 @@ impl Ladder {
         self.at
     }
 
+    /// Tells whether the present rung was climbed to, and no run on it has proven itself yet.
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.footing == Footing::OnTrial
+    }
+
     /// Notes a start on the present rung, and returns it.
     pub(super) fn start(&mut self) -> usize {
         self.started_on = self.at;

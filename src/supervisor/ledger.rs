@@ -113,6 +113,16 @@ impl Pools {
         }
     }
 
+    /// Returns the pools as they would be without strangers and without engines.
+    pub(super) fn emptied(&self) -> Self {
+        let empty = |pool: &Pool| Pool { size: pool.most, most: pool.most, held: Bytes(0) };
+        Self {
+            host: self.host.as_ref().map(empty),
+            gpus: self.gpus.iter().map(|(gpu, pool)| (*gpu, empty(pool))).collect(),
+            aside: self.aside.clone(),
+        }
+    }
+
     /// Returns the pools as they would be without strangers.
     pub(super) fn without_strangers(&self) -> Self {
         let alone = |pool: &Pool| Pool { size: pool.most, ..*pool };

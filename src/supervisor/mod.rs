@@ -42,21 +42,22 @@ pub use self::{
     command::{Command, Refusal, StopSignal},
     event::{ChildEvent, EngineInfo, Event, Sight, SlotEvent},
     health::Vitals,
-    placing::{RoomAnswer, RoomRequest},
+    placing::{KeptOut, Purpose, Relieved, RoomAnswer, RoomRequest},
     policy::Policy,
     snapshot::{SlotView, Snapshot, StateView},
     waits::{Holder, Shortage, Wait},
 };
 use self::{
     cores::Neighbours,
-    input::Input,
-    placing::{Displaced, Look, Looked, Relief},
+    input::{Asker, Input},
+    placing::{Displaced, Gone, How, Look, Looked, Relief},
     random::Random,
     slot::{Context, Slot},
     slots::Slots,
 };
 use crate::spec::{
-    Generation, Monotime, SlotName, death::Death, edit::Edits, profile::Profile, residence::Orders,
+    Bytes, Generation, Monotime, SlotName, death::Death, edit::Edits, pressure::Source,
+    profile::Profile, residence::Orders,
 };
 
 /// What an earlier life of the daemon remembered of a slot.
@@ -76,6 +77,10 @@ pub struct Memory {
     pub orders: Orders,
     /// How often it was used lately, at the start of this life.
     pub uses: u64,
+    /// The slot that it has made room for, where it was down for that.
+    pub displaced_by: Option<SlotName>,
+    /// What the machine ran short of, and what it held of that, where it was down for that.
+    pub relieved: Option<(Source, Bytes)>,
 }
 
 /// Where an event would land: the state and the input, as a cell of the table of all of them.
@@ -152,7 +157,7 @@ impl Supervisor {
                 self.look.take(self.now, Looked { memory: reading, engines });
             }
             Event::PressureChanged { strain } => {
-                self.relief.take(strain);
+                self.relief.take(self.now, strain);
                 self.look.touch();
             }
             Event::StayOrdered { slot, order } => self.order_stay(&slot, order, commands),
@@ -168,12 +173,13 @@ impl Supervisor {
         self.fire_timers(commands);
         self.place(commands);
         self.finish_when_stopped(commands);
+        self.slots.note_alarms();
     }
 
     /// Returns when [`Event::DeadlinePassed`] is to be sent if nothing else comes before. May change
     /// with each `handle`; never lies before the `now` of the last one.
     pub fn deadline(&self) -> Option<Monotime> {
-        let of_slots = self.slots.values().filter_map(Slot::deadline).min();
+        let of_slots = self.slots.next_alarm();
         let of_memory = self.look.deadline().into_iter().chain(self.relief.deadline());
         of_slots.into_iter().chain(of_memory).min()
     }
@@ -191,7 +197,7 @@ impl Supervisor {
         for name in touched {
             let slot = self.slots.get(&name);
             let by = displaced.get(&name).map(|by| (*by).clone());
-            let relieved = self.relief.gone.get(&name).copied();
+            let relieved = self.relieved(&name);
             let view = slot.map(|slot| SlotView { displaced_by: by, relieved, ..slot.view() });
             if self.published.slots.get(&name).map(AsRef::as_ref) != view.as_ref() {
                 news.insert(name, view.map(Arc::new));
@@ -219,7 +225,7 @@ impl Supervisor {
         let mut shown = self.published.slots.iter();
         let is_shown = |(name, slot): (&SlotName, &Slot)| {
             let by = displaced.get(name).map(|by| (*by).clone());
-            let relieved = self.relief.gone.get(name).copied();
+            let relieved = self.relieved(name);
             let view = SlotView { displaced_by: by, relieved, ..slot.view() };
             shown.next().is_some_and(|(other, shown)| other == name && **shown == view)
         };
@@ -256,11 +262,15 @@ impl Supervisor {
         };
         // The one place where stale news of an earlier child is dropped.
         if generation.is_none_or(|generation| generation == slot.generation) {
-            let input = self.weigh_climb(slot, input);
-            let is_order = matches!(input, Input::Load | Input::Restart);
+            let (was_free, input) = (input.says_free(), self.weigh_climb(slot, input));
+            if was_free && !input.says_free() && !self.look.is_fresh(self.now) {
+                // What is known may be of long ago, and nobody else may ask: the next try has this reading.
+                self.look.ask(self.now, commands);
+            }
+            let insists = input.insists();
             self.tell(name, input, commands);
-            if is_order {
-                self.with(name, commands, |slot, _| slot.insist());
+            if let Some(asker) = insists {
+                self.with(name, commands, |slot, _| slot.insist(asker));
             }
         }
     }
@@ -277,7 +287,7 @@ impl Supervisor {
 
     /// Tells whether an input wants a slot up that the end of the daemon takes down.
     fn comes_too_late(&self, input: &Input) -> bool {
-        let wants_up = matches!(input, Input::Load | Input::Restart | Input::Demand(_));
+        let wants_up = matches!(input, Input::Load(_) | Input::Restart | Input::Demand(_));
         wants_up && self.mode != Mode::Running
     }
 
@@ -301,16 +311,16 @@ impl Supervisor {
         commands: &mut Vec<Command>,
         act: impl FnOnce(&mut Slot, &mut Context<'_>),
     ) {
-        let Some(slot) = self.slots.get_mut(name) else { return };
-        let before = (slot.has_child(), slot.standing());
-        let mut context =
-            Context { now: self.now, policy: &self.policy, random: &mut self.random, commands };
-        act(slot, &mut context);
-        if before.0 && !slot.has_child() {
-            self.look.outdate();
-        } else if before.1 != slot.standing() {
-            self.look.touch();
-        }
+        let Self { slots, look, policy, random, now, .. } = self;
+        slots.change(name, |slot| {
+            let before = (slot.has_child(), slot.standing());
+            act(slot, &mut Context { now: *now, policy, random, commands });
+            if before.0 && !slot.has_child() {
+                look.outdate();
+            } else if before.1 != slot.standing() {
+                look.touch();
+            }
+        });
     }
 
     /// Sums up all slots, as far as the cores are concerned.
@@ -326,6 +336,16 @@ impl Supervisor {
     pub fn memory(self) -> BTreeMap<SlotName, Memory> {
         let mut memory = self.memory;
         memory.extend(self.slots.into_iter().map(|(name, slot)| (name, slot.memory())));
+        for one in self.displaced.into_iter().filter(|one| one.how == How::Away) {
+            if let Some(slot) = memory.get_mut(&one.slot) {
+                slot.displaced_by = Some(one.by);
+            }
+        }
+        for (name, gone) in self.relief.gone {
+            if let Some(slot) = memory.get_mut(&name) {
+                slot.relieved = Some((gone.source, gone.took));
+            }
+        }
         memory
     }
 
@@ -345,9 +365,7 @@ impl Supervisor {
 
     fn fire_timers(&mut self, commands: &mut Vec<Command>) {
         loop {
-            let is_due = |slot: &&Slot| slot.deadline().is_some_and(|at| at <= self.now);
-            let due: Vec<_> =
-                self.slots.values().filter(is_due).map(|slot| slot.name.clone()).collect();
+            let due = self.slots.due(self.now);
             if due.is_empty() {
                 return;
             }
@@ -385,7 +403,7 @@ impl Supervisor {
                 Some(_)
                     if added.contains(&name) && (profile.autostart || profile.is_external()) =>
                 {
-                    self.tell(&name, Input::Load, commands);
+                    self.tell(&name, Input::Load(Asker::Person), commands);
                 }
                 Some(slot) if *slot.profile_on_disk() == profile && !slot.is_being_removed() => {}
                 Some(slot) => {
@@ -398,7 +416,16 @@ impl Supervisor {
     }
 
     fn add(&mut self, name: &SlotName, profile: Arc<Profile>) {
-        let memory = self.memory.remove(name).unwrap_or_default();
+        let mut memory = self.memory.remove(name).unwrap_or_default();
+        if let Some(by) = memory.displaced_by.take() {
+            self.displaced.push(Displaced { slot: name.clone(), by, how: How::Away });
+        }
+        if let Some((source, took)) = memory.relieved.take() {
+            self.relief.gone.insert(name.clone(), Gone::new(source, took, self.now, None));
+        }
+        if !self.displaced.is_empty() || !self.relief.gone.is_empty() {
+            self.look.touch();
+        }
         let slot = Slot::new(name.clone(), profile, memory, (self.now, &self.policy));
         self.slots.insert(name.clone(), slot);
     }

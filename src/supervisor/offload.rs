@@ -79,7 +79,7 @@ fn takes_less(need: &Need, than: &Need) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::Duration};
+    use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
     use super::*;
     use crate::{
@@ -102,7 +102,7 @@ mod tests {
                 class: *class,
                 priority: 50,
                 idle_for: Duration::from_mins(1),
-                share: Share { host: needs[0].host, gpus: BTreeMap::new() },
+                share: Cow::Owned(Share { host: needs[0].host, gpus: BTreeMap::new() }),
                 capabilities: &[],
                 load: None,
                 needs,

@@ -31,12 +31,12 @@ impl Supervisor {
 }
 
 impl Slot {
-    /// Goes down one rung of its ladder: a present engine is replaced once its requests have ended, the next
+    /// Goes down one rung of its ladder, where it is known to have one more: a present engine is replaced once its requests have ended, the next
     /// start is lower where there is none.
     fn offload(&mut self, context: &mut Context<'_>) {
         let view = self.ladder.view(false);
-        let is_last = view.is_some_and(|view| view.of > 0 && view.index + 1 >= view.of);
-        if is_last || self.profile.is_external() {
+        let has_lower = view.is_some_and(|view| view.index + 1 < view.of);
+        if !has_lower || self.profile.is_external() {
             return;
         }
         self.ladder.settle_on(self.ladder.at() + 1, context.now, context.policy);

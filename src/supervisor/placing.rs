@@ -17,17 +17,22 @@
 
 mod back;
 mod headroom;
+mod kept_out;
 mod line;
 mod look;
 mod relief;
 
 use std::{collections::BTreeMap, time::Duration};
 
-pub use self::headroom::{RoomAnswer, RoomRequest};
 pub(super) use self::{
     back::{Displaced, How},
+    kept_out::Gone,
     look::{Look, Looked},
     relief::Relief,
+};
+pub use self::{
+    headroom::{Purpose, RoomAnswer, RoomRequest},
+    kept_out::{KeptOut, Relieved},
 };
 use super::{
     Supervisor,
@@ -48,6 +53,8 @@ use crate::spec::{
 pub(super) struct Stand {
     pub(super) pools: Pools,
     pub(super) limits: Limits,
+    /// What is promised, or was, and not taken yet.
+    pub(super) due: Share,
     /// Slots whose engines are on their way out, and what they hold.
     pub(super) leaving: BTreeMap<SlotName, (Share, Vec<Capability>)>,
 }
@@ -74,9 +81,9 @@ impl Supervisor {
         let mut line = self.line();
         let mut neighbours = None;
         self.admit_the_unknown(&mut line, &mut neighbours, commands);
-        self.bring_back_relieved(commands);
         let is_asked = self.relief.is_due() || !self.rooms.is_empty();
-        if line.is_empty() && !self.is_anybody_away() && !is_asked {
+        let is_anybody_out = self.is_anybody_away() || self.is_anybody_kept_out();
+        if line.is_empty() && !is_anybody_out && !is_asked {
             self.look.rest();
             return;
         }
@@ -87,19 +94,24 @@ impl Supervisor {
         let served = self.serve_line(&line, neighbours, commands);
         self.make_headroom(commands);
         let is_kept_free = self.now < self.kept_free_until;
-        if !served.is_turn_taken && !is_kept_free && !self.relief.is_host_short() {
+        let may_come = !served.is_turn_taken && !is_kept_free;
+        self.bring_back_relieved(may_come, commands);
+        if may_come && !self.relief.is_host_short() {
             self.bring_back(commands);
         }
         self.relieve(commands);
         let is_queued = |slot: &Slot| matches!(slot.state, State::Queued(_));
-        let is_waiting = self.is_anybody_away() || self.slots.values().any(is_queued);
-        let waited = served.is_urgent.then(|| self.waited());
+        let is_anybody_out = self.is_anybody_away() || self.is_anybody_kept_out();
+        let is_in_line = |name: &SlotName| self.slots.get(name).is_some_and(is_queued);
+        let is_waiting =
+            is_anybody_out || line.iter().any(is_in_line) || self.slots.values().any(is_queued);
+        let waited = served.is_urgent.then(|| self.waited(&line));
         self.look.again(self.now, waited, is_waiting);
     }
 
     /// Returns how long the first of those has waited that others make room for.
-    fn waited(&self) -> Duration {
-        let began = self.slots.values().filter_map(|slot| {
+    fn waited(&self, line: &[SlotName]) -> Duration {
+        let began = line.iter().filter_map(|name| self.slots.get(name)).filter_map(|slot| {
             let State::Queued(queued) = &slot.state else { return None };
             slot.has_a_claim(queued).then_some(queued.began)
         });
@@ -122,7 +134,7 @@ impl Supervisor {
         }
         let mut pools = Pools::of(&self.look.last.memory, &taken, &self.policy);
         pools.hold(&held);
-        Stand { pools, limits, leaving }
+        Stand { pools, limits, due: held.beyond(&taken), leaving }
     }
 
     /// Lists those that could make room, in the order in which they go.
@@ -150,7 +162,7 @@ impl Supervisor {
             class: Class::of(read.in_flight, read.idle_for, &self.policy),
             priority: slot.priority(),
             idle_for: read.idle_for,
-            share: slot.held().unwrap_or_default().at_least(&measured(read)),
+            share: slot.held_by(read),
             capabilities: slot.kinds(),
             load: slot.expected_load(),
             needs: &slot.needs,

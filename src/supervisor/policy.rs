@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     engine::Machine,
-    spec::{Bytes, profile::Capability},
+    spec::{
+        Bytes,
+        pressure::{Marks, Thresholds},
+        profile::Capability,
+    },
 };
 
 /// Limits and delays of all slots. The daemon runs with [`Policy::default`] but for its settings; the
@@ -52,6 +56,8 @@ pub struct Policy {
     pub evictable_after: Duration,
     /// How long a slot must have been idle for those that it displaced to come back in its place.
     pub restore_after: Duration,
+    /// From where on the machine is short.
+    pub pressure: Marks,
 }
 
 impl Default for Policy {
@@ -77,6 +83,7 @@ impl Default for Policy {
             warm_for: Duration::from_secs(30),
             evictable_after: Duration::from_mins(5),
             restore_after: Duration::from_mins(1),
+            pressure: Thresholds::default().elevated,
         }
     }
 }

@@ -40,6 +40,7 @@ use super::{
     edits,
     event::EngineInfo,
     ladder::Ladder,
+    ledger::measured,
     policy::Policy,
     random::Random,
     restart::Tally,
@@ -51,7 +52,7 @@ use crate::spec::{
     death::{Death, Phase},
     edit::Edits,
     ladder::Rung,
-    memory::{Need, Share},
+    memory::{EngineReading, Need, Share},
     profile::{Capability, Profile},
     residence::Orders,
 };
@@ -152,7 +153,8 @@ impl Slot {
     pub(super) fn memory(self) -> Memory {
         let rung = self.ladder.at();
         let Self { generation, loads, deaths, edits, orders, uses, .. } = self;
-        Memory { generation, loads, deaths, rung, edits, orders, uses }
+        // What it went for is the supervisor's to know.
+        Memory { generation, loads, deaths, rung, edits, orders, uses, ..Memory::default() }
     }
 
     /// Tells whether nothing is left of the slot and its profile.
@@ -406,6 +408,17 @@ impl Slot {
     pub(super) fn held(&self) -> Option<Share> {
         let rss = Share { host: self.rss.unwrap_or_default(), ..Share::default() };
         self.has_child().then(|| self.share.clone().at_least(&rss))
+    }
+
+    /// Returns what it is counted with beside what was read of its engine.
+    pub(super) fn held_by(&self, read: &EngineReading) -> Cow<'_, Share> {
+        let Share { host, gpus } = &self.share;
+        let is_within = |(gpu, bytes): (&u32, &Bytes)| gpus.get(gpu).is_some_and(|of| bytes <= of);
+        let most = self.rss.max(read.host).unwrap_or_default();
+        if self.has_child() && most <= *host && read.gpus.iter().all(is_within) {
+            return Cow::Borrowed(&self.share);
+        }
+        Cow::Owned(self.held().unwrap_or_default().at_least(&measured(read)))
     }
 
     /// Returns what matters of it to those that wait for memory.

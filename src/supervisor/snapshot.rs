@@ -4,14 +4,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::Serialize;
 
-use super::{event::EngineInfo, waits::Wait};
+use super::{event::EngineInfo, placing::Relieved, waits::Wait};
 use crate::spec::{
     Bytes, Generation, Monotime, SlotName,
     death::Death,
     edit::Edits,
     ladder::RungView,
     memory::{Need, Share},
-    pressure::Source,
     profile::Profile,
     residence::Orders,
 };
@@ -55,8 +54,8 @@ pub struct SlotView {
     pub promised: Option<Share>,
     /// The slot that it has made room for: while it is down for that, or on a lower rung.
     pub displaced_by: Option<SlotName>,
-    /// What the machine ran short of when it was unloaded for that, while it is down.
-    pub relieved: Option<Source>,
+    /// What the machine ran short of when it was unloaded for that, and what keeps it out, while it is down.
+    pub relieved: Option<Relieved>,
     /// Requests that wait for the slot.
     pub waiting: usize,
     /// How long a load is expected to take, from earlier ones.

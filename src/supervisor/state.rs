@@ -57,6 +57,8 @@ pub(super) enum Cause {
     Demand,
     /// A person asked.
     Order,
+    /// A rule asked.
+    Rule,
     /// It is kept loaded.
     Keep,
     /// It had made room for another.

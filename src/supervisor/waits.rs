@@ -45,9 +45,14 @@ pub enum Wait {
         /// What it has less of.
         unmet: Unmet,
     },
-    /// Nothing: it needs more than there is for it even without strangers.
+    /// Nothing: it needs more than there is for it even without strangers, as long as some keep their place.
     Never {
         /// What is lacking.
+        lack: Shortage,
+    },
+    /// Nothing: it needs more than this machine has for engines, whoever goes.
+    TooLarge {
+        /// What is lacking on an empty machine.
         lack: Shortage,
     },
 }
@@ -157,6 +162,9 @@ impl Wait {
             }
             Self::Never { lack } => {
                 format!("{}, even if all that may go were gone", lack.clause())
+            }
+            Self::TooLarge { lack } => {
+                format!("{} on this machine, whoever goes", lack.clause())
             }
         }
     }

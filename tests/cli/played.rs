@@ -102,7 +102,7 @@ impl Played {
         let state = State {
             strain: watch::channel(Strain::default()).1,
             news: news(),
-            rules: Arc::new(Vec::new),
+            rules: admin::Rules::none(),
             wall_clock: || 0,
             upgrades: mpsc::channel(1).0,
             snapshots: seen,
@@ -165,8 +165,10 @@ async fn play(mut inbox: Inbox, snapshots: watch::Sender<Arc<Snapshot>>) {
         let is_ready =
             snapshots.borrow().slots.get(&slot).is_some_and(|view| view.state.as_str() == "ready");
         match event {
-            SlotEvent::LoadRequested if is_ready => {}
-            SlotEvent::LoadRequested | SlotEvent::RestartRequested => {
+            SlotEvent::LoadRequested | SlotEvent::LoadOrderedByRule if is_ready => {}
+            SlotEvent::LoadRequested
+            | SlotEvent::LoadOrderedByRule
+            | SlotEvent::RestartRequested => {
                 change(&snapshots, &slot, begin);
                 match slot.as_str() {
                     "slow" => {}

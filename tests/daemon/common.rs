@@ -196,6 +196,13 @@ impl Daemon {
         self.control.post(url).send().await.unwrap().json().await.unwrap()
     }
 
+    /// Says a name to the rules; returns the status of the answer.
+    pub(crate) async fn say(&self, name: &str) -> u16 {
+        let wish = serde_json::json!({ "signal": name });
+        let said = self.control.post("http://slotd/v1/signals").json(&wish).send();
+        said.await.unwrap().status().as_u16()
+    }
+
     /// The models on disk as the control API shows them.
     pub(crate) async fn inventory(&self) -> Value {
         self.control.get("http://slotd/v1/inventory").send().await.unwrap().json().await.unwrap()

@@ -1,13 +1,20 @@
 //! Slots that do not fit at once: who waits, who makes room, who comes back. Fake engines, and figures
 //! of a person's own.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    process::Command,
+    time::{Instant, sleep, timeout},
+};
 
-use super::common::{DEADLINE, Daemon, fake, scratch};
+use super::{
+    common::{DEADLINE, Daemon, fake, scratch},
+    stay::slotd,
+};
 
 /// A directory whose daemon lets engines have 100 MiB together.
 fn small(profiles: &[(&str, &str)]) -> TempDir {
@@ -80,10 +87,37 @@ async fn what_can_never_fit_is_told_at_once_and_nobody_makes_room() {
         let body: Value = answer.json().await.unwrap();
         assert_eq!(body["error"]["code"], "no_memory");
         let message = body["error"]["message"].as_str().unwrap();
-        assert!(message.contains("200 MiB of memory, and 40 MiB can be had"), "{message}");
+        assert!(
+            message.contains("200 MiB of memory, and 100 MiB can be had on this machine"),
+            "{message}"
+        );
     }
     let held = daemon.slot("held").await;
     assert_eq!((&held["state"], &held["generation"]), (&json!("ready"), &json!(1)));
+
+    // Nor does a person wait for it.
+    let load = timeout(DEADLINE, slotd(&daemon, "load giant")).await.expect("it waits for ever");
+    let told = String::from_utf8_lossy(&load.stderr).into_owned();
+    assert_eq!(load.status.code(), Some(69), "{told}");
+    assert!(told.contains("giant can never be loaded here: it needs 200 MiB of memory"), "{told}");
+    assert_eq!(daemon.slot("held").await["generation"], 1);
+}
+
+#[tokio::test]
+async fn who_was_displaced_comes_back_after_a_restart_of_the_daemon() {
+    let (first, guest) = (needs("60MiB", ""), needs("60MiB", ""));
+    let mut daemon = Daemon::start(small(&[("first", &first), ("guest", &guest)])).await;
+    assert_eq!(daemon.chat("first").await.status(), 200);
+    assert_eq!(daemon.chat("guest").await.status(), 200);
+    let displaced = daemon.until_state("first", "offline").await;
+    assert_eq!(displaced["displaced_by"], "guest");
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.ended().await.success());
+    let Daemon { dir, .. } = daemon;
+    let daemon = Daemon::start(dir).await;
+    let back = daemon.until_state("first", "ready").await;
+    assert_eq!(back["displaced_by"], json!(null));
+    assert_eq!(daemon.slot("guest").await["state"], "offline", "nobody has asked for it");
 }
 
 #[tokio::test]
@@ -141,6 +175,53 @@ async fn a_slot_that_needs_another_machine_is_skipped_and_not_failed() {
     let answer = daemon.chat("elsewhere").await;
     assert_eq!(answer.status(), 503);
     assert!(daemon.log().contains("slot skipped"), "{}", daemon.log());
+}
+
+/// What an admin reads of a slot that is to be loaded; `settings` stand in the daemon's folder.
+async fn fit(dir: &Path, line: &str) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
+    command.arg("--control").arg(dir.join("state/run/control.sock")).args(line.split(' '));
+    command.env("XDG_CONFIG_HOME", dir).env("HOME", dir).kill_on_drop(true);
+    let output = timeout(DEADLINE, command.output()).await.unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).unwrap();
+    // The machine's own figure is not ours.
+    let (free, rest) = said.lines().last().unwrap().split_once(" of ").unwrap();
+    let rest = rest.split_once("can be had").unwrap().1;
+    let table: Vec<_> = said.lines().filter(|line| line.starts_with("as ")).collect();
+    format!("{}\n{free} can be had{rest}", table.join("\n"))
+}
+
+/// It counted by rules of its own: no limit, no promises, nobody pinned.
+#[tokio::test]
+async fn fit_counts_by_the_rules_of_the_daemon() {
+    let (held, wanted) = (needs("60MiB", "pinned = true"), needs("60MiB", ""));
+    let dir = small(&[("held", &held), ("wanted", &wanted)]);
+    // Where a client without options looks for them, too.
+    let here = dir.path();
+    symlink(here.join("profiles"), here.join("slotd/profiles")).unwrap();
+    let daemon = Daemon::start(dir).await;
+    let says = |fits: &str, free: &str| {
+        format!(
+            "as its profile says (`memory`, `gpu_memory`)\nas written  60 MiB  -    {fits}\n{free}"
+        )
+    };
+    let free = says("yes", "100 MiB can be had");
+    assert_eq!(fit(daemon.dir.path(), "fit wanted").await, free);
+    daemon.order("held", "load").await;
+    daemon.until_state("held", "ready").await;
+    let told = fit(daemon.dir.path(), "fit wanted").await;
+    assert_eq!(told, says("no", "40 MiB can be had; no rung fits"));
+    assert_eq!(fit(daemon.dir.path(), "fit held").await, free, "what it has itself is free for it");
+    slotd(&daemon, "unpin held").await;
+    daemon.until("held", "unpinned", |view| view["pinned"] == false).await;
+    let told = fit(daemon.dir.path(), "fit wanted").await;
+    let goes = "unloading `held` would make room for the first";
+    assert_eq!(told, says("no", &format!("40 MiB can be had; no rung fits; {goes}")));
+    assert_eq!(daemon.slot("held").await["generation"], 1);
+    // Without a daemon its settings count.
+    let dir = daemon.killed().await;
+    assert_eq!(fit(dir.path(), "fit wanted").await, free);
 }
 
 /// Waits until a peak of `more_than` bytes is on the disk, and returns the most that is there.

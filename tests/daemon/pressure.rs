@@ -50,7 +50,7 @@ async fn a_gpu_that_strangers_fill_is_told_and_whoever_is_on_it_goes() {
 
 #[tokio::test]
 async fn a_host_that_runs_short_unloads_idle_slots_and_leaves_pinned_ones() {
-    let settings = "[pressure.critical]\nmemory_free_percent = 100\n";
+    let settings = "[pressure.elevated]\nmemory_free_percent = 99\n[pressure.critical]\nmemory_free_percent = 99\n";
     let (pinned, spare) =
         (fake("", "memory = \"100MiB\"\npinned = true"), fake("", "memory = \"100MiB\""));
     let tiny = fake("", "memory = \"1MiB\"");

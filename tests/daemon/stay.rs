@@ -1,10 +1,13 @@
 //! What a person orders of a slot's stay in memory, by the command line; and that it is kept.
 
-use std::{fs, process::Output};
+use std::{fs, process::Output, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    process::Command,
+    time::{sleep, timeout},
+};
 
 use super::common::{DEADLINE, Daemon, fake, scratch};
 
@@ -66,4 +69,51 @@ async fn orders_of_a_slots_stay_are_taken_before_it_runs_and_outlive_the_daemon(
     let told = said(&daemon, "ensure 100MiB").await;
     assert_eq!(told, "100 MiB of memory can be had; unloaded for it: held\n");
     assert_eq!(daemon.slot("held").await["ordered"], json!([]));
+}
+
+#[tokio::test]
+async fn orders_go_with_a_profile_that_was_removed_while_no_daemon_ran_and_a_fault_leaves_them() {
+    let dir = scratch(&[("gone", &fake("", "")), ("faulty", &fake("", ""))]);
+    let daemon = Daemon::start(dir).await;
+    said(&daemon, "pin gone").await;
+    said(&daemon, "pin faulty").await;
+    let state = daemon.dir.path().join("state/state.json");
+    let written = async {
+        let pins =
+            || fs::read_to_string(&state).unwrap_or_default().matches("\"pinned\":true").count();
+        while pins() < 2 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(DEADLINE, written).await.expect("orders were never written");
+    let dir = daemon.killed().await;
+    fs::remove_file(dir.path().join("profiles/gone.toml")).unwrap();
+    fs::write(dir.path().join("profiles/faulty.toml"), "this is = no profile").unwrap();
+
+    let daemon = Daemon::start(dir).await;
+    for slot in ["gone", "faulty"] {
+        daemon.write_profile(slot, &fake("", ""));
+        daemon.until(slot, "there", |view| view["state"] == "offline").await;
+    }
+    assert_eq!(daemon.slot("gone").await["ordered"], json!([]), "another one of that name");
+    assert_eq!(daemon.slot("faulty").await["ordered"], json!(["pinned"]));
+}
+
+/// It said yes, and nothing came of it.
+#[tokio::test]
+async fn an_offload_of_a_slot_without_a_lower_rung_is_refused() {
+    let daemon = Daemon::start(scratch(&[("chat", &fake("", ""))])).await;
+    let refused = slotd(&daemon, "offload chat").await;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        told.contains("whether `chat` has a lower rung is not known before its first load"),
+        "{told}"
+    );
+    assert!(!refused.status.success());
+    daemon.order("chat", "load").await;
+    daemon.until_state("chat", "ready").await;
+    let refused = slotd(&daemon, "offload chat").await;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains("`chat` is on the last rung of its ladder"), "{told}");
+    assert_eq!(daemon.slot("chat").await["generation"], 1);
 }

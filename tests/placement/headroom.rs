@@ -6,12 +6,13 @@ use slotd::{
     spec::{
         Bytes, SlotName, WaiterId,
         memory::{Basis, GpuNeed, Need},
+        profile::Profile,
         residence::StayOrder,
     },
-    supervisor::{Event, Policy, RoomAnswer, RoomRequest},
+    supervisor::{Event, Policy, Purpose, RoomAnswer, RoomRequest, SlotEvent},
 };
 
-use super::machine::{GIB, MIB, Machine, need, profile, slot, works};
+use super::machine::{GIB, MIB, Machine, Truth, need, profile, slot, works};
 
 /// Three slots of 1 GiB each on a machine that can promise 4.
 fn three() -> Machine {
@@ -35,7 +36,7 @@ fn ensure(machine: &mut Machine, request: RoomRequest) -> RoomAnswer {
 
 fn of_host(gib: u64) -> RoomRequest {
     let need = Need { host: Bytes(gib * GIB), basis: Basis::Profile, gpu: None };
-    RoomRequest { asker: WaiterId(1), need, gpu: None, slot: None }
+    RoomRequest { asker: WaiterId(1), need, gpu: None, slot: None, purpose: Purpose::Make }
 }
 
 fn names(answer: &RoomAnswer) -> Vec<&str> {
@@ -99,7 +100,7 @@ fn room_on_one_gpu_is_made_on_that_one() {
     assert_ne!(gpu, on(&machine, "a"));
     let spread = GpuNeed { spread: Bytes(4000 * MIB), each: Bytes(0) };
     let need = Need { host: Bytes(0), gpu: Some(spread), basis: Basis::Profile };
-    let request = RoomRequest { asker: WaiterId(1), need, gpu: Some(gpu), slot: None };
+    let request = RoomRequest { gpu: Some(gpu), need, ..of_host(1) };
     assert_eq!(names(&ensure(&mut machine, request.clone())), ["b"]);
     let answer = ensure(&mut machine, RoomRequest { gpu: Some(7), ..request });
     assert_eq!(answer.refused.as_deref(), Some("GPU 7 is not known"));
@@ -112,11 +113,20 @@ fn an_offloaded_slot_comes_back_one_rung_lower_and_a_lower_start_can_be_ordered_
     machine.have([(profile("up"), rungs()), (profile("down"), rungs())]);
     machine.request(&slot("up"));
     machine.settle();
+    // Nothing is known of a ladder of the other one.
+    let before = machine.view("down").clone();
+    machine.tell(&Event::StayOrdered { slot: slot("down"), order: StayOrder::Offload });
+    assert_eq!(*machine.view("down"), before);
+    machine.request(&slot("down"));
+    machine.settle();
+    machine.ask(&slot("down"), SlotEvent::UnloadRequested);
+    machine.pass(Duration::from_secs(20));
     for name in ["up", "down"] {
         machine.tell(&Event::StayOrdered { slot: slot(name), order: StayOrder::Offload });
     }
     machine.pass(Duration::from_secs(20));
     assert_eq!((machine.state("up"), machine.view("up").generation.0), ("ready", 2));
+    assert_eq!(machine.state("down"), "offline");
     machine.request(&slot("down"));
     machine.settle();
     for name in ["up", "down"] {
@@ -127,4 +137,69 @@ fn an_offloaded_slot_comes_back_one_rung_lower_and_a_lower_start_can_be_ordered_
     }
     machine.pass(Duration::from_secs(20));
     assert_eq!(machine.view("up").generation.0, 2, "there is nothing below");
+}
+
+/// Others went although what was on its way out would have been enough.
+#[test]
+fn what_is_on_its_way_out_is_waited_for_and_nobody_else_goes() {
+    let mut machine = three();
+    for _ in 0..2 {
+        machine.tell(&Event::RoomRequested(of_host(2)));
+        machine.pass(Duration::from_millis(40));
+        assert_eq!(names(&machine.rooms.pop().unwrap()), ["a"]);
+        assert_ne!(machine.state("a"), "offline", "it is still on its way");
+    }
+    machine.pass(Duration::from_secs(10));
+    assert_eq!((machine.state("b"), machine.state("c")), ("ready", "ready"));
+}
+
+/// Who had been displaced came back into the room at once.
+#[test]
+fn who_was_displaced_leaves_room_that_was_asked_for_free_for_a_while() {
+    let mut machine = Machine::new(8 * GIB + (256 << 20), &[], Policy::default(), 7);
+    let kept = Profile { autostart: true, ..profile("kept") };
+    let works = || works(vec![need(5000, None)]);
+    machine.have([(kept, works()), (profile("guest"), works())]);
+    machine.pass(Duration::from_mins(1));
+    machine.request(&slot("guest"));
+    machine.settle();
+    machine.pass(Duration::from_secs(15));
+    assert_eq!((machine.state("kept"), machine.state("guest")), ("offline", "ready"));
+    assert_eq!(names(&ensure(&mut machine, of_host(7))), ["guest"]);
+    machine.pass(Duration::from_secs(19));
+    assert_eq!((machine.state("kept"), machine.state("guest")), ("offline", "offline"));
+    machine.pass(Duration::from_mins(1));
+    assert_eq!(machine.state("kept"), "ready", "whoever asked for it has had half a minute");
+}
+
+/// It was refused by figures of which the slot was no part yet.
+#[test]
+fn one_that_has_just_become_ready_goes_for_room_that_is_asked_for() {
+    let mut machine = Machine::new(4 * GIB + (256 << 20), &[], Policy::default(), 7);
+    let quick = Truth { load: Duration::ZERO, ..works(vec![need(3000, None)]) };
+    machine.have([(profile("quick"), quick)]);
+    machine.ask(&slot("quick"), SlotEvent::LoadRequested);
+    while machine.state("quick") != "ready" {
+        let until = machine.now.after(Duration::from_secs(10));
+        assert!(machine.step(until), "it never came");
+    }
+    assert_eq!(names(&ensure(&mut machine, of_host(2))), ["quick"]);
+}
+
+#[test]
+fn a_question_is_answered_by_the_same_rules_and_nobody_goes() {
+    let mut machine = three();
+    machine.tell(&Event::StayOrdered { slot: slot("a"), order: StayOrder::Pin });
+    let ask = |gib| RoomRequest { purpose: Purpose::Ask, ..of_host(gib) };
+    let answer = ensure(&mut machine, ask(2));
+    assert_eq!((names(&answer), answer.left.host), (vec!["b"], Bytes(GIB)));
+    let answer = ensure(&mut machine, ask(4));
+    assert!(answer.refused.is_some() && answer.going.is_empty(), "{answer:?}");
+    // What it has itself is free for it.
+    let answer = ensure(&mut machine, RoomRequest { slot: Some(slot("c")), ..ask(2) });
+    assert_eq!((names(&answer), answer.left.host), (vec![], Bytes(2 * GIB)));
+    machine.pass(Duration::from_mins(1));
+    for name in ["a", "b", "c"] {
+        assert_eq!(machine.state(name), "ready");
+    }
 }

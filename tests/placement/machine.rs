@@ -114,6 +114,8 @@ pub(crate) struct Machine {
     pub(crate) rooms: Vec<RoomAnswer>,
     /// How short it was said to be.
     pub(crate) strain: Strain,
+    /// What gates count as rest besides: that of an earlier engine of the slot.
+    pub(crate) rested_before: Duration,
     agenda: BTreeMap<(Monotime, u64), Happening>,
     planned: u64,
     waiters: u64,
@@ -171,6 +173,7 @@ impl Machine {
             read: None,
             rooms: Vec::new(),
             strain: Strain::default(),
+            rested_before: Duration::ZERO,
             agenda: BTreeMap::new(),
             planned: 0,
             waiters: 0,
@@ -186,6 +189,17 @@ impl Machine {
         self.tell(&Event::ProfilesChanged { profiles: self.profiles.clone() });
     }
 
+    /// The daemon ends with all engines, and another begins with what it remembered.
+    pub(crate) fn restart(&mut self) {
+        let next = Supervisor::new(self.policy.clone(), 1, BTreeMap::new());
+        let memory = std::mem::replace(&mut self.core, next).memory();
+        self.core = Supervisor::new(self.policy.clone(), 1, memory);
+        self.processes.clear();
+        self.agenda.clear();
+        self.last = Arc::default();
+        self.tell(&Event::ProfilesChanged { profiles: self.profiles.clone() });
+    }
+
     pub(crate) fn view(&self, name: &str) -> &SlotView {
         &self.last.slots[&slot(name)]
     }
@@ -197,7 +211,9 @@ impl Machine {
     pub(crate) fn ask(&mut self, name: &SlotName, event: SlotEvent) {
         match event {
             SlotEvent::UnloadRequested => drop(self.put_down.insert(name.clone())),
-            SlotEvent::LoadRequested => drop(self.put_down.remove(name)),
+            SlotEvent::LoadRequested | SlotEvent::LoadOrderedByRule => {
+                self.put_down.remove(name);
+            }
             _ => {}
         }
         self.tell(&Event::Slot { slot: name.clone(), event });
@@ -313,7 +329,7 @@ impl Machine {
             if process.generation == read.generation {
                 read.in_flight = process.in_flight;
                 let is_idle = process.in_flight == 0;
-                let idle = self.now.since(process.last_use);
+                let idle = self.now.since(process.last_use) + self.rested_before;
                 read.idle_for = if is_idle { idle } else { Duration::ZERO };
             }
         }

@@ -16,5 +16,6 @@ mod growth;
 mod machine;
 mod pressure;
 mod promises;
+mod waits;
 mod random;
 mod scenarios;

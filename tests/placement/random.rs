@@ -121,7 +121,8 @@ fn live(gpus: &[u64], seed: u64) {
         let name = names[pick % names.len()].clone();
         match machine.dice.within(0, 100) {
             0..70 => machine.request(&name),
-            70..73 => machine.ask(&name, SlotEvent::LoadRequested),
+            70..72 => machine.ask(&name, SlotEvent::LoadRequested),
+            72 => machine.ask(&name, SlotEvent::LoadOrderedByRule),
             73..76 => machine.ask(&name, SlotEvent::UnloadRequested),
             76..84 => weather(&mut machine),
             84..87 => machine.pass(Duration::from_mins(3)),

@@ -28,8 +28,9 @@ pub(crate) const STATES: [&str; 16] = [
 ];
 
 /// Everything that a state has an arm for.
-pub(crate) const EVENTS: [&str; 23] = [
+pub(crate) const EVENTS: [&str; 24] = [
     "load",
+    "load-by-rule",
     "unload",
     "restart",
     "demand",

@@ -499,6 +499,8 @@ impl Model {
                 truth.clear();
                 truth.is_put_down = false;
             }
+            // It knows nothing of deaths.
+            SlotEvent::LoadOrderedByRule => truth.is_put_down &= truth.gave_up,
             SlotEvent::UnloadRequested => {
                 truth.clear();
                 truth.cancel();

@@ -12,7 +12,7 @@ use slotd::{
         profile::{OnExit, Profile},
         residence::StayOrder,
     },
-    supervisor::{ChildEvent, Event, Policy, RoomRequest, Sight, SlotEvent, Vitals},
+    supervisor::{ChildEvent, Event, Policy, Purpose, RoomRequest, Sight, SlotEvent, Vitals},
 };
 
 use super::{
@@ -61,6 +61,7 @@ pub(crate) enum Pause {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Action {
     Load(usize),
+    Rule(usize),
     Unload(usize),
     Restart(usize),
     Demand(usize),
@@ -162,6 +163,7 @@ fn action() -> impl Strategy<Value = Action> {
     ];
     prop_oneof![
         3 => slot.clone().prop_map(Action::Load),
+        1 => slot.clone().prop_map(Action::Rule),
         3 => slot.clone().prop_map(Action::Unload),
         2 => slot.clone().prop_map(Action::Restart),
         10 => slot.clone().prop_map(Action::Demand),
@@ -278,6 +280,7 @@ impl Player {
     fn event(&mut self, action: Action) -> Option<Event> {
         Some(match action {
             Action::Load(pick) => of_slot(&self.name(pick), SlotEvent::LoadRequested),
+            Action::Rule(pick) => of_slot(&self.name(pick), SlotEvent::LoadOrderedByRule),
             Action::Unload(pick) => of_slot(&self.name(pick), SlotEvent::UnloadRequested),
             Action::Restart(pick) => of_slot(&self.name(pick), SlotEvent::RestartRequested),
             Action::Demand(pick) => {
@@ -312,7 +315,13 @@ impl Player {
                 self.next_waiter += 1;
                 let need = Need { host: Bytes(gib << 30), basis: Basis::Profile, gpu: None };
                 let asker = WaiterId(self.next_waiter);
-                Event::RoomRequested(RoomRequest { asker, need, gpu: None, slot: None })
+                Event::RoomRequested(RoomRequest {
+                    asker,
+                    need,
+                    gpu: None,
+                    slot: None,
+                    purpose: Purpose::Make,
+                })
             }
             Action::Shutdown => Event::ShutdownRequested,
         })

@@ -1,23 +1,70 @@
 //! What `slotd fit` says, as JSON has it.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::target::Target;
 use crate::{
-    engine::{EngineKind, Estimate, GpuParts, HostParts},
+    admin::{FitObject, RoomObject},
+    config::daemon::MemorySettings,
+    engine::{EngineKind, GpuParts, HostParts},
     spec::{
         Bytes, SlotName,
-        memory::{Basis, GpuReading, GpuState, MemoryReading, Need},
+        memory::{Basis, GpuNeed, GpuReading, GpuState, MemoryReading, Need},
     },
 };
 
-/// A slot that holds memory now.
+/// What can be promised, and what of that is enough.
 #[derive(Clone, Debug)]
-pub(super) struct Loaded {
-    pub(super) slot: SlotName,
-    pub(super) resident: Bytes,
-    /// Nobody waits for an answer of it.
-    pub(super) is_idle: bool,
+pub(super) struct Ledger {
+    /// What can be promised of the host's memory; `None` where that is not known.
+    free: Option<Bytes>,
+    /// The same of each GPU; those that say nothing are not there.
+    gpus: BTreeMap<u32, Bytes>,
+    /// One for each need.
+    fits: Vec<Fits>,
+    would_make_room: Vec<SlotName>,
+}
+
+impl Ledger {
+    /// Takes the daemon's word.
+    pub(super) fn of_daemon(fit: FitObject) -> Self {
+        let is_free = |room: &RoomObject| room.refused.is_none() && room.going.is_empty();
+        let fits = fit.needs.iter().map(|room| if is_free(room) { Fits::Yes } else { Fits::No });
+        Self {
+            fits: fits.collect(),
+            free: Some(fit.host_bytes),
+            gpus: fit.gpu_bytes,
+            would_make_room: fit
+                .needs
+                .into_iter()
+                .next()
+                .map(|first| first.going)
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Does without a daemon: nothing is promised yet, by the settings that one would have.
+    pub(super) fn of_settings(
+        settings: &MemorySettings,
+        memory: &MemoryReading,
+        needs: &[Need],
+    ) -> Self {
+        let spare = |free: Bytes| Bytes(free.0.saturating_sub(settings.reserve.0));
+        let free = memory.host.map(|room| spare(room.free));
+        let free = match (free, settings.limit) {
+            (Some(free), Some(limit)) => Some(free.min(limit)),
+            (free, limit) => free.or(limit),
+        };
+        let gpus = memory.gpus.iter().filter_map(|(index, gpu)| match gpu.state {
+            GpuState::Present(room) => Some((*index, spare(room.free))),
+            GpuState::Silent { .. } | GpuState::Lost { .. } => None,
+        });
+        let gpus = gpus.collect();
+        let fits = needs.iter().map(|need| fits(need, free, &gpus)).collect();
+        Self { free, gpus, fits, would_make_room: Vec::new() }
+    }
 }
 
 /// The whole answer.
@@ -31,13 +78,13 @@ pub(super) struct Answer {
     pub(super) gpu: Option<GpuObject>,
     /// The most that it took of the host's memory in earlier runs.
     pub(super) measured_bytes: Option<Bytes>,
-    /// What of the host's memory nobody uses, and what this slot has now.
+    /// What can be promised of the host's memory, with what this slot has now.
     pub(super) free_bytes: Option<Bytes>,
     /// All of it.
     pub(super) total_bytes: Option<Bytes>,
     pub(super) gpus: Vec<GpuRoom>,
     pub(super) rungs: Vec<RungObject>,
-    /// Idle slots that would make room for the first rung, if room is short and they can make it.
+    /// Slots that would make room for the first rung, if room is short and they can make it.
     pub(super) would_make_room: Vec<SlotName>,
 }
 
@@ -45,7 +92,7 @@ pub(super) struct Answer {
 #[derive(Debug, Serialize)]
 pub(super) struct GpuRoom {
     pub(super) name: String,
-    /// None where it says nothing, or is lost.
+    /// What can be promised of it; none where it says nothing, or is lost.
     pub(super) free_bytes: Option<Bytes>,
     pub(super) total_bytes: Option<Bytes>,
 }
@@ -93,66 +140,51 @@ pub(super) enum Fits {
 }
 
 impl Answer {
-    pub(super) fn of(target: &Target, memory: &MemoryReading, loaded: &[Loaded]) -> Self {
-        let Target { slot, profile, checked, rungs, has_gpu, peaks } = target;
-        let estimates: Vec<(String, Estimate)> = rungs
-            .iter()
-            .map(|rung| {
-                let peak = checked.peak_key((profile, rung)).and_then(|key| peaks.of(&key));
-                let estimate = checked.estimate((profile, rung), *has_gpu).corrected(peak);
-                (rung.name().into_owned(), estimate)
-            })
-            .collect();
+    pub(super) fn of(
+        target: &Target,
+        memory: &MemoryReading,
+        (needs, ledger): (&[Need], Ledger),
+    ) -> Self {
+        let estimates = target.estimates();
         let first = estimates.first().map(|(_, first)| first.clone()).unwrap_or_default();
-        // What it holds itself comes back before it is loaded anew.
-        let own = loaded.iter().find(|loaded| Some(&loaded.slot) == slot.as_ref());
-        let held = own.map_or(0, |own| own.resident.0);
-        let free = memory.host.map(|room| Bytes(room.free.0.saturating_add(held)));
-        let rungs = estimates.iter().map(|(name, estimate)| {
-            let need = estimate.need();
-            RungObject {
+        let Ledger { free, gpus, fits, would_make_room } = ledger;
+        let basis = match needs.first().map(|need| need.basis) {
+            Some(Basis::Profile) => Basis::Profile,
+            Some(basis @ (Basis::Unknown | Basis::Files)) => basis,
+            Some(Basis::Header | Basis::Measured) | None => first.basis,
+        };
+        let rungs =
+            estimates.iter().zip(needs).zip(fits).map(|(((name, _), need), fits)| RungObject {
                 name: name.clone(),
                 host_bytes: need.host,
-                gpu_bytes: need
-                    .gpu
-                    .as_ref()
-                    .map(|gpu| Bytes(gpu.spread.0.saturating_add(gpu.each.0))),
-                fits: fits(&need, free, memory),
-            }
-        });
-        let others: Vec<&Loaded> =
-            loaded.iter().filter(|loaded| Some(&loaded.slot) != slot.as_ref()).collect();
+                gpu_bytes: need.gpu.as_ref().map(GpuNeed::least),
+                fits: if need.basis == Basis::Unknown { Fits::Unknown } else { fits },
+            });
+        let seen = memory.gpus.iter();
         Self {
-            slot: slot.clone(),
-            model: checked.model.as_ref().map(|path| path.display().to_string()),
-            engine: checked.kind,
-            basis: match first.basis {
-                Basis::Unknown | Basis::Files => first.need().basis,
-                basis @ (Basis::Header | Basis::Measured | Basis::Profile) => basis,
-            },
+            slot: target.slot.clone(),
+            model: target.checked.model.as_ref().map(|path| path.display().to_string()),
+            engine: target.checked.kind,
+            basis,
             measured_bytes: first.measured,
-            gpus: memory.gpus.values().map(GpuRoom::of).collect(),
+            gpus: seen.map(|(index, gpu)| GpuRoom::of(gpu, gpus.get(index).copied())).collect(),
             rungs: rungs.collect(),
-            would_make_room: would_make_room(first.need().host, free, &others),
+            would_make_room,
             host: HostObject::of(&first.host),
             gpu: first.gpu.as_ref().map(GpuObject::of),
-            free_bytes: free,
+            free_bytes: free.filter(|free| free.0 < u64::MAX),
             total_bytes: memory.host.map(|room| room.total),
         }
     }
 }
 
 impl GpuRoom {
-    fn of(gpu: &GpuReading) -> Self {
-        let room = match gpu.state {
-            GpuState::Present(room) => Some(room),
+    fn of(gpu: &GpuReading, free: Option<Bytes>) -> Self {
+        let total = match gpu.state {
+            GpuState::Present(room) => Some(room.total),
             GpuState::Silent { .. } | GpuState::Lost { .. } => None,
         };
-        Self {
-            name: gpu.name.clone(),
-            free_bytes: room.map(|room| room.free),
-            total_bytes: room.map(|room| room.total),
-        }
+        Self { name: gpu.name.clone(), free_bytes: free, total_bytes: total }
     }
 }
 
@@ -183,96 +215,87 @@ impl GpuObject {
 }
 
 /// Tells whether there is room now, on as many GPUs as it takes.
-fn fits(need: &Need, free: Option<Bytes>, memory: &MemoryReading) -> Fits {
+fn fits(need: &Need, free: Option<Bytes>, gpus: &BTreeMap<u32, Bytes>) -> Fits {
     let Some(free) = free.filter(|_| need.basis != Basis::Unknown) else { return Fits::Unknown };
     if need.host > free {
         return Fits::No;
     }
     let Some(gpu) = &need.gpu else { return Fits::Yes };
-    let rooms: Vec<u64> = memory
-        .gpus
-        .values()
-        .filter_map(|gpu| match &gpu.state {
-            GpuState::Present(room) => Some(room.free.0),
-            GpuState::Silent { .. } | GpuState::Lost { .. } => None,
-        })
-        .collect();
-    if rooms.is_empty() {
+    if gpus.is_empty() {
         return Fits::Unknown;
     }
-    let spread: u64 = rooms.iter().map(|free| free.saturating_sub(gpu.each.0)).sum();
+    let spread: u64 = gpus.values().map(|free| free.0.saturating_sub(gpu.each.0)).sum();
     if gpu.spread.0 <= spread { Fits::Yes } else { Fits::No }
-}
-
-/// Picks idle slots: the smallest one that is enough, else the largest ones together.
-fn would_make_room(wanted: Bytes, free: Option<Bytes>, loaded: &[&Loaded]) -> Vec<SlotName> {
-    let missing = free.map_or(0, |free| wanted.0.saturating_sub(free.0));
-    let mut idle: Vec<&&Loaded> = loaded.iter().filter(|loaded| loaded.is_idle).collect();
-    idle.sort_by_key(|loaded| loaded.resident);
-    if missing == 0 {
-        return Vec::new();
-    }
-    if let Some(enough) = idle.iter().find(|loaded| loaded.resident.0 >= missing) {
-        return vec![enough.slot.clone()];
-    }
-    let mut gone = 0_u64;
-    let mut chosen = Vec::new();
-    for loaded in idle.iter().rev() {
-        if gone < missing {
-            gone = gone.saturating_add(loaded.resident.0);
-            chosen.push(loaded.slot.clone());
-        }
-    }
-    if gone < missing { Vec::new() } else { chosen }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::spec::memory::{GpuNeed, Room};
+    use crate::spec::memory::Room;
 
-    fn loaded(slot: &str, mebibytes: u64, is_idle: bool) -> Loaded {
-        Loaded { slot: slot.parse().unwrap(), resident: Bytes(mebibytes << 20), is_idle }
+    fn need(host: u64, gpu: Option<(u64, u64)>) -> Need {
+        let gpu = gpu.map(|(spread, each)| GpuNeed { spread: Bytes(spread), each: Bytes(each) });
+        Need { host: Bytes(host), gpu, basis: Basis::Header }
     }
 
-    fn going(wanted: u64, free: u64) -> Vec<String> {
-        let slots =
-            [loaded("small", 100, true), loaded("large", 900, true), loaded("busy", 4000, false)];
-        let slots: Vec<&Loaded> = slots.iter().collect();
-        let going = would_make_room(Bytes(wanted << 20), Some(Bytes(free << 20)), &slots);
-        going.iter().map(ToString::to_string).collect()
+    fn reading(host: Option<u64>, gpus: &[Option<u64>]) -> MemoryReading {
+        let room = |free| Room { total: Bytes(100), free: Bytes(free) };
+        let gpu = |free: &Option<u64>| GpuReading {
+            uuid: String::new(),
+            name: String::new(),
+            state: match free {
+                Some(free) => GpuState::Present(room(*free)),
+                None => GpuState::Lost { reason: "gone".to_owned() },
+            },
+        };
+        MemoryReading { host: host.map(room), gpus: (0..).zip(gpus.iter().map(gpu)).collect() }
+    }
+
+    /// Without a daemon, with a reserve of 10 bytes.
+    fn alone(limit: Option<u64>, memory: &MemoryReading, need: Need) -> (Option<u64>, Fits) {
+        let settings = MemorySettings {
+            limit: limit.map(Bytes),
+            reserve: Bytes(10),
+            ..MemorySettings::default()
+        };
+        let ledger = Ledger::of_settings(&settings, memory, &[need]);
+        (ledger.free.map(|free| free.0), ledger.fits[0])
     }
 
     #[test]
-    fn the_smallest_idle_slot_that_is_enough_would_go_and_a_busy_one_never() {
-        assert_eq!(going(100, 100), [""; 0]);
-        assert_eq!(going(150, 100), ["small"]);
-        assert_eq!(going(500, 100), ["large"]);
-        assert_eq!(going(1050, 100), ["large", "small"]);
-        assert_eq!(going(2000, 100), [""; 0]);
+    fn what_is_kept_free_and_the_limit_count_without_a_daemon_as_well() {
+        let host = reading(Some(50), &[]);
+        assert_eq!(alone(None, &host, need(40, None)), (Some(40), Fits::Yes));
+        assert_eq!(alone(None, &host, need(41, None)), (Some(40), Fits::No));
+        assert_eq!(alone(Some(30), &host, need(31, None)), (Some(30), Fits::No));
+        let unknown = reading(None, &[]);
+        assert_eq!(alone(Some(30), &unknown, need(30, None)), (Some(30), Fits::Yes));
+        assert_eq!(alone(None, &unknown, need(1, None)), (None, Fits::Unknown));
     }
 
     #[test]
     fn gpus_share_what_can_be_spread_and_each_has_its_own_part() {
-        let room = |free| GpuState::Present(Room { total: Bytes(100), free: Bytes(free) });
-        let reading = |states: Vec<GpuState>| {
-            let gpus = states.into_iter().map(|state| GpuReading {
-                uuid: String::new(),
-                name: String::new(),
-                state,
-            });
-            MemoryReading { host: None, gpus: (0..).zip(gpus).collect::<BTreeMap<_, _>>() }
+        let fits =
+            |gpus: &[Option<u64>]| alone(None, &reading(Some(20), gpus), need(5, Some((70, 10)))).1;
+        assert_eq!(fits(&[Some(89)]), Fits::No, "10 are kept free");
+        assert_eq!(fits(&[Some(90)]), Fits::Yes);
+        assert_eq!(fits(&[Some(60), Some(50)]), Fits::Yes);
+        assert_eq!(fits(&[None]), Fits::Unknown);
+        assert_eq!(alone(None, &reading(Some(12), &[Some(99)]), need(5, Some((1, 1)))).1, Fits::No);
+    }
+
+    #[test]
+    fn the_daemons_word_counts() {
+        let room = |going: &[&str], refused: Option<&str>| RoomObject {
+            free_bytes: Bytes(7),
+            going: going.iter().map(|name| name.parse().unwrap()).collect(),
+            refused: refused.map(str::to_owned),
         };
-        let gpu = Some(GpuNeed { spread: Bytes(70), each: Bytes(10) });
-        let need = Need { host: Bytes(5), gpu, basis: Basis::Header };
-        let free = Some(Bytes(10));
-        assert_eq!(fits(&need, free, &reading(vec![room(79)])), Fits::No);
-        assert_eq!(fits(&need, free, &reading(vec![room(50), room(45)])), Fits::Yes);
-        let lost = GpuState::Lost { reason: "gone".to_owned() };
-        assert_eq!(fits(&need, free, &reading(vec![lost])), Fits::Unknown);
-        assert_eq!(fits(&need, Some(Bytes(4)), &reading(vec![room(99)])), Fits::No);
-        assert_eq!(fits(&need, None, &reading(vec![room(99)])), Fits::Unknown);
+        let needs = vec![room(&["old"], None), room(&[], Some("too little")), room(&[], None)];
+        let (host_bytes, gpu_bytes) = (Bytes(7), BTreeMap::new());
+        let ledger = Ledger::of_daemon(FitObject { host_bytes, gpu_bytes, needs });
+        assert_eq!(ledger.fits, [Fits::No, Fits::No, Fits::Yes]);
+        assert_eq!(ledger.would_make_room, ["old".parse().unwrap()]);
+        assert_eq!(ledger.free, Some(Bytes(7)));
     }
 }

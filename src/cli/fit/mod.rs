@@ -9,11 +9,11 @@ use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum};
 use tokio::time::{Instant, sleep};
 
-use self::answer::{Answer, Loaded};
+use self::answer::{Answer, Ledger};
 use super::{client::Client, exit::Exit, failure::Failure, out};
 use crate::{
-    admin::SlotObject,
-    sensor::{self, GpuOptions, Gpus, NVML_LIBRARY},
+    admin::FitWish,
+    sensor::{self, GpuOptions, Gpus, NVML_LIBRARY, VISIBLE},
     spec::{
         ladder::CacheType,
         memory::{GpuReading, GpuState, MemoryReading},
@@ -72,14 +72,18 @@ impl From<Cache> for CacheType {
 
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
     let target = target::find(options)?;
-    // Without a daemon there is nothing that could go.
-    let slots = match client.slots().await {
-        Ok(slots) => slots,
-        Err(Failure::NoDaemon { .. } | Failure::Denied { .. }) => Vec::new(),
+    let needs = target.needs();
+    let wish = FitWish { slot: target.slot.clone(), needs: needs.clone() };
+    let memory = MemoryReading { host: sensor::host_room(), gpus: gpus().await };
+    let ledger = match client.fit(&wish).await {
+        Ok(fit) => Ledger::of_daemon(fit),
+        // Without a daemon there is nothing that could go.
+        Err(Failure::NoDaemon { .. } | Failure::Denied { .. }) => {
+            Ledger::of_settings(&target.memory, &memory, &needs)
+        }
         Err(failure) => return Err(failure),
     };
-    let memory = MemoryReading { host: sensor::host_room(), gpus: gpus().await };
-    let answer = Answer::of(&target, &memory, &slots.iter().filter_map(loaded).collect::<Vec<_>>());
+    let answer = Answer::of(&target, &memory, (&needs, ledger));
     if options.json {
         out::json(&answer)?;
     } else {
@@ -94,7 +98,8 @@ async fn gpus() -> BTreeMap<u32, GpuReading> {
     if library.is_none() && !sensor::has_gpu() {
         return BTreeMap::new();
     }
-    let gpus = Gpus::start(&GpuOptions { library, ..GpuOptions::default() });
+    let visible = env::var(VISIBLE).ok();
+    let gpus = Gpus::start(&GpuOptions { library, visible, ..GpuOptions::default() });
     let until = Instant::now() + GPU_DEADLINE;
     loop {
         let seen = gpus.look_now();
@@ -104,13 +109,4 @@ async fn gpus() -> BTreeMap<u32, GpuReading> {
         }
         sleep(GPU_PAUSE).await;
     }
-}
-
-/// A slot that holds memory now.
-fn loaded(slot: &SlotObject) -> Option<Loaded> {
-    Some(Loaded {
-        slot: slot.slot.clone(),
-        resident: slot.rss_bytes?,
-        is_idle: slot.in_flight == Some(0) && slot.waiting == 0,
-    })
 }

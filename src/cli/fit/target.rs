@@ -6,15 +6,16 @@ use super::Options;
 use crate::{
     cli::failure::Failure,
     config::{
-        daemon::{Flags, Settings},
+        daemon::{Flags, MemorySettings, Settings},
         load, parse,
     },
-    engine::EngineKind,
+    engine::{EngineKind, Estimate},
     models::{Checked, Checks, Places, hub_cache_dir},
     sensor,
     spec::{
         Endpoint, SlotName,
         ladder::{LadderChoice, Rung},
+        memory::Need,
         profile::Profile,
     },
     store::{Peaks, read_peaks},
@@ -35,6 +36,28 @@ pub(super) struct Target {
     pub(super) has_gpu: bool,
     /// What engines took at most before, where a daemon has kept it.
     pub(super) peaks: Peaks,
+    /// How memory is shared out, by the daemon's settings.
+    pub(super) memory: MemorySettings,
+}
+
+impl Target {
+    /// Sums each rung up.
+    pub(super) fn estimates(&self) -> Vec<(String, Estimate)> {
+        let Self { profile, checked, rungs, has_gpu, peaks, .. } = self;
+        let estimates = rungs.iter().map(|rung| {
+            let peak = checked.peak_key((profile, rung)).and_then(|key| peaks.of(&key));
+            let estimate = checked.estimate((profile, rung), *has_gpu).corrected(peak);
+            (rung.name().into_owned(), estimate)
+        });
+        estimates.collect()
+    }
+
+    /// Returns what is promised to each rung: what its profile says, else the sum.
+    pub(super) fn needs(&self) -> Vec<Need> {
+        let said = self.profile.residence.need();
+        let estimates = self.estimates().into_iter();
+        estimates.map(|(_, sum)| said.clone().unwrap_or_else(|| sum.need())).collect()
+    }
 }
 
 /// Finds the model and its engine. Blocks on disks and on the engine's `--help`.
@@ -59,7 +82,8 @@ pub(super) fn find(options: &Options) -> Result<Target, Failure> {
     let has_gpu = sensor::has_gpu() && checked.kind != EngineKind::Command;
     let rungs = checked.ladder(&profile, has_gpu);
     let peaks = read_peaks(&settings.state_dir);
-    Ok(Target { slot, profile, checked, rungs, has_gpu, peaks })
+    let memory = settings.memory.clone();
+    Ok(Target { slot, profile, checked, rungs, has_gpu, peaks, memory })
 }
 
 fn profile(options: &Options, settings: &Settings) -> Result<(Option<SlotName>, Profile), Failure> {

@@ -29,7 +29,7 @@ pub(super) fn shown(answer: &Answer) -> String {
     let mut line = |words: String| writeln!(text, "{words}").is_ok();
     line(heading);
     line(basis(answer.basis).to_owned());
-    if !matches!(answer.basis, Basis::Unknown | Basis::Measured) {
+    if !matches!(answer.basis, Basis::Unknown | Basis::Measured | Basis::Profile) {
         for part in parts(answer) {
             line(part);
         }
@@ -73,7 +73,7 @@ fn basis(basis: Basis) -> &'static str {
         Basis::Files => "by the size of its file alone:",
         Basis::Header => "by the header of its file, once its caches are full:",
         Basis::Measured => "by the most it took before:",
-        Basis::Profile => "by its profile:",
+        Basis::Profile => "as its profile says (`memory`, `gpu_memory`)",
     }
 }
 
@@ -94,9 +94,9 @@ fn row(rung: &RungObject) -> [Cell; 4] {
 
 fn free(answer: &Answer) -> String {
     let (Some(free), Some(total)) = (answer.free_bytes, answer.total_bytes) else {
-        return "how much memory is free is not known\n".to_owned();
+        return "how much memory can be had is not known\n".to_owned();
     };
-    let mut text = format!("{free} of {total} are free");
+    let mut text = format!("{free} of {total} can be had");
     let is_short = answer.rungs.first().is_some_and(|rung| rung.fits == Fits::No);
     let going: Vec<String> =
         answer.would_make_room.iter().map(|slot| format!("`{slot}`")).collect();
@@ -114,7 +114,7 @@ fn free(answer: &Answer) -> String {
     text.push('\n');
     for (index, gpu) in answer.gpus.iter().enumerate() {
         let room = match (gpu.free_bytes, gpu.total_bytes) {
-            (Some(free), Some(total)) => format!("{free} of {total} are free"),
+            (Some(free), Some(total)) => format!("{free} of {total} can be had"),
             _ => "says nothing".to_owned(),
         };
         let line = format!("GPU {index}, {}: {room}\n", gpu.name);
@@ -185,7 +185,7 @@ mod tests {
         as written  516 MiB  -    no
         q8_0 cache  420 MiB  -    yes
 
-        480 MiB of 23 GiB are free; the rung `q8_0 cache` fits; unloading `embed` would make room for the first
+        480 MiB of 23 GiB can be had; the rung `q8_0 cache` fits; unloading `embed` would make room for the first
         ");
     }
 
@@ -242,8 +242,8 @@ mod tests {
         RUNG        RAM      GPU      FITS
         as written  700 MiB  5.8 GiB  not known
 
-        480 MiB of 23 GiB are free
-        GPU 0, RTX 4090: 19 GiB of 24 GiB are free
+        480 MiB of 23 GiB can be had
+        GPU 0, RTX 4090: 19 GiB of 24 GiB can be had
         GPU 1, RTX 3090: says nothing
         ");
     }
@@ -263,7 +263,7 @@ mod tests {
         RUNG        RAM  GPU  FITS
         as written  -    -    not known
 
-        480 MiB of 23 GiB are free
+        480 MiB of 23 GiB can be had
         ");
     }
 }

@@ -17,7 +17,7 @@ use super::{
     text::{Paint, Tone, brief, counted, utc},
 };
 use crate::{
-    admin::{DeathObject, SlotObject},
+    admin::{DeathObject, RuleActObject, SlotObject},
     spec::{
         SlotName,
         death::{Phase, Verdict},
@@ -81,6 +81,8 @@ impl<'a> Story<'a> {
         };
         let Some(death) = death else {
             story.what_happened.extend(outside(slot).or_else(|| waiting(slot)));
+            story.what_slotd_did.extend(made_way(slot));
+            story.what_slotd_did.extend(by_rule(slot));
             story.earlier = slot.deaths.iter().rev().take(EARLIER).collect();
             story.what_you_can_do.push(next_step(slot));
             return story;
@@ -89,6 +91,8 @@ impl<'a> Story<'a> {
         story.how_we_know = evidence::told(death);
         story.what_slotd_did = did(slot, death);
         story.what_slotd_did.extend(waiting(slot));
+        story.what_slotd_did.extend(made_way(slot));
+        story.what_slotd_did.extend(by_rule(slot));
         story.what_you_can_do.extend(remedy(slot, death));
         match slot.state.as_str() {
             "ready" if slot.rejected_edit.is_some() => {
@@ -142,11 +146,35 @@ impl<'a> Story<'a> {
 
 /// Says what a slot in line waits for.
 fn waiting(slot: &SlotObject) -> Option<String> {
+    if let (Some(source), Some(kept_out)) = (&slot.unloaded_for, &slot.kept_out) {
+        return Some(format!(
+            "it was unloaded because the machine ran short of {source}; {kept_out}"
+        ));
+    }
     let waits_for = slot.waits_for.as_ref()?;
+    if slot.too_large {
+        return Some(format!("it does not fit: {waits_for}"));
+    }
     if waits_for.starts_with("it is skipped") {
         return Some(waits_for.clone());
     }
     Some(format!("it waits for memory: {waits_for}; {} in line", brief(slot.since_ms)))
+}
+
+/// Says that it was unloaded, or put on a lower rung, for want of memory.
+fn made_way(slot: &SlotObject) -> Option<String> {
+    let went = if slot.state == "ready" { "put it on a lower rung" } else { "unloaded it" };
+    if let Some(other) = &slot.displaced_by {
+        return Some(format!("it {went} to make room for {other}"));
+    }
+    let source = slot.unloaded_for.as_ref()?;
+    Some(format!("it {went} because of pressure: the machine ran short of {source}"))
+}
+
+/// Says what a rule did last to it.
+fn by_rule(slot: &SlotObject) -> Option<String> {
+    let RuleActObject { rule, when, order, at_unix_ms } = slot.rule.as_ref()?;
+    Some(format!("`{order}` at {}, by the rule `{rule}` ({when})", utc(*at_unix_ms)))
 }
 
 /// What there is to tell of an engine that somebody else runs.

@@ -394,3 +394,58 @@ fn a_slot_in_line_says_what_it_waits_for() {
       - wait: it is loaded as soon as there is room; `slotd unload coder` takes it out of the line
     ");
 }
+
+#[test]
+fn what_rules_and_pressure_did_is_told() {
+    let rule = RuleActObject {
+        rule: "evening".to_owned(),
+        when: "when any pressure is critical".to_owned(),
+        order: "unload chat".to_owned(),
+        at_unix_ms: 1_772_398_800_000,
+    };
+    let slot = SlotObject {
+        state: "offline".to_owned(),
+        pid: None,
+        unloaded_for: Some("memory".to_owned()),
+        rule: Some(rule),
+        ..example::ready()
+    };
+    assert_snapshot!(text(&slot), @r"
+    chat: offline; no engine of it has died by itself
+
+    what slotd did
+      - it unloaded it because of pressure: the machine ran short of memory
+      - `unload chat` at 2026-03-01 21:00:00 UTC, by the rule `evening` (when any pressure is critical)
+
+    what you can do
+      - it went because the machine ran short; the next request or `slotd load chat` loads it
+    ");
+    let lowered = SlotObject { displaced_by: Some("coder".parse().unwrap()), ..example::ready() };
+    assert!(text(&lowered).contains("  - it put it on a lower rung to make room for coder\n"));
+}
+
+#[test]
+fn a_slot_that_can_never_fit_says_so() {
+    assert_snapshot!(text(&example::giant()), @r"
+    giant: queued
+
+    what happened
+      - it does not fit: it needs 200 GiB of memory, and 62 GiB can be had on this machine, whoever goes
+
+    what you can do
+      - give it less in /etc/slotd/profiles/giant.toml (a shorter `context`, a smaller model), or engines more (`memory_limit` of the daemon); `slotd unload giant` takes it out of the line
+    ");
+}
+
+#[test]
+fn a_kept_slot_that_pressure_keeps_out_says_what_it_waits_for() {
+    assert_snapshot!(text(&example::kept_out()), @r"
+    coder: offline
+
+    what happened
+      - it was unloaded because the machine ran short of memory; it took 10 GiB of memory, and comes back once 12 GiB is free: with less the machine would run short again
+
+    what you can do
+      - wait: it comes back by itself; the next request or `slotd load coder` loads it at once
+    ");
+}

@@ -11,6 +11,7 @@
 //! Killed at any moment, it leaves beginnings (`HASH.incomplete`) that the next pull goes on from, and
 //! nothing that looks whole and is not.
 
+mod brake;
 mod catalog;
 mod client;
 mod fault;
@@ -36,6 +37,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::{
+    brake::Brake,
+    fault::{PullFault, said},
+    patience::Patience,
+    progress::{PullStatus, Shortage, Stage},
+    reference::{Reference, ReferenceFault},
+    site::Site,
+};
 use self::{
     catalog::{Entry, next_page, read_commit, read_page},
     client::{Answer, Client, encoded},
@@ -47,13 +56,6 @@ use self::{
     reference::is_commit,
     space::Room,
     transfer::{Work, fetch, no_access},
-};
-pub use self::{
-    fault::{PullFault, said},
-    patience::Patience,
-    progress::{PullStatus, Shortage, Stage},
-    reference::{Reference, ReferenceFault},
-    site::Site,
 };
 use crate::spec::Bytes;
 
@@ -77,6 +79,8 @@ pub struct Job {
     pub reserve: Option<Bytes>,
     /// How much trouble is borne.
     pub patience: Patience,
+    /// What may hold it for a while.
+    pub brake: Brake,
 }
 
 /// A model that is whole on the disk.
@@ -145,6 +149,7 @@ async fn run(job: Job, board: &Arc<Board>) -> Result<Pulled, PullFault> {
         commit: commit.clone(),
         room,
         rate: Rate::new(job.limit),
+        brake: job.brake,
         patience: job.patience,
         board: Arc::clone(board),
     };

@@ -5,6 +5,7 @@ use std::{fs, sync::Arc};
 use tokio::{task::spawn_blocking, time::sleep};
 
 use super::{
+    brake::Brake,
     catalog::Entry,
     client::{Answer, Client, Trouble, encoded},
     fault::PullFault,
@@ -26,6 +27,7 @@ pub(super) struct Work {
     pub(super) commit: String,
     pub(super) room: Arc<Room>,
     pub(super) rate: Option<Rate>,
+    pub(super) brake: Brake,
     pub(super) patience: Patience,
     pub(super) board: Arc<Board>,
 }
@@ -124,6 +126,7 @@ impl Work {
         let mut answer = self.client.get(&path, writer.at()).await?;
         let mut skip = self.accepted(entry, &answer, writer.at()).map_err(Trouble::Lasting)?;
         while let Some(mut chunk) = answer.next().await? {
+            self.brake.pass(&self.board).await;
             if let Some(rate) = &self.rate {
                 rate.pass(chunk.len()).await;
             }

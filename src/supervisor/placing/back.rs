@@ -91,10 +91,11 @@ impl Supervisor {
     /// room: as soon as the one that they made room for is down or has failed, or is idle.
     pub(super) fn bring_back(&mut self, commands: &mut Vec<Command>) {
         let is_coming = self.slots.values().any(|slot| slot.cause() == Some(Cause::Restore));
-        if is_coming {
+        if is_coming || !self.is_anybody_away() {
             return;
         }
-        if !self.is_anybody_away() {
+        // After a start of the daemon: what is kept loaded comes first.
+        if self.coming().is_some() {
             return;
         }
         let stand = self.stand();

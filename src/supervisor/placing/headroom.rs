@@ -25,6 +25,8 @@ use crate::{
     },
 };
 
+use super::Stand;
+
 /// For how long nobody who was displaced comes back into room that was asked for.
 const KEPT_FREE: Duration = Duration::from_secs(30);
 
@@ -39,6 +41,19 @@ pub struct RoomRequest {
     pub gpu: Option<u32>,
     /// The slot that it is for, which does not go itself.
     pub slot: Option<SlotName>,
+    /// What is to come of it.
+    #[serde(default)]
+    pub purpose: Purpose,
+}
+
+/// What is to come of a question for room.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Purpose {
+    /// The room is made.
+    #[default]
+    Make,
+    /// Nothing: how things stand is told. What the slot has itself that it is for counts as free.
+    Ask,
 }
 
 /// What comes of it.
@@ -50,6 +65,8 @@ pub struct RoomAnswer {
     pub going: Vec<SlotName>,
     /// Why nobody goes, where that would not be enough: one sentence without the full stop.
     pub refused: Option<String>,
+    /// What could be promised of each pool before anybody went.
+    pub left: Share,
 }
 
 impl Supervisor {
@@ -57,13 +74,19 @@ impl Supervisor {
     pub(super) fn make_headroom(&mut self, commands: &mut Vec<Command>) {
         for request in std::mem::take(&mut self.rooms) {
             let answer = self.headroom(&request);
-            if answer.refused.is_none() {
-                self.kept_free_until = self.now.after(KEPT_FREE);
-            }
-            for name in &answer.going {
-                self.with(name, commands, Slot::give_way);
+            if request.purpose == Purpose::Make {
+                self.make_room(&answer, commands);
             }
             commands.push(Command::AnswerRoom { asker: request.asker, answer });
+        }
+    }
+
+    fn make_room(&mut self, answer: &RoomAnswer, commands: &mut Vec<Command>) {
+        if answer.refused.is_none() {
+            self.kept_free_until = self.now.after(KEPT_FREE);
+        }
+        for name in &answer.going {
+            self.with(name, commands, Slot::give_way);
         }
     }
 
@@ -78,6 +101,15 @@ impl Supervisor {
 
     fn headroom(&self, request: &RoomRequest) -> RoomAnswer {
         let mut stand = self.stand();
+        if request.purpose == Purpose::Ask {
+            let own = request.slot.as_ref().and_then(|slot| self.slots.get(slot));
+            stand.pools.release(&own.and_then(Slot::held).unwrap_or_default());
+        }
+        let left = left(&stand.pools);
+        RoomAnswer { left, ..self.room_in(request, stand) }
+    }
+
+    fn room_in(&self, request: &RoomRequest, mut stand: Stand) -> RoomAnswer {
         if let Some(gpu) = request.gpu {
             stand.pools.gpus.retain(|index, _| *index == gpu);
             stand.pools.aside.retain(|index, _| *index == gpu);
@@ -93,7 +125,7 @@ impl Supervisor {
         if has_room(&request.need, &stand.pools, &Share::default()) {
             // What they hold is there once they are gone.
             let going = if is_there { Vec::new() } else { stand.leaving.into_keys().collect() };
-            return RoomAnswer { free, going, refused: None };
+            return RoomAnswer { free, going, ..RoomAnswer::default() };
         }
         let candidates = self.candidates(|slot, class| {
             class < Class::Active && slot.may_ever_go() && Some(&slot.name) != request.slot.as_ref()
@@ -102,7 +134,7 @@ impl Supervisor {
         let chosen = choose(wanted, (&stand.pools, &Limits::default()), &candidates);
         if let Some(going) = chosen {
             let going = going.iter().map(|one| one.name.clone()).collect();
-            return RoomAnswer { free, going, refused: None };
+            return RoomAnswer { free, going, ..RoomAnswer::default() };
         }
         let refused = Some(too_little(request, &stand.pools, &candidates));
         RoomAnswer { free, refused, ..RoomAnswer::default() }
@@ -138,6 +170,13 @@ fn too_little(request: &RoomRequest, pools: &Pools, candidates: &[Candidate<'_>]
         count => format!("{most} if all {count} slots that may go were gone"),
     };
     format!("{wanted} of {what} cannot be had: {now} is free, {count}")
+}
+
+/// Returns what of each pool can be promised; where nothing limits engines, anything.
+fn left(pools: &Pools) -> Share {
+    let gpus = pools.gpus.iter().map(|(gpu, pool)| (*gpu, pool.free()));
+    let host = pools.host.as_ref().map_or(Bytes(u64::MAX), Pool::free);
+    Share { host, gpus: gpus.collect() }
 }
 
 /// Returns what of the kind that is needed can be promised.

@@ -1,6 +1,7 @@
 //! The line of those that wait for memory.
 
 use std::{
+    cell::OnceCell,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -53,8 +54,9 @@ enum Turn {
 #[derive(Debug)]
 struct Pass {
     stand: Stand,
-    /// The highest priority of those that are kept loaded and are about to stand in line too.
-    coming: Option<u32>,
+    /// The highest priority of those that are kept loaded and are about to stand in line too. Empty until
+    /// asked for, and after that has changed.
+    coming: OnceCell<Option<u32>>,
     /// `None` until asked for, and after somebody was started.
     goers: Option<Goers>,
 }
@@ -126,7 +128,7 @@ impl Supervisor {
         mut neighbours: Option<Neighbours>,
         commands: &mut Vec<Command>,
     ) -> Served {
-        let mut pass = Pass { stand: self.stand(), coming: self.coming(), goers: None };
+        let mut pass = Pass { stand: self.stand(), coming: OnceCell::new(), goers: None };
         let (mut is_first, mut is_urgent) = (true, false);
         for name in line {
             let turn = match self.slots.get(name).map(|slot| (slot, &slot.state)) {
@@ -138,7 +140,7 @@ impl Supervisor {
             match turn {
                 Turn::Size => {
                     self.with(name, commands, Slot::size_up);
-                    pass.coming = self.coming();
+                    pass.coming = OnceCell::new();
                 }
                 Turn::Start(rung, share) => {
                     pass.stand.pools.hold(&share);
@@ -179,15 +181,21 @@ impl Supervisor {
         if !queued.is_sized() {
             return Turn::Size;
         }
-        let stand = &pass.stand;
-        if queued.cause == Cause::Keep && pass.coming.is_some_and(|worth| worth > slot.priority()) {
-            return Turn::Wait(Wait::Look);
+        if queued.cause == Cause::Keep {
+            let coming = pass.coming.get_or_init(|| self.coming());
+            if coming.is_some_and(|worth| worth > slot.priority()) {
+                return Turn::Wait(Wait::Look);
+            }
         }
+        let stand = &pass.stand;
         let at = slot.ladder.at();
         let lack = match fits(slot, need_on(queued, at), stand) {
             Ok(share) => return Turn::Start(at, share),
             Err(lack) => lack,
         };
+        if let Some((rung, share)) = back_down((slot, queued), stand) {
+            return Turn::Start(rung, share);
+        }
         let may_displace = is_first && slot.has_a_claim(queued);
         if may_displace {
             let freed = stand.without_the_leaving();
@@ -229,7 +237,7 @@ impl Supervisor {
     }
 
     /// Returns the highest priority of those that are kept loaded, and about to stand in line too.
-    fn coming(&self) -> Option<u32> {
+    pub(super) fn coming(&self) -> Option<u32> {
         let comes = |slot: &&Slot| {
             matches!(slot.state, State::Sizing { cause: Cause::Keep, fetched: None, .. })
         };
@@ -237,9 +245,10 @@ impl Supervisor {
     }
 
     /// Returns how long those that wait for a slot have waited, all together; `None` where a person has asked,
-    /// whom no load outweighs.
+    /// whom no load outweighs. A rule counts as one that waits.
     fn waited_together(&self, slot: &Slot, queued: &Queued) -> Option<Duration> {
-        let waiting = u32::try_from(slot.waiting.len()).unwrap_or(u32::MAX);
+        let waiting = slot.waiting.len() + usize::from(queued.cause == Cause::Rule);
+        let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
         let since = self.now.since(queued.began);
         (queued.cause != Cause::Order).then(|| since.saturating_mul(waiting))
     }
@@ -296,8 +305,10 @@ impl Supervisor {
 
     /// Lets slots make room for another.
     fn displace(&mut self, victims: &[Victim], by: &SlotName, commands: &mut Vec<Command>) {
-        let going: BTreeSet<_> = victims.iter().map(|victim| &victim.slot).collect();
-        self.forget_displaced(|one| !going.contains(&one.slot));
+        if !self.displaced.is_empty() {
+            let going: BTreeSet<_> = victims.iter().map(|victim| &victim.slot).collect();
+            self.forget_displaced(|one| !going.contains(&one.slot));
+        }
         for victim in victims {
             let (slot, by) = (victim.slot.clone(), by.clone());
             let how = victim.to.map_or(How::Away, How::Lower);
@@ -336,6 +347,7 @@ impl Supervisor {
         let State::Queued(queued) = &slot.state else { return false };
         let refusal = slot.refusal_for(&wait);
         let (has_claim, cause) = (slot.has_a_claim(queued), queued.cause);
+        let is_hopeless = matches!(wait, Wait::TooLarge { .. });
         self.set_wait(name, wait);
         let is_refused = refusal.is_some();
         if let Some(refusal) = refusal {
@@ -346,14 +358,15 @@ impl Supervisor {
             self.with(name, commands, Slot::give_up_the_line);
             return false;
         }
-        has_claim && !is_refused
+        has_claim && !is_refused && !is_hopeless
     }
 }
 
 impl Slot {
     /// Tells whether others may have to make room for it: somebody wants it, and its last load worked.
     pub(super) fn has_a_claim(&self, queued: &Queued) -> bool {
-        let is_wanted = queued.cause == Cause::Order || !self.waiting.is_empty();
+        let is_wanted =
+            matches!(queued.cause, Cause::Order | Cause::Rule) || !self.waiting.is_empty();
         let swaps = self.profile.residence.when_full == WhenFull::Swap;
         is_wanted && swaps && !self.has_failed_to_load()
     }
@@ -375,7 +388,8 @@ impl Slot {
         if self.has_failed_to_load() {
             return Some(self.load_failed_until(RETRY_IN));
         }
-        let is_in_vain = matches!(wait, Wait::Never { .. } | Wait::Skipped { .. });
+        let is_in_vain =
+            matches!(wait, Wait::Never { .. } | Wait::TooLarge { .. } | Wait::Skipped { .. });
         (is_in_vain || refuses).then(|| Refusal::NoRoom { reason: wait.sentence() })
     }
 }
@@ -388,12 +402,15 @@ impl Stand {
             pools.release(share);
             limits.leave(kinds);
         }
-        Self { pools, limits, leaving: BTreeMap::new() }
+        Self { pools, limits, due: self.due.clone(), leaving: BTreeMap::new() }
     }
 }
 
 /// Says why one waits: who would have to go, or that it would not help.
 fn why((slot, queued): (&Slot, &Queued), (stand, goers): (&Stand, &Goers), lack: Shortage) -> Wait {
+    if let Some(lack) = too_large((slot, queued), &stand.pools) {
+        return Wait::TooLarge { lack };
+    }
     let mut limits = stand.limits.clone();
     limits.leave_many(goers.count, &goers.kinds);
     let would_do = |pools: &Pools| {
@@ -401,7 +418,7 @@ fn why((slot, queued): (&Slot, &Queued), (stand, goers): (&Stand, &Goers), lack:
         limits.admits(slot.kinds())
             && rungs.any(|at| has_room(need_on(queued, at), pools, &goers.share))
     };
-    if would_do(&stand.pools) {
+    if would_do(&stand.pools) && !goers.holders.is_empty() {
         return Wait::Turn { lack, holders: Arc::clone(&goers.holders) };
     }
     let may_return = matches!(lack, Shortage::NoGpu { .. }) || !stand.pools.aside.is_empty();
@@ -409,6 +426,26 @@ fn why((slot, queued): (&Slot, &Queued), (stand, goers): (&Stand, &Goers), lack:
         return Wait::Room { lack };
     }
     Wait::Never { lack }
+}
+
+/// Finds a lower rung for one that left it to climb, where somebody else has taken the room meanwhile.
+fn back_down((slot, queued): (&Slot, &Queued), stand: &Stand) -> Option<(usize, Share)> {
+    if !slot.ladder.is_on_trial() {
+        return None;
+    }
+    let place = |rung| Some((rung, fits(slot, need_on(queued, rung), stand).ok()?));
+    rungs(slot, queued).skip(1).find_map(place)
+}
+
+/// Says what is lacking on an empty machine; `None` where it would fit there, or might.
+fn too_large((slot, queued): (&Slot, &Queued), pools: &Pools) -> Option<Shortage> {
+    if !pools.aside.is_empty() {
+        return None;
+    }
+    let empty = pools.emptied();
+    let mut lacks = rungs(slot, queued).map(|at| fit(need_on(queued, at), &empty).err());
+    let first = lacks.next()??;
+    lacks.all(|lack| lack.is_some()).then(|| Shortage::of(first))
 }
 
 /// Finds a place; says what is lacking where there is none.
@@ -419,11 +456,17 @@ fn fits(slot: &Slot, need: &Need, stand: &Stand) -> Result<Share, Shortage> {
     if need.basis == Basis::Unknown {
         return Ok(Share::default());
     }
-    fit(need, &stand.pools).map_err(|lack| match lack {
-        Lack::Host { needed, free } => Shortage::Host { needed, free },
-        Lack::Gpus { needed, free } => Shortage::Gpus { needed, free },
-        Lack::NoGpu { reason } => Shortage::NoGpu { reason },
-    })
+    fit(need, &stand.pools).map_err(Shortage::of)
+}
+
+impl Shortage {
+    fn of(lack: Lack) -> Self {
+        match lack {
+            Lack::Host { needed, free } => Self::Host { needed, free },
+            Lack::Gpus { needed, free } => Self::Gpus { needed, free },
+            Lack::NoGpu { reason } => Self::NoGpu { reason },
+        }
+    }
 }
 
 fn chosen(

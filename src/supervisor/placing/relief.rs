@@ -4,7 +4,7 @@
 //!    out, and those past their own idle timeout, count as not used for long.
 //! 2. The warm ones only where next to nothing is left. Never one that works, never one that is pinned.
 //! 3. Nobody goes who holds nothing of what is short.
-//! 4. Whoever is kept loaded comes back when there is enough again.
+//! 4. Whoever is kept loaded comes back when there is enough again: see `kept_out`.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,15 +13,16 @@ use crate::{
         Bytes, Monotime, SlotName,
         memory::Share,
         pressure::{Pressure, Source, Strain},
-        residence::Restore,
     },
     supervisor::{
         Supervisor,
         command::Command,
         eviction::Class,
-        slot::{Cause, Slot, State},
+        slot::{Slot, State},
     },
 };
+
+use super::kept_out::{Back, Gone};
 
 /// The time between two steps: longer than it takes the sensor to say that the last one was enough.
 const PAUSE: Duration = Duration::from_secs(8);
@@ -35,8 +36,12 @@ const LEAST: Bytes = Bytes(16 << 20);
 pub(crate) struct Relief {
     pub(crate) strain: Strain,
     step: Step,
+    /// Nobody goes before: what the last one held may not be free yet, or not be told.
+    paused_until: Monotime,
     /// Who went for what, in the order of their names; while they are down for it.
-    pub(crate) gone: BTreeMap<SlotName, Source>,
+    pub(crate) gone: BTreeMap<SlotName, Gone>,
+    /// Who went and is there again.
+    pub(super) back: BTreeMap<SlotName, Back>,
 }
 
 /// What comes next.
@@ -52,9 +57,14 @@ enum Step {
 }
 
 impl Relief {
-    /// Takes news of how short the machine is.
-    pub(crate) fn take(&mut self, strain: Strain) {
-        self.step = if strain.of_memory().next().is_some() { Step::Due } else { Step::Rest };
+    /// Takes news of how short the machine is. They end no pause.
+    pub(crate) fn take(&mut self, now: Monotime, strain: Strain) {
+        let is_short = strain.of_memory().next().is_some();
+        self.step = match self.paused_until {
+            _ if !is_short => Step::Rest,
+            until if now < until => Step::At(until),
+            _ => Step::Due,
+        };
         self.strain = strain;
     }
 
@@ -85,7 +95,7 @@ impl Relief {
     }
 
     /// Tells whether there is too little of something.
-    fn is_short_of(&self, source: Source) -> bool {
+    pub(super) fn is_short_of(&self, source: Source) -> bool {
         self.strain.of_memory().any(|(short, _)| short == source)
     }
 
@@ -104,16 +114,21 @@ impl Supervisor {
         // What is on its way out may be enough.
         let is_leaving = self.slots.values().any(Slot::is_leaving);
         let next = if is_leaving { None } else { self.next_to_go() };
-        let pause = if is_leaving || next.is_some() { PAUSE } else { CALM };
-        self.relief.step = Step::At(self.now.after(pause));
-        if let Some((name, source)) = next {
-            self.relief.gone.insert(name.clone(), source);
+        let is_pause = is_leaving || next.is_some();
+        let again_at = self.now.after(if is_pause { PAUSE } else { CALM });
+        self.relief.step = Step::At(again_at);
+        if is_pause {
+            self.relief.paused_until = again_at;
+        }
+        if let Some((name, source, took)) = next {
+            let last = self.relief.back.remove(&name);
+            self.relief.gone.insert(name.clone(), Gone::new(source, took, self.now, last));
             self.with(&name, commands, Slot::give_way);
         }
     }
 
-    /// Finds who goes, and for what.
-    fn next_to_go(&self) -> Option<(SlotName, Source)> {
+    /// Finds who goes, for what, and what it holds of that.
+    fn next_to_go(&self) -> Option<(SlotName, Source, Bytes)> {
         let mut short: Vec<_> = self.relief.strain.of_memory().collect();
         short.sort_by_key(|(source, level)| (std::cmp::Reverse(*level), *source));
         short.into_iter().find_map(|(source, level)| {
@@ -125,7 +140,7 @@ impl Supervisor {
                 let class = if is_spent { Class::Evictable } else { one.class }; // (1)
                 (class, one.priority, std::cmp::Reverse(one.idle_for))
             });
-            first.map(|one| (one.name.clone(), source))
+            first.map(|one| (one.name.clone(), source, held(&one.share, source)))
         })
     }
 
@@ -138,45 +153,6 @@ impl Supervisor {
             Class::Active => false,
         };
         may_go && self.now.since(serving.ready_at) >= stay
-    }
-
-    /// Forgets those that are there again, that are gone, or that nobody wants back.
-    pub(super) fn forget_relieved(&mut self) {
-        let is_back = |name: &&SlotName| {
-            let slot = self.slots.get(name);
-            !slot.is_some_and(|slot| matches!(slot.state, State::Offline) || slot.is_leaving())
-        };
-        let back: Vec<_> = self.relief.gone.keys().filter(is_back).cloned().collect();
-        for name in back {
-            self.forget_relieved_of(&name);
-        }
-    }
-
-    /// Forgets what one slot went for.
-    pub(in crate::supervisor) fn forget_relieved_of(&mut self, name: &SlotName) {
-        if self.relief.gone.remove(name).is_some() {
-            self.slots.touch(name);
-        }
-    }
-
-    /// Brings one back that is kept loaded, once there is enough again.
-    pub(super) fn bring_back_relieved(&mut self, commands: &mut Vec<Command>) {
-        if self.relief.gone.is_empty() || self.relief.is_host_short() {
-            return;
-        }
-        if self.slots.values().any(|slot| slot.cause() == Some(Cause::Restore)) {
-            return;
-        }
-        let may_return = |(name, source): &(&SlotName, &Source)| {
-            let slot = self.slots.get(name).filter(|_| !self.relief.is_short_of(**source));
-            slot.is_some_and(|slot| {
-                slot.restore() == Restore::WhenIdle && matches!(slot.state, State::Offline)
-            })
-        };
-        if let Some(name) = self.relief.gone.iter().find(may_return).map(|(name, _)| name.clone()) {
-            self.forget_relieved_of(&name);
-            self.with(&name, commands, Slot::come_back);
-        }
     }
 }
 

@@ -50,7 +50,7 @@ impl Slot {
             Input::Edited { previous } if !self.profile.starts_same_engine(&previous) => {
                 State::Cancelling { after: After::Start }
             }
-            Input::Load
+            Input::Load(_)
             | Input::Restart
             | Input::Edited { .. }
             | Input::TimerFired
@@ -81,7 +81,7 @@ impl Slot {
                 self.terminate((pid, context.now), Phase::Starting, after, context)
             }
             Input::SpawnFailed { .. } => self.settle(after, context),
-            Input::Load
+            Input::Load(_)
             | Input::Restart
             | Input::Demand(_)
             | Input::Leave(_)
@@ -160,7 +160,7 @@ impl Slot {
                 self.rss = Some(rss);
                 state
             }
-            Input::Load
+            Input::Load(_)
             | Input::Edited { .. }
             | Input::TimerFired
             | Input::Spawned { .. }

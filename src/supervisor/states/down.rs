@@ -4,7 +4,7 @@ use super::outside::refuse_set_aside;
 use crate::{
     spec::{Monotime, profile::Profile},
     supervisor::{
-        input::Input,
+        input::{Asker, Input},
         slot::{After, Context, Slot, State},
     },
 };
@@ -16,7 +16,7 @@ impl Slot {
         context: &mut Context<'_>,
     ) -> State {
         match input {
-            Input::Load | Input::Restart => self.start(context),
+            Input::Load(_) | Input::Restart => self.start(context),
             Input::Demand(waiter) if self.profile.is_external() => {
                 refuse_set_aside(waiter, context);
                 State::Offline
@@ -59,7 +59,7 @@ impl Slot {
         let same = State::Backoff { retry_at };
         match input {
             Input::TimerFired if retry_at <= context.now => self.restart(context),
-            Input::Load | Input::Restart | Input::Edited { .. } => {
+            Input::Load(Asker::Person) | Input::Restart | Input::Edited { .. } => {
                 self.forgive();
                 self.start(context)
             }
@@ -76,7 +76,9 @@ impl Slot {
                 self.settle(After::Rest, context)
             }
             Input::Removed => self.settle(After::Remove, context),
-            Input::TimerFired
+            // The next attempt comes in its time.
+            Input::Load(Asker::Rule)
+            | Input::TimerFired
             | Input::Spawned { .. }
             | Input::Sized { .. }
             | Input::SpawnFailed { .. }
@@ -100,7 +102,7 @@ impl Slot {
         context: &mut Context<'_>,
     ) -> State {
         match input {
-            Input::Load | Input::Restart => self.start(context),
+            Input::Load(Asker::Person) | Input::Restart => self.start(context),
             Input::Edited { .. } => {
                 self.forgive();
                 let Profile { autostart, essential, .. } = *self.profile;
@@ -116,7 +118,9 @@ impl Slot {
             }
             Input::Unload | Input::Shutdown => State::Offline,
             Input::Removed => State::Gone,
-            Input::Leave(_)
+            // What fires by itself would try for ever.
+            Input::Load(Asker::Rule)
+            | Input::Leave(_)
             | Input::TimerFired
             | Input::Spawned { .. }
             | Input::Sized { .. }

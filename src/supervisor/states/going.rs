@@ -5,7 +5,7 @@ use crate::{
     spec::{WaiterId, death::Phase, profile::Profile},
     supervisor::{
         command::{Command, Refusal, StopSignal},
-        input::Input,
+        input::{Asker, Input},
         slot::{After, Context, Slot, State, Stop},
         verdict::OurPart,
     },
@@ -35,7 +35,7 @@ impl Slot {
                 self.bury_planned(child, (Phase::Serving, OurPart::None), exit, context);
                 State::Reaping { pid, after }
             }
-            Input::Load
+            Input::Load(_)
             | Input::Restart
             | Input::Demand(_)
             | Input::Leave(_)
@@ -44,7 +44,7 @@ impl Slot {
             | Input::Edited { .. }
             | Input::Removed => {
                 // One that only makes room has all the time it needs, until somebody wants it down.
-                let is_wish = !matches!(input, Input::Demand(_) | Input::Leave(_) | Input::Load);
+                let is_wish = !matches!(input, Input::Demand(_) | Input::Leave(_) | Input::Load(_));
                 let cut_at = cut_at
                     .or_else(|| is_wish.then(|| context.now.after(self.profile.stop_timeout)));
                 let after = self.steer(after, &input, context);
@@ -103,7 +103,7 @@ impl Slot {
                 | Stop::Killed { .. }
                 | Stop::TimedOut => state,
             },
-            Input::Load
+            Input::Load(_)
             | Input::Restart
             | Input::Demand(_)
             | Input::Leave(_)
@@ -139,7 +139,7 @@ impl Slot {
     ) -> State {
         match input {
             Input::Reaped => self.settle(after, context),
-            Input::Load
+            Input::Load(_)
             | Input::Restart
             | Input::Demand(_)
             | Input::Leave(_)
@@ -192,8 +192,10 @@ impl Slot {
                 self.dismiss_waiting(input, context);
                 After::Rest
             }
-            Input::Load | Input::Restart if after != After::Remove => After::Start,
-            Input::Load
+            // What is to follow a death follows it.
+            Input::Load(Asker::Rule) if !matches!(after, After::Rest | After::Leave) => after,
+            Input::Load(_) | Input::Restart if after != After::Remove => After::Start,
+            Input::Load(_)
             | Input::Restart
             | Input::Unload
             | Input::Shutdown

@@ -13,7 +13,7 @@ mod waiting;
 use std::mem;
 
 use super::{
-    input::Input,
+    input::{Asker, Input},
     slot::{Context, Slot, State},
 };
 
@@ -56,11 +56,13 @@ impl Slot {
     fn begin_anew_after(&mut self, input: &Input) {
         match input {
             Input::Restart => self.ladder.begin_anew(),
-            Input::Load if matches!(self.state, State::Failed) => self.ladder.begin_anew(),
+            Input::Load(Asker::Person) if matches!(self.state, State::Failed) => {
+                self.ladder.begin_anew();
+            }
             Input::Edited { previous } if !self.profile.starts_same_engine(previous) => {
                 self.ladder.forget();
             }
-            Input::Load
+            Input::Load(_)
             | Input::Edited { .. }
             | Input::Unload
             | Input::Demand(_)
@@ -89,9 +91,10 @@ impl Slot {
     /// spoken, or the next engine is another one.
     fn wipes_tally(&self, input: &Input) -> bool {
         match input {
-            Input::Load | Input::Unload | Input::Restart => true,
+            Input::Load(Asker::Person) | Input::Unload | Input::Restart => true,
             Input::Edited { previous } => !self.profile.starts_same_engine(previous),
-            Input::Demand(_)
+            Input::Load(Asker::Rule)
+            | Input::Demand(_)
             | Input::Leave(_)
             | Input::Removed
             | Input::Shutdown

@@ -33,7 +33,7 @@ impl Slot {
                 (true, Found::Nothing { .. }) => self.seek(Found::Unknown, context),
                 (_, found) => same(found),
             },
-            Input::Load | Input::Restart => match found {
+            Input::Load(_) | Input::Restart => match found {
                 Found::Nothing { .. } => self.seek(Found::Unknown, context),
                 found @ (Found::Unknown | Found::Loading { .. }) => same(found),
             },
@@ -96,7 +96,7 @@ impl Slot {
                 self.part_with(After::Start, context)
             }
             // It is up, and only those who run it can restart it.
-            Input::Load
+            Input::Load(_)
             | Input::Restart
             | Input::Leave(_)
             | Input::Edited { .. }
@@ -133,7 +133,7 @@ impl Slot {
                 });
                 self.leave(after, context)
             }
-            Input::Load
+            Input::Load(_)
             | Input::Restart
             | Input::Demand(_)
             | Input::Leave(_)

@@ -47,7 +47,7 @@ impl Slot {
                     State::Ready(serving)
                 }
             }
-            Input::Load
+            Input::Load(_)
             | Input::Unload
             | Input::Restart
             | Input::Leave(_)
@@ -87,7 +87,7 @@ impl Slot {
                 let proven_at = Some(context.now.after(context.policy.healthy_after));
                 State::Ready(Serving { proven_at, ..serving })
             }
-            Input::Load
+            Input::Load(_)
             | Input::Unload
             | Input::Restart
             | Input::Leave(_)
@@ -157,7 +157,7 @@ impl Slot {
                 Err(serving)
             }
             Input::VitalsRead { vitals } => self.after_vitals(serving, vitals, context),
-            Input::Load
+            Input::Load(_)
             | Input::Demand(_)
             | Input::Spawned { .. }
             | Input::Sized { .. }

@@ -7,7 +7,7 @@ use crate::{
     supervisor::{
         command::{Command, Refusal},
         cores::Neighbours,
-        input::Input,
+        input::{Asker, Input},
         slot::{After, Cause, Context, Queued, Slot, State},
         waits::Wait,
     },
@@ -38,7 +38,7 @@ impl Slot {
                 self.settle(after, context)
             }
             Input::Restart
-            | Input::Load
+            | Input::Load(_)
             | Input::Demand(_)
             | Input::Leave(_)
             | Input::Edited { .. }
@@ -76,7 +76,7 @@ impl Slot {
                 if was_last { State::Offline } else { State::Queued(queued) }
             }
             Input::Restart
-            | Input::Load
+            | Input::Load(_)
             | Input::Demand(_)
             | Input::Leave(_)
             | Input::Edited { .. }
@@ -129,7 +129,7 @@ impl Slot {
                 self.start(context)
             }
             Input::Edited { .. }
-            | Input::Load
+            | Input::Load(_)
             | Input::TimerFired
             | Input::Sized { .. }
             | Input::Spawned { .. }
@@ -148,9 +148,13 @@ impl Slot {
         }
     }
 
-    /// Notes that a person wants it up, and others to make room for it.
-    pub(in crate::supervisor) fn insist(&mut self) {
-        self.state.set_cause(Cause::Order);
+    /// Notes that a person or a rule wants it up, and others to make room for it. What a person has said stands.
+    pub(in crate::supervisor) fn insist(&mut self, by: Asker) {
+        match by {
+            Asker::Person => self.state.set_cause(Cause::Order),
+            Asker::Rule if self.cause() != Some(Cause::Order) => self.state.set_cause(Cause::Rule),
+            Asker::Rule => {}
+        }
     }
 
     /// Has it found out what a start takes, now that the machine is one for it.

@@ -107,6 +107,23 @@ fn a_refused_argument_is_not_tried_again() {
 }
 
 #[test]
+fn a_rule_that_loads_tries_nothing_again_that_waits_for_a_person_or_its_time() {
+    let mut stage = Stage::new(Profile { max_restarts: 1, ..profile("chat") });
+    assert_eq!(spawns(&stage.ask(SlotEvent::LoadOrderedByRule)), 1, "it loads what is at rest");
+    stage.spawn();
+    stage.die(ended(CRASH));
+    let backoff = stage.backoff();
+    assert_eq!(spawns(&stage.ask(SlotEvent::LoadOrderedByRule)), 0, "the next try has its time");
+    assert_eq!((stage.state(), stage.view().tally), ("backoff", 1));
+    assert_eq!(spawns(&stage.pass(backoff)), 1);
+    stage.spawn();
+    stage.die(ended(CRASH));
+    assert_eq!(stage.state(), "failed");
+    assert_eq!(spawns(&stage.ask(SlotEvent::LoadOrderedByRule)), 0, "a person has to look");
+    assert_eq!(stage.state(), "failed");
+}
+
+#[test]
 fn an_essential_slot_retries_at_the_cap_what_only_a_person_can_mend() {
     let mut stage = Stage::new(Profile { essential: true, autostart: true, ..profile("chat") });
     for _ in 0..6 {
