@@ -15,9 +15,19 @@
     reason = "a broken set-up is a failed test"
 )]
 
-use std::{env, path::PathBuf, process::Stdio, time::Duration};
+#[path = "agreement/random_model.rs"]
+mod random_model;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::{
     process::{Child, Command},
     time::{sleep, timeout},
@@ -93,6 +103,13 @@ impl Engine {
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
+    async fn get(&self, path: &str) -> String {
+        let answer = self.client.get(format!("http://engine{path}")).send();
+        let answer = timeout(DEADLINE, answer).await.unwrap().unwrap();
+        assert!(answer.status().is_success(), "{path}: {}", answer.status());
+        timeout(DEADLINE, answer.text()).await.unwrap().unwrap()
+    }
+
     async fn post(&self, path: &str, body: Value) -> Value {
         let request = self.client.post(format!("http://engine{path}")).body(body.to_string());
         let request = request.header("content-type", "application/json");
@@ -144,18 +161,33 @@ fn gap(step: &Step, other: &str) -> f64 {
     other.map_or(f64::INFINITY, |(_, logprob)| step.best[0].1 - logprob)
 }
 
-#[tokio::test]
-async fn greedy_tokens_are_those_of_llama_server_but_for_near_ties() {
+struct Both {
+    _folder: TempDir,
+    llama_server: Engine,
+    worker: Engine,
+}
+
+async fn both(parallel: &str) -> Both {
     let folder = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
-    let model = from_environment("SLOTD_TEST_MODEL");
+    both_on(folder, &from_environment("SLOTD_TEST_MODEL"), parallel, &[]).await
+}
+
+async fn both_on(folder: TempDir, model: &Path, parallel: &str, more: &[&str]) -> Both {
     let (theirs, ours) = (folder.path().join("llama.sock"), folder.path().join("worker.sock"));
     let mut command = Command::new(from_environment("SLOTD_TEST_LLAMA_SERVER"));
-    command.arg("--model").arg(&model).arg("--host").arg(&theirs);
-    command.args(["--parallel", "1", "--ctx-size", "512", "--threads", "2"]);
+    command.arg("--model").arg(model).arg("--host").arg(&theirs).arg("--metrics");
+    command.args(more);
+    command.args(["--parallel", parallel, "--ctx-size", "512", "--threads", "2"]);
     let llama_server = Engine::start(&mut command, theirs).await;
     let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
-    command.arg("worker").arg("--model").arg(&model).arg("--socket").arg(&ours);
-    let worker = Engine::start(command.args(["--context", "512", "--threads", "2"]), ours).await;
+    command.arg("worker").arg("--model").arg(model).arg("--socket").arg(&ours);
+    command.args(["--parallel", parallel, "--context", "512", "--threads", "2"]);
+    Both { _folder: folder, llama_server, worker: Engine::start(&mut command, ours).await }
+}
+
+#[tokio::test]
+async fn greedy_tokens_are_those_of_llama_server_but_for_near_ties() {
+    let Both { llama_server, worker, _folder } = both("1").await;
 
     println!("prompt | equal tokens | llama-server takes, by | the worker takes, by");
     let mut far = Vec::new();
@@ -174,4 +206,232 @@ async fn greedy_tokens_are_those_of_llama_server_but_for_near_ties() {
         }
     }
     assert!(far.is_empty(), "no near tie: {far:?}");
+}
+
+/// Both compute with floats: 0.05 apart at most, where a graph with a wrong step is off by more than
+/// one.
+///
+/// Bytes that are no letters are forbidden: llama-server tells nothing of tokens that end within a
+/// letter.
+#[tokio::test]
+async fn random_models_of_each_architecture_give_the_numbers_of_llama_server() {
+    let bias: BTreeMap<String, f64> = (128..256).map(|id| (id.to_string(), -100.0)).collect();
+    let cache = ["--cache-type-k", "f32", "--cache-type-v", "f32"];
+    let mut far = Vec::new();
+    for kind in &random_model::KINDS {
+        let folder = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
+        let model = random_model::write(folder.path(), kind, None);
+        let Both { llama_server, worker, _folder } = both_on(folder, &model, "1", &cache).await;
+        let mut all = 0;
+        for prompt in ["Hi", "The quick brown fox jumps over", "abcabcab 0123 abc"] {
+            let body = json!({
+                "messages": [{ "role": "user", "content": prompt }], "logit_bias": bias,
+                "max_tokens": 24, "temperature": 0, "logprobs": true, "top_logprobs": 8,
+            });
+            let theirs = llama_server.post("/v1/chat/completions", body.clone()).await;
+            let ours = worker.post("/v1/chat/completions", body).await;
+            let prompts = [&theirs, &ours].map(|answer| answer["usage"]["prompt_tokens"].clone());
+            assert_eq!(prompts[0], prompts[1], "{}", kind.architecture);
+            let (equal, most) = compared(&theirs, &ours);
+            println!("{} {prompt:?} | {equal} equal | off by {most}", kind.architecture);
+            all += equal;
+            if most > 0.1 {
+                far.push((kind.architecture, prompt, equal, most));
+            }
+        }
+        assert!(all > 10, "{}: {all} tokens were compared", kind.architecture);
+    }
+    assert!(far.is_empty(), "{far:?}");
+}
+
+const TOOLS_TEMPLATE: &str = "{% if tools %}Call {{ tools | tojson }} as <tool_call>\n\
+    {\"name\": …, \"arguments\": …}\n</tool_call>\n{% endif %}{% for message in messages %}\
+    {{ message.role }}: {{ message.content }}{% if message.tool_calls %}\
+    {{ message.tool_calls[0].function.arguments.text }}{% endif %}\n{% endfor %}";
+
+/// A model of random weights calls nothing of itself: that it calls well is the grammar's doing.
+#[tokio::test]
+async fn a_tool_that_has_to_be_called_is_called_with_arguments_of_its_schema() {
+    let folder = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
+    let model = random_model::write(folder.path(), &random_model::KINDS[0], Some(TOOLS_TEMPLATE));
+    let socket = folder.path().join("worker.sock");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
+    command.arg("worker").arg("--model").arg(&model).arg("--socket").arg(&socket);
+    let worker = Engine::start(command.args(["--context", "2048", "--threads", "1"]), socket).await;
+    let tool = |name: &str| {
+        let text = json!({ "enum": ["left", "right"] });
+        let parameters = json!({
+            "type": "object", "properties": { "text": text, "count": { "enum": [1, 2] } },
+            "required": ["text", "count"], "additionalProperties": false,
+        });
+        json!({ "type": "function", "function": { "name": name, "parameters": parameters } })
+    };
+    let mut body = json!({
+        "messages": [{ "role": "user", "content": "Turn." }], "temperature": 0.7, "seed": 3,
+        "tools": [tool("turn"), tool("go")], "tool_choice": "required",
+    });
+    let answer = worker.post("/v1/chat/completions", body.clone()).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("tool_calls"), &Value::Null),
+        "{answer}"
+    );
+    let call = &choice["message"]["tool_calls"][0];
+    assert!(["turn", "go"].contains(&call["function"]["name"].as_str().unwrap()), "{call}");
+    assert_eq!(call["type"], "function");
+    let text = call["function"]["arguments"].as_str().unwrap();
+    let arguments: Value = serde_json::from_str(text).unwrap();
+    assert!(arguments["text"].is_string() && arguments["count"].is_u64(), "{arguments}");
+
+    body["tool_choice"] = json!({ "type": "function", "function": { "name": "go" } });
+    body["stream"] = json!(true);
+    let request = worker.client.post("http://engine/v1/chat/completions").body(body.to_string());
+    let text = timeout(DEADLINE, request.send()).await.unwrap().unwrap().text().await.unwrap();
+    assert!(text.contains("\"tool_calls\":[{") && text.contains("\"name\":\"go\""), "{text}");
+    assert!(text.contains("\"finish_reason\":\"tool_calls\""), "{text}");
+    assert!(!text.contains("<tool"), "{text}");
+
+    body["stream"] = json!(false);
+    body["tool_choice"] = json!("none");
+    body["max_tokens"] = json!(4);
+    let without = worker.post("/v1/chat/completions", body.clone()).await;
+    body["tool_choice"] = json!("auto");
+    let former = json!({ "id": "a", "type": "function", "function": { "name": "go", "arguments": "{\"text\": \"left\"}" } });
+    body["messages"] = json!([{ "role": "user", "content": "Turn." }, { "role": "assistant", "content": null, "tool_calls": [former] }, { "role": "tool", "tool_call_id": "a", "content": "done" }]);
+    let with = worker.post("/v1/chat/completions", body).await;
+    let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(tokens(&with) > tokens(&without) + 100, "the model saw no tools: {with} {without}");
+}
+
+/// Gives how many tokens are equal, and how far the logarithms of what both have among the best lie
+/// apart at most. Where the tokens part, the two that were taken are a part of that.
+fn compared(theirs: &Value, ours: &Value) -> (usize, f64) {
+    let steps = |answer: &Value| -> Vec<Value> {
+        answer["choices"][0]["logprobs"]["content"].as_array().cloned().unwrap_or_default()
+    };
+    let best = |step: &Value| -> BTreeMap<u64, f64> {
+        let best = step["top_logprobs"].as_array().unwrap().iter();
+        best.map(|one| (one["id"].as_u64().unwrap(), one["logprob"].as_f64().unwrap())).collect()
+    };
+    let (mut equal, mut most) = (0, 0.0_f64);
+    for (theirs, ours) in steps(theirs).iter().zip(&steps(ours)) {
+        let (a, b) = (best(theirs), best(ours));
+        let both = a.iter().filter_map(|(id, logprob)| Some(logprob - b.get(id)?));
+        most = both.map(f64::abs).fold(most, f64::max);
+        if theirs["id"] != ours["id"] {
+            let taken = [theirs, ours].map(|step| step["logprob"].as_f64().unwrap());
+            return (equal, most.max((taken[0] - taken[1]).abs()));
+        }
+        equal += 1;
+    }
+    (equal, most)
+}
+
+/// Gives the paths of all keys, those of lists' elements as one.
+fn keys(value: &Value, path: &str, found: &mut BTreeSet<String>) {
+    if let Some(map) = value.as_object() {
+        for (key, value) in map {
+            let path = format!("{path}/{key}");
+            keys(value, &path, found);
+            found.insert(path);
+        }
+    }
+    for value in value.as_array().into_iter().flatten() {
+        keys(value, path, found);
+    }
+}
+
+/// Gives the keys that llama-server has and the worker lacks, but for those of `excused`.
+fn lacking(theirs: &Value, ours: &Value, excused: &[&str]) -> Vec<String> {
+    let (mut wanted, mut there) = (BTreeSet::new(), BTreeSet::new());
+    keys(theirs, "", &mut wanted);
+    keys(ours, "", &mut there);
+    let excused = |key: &String| excused.iter().any(|excused| key.contains(excused));
+    wanted.difference(&there).filter(|key| !excused(key)).cloned().collect()
+}
+
+/// What the worker does not do, and so has no settings for.
+const EXCUSED: [&str; 17] = [
+    "/params/adaptive_",
+    "/params/backend_sampling",
+    "/params/chat_format",
+    "/params/dry_",
+    "/params/generation_prompt",
+    "/params/mirostat_",
+    "/params/post_sampling_probs",
+    "/params/reasoning_",
+    "/params/speculative",
+    "/params/stream",
+    "/params/timings_per_token",
+    "/params/samplers",
+    "/chat_template_caps/",
+    "/cors_proxy_enabled",
+    "/media_marker",
+    "/ui",
+    "/ui_settings",
+];
+
+#[tokio::test]
+async fn monitors_find_what_llama_server_shows_them() {
+    let Both { llama_server, worker, _folder } = both("2").await;
+    let json = async |engine: &Engine, path| -> Value {
+        serde_json::from_str(&engine.get(path).await).unwrap()
+    };
+    let body = json!({ "prompt": "Once upon", "max_tokens": 5, "n_predict": 5 });
+    for engine in [&llama_server, &worker] {
+        engine.post("/v1/completions", body.clone()).await;
+    }
+    for path in ["/props", "/slots"] {
+        let (theirs, ours) = (json(&llama_server, path).await, json(&worker, path).await);
+        assert_eq!(lacking(&theirs, &ours, &EXCUSED), Vec::<String>::new(), "{path}: {ours}");
+    }
+    let slots = json(&worker, "/slots").await;
+    let used = slots.as_array().unwrap().iter().find(|slot| slot["id_task"].is_u64()).unwrap();
+    assert_eq!((slots.as_array().unwrap().len(), &used["is_processing"]), (2, &json!(false)));
+    assert_eq!(used["next_token"][0]["n_decoded"], 5);
+    assert_eq!(json(&worker, "/props").await["total_slots"], 2);
+
+    let samples = |text: &str| -> BTreeMap<String, f64> {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let pairs = lines.map(|line| line.rsplit_once(' ').unwrap());
+        pairs.map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
+    };
+    let types = |text: &str| -> BTreeSet<String> {
+        text.lines().filter(|line| line.starts_with("# TYPE")).map(str::to_owned).collect()
+    };
+    let (theirs, ours) = (llama_server.get("/metrics").await, worker.get("/metrics").await);
+    let lacking: Vec<String> = types(&theirs).difference(&types(&ours)).cloned().collect();
+    assert!(lacking.iter().all(|name| name.contains(":spec_decode_")), "{lacking:?}");
+    let ours = samples(&ours);
+    assert!((ours["llamacpp:tokens_predicted_total"] - 5.0).abs() < 0.1, "{ours:?}");
+    assert!(ours["llamacpp:prompt_tokens_total"] > 0.9, "{ours:?}");
+    assert!(ours["llamacpp:requests_processing"].abs() < 0.1, "{ours:?}");
+}
+
+#[tokio::test]
+async fn logprobs_of_a_chat_have_the_shape_and_nearly_the_values_of_llama_server() {
+    let Both { llama_server, worker, _folder } = both("1").await;
+    let body = json!({
+        "messages": [{ "role": "user", "content": "Name three colours." }],
+        "max_tokens": 12, "temperature": 0, "logprobs": true, "top_logprobs": 3,
+    });
+    let theirs = llama_server.post("/v1/chat/completions", body.clone()).await;
+    let ours = worker.post("/v1/chat/completions", body).await;
+    let (theirs, ours) = (&theirs["choices"][0]["logprobs"], &ours["choices"][0]["logprobs"]);
+    assert_eq!(lacking(theirs, ours, &[]), Vec::<String>::new(), "{ours}");
+    let steps = |logprobs: &Value| logprobs["content"].as_array().unwrap().clone();
+    let (mut off, mut count) = (0.0, 0.0);
+    for (theirs, ours) in steps(theirs).iter().zip(&steps(ours)) {
+        if theirs["id"] != ours["id"] {
+            break;
+        }
+        assert_eq!((&theirs["token"], &theirs["bytes"]), (&ours["token"], &ours["bytes"]));
+        assert_eq!(ours["top_logprobs"].as_array().unwrap().len(), 3);
+        assert_eq!(ours["top_logprobs"][0]["logprob"], ours["logprob"]);
+        off += (theirs["logprob"].as_f64().unwrap() - ours["logprob"].as_f64().unwrap()).abs();
+        count += 1.0;
+    }
+    println!("{count} tokens, off by {} on average", off / count);
+    assert!(count > 0.0 && off / count < 0.3, "{off} of {count}");
 }

@@ -2,7 +2,12 @@
 
 #![cfg(feature = "worker")]
 
-use std::{env, fs, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -48,9 +53,12 @@ impl Worker {
 
     /// Starts a worker on a Unix socket and waits until it listens.
     async fn start(options: &[&str]) -> Self {
+        Self::start_on(&model(), options).await
+    }
+
+    async fn start_on(model: &Path, options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("w.sock");
-        let model = model();
         let mut all = vec!["--socket", socket.to_str().unwrap(), "--threads", "1"];
         all.extend(options);
         let mut child = Self::spawn(model.to_str().unwrap(), &all);
@@ -225,6 +233,27 @@ async fn chats_stream_in_the_shape_that_clients_expect() {
 }
 
 #[tokio::test]
+async fn the_choices_of_a_stream_are_made_together_and_are_those_of_a_whole_answer() {
+    let worker = Worker::ready(&["--context", "256", "--parallel", "3"]).await;
+    let mut body = json!({ "prompt": "Once upon", "max_tokens": 12, "n": 3, "seed": 5 });
+    let whole = worker.complete(&body).await;
+    body["stream"] = json!(true);
+    let events = worker.stream("/v1/completions", &body).await;
+    let mut texts = vec![String::new(); 3];
+    let mut order = Vec::new();
+    for choice in events.iter().filter_map(|event| event.pointer("/choices/0")) {
+        let index = usize::try_from(choice["index"].as_u64().unwrap()).unwrap();
+        texts[index].push_str(choice["text"].as_str().unwrap());
+        order.push(index);
+    }
+    for (index, text) in texts.iter().enumerate() {
+        assert_eq!(whole["choices"][index]["text"], json!(text));
+    }
+    assert!(!order.is_sorted(), "one after the other: {order:?}");
+    assert_eq!(events.last(), Some(&json!("[DONE]")));
+}
+
+#[tokio::test]
 async fn embeddings_take_all_forms_and_are_of_length_one() {
     let worker = Worker::ready(&["--context", "512"]).await;
     let one = async |input: Value| {
@@ -251,6 +280,42 @@ async fn embeddings_take_all_forms_and_are_of_length_one() {
     let packed = json!({ "input": "a small cat", "encoding_format": "base64" });
     let (_, packed) = worker.post("/v1/embeddings", &packed).await;
     assert_eq!(packed["data"][0]["embedding"].as_str().unwrap().len(), 576 * 4 * 4 / 3);
+}
+
+/// The vectors are those of the same model in plain loops of 64-bit floats (numpy); the tokenizer is
+/// that of Hugging Face in both.
+#[tokio::test]
+async fn an_encoder_gives_the_vectors_of_sentence_transformers() {
+    let folder = env::var_os("SLOTD_TEST_EMBEDDER");
+    let folder = PathBuf::from(folder.expect("set SLOTD_TEST_EMBEDDER, `make test` does"));
+    let mut worker = Worker::start_on(&folder, &["--parallel", "4"]).await;
+    until(&mut worker.log, "ready in ").await;
+    let wanted: Vec<Value> = serde_json::from_str(include_str!("agreement/minilm.json")).unwrap();
+    let texts: Vec<&Value> = wanted.iter().map(|one| &one["text"]).collect();
+    let (status, together) = worker.post("/v1/embeddings", &json!({ "input": texts })).await;
+    assert_eq!(status, 200, "{together}");
+    let numbers = |vector: &Value| -> Vec<f64> {
+        vector.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    let mut tokens = 0;
+    for (at, one) in wanted.iter().enumerate() {
+        let made = &together["data"][at]["embedding"];
+        let (a, b) = (numbers(made), numbers(&one["vector"]));
+        let cosine: f64 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
+        let most = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        println!("cosine {cosine}, no number off by more than {most}");
+        assert!((cosine - 1.0).abs() < 1e-3 && most < 1e-3, "{cosine} {most}");
+        let alone = json!({ "input": one["text"] });
+        let (_, alone) = worker.post("/v1/embeddings", &alone).await;
+        assert_eq!(&alone["data"][0]["embedding"], made, "alone as among others");
+        tokens += one["tokens"].as_u64().unwrap();
+    }
+    assert_eq!(together["usage"]["prompt_tokens"], tokens);
+    let long = json!({ "input": "word ".repeat(600) });
+    let (status, answer) = worker.post("/v1/embeddings", &long).await;
+    assert_eq!((status, &answer["error"]["code"]), (400, &json!("context_length_exceeded")));
+    let (status, answer) = worker.post("/v1/completions", &json!({ "prompt": "x" })).await;
+    assert_eq!((status, &answer["error"]["code"]), (400, &json!("unsupported")));
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ pub(crate) enum Kind {
     Shifted,
     /// `scale · q`, `q` with a sign, a scale for each 32.
     Signed,
-    /// `scale · q + min`, `q` without a sign, scale and min for each 16.
+    /// `scale · step · q + min`, `q` without a sign, step and min for each 16.
     Halves,
 }
 

@@ -19,6 +19,8 @@ mod row;
 #[cfg(target_arch = "x86_64")]
 mod tile;
 mod unpack;
+#[cfg(target_arch = "x86_64")]
+mod wide_block;
 
 pub use self::{
     activations::Activations,
@@ -26,5 +28,5 @@ pub use self::{
     format::Format,
     pool::Pool,
     product::{Matrix, multiply},
-    row::{add, gate, normalise, rotate},
+    row::{Gate, Pairs, add, gate, normalise, rotate, shift, standardise},
 };

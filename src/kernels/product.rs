@@ -141,6 +141,7 @@ mod vector {
         format::{Format, Kind},
         tile::{self, HALVES, SHIFTED, SIGNED, WeightBlocks},
         unpack::Unpacked,
+        wide_block,
     };
 
     thread_local! {
@@ -163,7 +164,12 @@ mod vector {
                 Format::Q5_0 => one_row::<{ block::Q5_0 }, 22>(inputs, part, bytes, outputs),
                 Format::Q5_1 => one_row::<{ block::Q5_1 }, 24>(inputs, part, bytes, outputs),
                 Format::Q8_0 => one_row::<{ block::Q8_0 }, 34>(inputs, part, bytes, outputs),
-                _ => false,
+                Format::Q2K => wide_row::<{ wide_block::Q2_K }, 84>(inputs, part, bytes, outputs),
+                Format::Q3K => wide_row::<{ wide_block::Q3_K }, 110>(inputs, part, bytes, outputs),
+                Format::Q4K => wide_row::<{ wide_block::Q4_K }, 144>(inputs, part, bytes, outputs),
+                Format::Q5K => wide_row::<{ wide_block::Q5_K }, 176>(inputs, part, bytes, outputs),
+                Format::Q6K => wide_row::<{ wide_block::Q6_K }, 210>(inputs, part, bytes, outputs),
+                Format::F32 | Format::F16 | Format::Bf16 => false,
             };
             if done {
                 return;
@@ -174,28 +180,37 @@ mod vector {
         });
     }
 
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn one_row<const FORMAT: u8, const SIZE: usize>(
-        inputs: &Activations,
-        part: &Part,
-        bytes: &[u8],
-        outputs: &mut [f32],
-    ) -> bool {
-        let row_bytes = bytes.len() / part.group.len();
-        let input = inputs.row(part.rows.start);
-        let mut pairs = bytes.chunks_exact(row_bytes * 2);
-        let mut to = outputs.chunks_mut(2);
-        for (pair, to) in (&mut pairs).zip(&mut to) {
-            let (first, second) = pair.split_at(row_bytes);
-            let made = tile::packed::<FORMAT, SIZE>(input, [first, second]);
-            to.copy_from_slice(&made[..to.len()]);
-        }
-        if let (false, Some(to)) = (pairs.remainder().is_empty(), to.next()) {
-            to[0] = tile::packed::<FORMAT, SIZE>(input, [pairs.remainder(); 2])[0];
-        }
-        true
+    /// Multiplies one row of inputs by a group of rows of weights, two at a time, as they lie in
+    /// the file.
+    macro_rules! one_row {
+        ($name:ident, $tile:ident) => {
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn $name<const FORMAT: u8, const SIZE: usize>(
+                inputs: &Activations,
+                part: &Part,
+                bytes: &[u8],
+                outputs: &mut [f32],
+            ) -> bool {
+                let row_bytes = bytes.len() / part.group.len();
+                let input = inputs.row(part.rows.start);
+                let mut pairs = bytes.chunks_exact(row_bytes * 2);
+                let mut to = outputs.chunks_mut(2);
+                for (pair, to) in (&mut pairs).zip(&mut to) {
+                    let (first, second) = pair.split_at(row_bytes);
+                    let made = tile::$tile::<FORMAT, SIZE>(input, [first, second]);
+                    to.copy_from_slice(&made[..to.len()]);
+                }
+                if let (false, Some(to)) = (pairs.remainder().is_empty(), to.next()) {
+                    to[0] = tile::$tile::<FORMAT, SIZE>(input, [pairs.remainder(); 2])[0];
+                }
+                true
+            }
+        };
     }
+
+    one_row!(one_row, packed);
+    one_row!(wide_row, packed_wide);
 
     #[target_feature(enable = "avx2,fma,f16c")]
     fn unpacked_columns(
@@ -249,7 +264,12 @@ mod vector {
             Format::Q5_0 => legacy::<{ block::Q5_0 }, 22>(unpacked, at, bytes, width),
             Format::Q5_1 => legacy::<{ block::Q5_1 }, 24>(unpacked, at, bytes, width),
             Format::Q8_0 => legacy::<{ block::Q8_0 }, 34>(unpacked, at, bytes, width),
-            _ => unpacked.unpack(format, at, bytes, width),
+            Format::Q2K => wide::<{ wide_block::Q2_K }, 84>(unpacked, at, bytes, width),
+            Format::Q3K => wide::<{ wide_block::Q3_K }, 110>(unpacked, at, bytes, width),
+            Format::Q4K => wide::<{ wide_block::Q4_K }, 144>(unpacked, at, bytes, width),
+            Format::Q5K => wide::<{ wide_block::Q5_K }, 176>(unpacked, at, bytes, width),
+            Format::Q6K => wide::<{ wide_block::Q6_K }, 210>(unpacked, at, bytes, width),
+            Format::F32 | Format::F16 | Format::Bf16 => unpacked.widen(format, at, bytes, width),
         }
     }
 
@@ -262,14 +282,48 @@ mod vector {
         width: usize,
     ) {
         let (blocks, _) = bytes.as_chunks::<SIZE>();
-        let (quants, scales, mins) = unpacked.row_mut(at, width);
-        for ((blocks, scales), mins) in blocks.chunks(8).zip(scales).zip(mins) {
+        let row = unpacked.row_mut(at, width);
+        for ((blocks, scales), mins) in blocks.chunks(8).zip(row.scales).zip(row.mins) {
             let (scale, min) = block::scales::<FORMAT, SIZE>(blocks);
             tile::store(scales, scale);
             tile::store(mins, min);
         }
-        for (block, quants) in blocks.iter().zip(quants) {
+        for (block, quants) in blocks.iter().zip(row.quants) {
             tile::store_u8(quants, block::quants::<FORMAT, SIZE>(block));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn wide<const FORMAT: u8, const SIZE: usize>(
+        unpacked: &mut Unpacked,
+        at: usize,
+        bytes: &[u8],
+        width: usize,
+    ) {
+        let row = unpacked.row_mut(at, width);
+        let eights = row.quants.as_chunks_mut::<8>().0.iter_mut();
+        let eights = eights.zip(row.steps.as_chunks_mut::<8>().0);
+        for (n, (block, (quants, steps))) in
+            bytes.as_chunks::<SIZE>().0.iter().zip(eights).enumerate()
+        {
+            let scales = wide_block::scales::<FORMAT, SIZE>(block);
+            tile::store(&mut row.scales[n], scales.each);
+            if wide_block::has_halves(FORMAT) {
+                tile::store(&mut row.half_mins[n][0], scales.mins[0]);
+                tile::store(&mut row.half_mins[n][1], scales.mins[1]);
+                for (at, steps) in steps.iter_mut().enumerate() {
+                    tile::store_i16(steps, scales.steps(at));
+                }
+            } else {
+                tile::store(&mut row.mins[n], scales.mins[0]);
+            }
+            for part in 0..2 {
+                let four = wide_block::quants::<FORMAT, SIZE>(block, part);
+                for (to, from) in quants[part * 4..].iter_mut().zip(four) {
+                    tile::store_u8(to, from);
+                }
+            }
         }
     }
 

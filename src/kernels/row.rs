@@ -27,6 +27,29 @@ pub fn normalise(pool: Pool, hidden: &[f32], weights: &[f32], epsilon: f32) -> V
     normed
 }
 
+/// Brings each row of `hidden` to a mean of zero and a variance of one, multiplies it by the first of
+/// `weights` and adds the second.
+pub fn standardise(
+    pool: Pool,
+    hidden: &[f32],
+    (weights, bias): (&[f32], &[f32]),
+    epsilon: f32,
+) -> Vec<f32> {
+    let width = weights.len().max(1);
+    let mut made = vec![0.0; hidden.len()];
+    let units = hidden.chunks_exact(width).zip(made.chunks_exact_mut(width)).collect();
+    pool.few(hidden.len() / width).each(units, |_, (row, made)| {
+        let mean = row.iter().sum::<f32>() / width as f32;
+        let squares: f32 = row.iter().map(|float| (float - mean) * (float - mean)).sum();
+        let scale = 1.0 / (squares / width as f32 + epsilon).sqrt();
+        let factors = weights.iter().zip(bias);
+        for ((made, float), (weight, bias)) in made.iter_mut().zip(*row).zip(factors) {
+            *made = (float - mean) * scale * weight + bias;
+        }
+    });
+    made
+}
+
 /// Adds `more` to `hidden`.
 pub fn add(hidden: &mut [f32], more: &[f32]) {
     for (hidden, more) in hidden.iter_mut().zip(more) {
@@ -34,43 +57,113 @@ pub fn add(hidden: &mut [f32], more: &[f32]) {
     }
 }
 
-/// Multiplies `inputs` by the sigmoid-weighted `gates`, row by row of `width`.
-pub fn gate(pool: Pool, gates: &[f32], mut inputs: Vec<f32>, width: usize) -> Vec<f32> {
+/// Adds `bias` to each row of `hidden`.
+pub fn shift(hidden: &mut [f32], bias: &[f32]) {
+    for row in hidden.chunks_exact_mut(bias.len().max(1)) {
+        add(row, bias);
+    }
+}
+
+/// What a gate lets through.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Gate {
+    /// `x` times its sigmoid.
+    Silu,
+    /// `x` times the normal distribution's share below it, by the usual approximation.
+    Gelu,
+    /// The same without the approximation.
+    ExactGelu,
+}
+
+/// Multiplies `inputs` by what `kind` makes of the `gates`, row by row of `width`.
+pub fn gate(pool: Pool, kind: Gate, gates: &[f32], mut inputs: Vec<f32>, width: usize) -> Vec<f32> {
     let width = width.max(1);
     let units = inputs.chunks_mut(width).zip(gates.chunks(width)).collect();
-    pool.few(gates.len() / width).each(units, |_, (inputs, gates)| gate_row(gates, inputs));
+    pool.few(gates.len() / width).each(units, |_, (inputs, gates)| gate_row(kind, gates, inputs));
     inputs
 }
 
-fn gate_row(gates: &[f32], inputs: &mut [f32]) {
+fn gate_row(kind: Gate, gates: &[f32], inputs: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if crate::product::has_avx2() {
         // SAFETY: the features were found.
         #[expect(unsafe_code, reason = "vector code is entered where the processor has it")]
-        return unsafe { gate_row_avx2(gates, inputs) };
+        return unsafe { gate_row_avx2(kind, gates, inputs) };
     }
-    gate_row_any(gates, inputs);
+    gate_row_any(kind, gates, inputs);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn gate_row_avx2(gates: &[f32], inputs: &mut [f32]) {
-    gate_row_any(gates, inputs);
+fn gate_row_avx2(kind: Gate, gates: &[f32], inputs: &mut [f32]) {
+    gate_row_any(kind, gates, inputs);
 }
 
 #[inline(always)]
-fn gate_row_any(gates: &[f32], inputs: &mut [f32]) {
-    for (input, gate) in inputs.iter_mut().zip(gates) {
-        *input *= gate / (1.0 + exp(-gate));
+fn gate_row_any(kind: Gate, gates: &[f32], inputs: &mut [f32]) {
+    match kind {
+        Gate::Silu => {
+            for (input, gate) in inputs.iter_mut().zip(gates) {
+                *input *= gate / (1.0 + exp(-gate));
+            }
+        }
+        Gate::Gelu => {
+            for (input, gate) in inputs.iter_mut().zip(gates) {
+                *input *= gelu(*gate);
+            }
+        }
+        Gate::ExactGelu => {
+            for (input, gate) in inputs.iter_mut().zip(gates) {
+                *input *= gate * 0.5 * (1.0 + erf(gate * std::f32::consts::FRAC_1_SQRT_2));
+            }
+        }
     }
 }
 
-/// Turns each pair of numbers `(2i, 2i + 1)` of each head by its angle. `turns` holds the cosine
-/// and sine of each pair of a head, row after row.
-pub fn rotate(rows: &mut [f32], width: usize, turns: &[(f32, f32)], pairs: usize) {
+/// Gives the error function of `x`, off by 2e-7 at most.
+///
+/// Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    let size = x.abs();
+    let t = 1.0 / (1.0 + 0.327_591_1 * size);
+    let mut sum = 1.061_405_4;
+    sum = sum * t - 1.453_152;
+    sum = sum * t + 1.421_413_7;
+    sum = sum * t - 0.284_496_74;
+    sum = sum * t + 0.254_829_6;
+    (1.0 - sum * t * exp(-size * size)).copysign(x)
+}
+
+/// Half of 1 + tanh(y) is the sigmoid of 2 y.
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    const TWICE_ROOT_OF_2_OVER_PI: f32 = 1.595_769_2;
+    x / (1.0 + exp(-TWICE_ROOT_OF_2_OVER_PI * x * (1.0 + 0.044_715 * x * x)))
+}
+
+/// Which two numbers of a head are turned together.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Pairs {
+    /// `(2i, 2i + 1)`.
+    Neighbours,
+    /// `(i, i + half)`.
+    Halves,
+}
+
+/// Turns each pair of numbers of each head by its angle. `turns` holds the cosine and sine of each
+/// of the `pairs` of a head, row after row.
+pub fn rotate(kind: Pairs, rows: &mut [f32], width: usize, turns: &[(f32, f32)], pairs: usize) {
     let rows = rows.chunks_exact_mut(width.max(1)).zip(turns.chunks_exact(pairs.max(1)));
     for (row, turns) in rows {
-        for head in row.chunks_exact_mut(pairs * 2) {
+        for head in row.chunks_exact_mut((pairs * 2).max(1)) {
+            if kind == Pairs::Halves {
+                let (first, second) = head.split_at_mut(pairs);
+                for ((x, y), (cos, sin)) in first.iter_mut().zip(second).zip(turns) {
+                    (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
+                }
+                continue;
+            }
             for ([x, y], (cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
                 (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
             }
@@ -121,10 +214,38 @@ mod tests {
         let all = normalise(Pool::inline(), &rows, &weights, 1e-5);
         let one = normalise(Pool::inline(), &rows[36..48], &weights, 1e-5);
         assert_eq!(all[36..48], one);
-        let gated = gate(Pool::inline(), &rows, rows.clone(), 12);
-        assert_eq!(gated[36..48], gate(Pool::inline(), &rows[36..48], rows[36..48].to_vec(), 12));
+        let gated = gate(Pool::inline(), Gate::Silu, &rows, rows.clone(), 12);
+        assert_eq!(
+            gated[36..48],
+            gate(Pool::inline(), Gate::Silu, &rows[36..48], rows[36..48].to_vec(), 12)
+        );
         let x = rows[40];
         assert!((gated[40] - x * x / (1.0 + (-x).exp())).abs() < 1e-6);
+    }
+
+    #[test]
+    fn halves_turn_as_neighbours_do_and_gelu_is_close_to_the_normal_distribution() {
+        let turns: Vec<(f32, f32)> = (0..3_u8).map(|i| f32::from(i).sin_cos()).collect();
+        let mut neighbours = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let mut halves = [1.0, 3.0, 5.0, 2.0, 4.0, 6.0];
+        rotate(Pairs::Neighbours, &mut neighbours, 6, &turns, 3);
+        rotate(Pairs::Halves, &mut halves, 6, &turns, 3);
+        for i in 0..3 {
+            assert_eq!([neighbours[i * 2], neighbours[i * 2 + 1]], [halves[i], halves[i + 3]]);
+        }
+        for (x, wanted) in
+            [(-3.0, -0.004_049_7), (-1.0, -0.158_655), (0.0, 0.0), (2.0, 1.954_499_7)]
+        {
+            let made = gate(Pool::inline(), Gate::Gelu, &[x], vec![1.0], 1);
+            assert!((made[0] - wanted).abs() < 1e-3, "{x}: {made:?} {wanted}");
+            let made = gate(Pool::inline(), Gate::ExactGelu, &[x], vec![1.0], 1);
+            assert!((made[0] - wanted).abs() < 5e-6, "{x}: {made:?} {wanted}");
+        }
+        let made = standardise(Pool::inline(), &[1.0, 3.0, 5.0, 9.0], (&[2.0; 2], &[1.0; 2]), 0.0);
+        assert_eq!(made, [-1.0, 3.0, -1.0, 3.0]);
+        let mut rows = vec![1.0; 6];
+        shift(&mut rows, &[1.0, 2.0, 3.0]);
+        assert_eq!(rows, [2.0, 3.0, 4.0, 2.0, 3.0, 4.0]);
     }
 
     fn near(made: f32, wanted: f64, size: f64) {
@@ -145,7 +266,7 @@ mod tests {
                     near(*made, wanted, wanted.abs());
                 }
             }
-            let gated = gate(Pool::inline(), &more, rows.clone(), width);
+            let gated = gate(Pool::inline(), Gate::Silu, &more, rows.clone(), width);
             for ((x, gate), made) in rows.iter().zip(&more).zip(gated) {
                 let gate = f64::from(*gate);
                 let wanted = f64::from(*x) * gate / (1.0 + (-gate).exp());
@@ -156,7 +277,7 @@ mod tests {
                 .map(|(s, c)| (c, s))
                 .collect();
             let mut turned = rows.clone();
-            rotate(&mut turned, width, &turns, width / 2);
+            rotate(Pairs::Neighbours, &mut turned, width, &turns, width / 2);
             let pairs = rows.as_chunks::<2>().0.iter().zip(turned.as_chunks::<2>().0);
             for (([x, y], made), (cos, sin)) in pairs.zip(&turns) {
                 let [x, y, cos, sin] = [*x, *y, *cos, *sin].map(f64::from);
@@ -169,7 +290,7 @@ mod tests {
     #[test]
     fn a_quarter_turn_swaps_a_pair() {
         let mut row = vec![1.0, 2.0, 3.0, 4.0];
-        rotate(&mut row, 4, &[(0.0, 1.0)], 1);
+        rotate(Pairs::Neighbours, &mut row, 4, &[(0.0, 1.0)], 1);
         assert_eq!(row, [-2.0, 1.0, -4.0, 3.0]);
     }
 }

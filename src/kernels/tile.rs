@@ -7,14 +7,15 @@ use core::arch::x86_64::{
     __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps, _mm_movehl_ps,
     _mm256_abs_epi8, _mm256_broadcast_ss, _mm256_castps256_ps128, _mm256_cvtepi32_ps,
     _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set_ps, _mm256_set1_epi16, _mm256_setzero_ps,
-    _mm256_sign_epi8, _mm256_storeu_ps, _mm256_storeu_si256,
+    _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi16, _mm256_setzero_ps, _mm256_sign_epi8,
+    _mm256_storeu_ps, _mm256_storeu_si256,
 };
 
 use crate::{
     activations::{BLOCK, LANES, RowBlocks},
     block,
     unpack::Unpacked,
+    wide_block::{self, Scales},
 };
 
 /// One row of weights in blocks.
@@ -23,7 +24,8 @@ pub(crate) struct WeightBlocks<'a> {
     quants: &'a [[u8; BLOCK]],
     scales: &'a [[f32; LANES]],
     mins: &'a [[f32; LANES]],
-    half_scales: &'a [[[f32; LANES]; 2]],
+    /// What the integers of each half of a block are multiplied with first, each eight times.
+    steps: &'a [[i16; 16]],
     half_mins: &'a [[[f32; LANES]; 2]],
 }
 
@@ -37,7 +39,7 @@ impl<'a> WeightBlocks<'a> {
             quants: &unpacked.quants[at * blocks..(at + 1) * blocks],
             scales: &unpacked.scales[of_row.clone()],
             mins: &unpacked.mins[of_row.clone()],
-            half_scales: &unpacked.half_scales[of_row.clone()],
+            steps: &unpacked.steps[at * blocks..(at + 1) * blocks],
             half_mins: &unpacked.half_mins[of_row],
         }
     }
@@ -47,7 +49,7 @@ impl<'a> WeightBlocks<'a> {
 pub(crate) const SHIFTED: u8 = 0;
 /// A scale for each 32, integers with a sign.
 pub(crate) const SIGNED: u8 = 1;
-/// Scale and min for each 16, integers without a sign.
+/// Steps and mins for each 16 under a scale for each 32, integers without a sign.
 pub(crate) const HALVES: u8 = 2;
 
 /// Writes the product of `$rows` rows of inputs and `$columns` rows of weights. Written out in
@@ -87,26 +89,22 @@ macro_rules! tile {
                                 sums[$r][$c],
                             );
                         }
-                        let scale = load(&weights[$c].scales[group]);
-                        let scale = _mm256_mul_ps(scale, load(&inputs[$r].scales[group]));
-                        store(&mut scales[$r][$c], scale);
                     }
+                    let scale = load(&weights[$c].scales[group]);
+                    let scale = _mm256_mul_ps(scale, load(&inputs[$r].scales[group]));
+                    store(&mut scales[$r][$c], scale);
                 )*
                 let start = group * LANES;
                 for lane in 0..LANES.min(count - start) {
                     let at = start + lane;
                     let input = [$(load_i8(&of_inputs[$row][at])),*];
                     let weight = [$(load_u8(&of_weights[$column][at])),*];
+                    let steps = [$(
+                        if MODE == HALVES { load_i16(&weights[$column].steps[at]) } else { ones }
+                    ),*];
                     $(
-                        let product = multiply::<MODE>(weight[$c], input[$r], ones);
-                        let scale = if MODE == HALVES {
-                            let [low, high] = halves(&weights[$c].half_scales[group], lane);
-                            let of_input = inputs[$r].scales[group][lane];
-                            let (low, high) = (low * of_input, high * of_input);
-                            _mm256_set_ps(high, high, high, high, low, low, low, low)
-                        } else {
-                            _mm256_broadcast_ss(&scales[$r][$c][lane])
-                        };
+                        let product = multiply::<MODE>(weight[$c], input[$r], steps[$c]);
+                        let scale = _mm256_broadcast_ss(&scales[$r][$c][lane]);
                         sums[$r][$c] = _mm256_fmadd_ps(product, scale, sums[$r][$c]);
                     )*
                 }
@@ -190,6 +188,56 @@ pub(crate) fn packed<const FORMAT: u8, const SIZE: usize>(
     [total(sum_0), total(sum_1)]
 }
 
+/// Multiplies one row of inputs by two rows of weights straight from a file's blocks of 256.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn packed_wide<const FORMAT: u8, const SIZE: usize>(
+    input: RowBlocks<'_>,
+    weights: [&[u8]; 2],
+) -> [f32; 2] {
+    let of_input = input.quants.as_chunks::<LANES>().0;
+    let count = of_input.len();
+    let first = &weights[0].as_chunks::<SIZE>().0[..count];
+    let second = &weights[1].as_chunks::<SIZE>().0[..count];
+    let mut sums = [_mm256_setzero_ps(); 2];
+    let mut scales = [[0.0; LANES]; 2];
+    for group in 0..count {
+        let blocks = [&first[group], &second[group]];
+        let of_blocks = [
+            wide_block::scales::<FORMAT, SIZE>(blocks[0]),
+            wide_block::scales::<FORMAT, SIZE>(blocks[1]),
+        ];
+        for ((sum, scales), of_block) in sums.iter_mut().zip(&mut scales).zip(&of_blocks) {
+            if wide_block::has_halves(FORMAT) {
+                let of_halves = &input.half_sums[group];
+                *sum = _mm256_fmadd_ps(of_block.mins[0], load(&of_halves[0]), *sum);
+                *sum = _mm256_fmadd_ps(of_block.mins[1], load(&of_halves[1]), *sum);
+            } else {
+                *sum = _mm256_fmadd_ps(of_block.mins[0], load(&input.sums[group]), *sum);
+            }
+            store(scales, _mm256_mul_ps(of_block.each, load(&input.scales[group])));
+        }
+        for part in 0..2 {
+            let weights = [
+                wide_block::quants::<FORMAT, SIZE>(blocks[0], part),
+                wide_block::quants::<FORMAT, SIZE>(blocks[1], part),
+            ];
+            for (at, weights) in weights[0].into_iter().zip(weights[1]).enumerate() {
+                let lane = part * 4 + at;
+                let quants = load_i8(&of_input[group][lane]);
+                let [first, second] = &of_blocks;
+                let product = multiply_wide::<FORMAT>(weights.0, quants, first, lane);
+                let scale = _mm256_broadcast_ss(&scales[0][lane]);
+                sums[0] = _mm256_fmadd_ps(product, scale, sums[0]);
+                let product = multiply_wide::<FORMAT>(weights.1, quants, second, lane);
+                let scale = _mm256_broadcast_ss(&scales[1][lane]);
+                sums[1] = _mm256_fmadd_ps(product, scale, sums[1]);
+            }
+        }
+    }
+    [total(sums[0]), total(sums[1])]
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn multiply_packed<const FORMAT: u8>(weight: __m256i, input: __m256i, ones: __m256i) -> __m256 {
@@ -200,22 +248,31 @@ fn multiply_packed<const FORMAT: u8>(weight: __m256i, input: __m256i, ones: __m2
     }
 }
 
-/// Gives eight partial sums of 32 products.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn multiply<const MODE: u8>(weight: __m256i, input: __m256i, ones: __m256i) -> __m256 {
+fn multiply_wide<const FORMAT: u8>(
+    weight: __m256i,
+    input: __m256i,
+    of_block: &Scales,
+    lane: usize,
+) -> __m256 {
+    if wide_block::has_halves(FORMAT) {
+        multiply::<HALVES>(weight, input, of_block.steps(lane))
+    } else {
+        multiply::<SHIFTED>(weight, input, _mm256_set1_epi16(1))
+    }
+}
+
+/// Gives eight partial sums of 32 products, each times its step.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn multiply<const MODE: u8>(weight: __m256i, input: __m256i, steps: __m256i) -> __m256 {
     let pairs = if MODE == SIGNED {
         _mm256_maddubs_epi16(_mm256_abs_epi8(weight), _mm256_sign_epi8(input, weight))
     } else {
         _mm256_maddubs_epi16(weight, input)
     };
-    _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones))
-}
-
-#[inline(always)]
-fn halves(scales: &[[f32; LANES]; 2], lane: usize) -> [f32; 2] {
-    let of_half = &scales[lane / 4];
-    [of_half[lane % 4 * 2], of_half[lane % 4 * 2 + 1]]
+    _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, steps))
 }
 
 #[inline]
@@ -263,6 +320,26 @@ pub(crate) fn load_u8(from: &[u8; BLOCK]) -> __m256i {
     #[expect(unsafe_code, reason = "the standard library has no safe load")]
     unsafe {
         _mm256_loadu_si256(from.as_ptr().cast())
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_i16(from: &[i16; 16]) -> __m256i {
+    // SAFETY: the array is as long as the vector; the instruction asks for no alignment.
+    #[expect(unsafe_code, reason = "the standard library has no safe load")]
+    unsafe {
+        _mm256_loadu_si256(from.as_ptr().cast())
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn store_i16(to: &mut [i16; 16], from: __m256i) {
+    // SAFETY: the array is as long as the vector; the instruction asks for no alignment.
+    #[expect(unsafe_code, reason = "the standard library has no safe store")]
+    unsafe {
+        _mm256_storeu_si256(to.as_mut_ptr().cast(), from);
     }
 }
 

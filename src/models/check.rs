@@ -13,7 +13,7 @@ use super::{
     engines::Asked,
     gguf::{self, Header, HeaderFault},
     inventory,
-    locate::{LocateFault, Located, locate, locate_any},
+    locate::{LocateFault, Located, locate, locate_any, locate_or_embedder},
     port, safetensors,
 };
 use crate::{
@@ -29,8 +29,8 @@ use crate::{
     },
 };
 
-/// The only architecture that the candle worker knows.
-const CANDLE_ARCHITECTURE: &str = "llama";
+/// The architectures that the candle worker knows in GGUF files.
+const CANDLE_ARCHITECTURES: [&str; 5] = ["llama", "qwen2", "qwen3", "gemma3", "phi3"];
 
 /// Where programs and models are.
 #[derive(Clone, Debug)]
@@ -261,7 +261,8 @@ impl Checks {
         let hub = self.hub();
         let located = match kind {
             EngineKind::Command => locate_any(source, hub),
-            EngineKind::LlamaServer | EngineKind::Candle => locate(source, hub),
+            EngineKind::LlamaServer => locate(source, hub),
+            EngineKind::Candle => locate_or_embedder(source, hub),
         };
         located.map_err(|fault| {
             let verdict = match fault {
@@ -300,19 +301,27 @@ fn size_of(path: &Path) -> Option<Bytes> {
 /// Reads the header of a GGUF file. A command may serve other kinds of files.
 fn read_header(path: &Path, kind: EngineKind) -> Result<Option<Header>, Refused> {
     let is_gguf = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
-    if kind == EngineKind::Command && !is_gguf {
+    let is_other = match kind {
+        EngineKind::Command => !is_gguf,
+        // Its embedders are folders.
+        EngineKind::Candle => path.is_dir(),
+        EngineKind::LlamaServer => false,
+    };
+    if is_other {
         return Ok(None);
     }
     let header = gguf::read(path).map_err(|fault| {
         let reason = format!("model `{}` {}", path.display(), whole(&fault));
         Refused::new(verdict_of(&fault), reason)
     })?;
-    if kind == EngineKind::Candle && header.architecture != CANDLE_ARCHITECTURE {
+    let is_known = CANDLE_ARCHITECTURES.contains(&header.architecture.as_str());
+    if kind == EngineKind::Candle && !is_known {
         let reason = format!(
-            "model `{}` has the architecture `{}`, and the candle worker knows only \
-             `{CANDLE_ARCHITECTURE}`; use llama-server (`make engine` builds it)",
+            "model `{}` has the architecture `{}`, and the candle worker knows only `{}`; use \
+             llama-server (`make engine` builds it)",
             path.display(),
-            header.architecture
+            header.architecture,
+            CANDLE_ARCHITECTURES.join("`, `")
         );
         return Err(Refused::new(Verdict::BadModel, reason));
     }

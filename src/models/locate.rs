@@ -120,6 +120,21 @@ pub(super) fn locate_any(source: &ModelSource, hub: &Path) -> Result<Located, Lo
     Ok(Located { path, mmproj: None })
 }
 
+/// Gives the GGUF file of a source, or the folder of an embedder in safetensors.
+///
+/// # Errors
+/// [`LocateFault`].
+pub(super) fn locate_or_embedder(source: &ModelSource, hub: &Path) -> Result<Located, LocateFault> {
+    locate(source, hub).or_else(|fault| {
+        let is_embedder = |path: &Path| {
+            ["config.json", "tokenizer.json", "model.safetensors"]
+                .iter()
+                .all(|name| path.join(name).is_file())
+        };
+        locate_any(source, hub).ok().filter(|found| is_embedder(&found.path)).ok_or(fault)
+    })
+}
+
 /// Says where a source's model is, or the folder that holds it; `None` where it is not there.
 pub fn whereabouts(source: &ModelSource, hub: &Path) -> Option<PathBuf> {
     let located = locate(source, hub).or_else(|_| locate_any(source, hub));

@@ -12,13 +12,14 @@ use std::{
     thread,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
     exit::Ending,
     grammar::Grammars,
     job::{Event, Job},
-    model::Model,
+    model::Network,
+    report::Report,
     schedule::{Schedule, Work},
     text::{Template, Vocabulary},
 };
@@ -32,8 +33,12 @@ pub(super) struct Engine {
     /// Tokens one request may use.
     pub(super) context: usize,
     pub(super) trained_context: usize,
+    /// Makes embeddings, and no text.
+    pub(super) is_encoder: bool,
     pub(super) width: usize,
     pub(super) model_bytes: u64,
+    /// The name of the format of most weights.
+    pub(super) file_type: &'static str,
     /// Requests worked on at once.
     pub(super) parallel: usize,
     /// One permit a request, waiting or worked on; bounds what `inbox` holds.
@@ -55,12 +60,13 @@ pub(super) enum NoPlace {
 /// What an engine is made of.
 #[derive(Debug)]
 pub(super) struct Parts {
-    pub(super) model: Model,
+    pub(super) model: Network,
     pub(super) vocabulary: Vocabulary,
     pub(super) template: Template,
     pub(super) context: usize,
     pub(super) parallel: usize,
     pub(super) model_bytes: u64,
+    pub(super) file_type: &'static str,
     /// Told what ends the worker.
     pub(super) fatal: mpsc::Sender<Ending>,
 }
@@ -81,9 +87,11 @@ const OTHER_EVENTS: usize = 8;
 impl Engine {
     /// Makes the seats and starts the thread that computes.
     pub(super) fn start(parts: Parts) -> Result<Self, Ending> {
-        let Parts { model, vocabulary, template, context, parallel, model_bytes, fatal } = parts;
+        let Parts { model, vocabulary, template, context, parallel, model_bytes, file_type, fatal } =
+            parts;
         let vocabulary = Arc::new(vocabulary);
-        let (trained_context, width) = (model.shape.trained_context, model.shape.width);
+        let (trained_context, width) = (model.trained_context(), model.width());
+        let is_encoder = model.is_encoder();
         let closing = Arc::<AtomicBool>::default();
         let (inbox, works) = channel();
         let schedule = Schedule::new(model, Arc::clone(&vocabulary), (parallel, context), fatal)
@@ -95,12 +103,14 @@ impl Engine {
             .map_err(|error| Ending::internal(format!("cannot start a thread: {error}")))?;
         Ok(Self {
             trained_context,
+            is_encoder,
             width,
             vocabulary,
             template,
             grammars: Grammars::default(),
             context,
             model_bytes,
+            file_type,
             parallel,
             places: Arc::new(Semaphore::new(parallel.saturating_add(MOST_WAITING))),
             inbox,
@@ -123,6 +133,13 @@ impl Engine {
         }
         let has_begun = matches!(answer.recv().await, Some(Event::Begun));
         if has_begun { Ok(answer) } else { Err(NoPlace::Stopping) }
+    }
+
+    /// Gives how things stand after the step that is being computed.
+    pub(super) async fn report(&self) -> Result<Report, NoPlace> {
+        let (asker, told) = oneshot::channel();
+        self.inbox.send(Work::Tell(asker)).map_err(|_| NoPlace::Stopping)?;
+        told.await.map_err(|_| NoPlace::Stopping)
     }
 
     /// Ends all jobs before the next step.

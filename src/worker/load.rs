@@ -10,7 +10,7 @@ use super::{
     exit::{Ending, say},
     http::Served,
     memory::{Room, room},
-    model::{Header, Loading, Part, Shape, Want},
+    model::{Encoder, Header, Loading, Network, Part, Shape, Want},
     options::Options,
     text::{Template, Vocabulary},
 };
@@ -57,9 +57,19 @@ pub(super) fn load(
     gpu: Option<(Device, usize)>,
     fatal: mpsc::Sender<Ending>,
 ) -> Result<Engine, Ending> {
+    if options.model.is_dir() {
+        return load_encoder(options, served, gpu.as_ref(), fatal);
+    }
     let header = Header::open(&options.model)?;
     let shape = Shape::read(&header)?;
     let context = context(options.context, shape.trained_context)?;
+    let shape = shape.for_context(context);
+    if gpu.is_some() && !shape.goes_on_gpu() {
+        return Err(Ending::bad_arguments(format!(
+            "--gpu-layers {}: models of this architecture are computed on the CPU only, use 0",
+            options.gpu_layers
+        )));
+    }
     let model_bytes = header.tensor_bytes()?;
     let cache =
         shape.cache_bytes(context).saturating_mul(options.parallel.try_into().unwrap_or(u64::MAX));
@@ -69,7 +79,7 @@ pub(super) fn load(
     let vocabulary = Vocabulary::read(&header)?;
     let template = template(&header, &vocabulary)?;
     let loading = Loading { header: &header, shape, gpu, progress: progress(served) };
-    let model = loading.run()?;
+    let model = Network::Text(Box::new(loading.run()?));
     if vocabulary.len() > model.vocabulary() {
         return Err(Ending::bad_model(format!(
             "the model's tokenizer has {} tokens, its weights know {}",
@@ -81,8 +91,82 @@ pub(super) fn load(
     let warm_up =
         |mut cache| model.step(&mut [Part { tokens: &[0], cache: &mut cache, want: Want::Last }]);
     model.cache(1).and_then(warm_up).map_err(|error| Ending::from_candle("warming up", &error))?;
-    let parallel = options.parallel;
-    Engine::start(Parts { model, vocabulary, template, context, parallel, model_bytes, fatal })
+    Engine::start(Parts {
+        model,
+        vocabulary,
+        template,
+        context,
+        parallel: options.parallel,
+        model_bytes,
+        file_type: header.number("general.file_type").map_or("", file_type),
+        fatal,
+    })
+}
+
+/// Loads an encoder from a folder.
+fn load_encoder(
+    options: &Options,
+    served: &Served,
+    gpu: Option<&(Device, usize)>,
+    fatal: mpsc::Sender<Ending>,
+) -> Result<Engine, Ending> {
+    if gpu.is_some() {
+        return Err(Ending::bad_arguments(format!(
+            "--gpu-layers {}: models in folders are computed on the CPU only, use 0",
+            options.gpu_layers
+        )));
+    }
+    let model_bytes = Encoder::bytes(&options.model);
+    fits(model_bytes, 0, room().as_ref())?;
+    let vocabulary = Vocabulary::of_folder(&options.model)?;
+    let encoder = Encoder::load(&options.model, progress(served))?;
+    let positions = encoder.config.positions;
+    let context = context(options.context, positions)?.min(positions);
+    if vocabulary.len() > encoder.vocabulary() {
+        return Err(Ending::bad_model(format!(
+            "the model's tokenizer has {} tokens, its weights know {}",
+            vocabulary.len(),
+            encoder.vocabulary()
+        )));
+    }
+    let template = Template::new(None, &vocabulary)
+        .map_err(|fault| Ending::internal(format!("the ChatML template fails: {fault}")))?;
+    let model = Network::Encoder(Box::new(encoder));
+    Engine::start(Parts {
+        model,
+        vocabulary,
+        template,
+        context,
+        parallel: options.parallel,
+        model_bytes,
+        file_type: "",
+        fatal,
+    })
+}
+
+/// Source: `llama_ftype` of llama.cpp's `llama.h`, and the names it writes.
+fn file_type(number: u64) -> &'static str {
+    match number {
+        0 => "all F32",
+        1 => "F16",
+        2 => "Q4_0",
+        3 => "Q4_1",
+        7 => "Q8_0",
+        8 => "Q5_0",
+        9 => "Q5_1",
+        10 => "Q2_K - Medium",
+        11 => "Q3_K - Small",
+        12 => "Q3_K - Medium",
+        13 => "Q3_K - Large",
+        14 => "Q4_K - Small",
+        15 => "Q4_K - Medium",
+        16 => "Q5_K - Small",
+        17 => "Q5_K - Medium",
+        18 => "Q6_K",
+        21 => "Q2_K - Small",
+        32 => "BF16",
+        _ => "unknown, may not work",
+    }
 }
 
 fn context(asked: usize, trained: usize) -> Result<usize, Ending> {

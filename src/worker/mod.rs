@@ -1,5 +1,5 @@
-//! The candle engine, `slotd worker`: serves one GGUF model of the llama family over a part of the
-//! OpenAI API, on the CPU or, where built in, on CUDA or Metal, with no other engine installed.
+//! The candle engine, `slotd worker`: serves one model, a GGUF file or an embedder's folder, over a
+//! part of the OpenAI API, on the CPU or, where built in, on CUDA or Metal, with no other engine installed.
 //!
 //! It is a program of its own inside the binary. It shares nothing with the supervisor but the
 //! quantities of [`crate::spec`], and is supervised like any other engine: by its health, its log
@@ -26,6 +26,7 @@ mod memory;
 mod model;
 mod options;
 mod outgoing;
+mod report;
 mod sampler;
 mod schedule;
 mod seat;

@@ -22,13 +22,14 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc::Sender;
+use tokio::sync::{mpsc::Sender, oneshot};
 
 use super::{
     clock::now,
     exit::{Ending, first_line},
     job::{ComputeFault, Event, Job},
-    model::{Model, Part, Want},
+    model::{Network, Part, Want},
+    report::{self, Report},
     seat::{Kind, Seat},
     text::Vocabulary,
 };
@@ -36,7 +37,7 @@ use super::{
 /// The thread that computes: the model, its seats, and who waits for one.
 #[derive(Debug)]
 pub(super) struct Schedule {
-    model: Model,
+    model: Network,
     vocabulary: Arc<Vocabulary>,
     seats: Vec<Seat>,
     waiting: VecDeque<(Job, Sender<Event>)>,
@@ -47,12 +48,15 @@ pub(super) struct Schedule {
     first: usize,
     /// What a row of a prompt takes, about.
     row_time: Duration,
+    done: report::Work,
 }
 
 /// What reaches the thread.
 #[derive(Debug)]
 pub(super) enum Work {
     Job(Job, Sender<Event>),
+    /// Wants to know how things stand.
+    Tell(oneshot::Sender<Report>),
     Close,
 }
 
@@ -74,7 +78,7 @@ const WORTH_SHARING: usize = 16;
 impl Schedule {
     /// Makes `parallel` seats, each for `context` tokens.
     pub(super) fn new(
-        model: Model,
+        model: Network,
         vocabulary: Arc<Vocabulary>,
         (parallel, context): (usize, usize),
         fatal: Sender<Ending>,
@@ -89,6 +93,7 @@ impl Schedule {
             begun: 0,
             first: 0,
             row_time: Duration::from_millis(5),
+            done: report::Work::default(),
         })
     }
 
@@ -123,10 +128,20 @@ impl Schedule {
         loop {
             match next {
                 Ok(Work::Job(job, events)) => self.waiting.push_back((job, events)),
+                // Who asked and left misses nothing.
+                Ok(Work::Tell(asker)) => drop(asker.send(self.report())),
                 Err(TryRecvError::Empty) => return true,
                 Ok(Work::Close) | Err(TryRecvError::Disconnected) => return false,
             }
             next = inbox.try_recv();
+        }
+    }
+
+    fn report(&self) -> Report {
+        Report {
+            seats: self.seats.iter().map(Seat::report).collect(),
+            waiting: self.waiting.len(),
+            work: self.done.clone(),
         }
     }
 
@@ -204,9 +219,12 @@ impl Schedule {
                     let rows = u32::try_from(rows).unwrap_or(u32::MAX);
                     self.row_time = (self.row_time + start.elapsed() / rows) / 2;
                 }
+                self.done.steps = self.done.steps.saturating_add(1);
+                self.done.busy_seats = self.done.busy_seats.saturating_add(shares.len());
                 for (share, rows) in shares.iter().zip(results) {
                     if let Some(seat) = self.seats.get_mut(share.seat) {
-                        seat.take(&share.tokens, rows, &self.vocabulary);
+                        let told = (&*self.vocabulary, &mut self.done);
+                        seat.take(&share.tokens, rows, told);
                     }
                 }
             }
@@ -261,7 +279,8 @@ impl Schedule {
             if self.waits_for_another(at) {
                 continue;
             }
-            let Some(share) = self.seats.get(at).and_then(|seat| share(at, seat, left)) else {
+            let most = if self.model.is_encoder() { usize::MAX } else { left };
+            let Some(share) = self.seats.get(at).and_then(|seat| share(at, seat, most)) else {
                 continue;
             };
             left = left.saturating_sub(share.tokens.len());
@@ -335,7 +354,8 @@ mod tests {
         let shape = Shape::read(&header).unwrap();
         let loading = Loading { header: &header, shape, gpu: None, progress: |_, _| () };
         let vocabulary = Arc::new(Vocabulary::read(&header).unwrap());
-        let (model, (fatal, _)) = (loading.run().unwrap(), channel(1));
+        let model = Network::Text(Box::new(loading.run().unwrap()));
+        let (fatal, _) = channel(1);
         Schedule::new(model, vocabulary, (parallel, CONTEXT), fatal).unwrap()
     }
 

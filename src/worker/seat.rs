@@ -10,6 +10,7 @@ use super::{
     job::{ComputeFault, Done, Event, Generate, Job, Piece, Reason},
     model::{Cache, Want},
     outgoing::{Going, Outgoing},
+    report::{Asked, SeatReport, Task, Work},
     sampler::{Sampler, Scored, score},
     text::Vocabulary,
 };
@@ -23,6 +24,8 @@ pub(super) struct Seat {
     /// When it was last given to a job, by count.
     pub(super) used: u64,
     pub(super) running: Option<Running>,
+    /// What sits here, or sat here last.
+    task: Option<Task>,
 }
 
 /// A job that has a seat.
@@ -55,6 +58,9 @@ struct Answer {
     outgoing: Outgoing,
     prompt_time: Duration,
     completion_tokens: usize,
+    /// When the last token was chosen.
+    chosen: Instant,
+    has_new_line: bool,
     /// Chosen, and not yet taken in.
     next: u32,
 }
@@ -73,7 +79,7 @@ const SCORED_PART: usize = 32;
 
 impl Seat {
     pub(super) fn new(cache: Cache) -> Self {
-        Self { cache, tokens: Vec::new(), used: 0, running: None }
+        Self { cache, tokens: Vec::new(), used: 0, running: None, task: None }
     }
 
     /// Gives `job` the seat, which knows `keep` tokens of it.
@@ -82,6 +88,7 @@ impl Seat {
         self.used = used;
         // A client that has left is found at the next step.
         drop(events.try_send(Event::Begun));
+        self.task = Some(Task::new(&job, (keep, used)));
         let phase = match job {
             Job::Embed(tokens) => Phase::Embedding { tokens, sum: Vec::new() },
             Job::Generate(generate) => Phase::Prompt { generate, scores: Vec::new() },
@@ -94,6 +101,9 @@ impl Seat {
     pub(super) fn count_cached(&mut self, count: usize) {
         if let Some(running) = &mut self.running {
             running.client.cached_tokens = count;
+        }
+        if let Some(task) = &mut self.task {
+            task.cached_tokens = count;
         }
     }
 
@@ -156,12 +166,26 @@ impl Seat {
         })
     }
 
-    /// Takes the rows that a step gave for `taken` tokens.
-    pub(super) fn take(&mut self, taken: &[u32], rows: Vec<Vec<f32>>, vocabulary: &Vocabulary) {
+    /// Tells what sits here.
+    pub(super) fn report(&self) -> SeatReport {
+        SeatReport { is_processing: self.running.is_some(), task: self.task.clone() }
+    }
+
+    /// Takes the rows that a step gave for `taken` tokens, and counts the work.
+    pub(super) fn take(
+        &mut self,
+        taken: &[u32],
+        rows: Vec<Vec<f32>>,
+        (vocabulary, work): (&Vocabulary, &mut Work),
+    ) {
         self.tokens.extend_from_slice(taken);
+        work.most_tokens = work.most_tokens.max(self.tokens.len());
         let (at, is_full) = (self.tokens.len(), self.cache.length() >= self.cache.capacity());
         let Some(running) = self.running.take() else { return };
-        self.running = running.take(at, is_full, rows, vocabulary);
+        let Some(task) = &mut self.task else { return };
+        let computed = at.min(task.prompt_tokens);
+        task.processed_tokens = computed.saturating_sub(task.cached_tokens);
+        self.running = running.take((at, is_full), rows, vocabulary, (task, work));
     }
 
     /// Ends the job with a fault, and forgets what the cache holds.
@@ -178,10 +202,10 @@ impl Running {
     /// Goes on with the rows of a step; `None` when the job is done.
     fn take(
         self,
-        at: usize,
-        is_full: bool,
+        (at, is_full): (usize, bool),
         rows: Vec<Vec<f32>>,
         vocabulary: &Vocabulary,
+        (task, work): (&mut Task, &mut Work),
     ) -> Option<Self> {
         let Self { client, phase } = self;
         let (mut answer, mut logits) = match phase {
@@ -190,6 +214,7 @@ impl Running {
                 if at < tokens.len() {
                     return Some(Self { client, phase: Phase::Embedding { tokens, sum } });
                 }
+                client.count_prompt(tokens.len(), work);
                 drop(client.events.try_send(Event::Embedding(scaled(sum))));
                 return None;
             }
@@ -205,11 +230,20 @@ impl Running {
                 if generate.score_prompt {
                     client.events.try_send(Event::PromptScores(scores)).ok()?;
                 }
+                client.count_prompt(generate.prompt.len(), work);
                 (Box::new(Answer::new(*generate, client.begun.elapsed())), rows.into_iter().last()?)
             }
             Phase::Answer(answer) => (answer, rows.into_iter().last()?),
         };
-        match answer.go_on(&client.events, &mut logits, is_full, vocabulary) {
+        let before = (answer.completion_tokens, answer.chosen);
+        let step = answer.go_on(&client.events, &mut logits, is_full, vocabulary);
+        answer.chosen = now();
+        task.completion_tokens = answer.completion_tokens;
+        task.has_new_line = answer.has_new_line;
+        let made = answer.completion_tokens.saturating_sub(before.0);
+        work.completion_tokens = work.completion_tokens.saturating_add(made);
+        work.completion_time = work.completion_time.saturating_add(answer.chosen - before.1);
+        match step {
             Step::On => Some(Self { client, phase: Phase::Answer(answer) }),
             Step::Left => None,
             Step::Failed(fault) => {
@@ -226,6 +260,13 @@ impl Running {
 }
 
 impl Client {
+    fn count_prompt(&self, tokens: usize, work: &mut Work) {
+        let computed = tokens.saturating_sub(self.cached_tokens);
+        work.prompt_tokens = work.prompt_tokens.saturating_add(computed);
+        work.cached_tokens = work.cached_tokens.saturating_add(self.cached_tokens);
+        work.prompt_time = work.prompt_time.saturating_add(self.begun.elapsed());
+    }
+
     fn finish(&self, mut answer: Answer, reason: Reason) {
         let done = Done {
             reason,
@@ -238,6 +279,31 @@ impl Client {
         if tell(&self.events, answer.outgoing.finish()).is_some() {
             // A client that left at the very end misses nothing.
             drop(self.events.try_send(Event::Done(done)));
+        }
+    }
+}
+
+impl Task {
+    fn new(job: &Job, (cached_tokens, id): (usize, u64)) -> Self {
+        let (prompt_tokens, asked) = match job {
+            Job::Embed(tokens) => (tokens.len(), None),
+            Job::Generate(generate) => {
+                let asked = Asked {
+                    sampling: generate.sampling.clone(),
+                    most_tokens: generate.most_tokens,
+                    ignore_end: generate.ignore_end,
+                };
+                (generate.prompt.len(), Some(asked))
+            }
+        };
+        Self {
+            id,
+            prompt_tokens,
+            cached_tokens,
+            processed_tokens: 0,
+            completion_tokens: 0,
+            has_new_line: false,
+            asked,
         }
     }
 }
@@ -259,6 +325,8 @@ impl Answer {
             generate,
             prompt_time,
             completion_tokens: 0,
+            chosen: now(),
+            has_new_line: false,
             next: 0,
         }
     }
@@ -292,6 +360,7 @@ impl Answer {
                 return Step::Failed(ComputeFault(format!("the answer's grammar failed: {fault}")));
             }
         };
+        self.has_new_line |= vocabulary.bytes(id).contains(&b'\n');
         let (piece, going) = self.outgoing.push(vocabulary.bytes(id), scored);
         if tell(events, piece).is_none() {
             return Step::Left;

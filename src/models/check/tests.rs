@@ -121,14 +121,31 @@ fn auto_takes_llama_server_where_there_is_one() {
 
 #[cfg(feature = "worker")]
 #[test]
+fn the_worker_takes_a_folder_with_an_embedder_and_no_other_folder() {
+    let machine = Machine::new();
+    let folder = machine.path("models/a.gguf");
+    fs::create_dir(&folder).unwrap();
+    for name in ["config.json", "tokenizer.json"] {
+        fs::write(folder.join(name), "{}").unwrap();
+    }
+    assert!(machine.run(EngineChoice::Candle).is_err());
+    fs::write(folder.join("model.safetensors"), "").unwrap();
+    let checked = machine.run(EngineChoice::Candle).unwrap();
+    assert_eq!((checked.kind, checked.model), (EngineKind::Candle, Some(folder)));
+    machine.llama_server();
+    assert!(machine.run(EngineChoice::LlamaServer).is_err(), "it serves GGUF files only");
+}
+
+#[cfg(feature = "worker")]
+#[test]
 fn auto_takes_the_worker_where_there_is_no_llama_server() {
     let machine = Machine::new();
     machine.model("llama");
     assert_eq!(machine.run(EngineChoice::Auto).unwrap().kind, EngineKind::Candle);
-    machine.model("qwen2");
+    machine.model("mamba");
     let (verdict, reason) = machine.refused(EngineChoice::Auto);
     assert_eq!(verdict, Verdict::BadModel);
-    insta::assert_snapshot!(reason, @"model `DIR/models/a.gguf` has the architecture `qwen2`, and the candle worker knows only `llama`; use llama-server (`make engine` builds it)");
+    insta::assert_snapshot!(reason, @"model `DIR/models/a.gguf` has the architecture `mamba`, and the candle worker knows only `llama`, `qwen2`, `qwen3`, `gemma3`, `phi3`; use llama-server (`make engine` builds it)");
 }
 
 #[cfg(all(feature = "worker", not(any(feature = "cuda", feature = "metal"))))]

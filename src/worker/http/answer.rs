@@ -7,7 +7,10 @@ use axum::{
     http::header::{CACHE_CONTROL, CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
-use futures_util::{StreamExt as _, stream};
+use futures_util::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
 use serde_json::{Map, Value as Json, json};
 
 use super::{
@@ -19,6 +22,7 @@ use crate::worker::{
     engine::{Answer, Engine},
     job::{Done, Event, Generate, Job},
     sampler::Scored,
+    text::{Call, CallStyle},
 };
 
 /// The jobs of one request, in the order of their choices.
@@ -31,6 +35,8 @@ pub(super) struct Request {
     pub(super) answers_each: usize,
     /// Whether the text of a choice begins with its prompt.
     pub(super) echo: Echo,
+    /// How calls of tools are looked for.
+    pub(super) calls: Option<CallStyle>,
     pub(super) delivery: Delivery,
 }
 
@@ -83,7 +89,9 @@ impl Request {
                 }
                 Event::Done(done) => {
                     let logprobs = self.logprobs(job, &scores, 0);
-                    return Ok((self.envelope.choice(index, &text, &logprobs, &done), done));
+                    let (said, calls) = self.divided(&text);
+                    let choice = self.envelope.choice(index, (&said, &calls), &logprobs, &done);
+                    return Ok((choice, done));
                 }
                 Event::Failed(fault) => return Err(fault.into()),
                 Event::Begun | Event::Embedding(_) => break,
@@ -93,17 +101,30 @@ impl Request {
     }
 
     async fn stream(self) -> Result<Response, Refusal> {
-        let mut streaming = Streaming {
-            events: None,
-            index: 0,
-            offset: 0,
+        // The first job is handed in before the head is sent, so that a full queue is an error.
+        let mut begins = Vec::with_capacity(self.jobs.len());
+        for job in &self.jobs {
+            let job = Box::new(job.clone());
+            begins.push(if begins.is_empty() {
+                Choice::Begun(self.engine.submit(Job::Generate(job)).await?)
+            } else {
+                Choice::Waiting(job)
+            });
+        }
+        let engine = &self.engine;
+        let choices = begins.into_iter().enumerate();
+        let choices = choices.map(|(index, choice)| choice.events(index, Arc::clone(engine)));
+        let choices: Vec<_> = choices.map(StreamExt::boxed).collect();
+        let streaming = Streaming {
+            // As many at once as there are seats.
+            events: stream::iter(choices).flatten_unordered(self.engine.parallel).boxed(),
+            offsets: vec![0; self.jobs.len()],
+            held: vec![String::new(); self.jobs.len()],
             usage: Usage::default(),
             ready: VecDeque::new(),
             is_over: false,
             request: self,
         };
-        // The first job is handed in before the head is sent, so that a full queue is an error.
-        streaming.begin().await?;
         let body = stream::unfold(streaming, async |mut streaming| {
             let bytes = streaming.next().await?;
             Some((Ok::<Bytes, Infallible>(bytes), streaming))
@@ -114,6 +135,11 @@ impl Request {
             ("x-accel-buffering", "no"),
         ];
         Ok((head, Body::from_stream(body)).into_response())
+    }
+
+    /// Takes the calls of tools out of a text.
+    fn divided(&self, text: &str) -> (String, Vec<Call>) {
+        self.calls.map_or_else(|| (text.to_owned(), Vec::new()), |style| style.divide(text))
     }
 
     fn prompt_text(&self, job: &Generate) -> String {
@@ -140,15 +166,56 @@ fn whole_prompt(job: &Generate, scores: Vec<Scored>) -> Vec<Scored> {
     first.into_iter().chain(scores).collect()
 }
 
-/// A stream of chunks in the making. Dropped when the client leaves, and the job with it.
-#[derive(Debug)]
+/// A choice on its way through the engine.
+enum Choice {
+    Waiting(Box<Generate>),
+    Begun(Answer),
+    Told(Answer),
+    Over,
+}
+
+impl Choice {
+    /// Gives all that is told about choice `index`, its begin included.
+    fn events(
+        self,
+        index: usize,
+        engine: Arc<Engine>,
+    ) -> impl Stream<Item = (usize, Result<Event, Refusal>)> {
+        stream::unfold(self, move |choice| {
+            let engine = Arc::clone(&engine);
+            async move {
+                let (event, choice) = choice.next(&engine).await?;
+                Some(((index, event), choice))
+            }
+        })
+    }
+
+    async fn next(self, engine: &Engine) -> Option<(Result<Event, Refusal>, Self)> {
+        match self {
+            Self::Waiting(job) => Some(match engine.submit(Job::Generate(job)).await {
+                Ok(answer) => (Ok(Event::Begun), Self::Told(answer)),
+                Err(refused) => (Err(refused.into()), Self::Over),
+            }),
+            Self::Begun(answer) => Some((Ok(Event::Begun), Self::Told(answer))),
+            Self::Told(mut answer) => Some(match answer.recv().await {
+                Some(event @ (Event::Done(_) | Event::Failed(_))) => (Ok(event), Self::Over),
+                Some(event) => (Ok(event), Self::Told(answer)),
+                None => (Err(Refusal::stopping()), Self::Over),
+            }),
+            Self::Over => None,
+        }
+    }
+}
+
+/// A stream of chunks in the making. Dropped when the client leaves, and the jobs with it.
 struct Streaming {
     request: Request,
-    events: Option<Answer>,
-    /// The choice that is being made.
-    index: usize,
-    /// Characters of this choice so far.
-    offset: usize,
+    /// What is told about the choices, each with its index.
+    events: BoxStream<'static, (usize, Result<Event, Refusal>)>,
+    /// Characters of each choice so far.
+    offsets: Vec<usize>,
+    /// Text of each choice that may be a call of a tool.
+    held: Vec<String>,
     usage: Usage,
     ready: VecDeque<Bytes>,
     is_over: bool,
@@ -163,67 +230,74 @@ impl Streaming {
             if self.is_over {
                 return None;
             }
-            let Some(events) = &mut self.events else {
-                if let Err(refusal) = self.begin().await {
-                    self.break_off(&refusal);
-                }
-                continue;
-            };
-            match events.recv().await {
-                Some(event) => self.take(event),
-                None => self.break_off(&Refusal::stopping()),
+            match self.events.next().await {
+                Some((index, Ok(event))) => self.take(index, event),
+                Some((_, Err(refusal))) => self.break_off(&refusal),
+                None => self.finish(),
             }
         }
     }
 
-    /// Begins the next choice, or ends the stream after the last one.
-    async fn begin(&mut self) -> Result<(), Refusal> {
-        let Some(job) = self.request.jobs.get(self.index).cloned() else {
-            self.finish();
-            return Ok(());
-        };
-        let prompt = self.request.prompt_text(&job);
-        let engine = Arc::clone(&self.request.engine);
-        let scores_prompt = job.score_prompt;
-        self.events = Some(engine.submit(Job::Generate(Box::new(job))).await?);
-        self.offset = 0;
-        if let Some(choice) = self.request.envelope.opening(self.index) {
-            self.send(&choice, None);
-        }
-        if !prompt.is_empty() && !scores_prompt {
-            self.text(&prompt, &[]);
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, event: Event) {
+    fn take(&mut self, index: usize, event: Event) {
+        let Some(job) = self.request.jobs.get(index) else { return };
         match event {
-            Event::PromptScores(scores) => {
-                let Some(job) = self.request.jobs.get(self.index) else { return };
-                let (text, scores) = (self.request.prompt_text(job), whole_prompt(job, scores));
-                self.text(&text, &scores);
+            Event::Begun => {
+                let prompt = self.request.prompt_text(job);
+                let is_told_with_scores = job.score_prompt;
+                if let Some(choice) = self.request.envelope.opening(index) {
+                    self.send(&choice, None);
+                }
+                if !prompt.is_empty() && !is_told_with_scores {
+                    self.text(index, &prompt, &[]);
+                }
             }
-            Event::Text(piece) => self.text(&piece.text, &piece.scores),
+            Event::PromptScores(scores) => {
+                let (text, scores) = (self.request.prompt_text(job), whole_prompt(job, scores));
+                self.text(index, &text, &scores);
+            }
+            Event::Text(piece) => {
+                let text = self.sure(index, piece.text);
+                if !text.is_empty() || !piece.scores.is_empty() {
+                    self.text(index, &text, &piece.scores);
+                }
+            }
             Event::Done(done) => {
-                let choice = self.request.envelope.closing(self.index, &done);
+                let held = self.held.get_mut(index).map(std::mem::take).unwrap_or_default();
+                let (said, calls) = self.request.divided(&held);
+                if !said.is_empty() {
+                    self.text(index, &said, &[]);
+                }
+                for choice in Envelope::call_deltas(index, &calls) {
+                    self.send(&choice, None);
+                }
+                let choice = self.request.envelope.closing(index, &calls, &done);
                 self.send(&choice, Some(timings(&done)));
-                let is_new_prompt = self.index.is_multiple_of(self.request.answers_each);
+                let is_new_prompt = index.is_multiple_of(self.request.answers_each);
                 self.usage.add(&done, is_new_prompt);
-                self.index = self.index.saturating_add(1);
-                self.events = None;
             }
             Event::Failed(fault) => self.break_off(&Refusal::from(fault)),
-            Event::Begun | Event::Embedding(_) => {
+            Event::Embedding(_) => {
                 self.break_off(&Refusal::internal("an answer came out of order"));
             }
         }
     }
 
-    fn text(&mut self, text: &str, scores: &[Scored]) {
-        let Some(job) = self.request.jobs.get(self.index) else { return };
-        let logprobs = self.request.logprobs(job, scores, self.offset);
-        let choice = self.request.envelope.delta(self.index, text, &logprobs);
-        self.offset = self.offset.saturating_add(text.chars().count());
+    /// Gives what of a choice's text is no call of a tool for certain.
+    fn sure(&mut self, index: usize, text: String) -> String {
+        let (Some(style), Some(held)) = (self.request.calls, self.held.get_mut(index)) else {
+            return text;
+        };
+        held.push_str(&text);
+        let rest = held.split_off(style.may_begin(held));
+        std::mem::replace(held, rest)
+    }
+
+    fn text(&mut self, index: usize, text: &str, scores: &[Scored]) {
+        let Some(job) = self.request.jobs.get(index) else { return };
+        let Some(offset) = self.offsets.get_mut(index) else { return };
+        let logprobs = self.request.logprobs(job, scores, *offset);
+        let choice = self.request.envelope.delta(index, text, &logprobs);
+        *offset = offset.saturating_add(text.chars().count());
         self.send(&choice, None);
     }
 
@@ -253,7 +327,8 @@ impl Streaming {
     /// Ends the stream with an error: a clean end would read as a whole answer.
     fn break_off(&mut self, refusal: &Refusal) {
         self.ready.push_back(Bytes::from(format!("data: {}\n\n", refusal.body())));
-        self.events = None;
+        // The other choices end with it.
+        self.events = stream::empty().boxed();
         self.is_over = true;
     }
 }

@@ -18,6 +18,8 @@ use super::{
     options::Choices,
     refusal::Refusal,
     shape::{Api, Envelope},
+    tools::{self, Tools},
+    writer,
 };
 use crate::worker::{engine::Engine, text::Vocabulary};
 
@@ -26,7 +28,7 @@ pub(super) async fn chat(
     State(served): State<Arc<Served>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
-    let engine = served.engine()?;
+    let engine = writer(&served)?;
     let fields = Fields::parse(&body?)?;
     let mut choices = Choices::read(&fields)?;
     let alternatives = Choices::alternatives(&fields, "top_logprobs")?;
@@ -35,12 +37,17 @@ pub(super) async fn chat(
         (false, None | Some(0)) => None,
         (false, Some(_)) => return Err(Refusal::field("top_logprobs", "needs `logprobs`")),
     };
+    let tools = Tools::read(&fields, &engine)?;
+    let calls = tools.calls();
+    let (opening, forced) = tools.forced().unzip();
     let prompt = {
         let engine = Arc::clone(&engine);
-        blocking(move || prompt(&fields, &engine)).await??
+        blocking(move || prompt(&fields, (&tools.shown, opening.unwrap_or_default()), &engine))
+            .await??
     };
     let mut jobs = choices.jobs("messages", &prompt, engine.context)?;
-    let grammar = grammar(&engine, choices.schema.take()).await?;
+    let of = if forced.is_some() { "tools" } else { "response_format" };
+    let grammar = grammar(&engine, of, forced.or(choices.schema.take())).await?;
     for job in &mut jobs {
         job.grammar.clone_from(&grammar);
     }
@@ -49,13 +56,18 @@ pub(super) async fn chat(
         answers_each: jobs.len(),
         jobs,
         echo: Echo::No,
+        calls,
         delivery: choices.delivery,
         engine,
     };
     request.answer().await
 }
 
-fn prompt(fields: &Fields, engine: &Engine) -> Result<Vec<u32>, Refusal> {
+fn prompt(
+    fields: &Fields,
+    (tools, opening): (&[Json], &str),
+    engine: &Engine,
+) -> Result<Vec<u32>, Refusal> {
     fields.needed("messages")?;
     let messages = fields.list("messages")?.unwrap_or_default();
     if messages.is_empty() {
@@ -72,11 +84,12 @@ fn prompt(fields: &Fields, engine: &Engine) -> Result<Vec<u32>, Refusal> {
     };
     let mut text = engine
         .template
-        .render(&messages, &variables(fields, &engine.vocabulary)?)
+        .render(&messages, &variables(fields, tools, &engine.vocabulary)?)
         .map_err(|fault| Refusal::field("messages", format!("cannot be used: {fault}")))?;
     if let Some(begun) = begun.as_ref().and_then(|begun| begun.get("content")?.as_str()) {
         text.push_str(begun);
     }
+    text.push_str(opening);
     engine.vocabulary.encode(&text).map_err(Refusal::internal)
 }
 
@@ -100,6 +113,7 @@ fn read(at: usize, message: &Json, vocabulary: &Vocabulary) -> Result<Json, Refu
     };
     let mut message = message.clone();
     message.insert("content".to_owned(), Json::String(content));
+    tools::open_arguments(&mut message);
     Ok(disarmed(&Json::Object(message), vocabulary))
 }
 
@@ -132,23 +146,15 @@ fn part_text(place: &str, part: &Json) -> Result<String, Refusal> {
 }
 
 /// The variables that a request adds to the template's own.
-fn variables(fields: &Fields, vocabulary: &Vocabulary) -> Result<Map<String, Json>, Refusal> {
+fn variables(
+    fields: &Fields,
+    tools: &[Json],
+    vocabulary: &Vocabulary,
+) -> Result<Map<String, Json>, Refusal> {
     let given = fields.object("chat_template_kwargs")?.cloned().unwrap_or_default();
     let safe = |(name, value)| (name, disarmed(&value, vocabulary));
     let mut variables: Map<_, _> = given.into_iter().map(safe).collect();
-    let choice = fields.any("tool_choice");
-    match choice {
-        None => {}
-        Some(Json::String(word)) if word == "auto" || word == "none" => {}
-        Some(_) => {
-            return Err(Refusal::unsupported(
-                "tool_choice",
-                "asks for a certain call of a tool, this engine knows `auto` and `none`",
-            ));
-        }
-    }
-    let tools = fields.list("tools")?.filter(|tools| !tools.is_empty());
-    if let Some(tools) = tools.filter(|_| choice.and_then(Json::as_str) != Some("none")) {
+    if !tools.is_empty() {
         let tools = tools.iter().map(|tool| disarmed(tool, vocabulary)).collect();
         variables.insert("tools".to_owned(), tools);
     }

@@ -18,6 +18,7 @@ use super::{
     prompt::{Input, inputs},
     refusal::Refusal,
     shape::{Api, Envelope},
+    writer,
 };
 
 /// Continues texts.
@@ -25,7 +26,7 @@ pub(super) async fn completion(
     State(served): State<Arc<Served>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refusal> {
-    let engine = served.engine()?;
+    let engine = writer(&served)?;
     let fields = Fields::parse(&body?)?;
     let mut choices = Choices::read(&fields)?;
     choices.sampling.logprobs = Choices::alternatives(&fields, "logprobs")?;
@@ -48,7 +49,7 @@ pub(super) async fn completion(
     for prompt in &prompts {
         jobs.extend(choices.jobs("prompt", prompt, engine.context)?);
     }
-    let grammar = grammar(&engine, choices.schema.take()).await?;
+    let grammar = grammar(&engine, "response_format", choices.schema.take()).await?;
     for job in &mut jobs {
         job.grammar.clone_from(&grammar);
         job.score_prompt = echo == Echo::Prompt && job.sampling.logprobs.is_some();
@@ -58,6 +59,7 @@ pub(super) async fn completion(
         answers_each: jobs.len() / prompts.len().max(1),
         jobs,
         echo,
+        calls: None,
         delivery: choices.delivery,
         engine,
     };

@@ -5,11 +5,13 @@ mod chat;
 mod completion;
 mod embedding;
 mod fields;
+mod monitor;
 mod options;
 mod prompt;
 mod refusal;
 mod shape;
 mod status;
+mod tools;
 
 use std::sync::{
     Arc, OnceLock,
@@ -78,7 +80,9 @@ pub(super) fn router(served: Arc<Served>) -> Router {
     Router::new()
         .route("/health", get(status::health))
         .route("/v1/health", get(status::health))
-        .route("/props", get(status::props))
+        .route("/props", get(monitor::props))
+        .route("/slots", get(monitor::slots))
+        .route("/metrics", get(monitor::metrics))
         .route("/models", get(status::models))
         .route("/v1/models", get(status::models))
         .route("/v1/models/{*id}", get(status::model))
@@ -93,12 +97,25 @@ pub(super) fn router(served: Arc<Served>) -> Router {
         .with_state(served)
 }
 
-/// Gives the grammar of an answer's schema.
-async fn grammar(engine: &Arc<Engine>, schema: Option<Json>) -> Result<Option<Grammar>, Refusal> {
+/// Gives the engine if it writes text.
+fn writer(served: &Served) -> Result<Arc<Engine>, Refusal> {
+    let engine = served.engine()?;
+    if engine.is_encoder {
+        return Err(Refusal::unsupported("model", "makes embeddings only, it writes no text"));
+    }
+    Ok(engine)
+}
+
+/// Gives the grammar of an answer's schema, which field `of` asks for.
+async fn grammar(
+    engine: &Arc<Engine>,
+    of: &str,
+    schema: Option<Json>,
+) -> Result<Option<Grammar>, Refusal> {
     let Some(schema) = schema else { return Ok(None) };
     let engine = Arc::clone(engine);
     let made = blocking(move || engine.grammars.json(&schema, &engine.vocabulary)).await?;
-    let refused = |fault| Refusal::field("response_format", format!("cannot be kept to: {fault}"));
+    let refused = |fault| Refusal::field(of, format!("cannot be kept to: {fault}"));
     made.map(Some).map_err(refused)
 }
 

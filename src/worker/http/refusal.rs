@@ -89,6 +89,16 @@ impl Refusal {
         }
     }
 
+    /// All sequences are busy, and the asker wanted to know; the words are llama.cpp's.
+    pub(super) fn no_slot() -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            kind: "unavailable_error",
+            code: Code::Number(503),
+            ..Self::request("no slot available")
+        }
+    }
+
     /// The worker is about to end.
     pub(super) fn stopping() -> Self {
         Self {

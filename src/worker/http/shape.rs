@@ -5,7 +5,12 @@ use std::time::Duration;
 use serde_json::{Map, Value as Json, json};
 
 use super::options::random;
-use crate::worker::{clock::unix_seconds, job::Done, sampler::Scored, text::Vocabulary};
+use crate::worker::{
+    clock::unix_seconds,
+    job::{Done, Reason},
+    sampler::Scored,
+    text::{Call, Vocabulary},
+};
 
 /// Which of the two APIs an answer is for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -89,9 +94,21 @@ impl Envelope {
         }
     }
 
+    /// Gives the choices of the chunks of calls, one each.
+    pub(super) fn call_deltas(index: usize, calls: &[Call]) -> Vec<Json> {
+        let delta = |(at, call): (usize, &Call)| {
+            let mut call = tool_call(call);
+            if let Some(call) = call.as_object_mut() {
+                call.insert("index".to_owned(), json!(at));
+            }
+            choice(index, ("delta", json!({ "tool_calls": [call] })), &Json::Null, None)
+        };
+        calls.iter().enumerate().map(delta).collect()
+    }
+
     /// Gives the choice of the chunk that ends an answer.
-    pub(super) fn closing(&self, index: usize, done: &Done) -> Json {
-        let reason = Some(done.reason.word());
+    pub(super) fn closing(&self, index: usize, calls: &[Call], done: &Done) -> Json {
+        let reason = Some(word(calls, done));
         match self.api {
             Api::Chat => choice(index, ("delta", json!({})), &Json::Null, reason),
             Api::Completion => choice(index, ("text", json!("")), &Json::Null, reason),
@@ -99,11 +116,24 @@ impl Envelope {
     }
 
     /// Gives the choice of a whole answer.
-    pub(super) fn choice(&self, index: usize, text: &str, logprobs: &Json, done: &Done) -> Json {
-        let reason = Some(done.reason.word());
+    pub(super) fn choice(
+        &self,
+        index: usize,
+        (text, calls): (&str, &[Call]),
+        logprobs: &Json,
+        done: &Done,
+    ) -> Json {
+        let reason = Some(word(calls, done));
         match self.api {
             Api::Chat => {
-                let message = json!({ "role": "assistant", "content": text, "refusal": null });
+                let mut message = json!({ "role": "assistant", "content": text, "refusal": null });
+                if let (Some(message), false) = (message.as_object_mut(), calls.is_empty()) {
+                    if text.is_empty() {
+                        message.insert("content".to_owned(), Json::Null);
+                    }
+                    let calls = calls.iter().map(tool_call).collect();
+                    message.insert("tool_calls".to_owned(), calls);
+                }
                 choice(index, ("message", message), logprobs, reason)
             }
             Api::Completion => choice(index, ("text", json!(text)), logprobs, reason),
@@ -179,6 +209,22 @@ fn choice(index: usize, (key, value): (&str, Json), logprobs: &Json, reason: Opt
     json!({ "index": index, key: value, "logprobs": logprobs, "finish_reason": reason })
 }
 
+/// Gives why an answer ended, in the API's words.
+fn word(calls: &[Call], done: &Done) -> &'static str {
+    match (done.reason, calls.is_empty()) {
+        (Reason::Stop, false) => "tool_calls",
+        (reason, _) => reason.word(),
+    }
+}
+
+fn tool_call(call: &Call) -> Json {
+    json!({
+        "id": format!("call_{:016x}", random()),
+        "type": "function",
+        "function": { "name": call.name, "arguments": call.arguments },
+    })
+}
+
 fn token_text(id: u32, vocabulary: &Vocabulary) -> String {
     String::from_utf8_lossy(vocabulary.bytes(id)).into_owned()
 }
@@ -186,6 +232,7 @@ fn token_text(id: u32, vocabulary: &Vocabulary) -> String {
 fn chat_score(scored: &Scored, vocabulary: &Vocabulary) -> Json {
     let one = |id: u32, logprob: f32| {
         json!({
+            "id": id,
             "token": token_text(id, vocabulary),
             "logprob": finite(logprob),
             "bytes": vocabulary.bytes(id),

@@ -1,4 +1,4 @@
-//! What the worker tells about itself: health, models, properties.
+//! What the worker tells about itself: health and models.
 
 use std::sync::Arc;
 
@@ -30,22 +30,6 @@ pub(super) async fn model(
     }
     let message = format!("there is no model `{id}`, this engine serves `{}`", served.model_name);
     Err(Refusal::not_found(message, "model_not_found"))
-}
-
-/// `GET /props`, under the names of llama.cpp's server.
-pub(super) async fn props(State(served): State<Arc<Served>>) -> Result<axum::Json<Json>, Refusal> {
-    let engine = served.engine()?;
-    Ok(axum::Json(json!({
-        "default_generation_settings": { "n_ctx": engine.context },
-        "n_ctx": engine.context,
-        "total_slots": served.parallel,
-        "model_path": served.model_path,
-        "model_alias": served.model_name,
-        "chat_template": engine.template.source(),
-        "modalities": { "vision": false, "audio": false },
-        "build_info": concat!("slotd-", env!("CARGO_PKG_VERSION")),
-        "is_sleeping": false,
-    })))
 }
 
 fn entry(served: &Served) -> Result<Json, Refusal> {

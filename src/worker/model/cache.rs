@@ -57,6 +57,11 @@ impl Cache {
         })
     }
 
+    /// Makes a cache that only counts.
+    pub(crate) fn bare(capacity: usize) -> Self {
+        Self { host: Vec::new(), device: Vec::new(), length: 0, capacity }
+    }
+
     pub(crate) fn length(&self) -> usize {
         self.length
     }
@@ -117,6 +122,15 @@ impl HostLayer {
                 kept.copy_from_slice(new);
             }
         }
+    }
+
+    /// Gives the keys and values of the positions from `start` on, `end` not included.
+    pub(super) fn between(&self, start: usize, end: usize) -> (&[f32], &[f32]) {
+        let range = start.saturating_mul(self.width)..end.saturating_mul(self.width);
+        (
+            self.keys.get(range.clone()).unwrap_or_default(),
+            self.values.get(range).unwrap_or_default(),
+        )
     }
 
     /// Gives the keys and values of the first `length` positions.

@@ -130,7 +130,7 @@ fn attend_plainly(
     let queries = queries
         .transpose(1, 2)?
         .reshape((shape.kv_heads, shared * rows, width))?
-        .affine(f64::from(shape.scale()), 0.0)?;
+        .affine(f64::from(shape.scale), 0.0)?;
     let keys = keys.squeeze(0)?.transpose(0, 1)?.contiguous()?;
     let values = values.squeeze(0)?.transpose(0, 1)?.contiguous()?;
     let scores = queries.matmul(&keys.transpose(1, 2)?)?;

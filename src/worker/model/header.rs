@@ -177,6 +177,23 @@ impl Extent {
         Some(start..start.checked_add(self.length)?)
     }
 
+    /// A tensor of a file of another format.
+    pub(super) fn at(dtype: GgmlDType, dims: Vec<usize>, offset: u64, length: usize) -> Self {
+        Self { dtype, dims, offset, length }
+    }
+
+    /// Gives `count` rows of a matrix from row `first` on.
+    pub(crate) fn rows(&self, first: usize, count: usize) -> Option<Self> {
+        let [rows, width] = *self.dims.as_slice() else { return None };
+        if first.checked_add(count)? > rows {
+            return None;
+        }
+        let row = self.length.checked_div(rows)?;
+        let offset = self.offset.checked_add(u64::try_from(row.checked_mul(first)?).ok()?)?;
+        let length = row.checked_mul(count)?;
+        Some(Self { dtype: self.dtype, dims: vec![count, width], offset, length })
+    }
+
     /// A tensor that is all of a file.
     #[cfg(test)]
     pub(crate) fn whole(dtype: GgmlDType, dims: Vec<usize>, length: usize) -> Self {

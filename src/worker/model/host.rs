@@ -1,7 +1,7 @@
 //! The layers that are computed on the host.
 
 use candle_core::Result;
-use slotd_kernels::{Activations, Heads, Pool, Span, add, attend, gate, normalise, rotate};
+use slotd_kernels::{Activations, Heads, Pool, Span, add, attend, gate, normalise, rotate, shift};
 
 use super::{
     Part,
@@ -16,7 +16,13 @@ pub(super) struct HostLayer {
     pub(super) query: HostMatrix,
     pub(super) key: HostMatrix,
     pub(super) value: HostMatrix,
+    /// Added to queries, keys and values.
+    pub(super) biases: Option<[Vec<f32>; 3]>,
+    /// Norms of each head of queries and of keys.
+    pub(super) head_norms: Option<[Vec<f32>; 2]>,
     pub(super) output: HostMatrix,
+    /// Norms of what attention and feed-forward network add.
+    pub(super) post_norms: Option<[Vec<f32>; 2]>,
     pub(super) feed_forward_norm: Vec<f32>,
     pub(super) gate: HostMatrix,
     pub(super) up: HostMatrix,
@@ -25,7 +31,7 @@ pub(super) struct HostLayer {
 
 impl HostLayer {
     /// Computes layer `index` for the rows of all `parts`, in order, in `hidden`; `turns` holds
-    /// the rotation of each row.
+    /// the rotation of each row, for this layer.
     pub(super) fn forward(
         &self,
         (shape, index, pool): (&Shape, usize, Pool),
@@ -37,21 +43,37 @@ impl HostLayer {
         let normed = normalise(pool, hidden, &self.attention_norm, shape.norm_epsilon);
         let inputs = Activations::new(pool, normed, width);
         let weights = [&self.query, &self.key, &self.value];
-        let [mut queries, mut keys, values] = products(pool, &inputs, weights)?;
+        let [mut queries, mut keys, mut values] = products(pool, &inputs, weights)?;
+        if let Some(biases) = &self.biases {
+            for (rows, bias) in [&mut queries, &mut keys, &mut values].into_iter().zip(biases) {
+                shift(rows, bias);
+            }
+        }
+        if let Some([of_queries, of_keys]) = &self.head_norms {
+            queries = normalise(pool, &queries, of_queries, shape.norm_epsilon);
+            keys = normalise(pool, &keys, of_keys, shape.norm_epsilon);
+        }
         let pairs = shape.head_width / 2;
-        rotate(&mut queries, attended, turns, pairs);
-        rotate(&mut keys, shape.kv_width(), turns, pairs);
+        rotate(shape.pairs, &mut queries, attended, turns, pairs);
+        rotate(shape.pairs, &mut keys, shape.kv_width(), turns, pairs);
         store(shape, index, parts, (&keys, &values));
         let mixed = look(shape, index, pool, parts, &queries);
-        let [output] = products(pool, &Activations::new(pool, mixed, attended), [&self.output])?;
+        let mixed = Activations::new(pool, mixed, attended);
+        let [mut output] = products(pool, &mixed, [&self.output])?;
+        if let Some([norm, _]) = &self.post_norms {
+            output = normalise(pool, &output, norm, shape.norm_epsilon);
+        }
         add(hidden, &output);
 
         let normed = normalise(pool, hidden, &self.feed_forward_norm, shape.norm_epsilon);
         let inputs = Activations::new(pool, normed, width);
         let [gates, inner] = products(pool, &inputs, [&self.gate, &self.up])?;
-        let inner = gate(pool, &gates, inner, shape.feed_forward);
+        let inner = gate(pool, shape.gate, &gates, inner, shape.feed_forward);
         let inner = Activations::new(pool, inner, shape.feed_forward);
-        let [output] = products(pool, &inner, [&self.down])?;
+        let [mut output] = products(pool, &inner, [&self.down])?;
+        if let Some([_, norm]) = &self.post_norms {
+            output = normalise(pool, &output, norm, shape.norm_epsilon);
+        }
         add(hidden, &output);
         Ok(())
     }
@@ -75,15 +97,18 @@ fn look(shape: &Shape, index: usize, pool: Pool, parts: &[Part<'_>], queries: &[
         queries: shape.heads,
         keys: shape.kv_heads,
         width: shape.head_width,
-        scale: shape.scale(),
+        scale: shape.scale,
     };
+    let window = shape.window_of(index).unwrap_or(usize::MAX);
     let mut spans = Vec::new();
     let mut rows = queries.chunks_exact(shape.heads.saturating_mul(shape.head_width).max(1));
     for part in parts {
         let (kept, at) = (part.cache.host(index), part.cache.length());
         for (row, queries) in rows.by_ref().take(part.tokens.len()).enumerate() {
-            let length = at.saturating_add(row).saturating_add(1);
-            let (keys, values) = kept.upto(length);
+            let end = at.saturating_add(row).saturating_add(1);
+            let start = end.saturating_sub(window);
+            let (keys, values) = kept.between(start, end);
+            let length = end.saturating_sub(start);
             spans.push(Span { queries, keys, values, length });
         }
     }

@@ -9,7 +9,8 @@ use super::{
     host::HostLayer,
     linear::Linear,
     matrix::{HostMatrix, pool},
-    shape::Shape,
+    shape::{Shape, Stretch},
+    to_f32,
 };
 use crate::worker::exit::Ending;
 
@@ -52,26 +53,48 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
         }
         let output = self.output(embedding.rows, &mut read)?;
         let frequencies = self.frequencies()?;
+        let near_frequencies = self.near_frequencies();
         (self.progress)(total, total);
         let (shape, pool) = (self.shape, pool());
-        Ok(Model { shape, embedding, host, device, output, frequencies, pool })
+        Ok(Model { shape, embedding, host, device, output, frequencies, near_frequencies, pool })
     }
 
     fn host_layer(&self, index: usize, read: &mut u64) -> std::result::Result<HostLayer, Ending> {
         let Shape { width, feed_forward, heads, head_width, .. } = self.shape;
         let (query, kv) = (heads * head_width, self.shape.kv_width());
         let name = |part: &str| format!("blk.{index}.{part}.weight");
+        let bias =
+            |part: &str, length| self.perhaps_floats(&format!("blk.{index}.{part}.bias"), length);
+        let norm = |part: &str, length| self.perhaps_floats(&name(part), length);
+        let qkv = [("attn_q", query), ("attn_k", kv), ("attn_v", kv)];
+        let [query_bias, key_bias, value_bias] = match bias("attn_qkv", query + kv * 2)? {
+            Some(all) => {
+                let (queries, rest) = all.split_at(query);
+                let (keys, values) = rest.split_at(kv);
+                [queries, keys, values].map(|part| Some(part.to_vec()))
+            }
+            None => [bias("attn_q", query)?, bias("attn_k", kv)?, bias("attn_v", kv)?],
+        };
+        let [query, key, value] = self.parts_of(index, "attn_qkv", qkv, read)?;
+        let inner = [("ffn_gate", feed_forward), ("ffn_up", feed_forward)];
+        // Where there is no gate, the other matrix holds both, the gate first.
+        let has_gate = self.header.extent(&name("ffn_gate"))?.is_some();
+        let stacked = if has_gate { "none" } else { "ffn_up" };
+        let [gate, up] = self.parts_of(index, stacked, inner, read)?;
         let mut matrix = |part: &str, dims| self.host_matrix(&name(part), Some(dims), read);
         Ok(HostLayer {
             attention_norm: self.floats(&name("attn_norm"), width)?,
-            query: matrix("attn_q", (query, width))?,
-            key: matrix("attn_k", (kv, width))?,
-            value: matrix("attn_v", (kv, width))?,
-            output: matrix("attn_output", (width, query))?,
+            biases: all([query_bias, key_bias, value_bias]),
+            head_norms: all([norm("attn_q_norm", head_width)?, norm("attn_k_norm", head_width)?]),
+            output: matrix("attn_output", (width, query.rows))?,
+            post_norms: all([norm("post_attention_norm", width)?, norm("post_ffw_norm", width)?]),
             feed_forward_norm: self.floats(&name("ffn_norm"), width)?,
-            gate: matrix("ffn_gate", (feed_forward, width))?,
-            up: matrix("ffn_up", (feed_forward, width))?,
             down: matrix("ffn_down", (width, feed_forward))?,
+            query,
+            key,
+            value,
+            gate,
+            up,
         })
     }
 
@@ -136,11 +159,60 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
         if extent.dims.last() != Some(&dims.map_or(self.shape.width, |(_, width)| width)) {
             return Err(wrong_shape(name, &extent));
         }
-        let matrix = HostMatrix::new(self.header.file(), &extent);
-        let matrix = matrix.ok_or_else(|| wrong_shape(name, &extent))?;
+        self.mapped(name, &extent, read)
+    }
+
+    fn mapped(
+        &self,
+        name: &str,
+        extent: &Extent,
+        read: &mut u64,
+    ) -> std::result::Result<HostMatrix, Ending> {
+        let matrix = HostMatrix::new(self.header.file(), extent);
+        let matrix = matrix.ok_or_else(|| wrong_shape(name, extent))?;
         matrix.touch();
         *read = read.saturating_add(u64::try_from(extent.length).unwrap_or(0));
         Ok(matrix)
+    }
+
+    /// Maps the matrices of `parts`, each by its own name or as rows of one that holds them all.
+    fn parts_of<const N: usize>(
+        &self,
+        index: usize,
+        whole: &str,
+        parts: [(&str, usize); N],
+        read: &mut u64,
+    ) -> std::result::Result<[HostMatrix; N], Ending> {
+        let width = self.shape.width;
+        let name = |part: &str| format!("blk.{index}.{part}.weight");
+        let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+        let mut made = Vec::with_capacity(N);
+        if self.header.extent(&name(whole))?.is_some() {
+            let all = self.matrix(&name(whole), (rows, width))?;
+            let mut first = 0_usize;
+            for (_, rows) in parts {
+                let part = all.rows(first, rows).ok_or_else(|| wrong_shape(&name(whole), &all))?;
+                made.push(self.mapped(&name(whole), &part, read)?);
+                first = first.saturating_add(rows);
+            }
+        } else {
+            for (part, rows) in parts {
+                made.push(self.host_matrix(&name(part), Some((rows, width)), read)?);
+            }
+        }
+        made.try_into().map_err(|_| Ending::internal("a layer has all its parts"))
+    }
+
+    /// Gives a vector of `length` floats, if there is one of this name.
+    fn perhaps_floats(
+        &self,
+        name: &str,
+        length: usize,
+    ) -> std::result::Result<Option<Vec<f32>>, Ending> {
+        match self.header.extent(name)? {
+            Some(_) => self.floats(name, length).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Gives a vector of `length` floats.
@@ -221,14 +293,27 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
             .map_err(|error| Ending::from_candle(&format!("loading `{name}`"), &error))
     }
 
+    /// What position 1 turns each pair of a head by where a layer looks no further than a window.
+    fn near_frequencies(&self) -> Vec<f32> {
+        let Some(window) = self.shape.window else { return Vec::new() };
+        let half = self.shape.head_width / 2;
+        let step = -window.rope_base.ln() / to_f32(half);
+        (0..half).map(|pair| (to_f32(pair) * step).exp()).collect()
+    }
+
     /// What position 1 turns each pair of a head by. A tensor of factors stretches single
-    /// frequencies (Llama 3).
+    /// frequencies (Llama 3, Phi 3).
     fn frequencies(&self) -> std::result::Result<Vec<f32>, Ending> {
         let half = self.shape.head_width / 2;
-        let stretched = match self.header.extent("rope_freqs.weight")? {
-            Some(_) => self.floats("rope_freqs.weight", half)?,
-            None => vec![1.0; half],
+        let by_context = match self.shape.rope_stretch {
+            Stretch::Long => "rope_factors_long.weight",
+            Stretch::Short | Stretch::ByContext(_) | Stretch::Plain => "rope_factors_short.weight",
         };
+        let stretched = match self.perhaps_floats("rope_freqs.weight", half)? {
+            Some(stretched) => Some(stretched),
+            None => self.perhaps_floats(by_context, half)?,
+        };
+        let stretched = stretched.unwrap_or_else(|| vec![1.0; half]);
         let step = -self.shape.rope_base.ln() / to_f32(half);
         let frequency = |(pair, stretch): (usize, &f32)| {
             (to_f32(pair) * step).exp() / self.shape.rope_factor / stretch
@@ -254,6 +339,12 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
     }
 }
 
+/// Gives all or nothing.
+fn all<T, const N: usize>(parts: [Option<T>; N]) -> Option<[T; N]> {
+    let parts: Option<Vec<T>> = parts.into_iter().collect();
+    parts.and_then(|parts| parts.try_into().ok())
+}
+
 impl Order {
     fn apply(self, bytes: Vec<u8>, rows: usize) -> Vec<u8> {
         let Self::Halves { heads } = self else { return bytes };
@@ -265,11 +356,6 @@ impl Order {
         }
         ordered
     }
-}
-
-#[expect(clippy::cast_precision_loss, clippy::as_conversions, reason = "a width is small")]
-fn to_f32(number: usize) -> f32 {
-    number as f32
 }
 
 fn wrong_shape(name: &str, extent: &Extent) -> Ending {

@@ -1,4 +1,4 @@
-//! A model of the llama family from a GGUF file: tokens in, logits or hidden states out.
+//! A model from a GGUF file: tokens in, logits or hidden states out.
 //!
 //! Owns the weights and their computation; it never samples, never speaks HTTP, and keeps no state
 //! between calls but the [`Cache`]s it is handed.
@@ -9,14 +9,17 @@
 
 mod cache;
 mod device;
+mod encoder;
 mod header;
 mod host;
 mod linear;
 mod load;
 mod matrix;
+mod network;
 #[cfg(test)]
 mod reference;
 mod shape;
+mod tensors;
 #[cfg(test)]
 pub(crate) mod tiny;
 
@@ -24,7 +27,9 @@ use candle_core::{Device, Result, Tensor};
 use candle_nn::ops;
 use slotd_kernels::{Activations, Pool, normalise};
 
-pub(crate) use self::{cache::Cache, header::Header, load::Loading, shape::Shape};
+pub(crate) use self::{
+    cache::Cache, encoder::Encoder, header::Header, load::Loading, network::Network, shape::Shape,
+};
 use self::{
     device::{DeviceLayer, Rotation},
     host::HostLayer,
@@ -44,6 +49,8 @@ pub(crate) struct Model {
     output: Output,
     /// What position 1 turns each pair of numbers of a head by.
     frequencies: Vec<f32>,
+    /// The same in layers that look back no further than a window.
+    near_frequencies: Vec<f32>,
     pool: Pool,
 }
 
@@ -107,10 +114,13 @@ impl Model {
                 candle_core::bail!("{} tokens at {at} do not fit {room}", part.tokens.len());
             }
         }
-        let turns = self.turns(parts);
+        let [turns, near_turns] = [&self.frequencies, &self.near_frequencies]
+            .map(|frequencies| turns(parts, frequencies, self.shape.rope_magnitude));
         let mut hidden = self.embedded(parts)?;
         for (index, layer) in self.host.iter().enumerate() {
-            layer.forward((&self.shape, index, self.pool), &mut hidden, parts, &turns)?;
+            let is_near = self.shape.window_of(index).is_some();
+            let turns = if is_near { &near_turns } else { &turns };
+            layer.forward((&self.shape, index, self.pool), &mut hidden, parts, turns)?;
         }
         let rows = if self.device.is_empty() && matches!(self.output, Output::Host { .. }) {
             self.finish_on_host(&hidden, parts)?
@@ -129,23 +139,12 @@ impl Model {
         for token in parts.iter().flat_map(|part| part.tokens) {
             hidden.extend(self.embedding.row(usize::try_from(*token).unwrap_or(usize::MAX))?);
         }
+        if self.shape.embedding_scale.to_bits() != 1.0_f32.to_bits() {
+            for x in &mut hidden {
+                *x *= self.shape.embedding_scale;
+            }
+        }
         Ok(hidden)
-    }
-
-    /// Gives the cosine and sine of each pair of numbers of a head, for the rows of all parts.
-    fn turns(&self, parts: &[Part<'_>]) -> Vec<(f32, f32)> {
-        let positions = parts.iter().flat_map(|part| {
-            let at = part.cache.length();
-            at..at.saturating_add(part.tokens.len())
-        });
-        #[expect(clippy::cast_precision_loss, clippy::as_conversions, reason = "below 2 to the 24")]
-        let turn = |position: usize| {
-            self.frequencies.iter().map(move |frequency| {
-                let angle = position as f32 * frequency;
-                (angle.cos(), angle.sin())
-            })
-        };
-        positions.flat_map(turn).collect()
     }
 
     fn finish_on_host(&self, hidden: &[f32], parts: &[Part<'_>]) -> Result<Vec<Vec<Vec<f32>>>> {
@@ -169,7 +168,12 @@ impl Model {
         } else {
             let inputs = Activations::new(self.pool, needed, width);
             let matrix = matrix.as_ref().unwrap_or(&self.embedding);
-            let [logits] = products(self.pool, &inputs, [matrix])?;
+            let [mut logits] = products(self.pool, &inputs, [matrix])?;
+            if let Some(cap) = self.shape.logit_cap {
+                for logit in &mut logits {
+                    *logit = cap * (*logit / cap).tanh();
+                }
+            }
             logits
         };
         let mut logits = logits.chunks_exact(self.vocabulary().max(1)).map(<[f32]>::to_vec);
@@ -233,6 +237,23 @@ impl Model {
     }
 }
 
+/// Gives the cosine and sine of each pair of numbers of a head, for the rows of all parts; nothing
+/// without frequencies.
+fn turns(parts: &[Part<'_>], frequencies: &[f32], magnitude: f32) -> Vec<(f32, f32)> {
+    let positions = parts.iter().flat_map(|part| {
+        let at = part.cache.length();
+        at..at.saturating_add(part.tokens.len())
+    });
+    #[expect(clippy::cast_precision_loss, clippy::as_conversions, reason = "below 2 to the 24")]
+    let turn = |position: usize| {
+        frequencies.iter().map(move |frequency| {
+            let angle = position as f32 * frequency;
+            (angle.cos() * magnitude, angle.sin() * magnitude)
+        })
+    };
+    positions.flat_map(turn).collect()
+}
+
 impl Part<'_> {
     /// Gives how many rows take the last step.
     fn rows(&self) -> usize {
@@ -257,6 +278,11 @@ fn wanted_rows(hidden: &[f32], parts: &[Part<'_>], width: usize) -> Vec<f32> {
     wanted
 }
 
+#[expect(clippy::cast_precision_loss, clippy::as_conversions, reason = "a width is small")]
+fn to_f32(number: usize) -> f32 {
+    number as f32
+}
+
 fn sum<'a>(rows: impl Iterator<Item = &'a [f32]>, width: usize) -> Vec<f32> {
     rows.fold(vec![0.0; width], |mut sum, row| {
         slotd_kernels::add(&mut sum, row);
@@ -272,14 +298,6 @@ impl Rotation {
             Tensor::from_vec(numbers, (rows, half), device)
         };
         Ok(Self { cos: one(|turn| turn.0)?, sin: one(|turn| turn.1)? })
-    }
-}
-
-impl Shape {
-    /// Gives the factor that scores are multiplied with before the softmax.
-    #[expect(clippy::cast_precision_loss, clippy::as_conversions, reason = "a width is small")]
-    fn scale(&self) -> f32 {
-        1.0 / (self.head_width as f32).sqrt()
     }
 }
 
@@ -334,7 +352,7 @@ mod tests {
         let (mut rounded, mut exact) = (0.0_f64, 0.0_f64);
         let mut cache = model.cache(tokens.len()).unwrap();
         let mut parts = [Part { tokens, cache: &mut cache, want: Want::All }];
-        let turns = model.turns(&parts);
+        let turns = turns(&parts, &model.frequencies, 1.0);
         let mut hidden = model.embedded(&parts).unwrap();
         let shape = &model.shape;
         for (index, layer) in model.host.iter().enumerate() {
@@ -489,7 +507,8 @@ mod tests {
         let ending = load(&tiny::write_foreign(folder.path())).unwrap_err();
         assert_eq!(
             ending.to_string(),
-            "the model's architecture is `mamba`, this worker serves `llama`"
+            "the model's architecture is `mamba`, this worker serves `llama`, `qwen2`, `qwen3`, \
+             `gemma3`, `phi3`"
         );
     }
 

@@ -81,7 +81,7 @@ fn attended(shape: &Shape, queries: &[f64], keys: &[f64], values: &[f64]) -> Vec
         let (position, head) = (at / shape.heads, at % shape.heads * shape.kv_heads / shape.heads);
         let of = |rows: &[f64], row: usize, i: usize| rows[row * kv_width + head * head_width + i];
         let score = |row| query.iter().enumerate().map(|(i, x)| x * of(keys, row, i)).sum::<f64>();
-        let scores = (0..=position).map(|row| (score(row) * f64::from(shape.scale())).exp());
+        let scores = (0..=position).map(|row| (score(row) * f64::from(shape.scale)).exp());
         let scores: Vec<f64> = scores.collect();
         let sum: f64 = scores.iter().sum();
         mixed.extend((0..head_width).map(|i| {

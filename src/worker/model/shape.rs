@@ -1,6 +1,10 @@
-//! The shape of a model of the llama family, from the metadata of its file.
+//! The shape of a model, from the metadata of its file.
+//!
+//! Source: `src/models/*.cpp` of llama.cpp for what the architectures differ in.
 
-use super::header::Header;
+use slotd_kernels::{Gate, Pairs};
+
+use super::{header::Header, to_f32};
 use crate::worker::exit::Ending;
 
 /// The numbers that fix a model's computation.
@@ -18,23 +22,77 @@ pub(crate) struct Shape {
     pub(crate) rope_base: f32,
     /// Positions are divided by this (linear scaling).
     pub(crate) rope_factor: f32,
+    /// What rotated numbers are multiplied with.
+    pub(crate) rope_magnitude: f32,
+    pub(crate) rope_stretch: Stretch,
+    pub(crate) pairs: Pairs,
+    pub(crate) gate: Gate,
+    /// What scores are multiplied with before the softmax.
+    pub(crate) scale: f32,
+    pub(crate) embedding_scale: f32,
+    /// The size that logits are pressed into.
+    pub(crate) logit_cap: Option<f32>,
+    pub(crate) window: Option<Window>,
+    architecture: Architecture,
+}
+
+/// How far most layers look back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Window {
+    /// Positions, a row's own included.
+    pub(crate) length: usize,
+    /// One layer of so many, the last of them, looks at everything.
+    pub(crate) period: usize,
+    pub(crate) rope_base: f32,
+}
+
+/// Which tensor stretches single frequencies of the rotation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Stretch {
+    Plain,
+    /// One for contexts up to this many tokens, another for longer ones.
+    ByContext(usize),
+    Short,
+    Long,
 }
 
 /// Architectures whose graph this worker computes.
-const SUPPORTED: [&str; 1] = ["llama"];
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Architecture {
+    Llama,
+    Qwen2,
+    Qwen3,
+    Gemma3,
+    Phi3,
+}
+
+const SUPPORTED: [(&str, Architecture); 5] = [
+    ("llama", Architecture::Llama),
+    ("qwen2", Architecture::Qwen2),
+    ("qwen3", Architecture::Qwen3),
+    ("gemma3", Architecture::Gemma3),
+    ("phi3", Architecture::Phi3),
+];
 const MOST_LAYERS: usize = 1024;
 const MOST_WIDTH: usize = 1 << 20;
+
+impl Architecture {
+    fn of(name: &str) -> Result<Self, Ending> {
+        let known = SUPPORTED.iter().find(|(known, _)| *known == name);
+        known.map(|(_, architecture)| *architecture).ok_or_else(|| {
+            Ending::bad_model(format!(
+                "the model's architecture is `{name}`, this worker serves `{}`",
+                SUPPORTED.map(|(name, _)| name).join("`, `")
+            ))
+        })
+    }
+}
 
 impl Shape {
     /// Reads the shape, and refuses what this worker would compute wrongly.
     pub(crate) fn read(header: &Header) -> Result<Self, Ending> {
         let architecture = header.text("general.architecture").unwrap_or("none");
-        if !SUPPORTED.contains(&architecture) {
-            return Err(Ending::bad_model(format!(
-                "the model's architecture is `{architecture}`, this worker serves `{}`",
-                SUPPORTED.join("`, `")
-            )));
-        }
+        let known = Architecture::of(architecture)?;
         let number = |key: &str| Self::number(header, architecture, key);
         if number("expert_count").is_ok_and(|experts| experts > 0) {
             return Err(Ending::bad_model(
@@ -46,8 +104,12 @@ impl Shape {
         let kv_heads = number("attention.head_count_kv").unwrap_or(heads);
         let head_width = number("attention.key_length")
             .unwrap_or_else(|_| width.checked_div(heads).unwrap_or(0));
+        let is_gemma = known == Architecture::Gemma3;
+        let layers = number("block_count")?;
+        // The largest Gemma 3, known by its layers, divides by another width.
+        let scaled_by = if is_gemma && layers == 62 { width / heads.max(1) } else { head_width };
         let shape = Self {
-            layers: number("block_count")?,
+            layers,
             width,
             feed_forward: number("feed_forward_length")?,
             heads,
@@ -59,6 +121,28 @@ impl Shape {
                 .unwrap_or(1e-5),
             rope_base: header.float(&format!("{architecture}.rope.freq_base")).unwrap_or(1e4),
             rope_factor: Self::rope_factor(header, architecture)?,
+            rope_magnitude: header
+                .float(&format!("{architecture}.rope.scaling.attn_factor"))
+                .unwrap_or(1.0),
+            rope_stretch: match number("rope.scaling.original_context_length") {
+                Ok(short) => Stretch::ByContext(short),
+                Err(_) => Stretch::Plain,
+            },
+            pairs: match known {
+                Architecture::Llama => Pairs::Neighbours,
+                Architecture::Qwen2
+                | Architecture::Qwen3
+                | Architecture::Gemma3
+                | Architecture::Phi3 => Pairs::Halves,
+            },
+            gate: if is_gemma { Gate::Gelu } else { Gate::Silu },
+            scale: 1.0 / to_f32(scaled_by).sqrt(),
+            embedding_scale: if is_gemma { to_f32(width).sqrt() } else { 1.0 },
+            logit_cap: header
+                .float(&format!("{architecture}.final_logit_softcapping"))
+                .filter(|cap| *cap > 0.0),
+            window: if is_gemma { Self::window(header, architecture) } else { None },
+            architecture: known,
         };
         let rotated = number("rope.dimension_count").unwrap_or(head_width);
         let value_width = number("attention.value_length").unwrap_or(head_width);
@@ -76,12 +160,46 @@ impl Shape {
     fn rope_factor(header: &Header, architecture: &str) -> Result<f32, Ending> {
         let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
         match header.text(&key("type")) {
-            None | Some("none") => Ok(1.0),
+            None | Some("none" | "longrope") => Ok(1.0),
             Some("linear") => Ok(header.float(&key("factor")).filter(|f| *f > 0.0).unwrap_or(1.0)),
             Some(kind) => Err(Ending::bad_model(format!(
                 "the model scales its positions by `{kind}`, this worker knows `linear`"
             ))),
         }
+    }
+
+    fn window(header: &Header, architecture: &str) -> Option<Window> {
+        let key = |name: &str| format!("{architecture}.{name}");
+        let length =
+            header.number(&key("attention.sliding_window")).filter(|length| *length > 0)?;
+        let period = header.number(&key("attention.sliding_window_pattern")).unwrap_or(6);
+        Some(Window {
+            length: usize::try_from(length).ok()?,
+            period: usize::try_from(period).ok()?.max(1),
+            rope_base: header.float(&key("rope.freq_base_swa")).unwrap_or(1e4),
+        })
+    }
+
+    /// Chooses what depends on the context.
+    pub(crate) fn for_context(mut self, context: usize) -> Self {
+        self.rope_stretch = match self.rope_stretch {
+            Stretch::ByContext(short) if context > short => Stretch::Long,
+            Stretch::ByContext(_) => Stretch::Short,
+            other @ (Stretch::Plain | Stretch::Short | Stretch::Long) => other,
+        };
+        self
+    }
+
+    /// Says whether layers can be put on a GPU.
+    pub(crate) fn goes_on_gpu(&self) -> bool {
+        self.architecture == Architecture::Llama
+    }
+
+    /// Gives how many positions layer `index` looks at, `None` for all.
+    pub(crate) fn window_of(&self, index: usize) -> Option<usize> {
+        let window = self.window?;
+        let place = index.checked_rem(window.period).unwrap_or(0);
+        (place.saturating_add(1) < window.period).then_some(window.length)
     }
 
     fn check(&self, rotated: usize, value_width: usize) -> Result<(), Ending> {

@@ -1,6 +1,7 @@
 //! Between text and tokens: vocabulary, chat template, incremental text, stop strings.
 
 mod bytes;
+mod calls;
 mod stop;
 mod stream;
 mod template;
@@ -9,6 +10,7 @@ mod vocabulary;
 #[cfg(test)]
 pub(crate) use self::bytes::byte_alphabet;
 pub(crate) use self::{
+    calls::{Call, CallStyle, Tool},
     stop::{StopMatcher, Stopped},
     stream::TextStream,
     template::Template,

@@ -2,7 +2,10 @@
 //!
 //! Source: `llama-vocab.cpp` of llama.cpp for the names of the pre-tokenizers and their patterns.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use tokenizers::{
     AddedToken, Tokenizer,
@@ -33,6 +36,8 @@ pub(crate) struct Vocabulary {
     special: Vec<String>,
     ends: BTreeSet<u32>,
     begin: Option<u32>,
+    /// The tokenizer itself adds tokens around a text.
+    frames: bool,
     pub(crate) begin_text: String,
     pub(crate) end_text: String,
 }
@@ -111,14 +116,49 @@ impl Vocabulary {
             special,
             ends,
             begin: begin(header, model),
+            frames: false,
             begin_text: text_of("tokenizer.ggml.bos_token_id"),
             end_text: text_of("tokenizer.ggml.eos_token_id"),
+        })
+    }
+
+    /// Reads the tokenizer of an encoder's folder. What it says about cutting and filling up texts
+    /// is left out: texts are taken whole or refused.
+    pub(crate) fn of_folder(folder: &Path) -> Result<Self, Ending> {
+        let path = folder.join("tokenizer.json");
+        if !path.is_file() {
+            return Err(Ending::missing_file(format!("cannot read `{}`", path.display())));
+        }
+        let fault = |error: tokenizers::Error| {
+            Ending::bad_model(format!("`{}` cannot be used: {error}", path.display()))
+        };
+        let mut tokenizer = Tokenizer::from_file(&path).map_err(fault)?;
+        tokenizer.with_truncation(None).map_err(fault)?;
+        tokenizer.with_padding(None);
+        let count = tokenizer.get_vocab_size(true);
+        let tokens = (0_u32..).take(count).map(|id| tokenizer.id_to_token(id).unwrap_or_default());
+        let bytes = tokens.map(|token| token.into_bytes().into_boxed_slice()).collect();
+        Ok(Self {
+            tokenizer,
+            bytes,
+            special: Vec::new(),
+            ends: BTreeSet::new(),
+            begin: None,
+            frames: true,
+            begin_text: String::new(),
+            end_text: String::new(),
         })
     }
 
     /// Turns text into tokens, the first of them the model's begin token if it wants one. Special
     /// tokens are recognised, but not across a [`SEAM`].
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
+        if self.frames {
+            let encoding = self.tokenizer.encode_fast(text, true);
+            return encoding
+                .map(|encoding| encoding.get_ids().to_vec())
+                .map_err(|error| error.to_string());
+        }
         let mut ids = Vec::new();
         for piece in text.split(SEAM) {
             let encoding =
