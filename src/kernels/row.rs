@@ -231,7 +231,9 @@ mod tests {
         rotate(Pairs::Neighbours, &mut neighbours, 6, &turns, 3);
         rotate(Pairs::Halves, &mut halves, 6, &turns, 3);
         for i in 0..3 {
-            assert_eq!([neighbours[i * 2], neighbours[i * 2 + 1]], [halves[i], halves[i + 3]]);
+            let bits = |pair: [f32; 2]| pair.map(f32::to_bits);
+            let turned = [neighbours[i * 2], neighbours[i * 2 + 1]];
+            assert_eq!(bits(turned), bits([halves[i], halves[i + 3]]));
         }
         for (x, wanted) in
             [(-3.0, -0.004_049_7), (-1.0, -0.158_655), (0.0, 0.0), (2.0, 1.954_499_7)]
