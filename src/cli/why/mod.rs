@@ -167,7 +167,8 @@ fn made_way(slot: &SlotObject) -> Option<String> {
     if let Some(other) = &slot.displaced_by {
         return Some(format!("it {went} to make room for {other}"));
     }
-    let source = slot.unloaded_for.as_ref()?;
+    // What is kept out is told as what happened.
+    let source = slot.unloaded_for.as_ref().filter(|_| slot.kept_out.is_none())?;
     Some(format!("it {went} because of pressure: the machine ran short of {source}"))
 }
 

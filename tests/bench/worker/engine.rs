@@ -21,6 +21,8 @@ pub(super) struct Setup {
     pub(super) threads: u64,
     pub(super) sequences: u64,
     pub(super) context: u64,
+    /// Further arguments of llama-server.
+    pub(super) more: &'static [&'static str],
 }
 
 /// In KiB. Source: `/proc/PID/smaps_rollup`, `proc_pid_smaps(5)`.
@@ -49,6 +51,7 @@ impl Engine {
                 command.arg("-m").arg(&files.model).arg("--host").arg(&socket);
                 command.args(["-t", &threads, "-tb", &threads, "-np", &sequences]);
                 command.args(["-c", &all.to_string(), "--cache-ram", "0"]);
+                command.args(setup.more);
             }
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -8,7 +8,7 @@ use super::{
 pub(super) async fn run(files: &Files, context: u64) {
     println!("\n| two of | resident each | private each | together |");
     println!("|---|---|---|---|");
-    let setup = Setup { threads: 1, sequences: 1, context };
+    let setup = Setup { threads: 1, sequences: 1, context, more: &[] };
     for kind in [Kind::Worker, Kind::LlamaServer] {
         let pair =
             [Engine::start(files, kind, setup).await, Engine::start(files, kind, setup).await];

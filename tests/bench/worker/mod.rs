@@ -1,9 +1,10 @@
 //! The worker beside llama-server on the same file, and what it must hold for hours: the same text
 //! whatever runs beside it, answers that keep to their schema.
 //!
-//! `SLOTD_BENCH_WORKER` says what: `speed`, `memory`, `streams` or `schemas`, each with how much after
-//! a colon: rounds, tokens of context, seconds, answers.
+//! `SLOTD_BENCH_WORKER` says what: `agreement`, `speed`, `memory`, `streams` or `schemas`, each with how
+//! much after a colon: tokens, rounds, tokens of context, seconds, answers.
 
+mod agreement;
 mod engine;
 mod memory;
 mod schemas;
@@ -38,11 +39,12 @@ pub(crate) async fn run(programs: &Programs, asked: &str) {
     let (what, amount) = asked.split_once(':').unwrap_or((asked, ""));
     let amount = |usual: u64| amount.parse().unwrap_or(usual);
     match what {
+        "agreement" => agreement::run(&files, amount(64)).await,
         "speed" => speed::run(&files, amount(3)).await,
         "memory" => memory::run(&files, amount(2048)).await,
         "streams" => streams::run(&files, amount(600)).await,
         "schemas" => schemas::run(&files, amount(1000)).await,
-        other => println!("`{other}` is none of speed, memory, streams, schemas"),
+        other => println!("`{other}` is none of agreement, speed, memory, streams, schemas"),
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) async fn run(files: &Files, rounds: u64) {
     println!("|---|---|---|---|---|---|---|");
     for threads in [1, 2] {
         for sequences in [1, 4, 8] {
-            let setup = Setup { threads, sequences, context: 512 };
+            let setup = Setup { threads, sequences, context: 512, more: &[] };
             let worker = Engine::start(files, Kind::Worker, setup).await;
             let llama = Engine::start(files, Kind::LlamaServer, setup).await;
             for (name, length, tokens) in [("prompt", PROMPT, 1), ("answer", SHORT, ANSWER)] {
