@@ -42,7 +42,7 @@ struct Step {
 
 pub(super) async fn run(files: &Files, tokens: u64) {
     let more = &["--cache-type-k", "f32", "--cache-type-v", "f32"];
-    let setup = Setup { threads: 2, sequences: 1, context: 512, more };
+    let setup = Setup { threads: 1, sequences: 1, context: 512, more };
     let worker = Engine::start(files, Kind::Worker, setup).await;
     let llama = Engine::start(files, Kind::LlamaServer, setup).await;
     println!(

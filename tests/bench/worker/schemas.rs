@@ -19,7 +19,7 @@ const AT_ONCE: u64 = 8;
 const SEED: u64 = 7;
 
 pub(super) async fn run(files: &Files, count: u64) {
-    let setup = Setup { threads: 2, sequences: AT_ONCE, context: 1024, more: &[] };
+    let setup = Setup { threads: 1, sequences: AT_ONCE, context: 1024, more: &[] };
     let worker = Engine::start(files, Kind::Worker, setup).await;
     let mut random = Random(SEED);
     let schemas: Vec<Value> = (0..count).map(|_| written::object(&mut random, 2)).collect();
@@ -45,6 +45,7 @@ pub(super) async fn run(files: &Files, count: u64) {
         "\n{count} answers of {tokens} tokens in {:.0} s, {AT_ONCE} at once: {unread} are no JSON; ended by {ends:?}",
         began.elapsed().as_secs_f64()
     );
+    assert_eq!(unread, 0, "answers that are no JSON");
 }
 
 async fn ask(worker: &Engine, schema: Value, seed: u64) -> (Value, Value) {

@@ -44,7 +44,7 @@ struct Tally {
 
 pub(super) async fn run(files: &Files, seconds: u64) {
     let profile = format!(
-        "engine = \"candle\"\nmodel = \"{}\"\ncontext = 512\nparallel = 16\nessential = true\n",
+        "engine = \"candle\"\nmodel = \"{}\"\ncontext = 512\nparallel = 16\nthreads = 1\nessential = true\n",
         files.model.display()
     );
     let daemon = Daemon::start(&files.slotd, &[("w", profile)]).await;
@@ -82,6 +82,7 @@ pub(super) async fn run(files: &Files, seconds: u64) {
     );
     println!("the worker, KiB every 10 s, by life: {memory:?}");
     daemon.end().await;
+    assert_eq!(tally.wrong, 0, "texts that are not those of their requests alone");
 }
 
 /// One stream; its client leaves it in a third of cases.
