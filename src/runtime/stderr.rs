@@ -10,11 +10,13 @@ use std::{
     io::{self, Write},
     os::fd::AsFd,
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::{sync::Notify, time::sleep};
+
+use super::clock::Clock;
 
 /// How much of the log is kept while nobody takes it.
 const BACKLOG_BYTES: usize = 256 << 10;
@@ -72,6 +74,7 @@ impl Write for LogWriter {
 }
 
 /// Passes on what was not taken, once it is: else the last lines before a quiet time would wait for its end.
+#[expect(clippy::infinite_loop, reason = "it ends by being dropped")]
 pub(super) async fn drain_log() -> Infallible {
     loop {
         LEFT.notified().await;
@@ -83,13 +86,14 @@ pub(super) async fn drain_log() -> Infallible {
 
 /// Writes what is left, before the process ends or becomes another program. Waits for two seconds at most.
 pub fn finish_log() {
-    let end = Instant::now() + LAST_WAIT;
+    let clock = Clock::start();
+    let began = clock.now();
     let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
     let mut before = usize::MAX;
     // Ready and not taken: a full disk, which nothing is waited for.
     while !log.is_passed_on(&mut Stderr) && log.bytes.len() < before {
         before = log.bytes.len();
-        let left = end.saturating_duration_since(Instant::now()).min(LAST_PAUSE);
+        let left = LAST_WAIT.saturating_sub(clock.now().since(began)).min(LAST_PAUSE);
         let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
         if left.is_zero() || !Stderr::is_ready_within(wait) {
             return;

@@ -117,18 +117,23 @@ impl CallStyle {
                 "additionalProperties": false,
             })
         };
-        let one = json!({ "anyOf": tools.iter().enumerate().map(call).collect::<Vec<_>>() });
-        let mut schema = match self {
-            Self::Tagged | Self::Bare => one,
-            Self::List => json!({ "type": "array", "items": one, "minItems": 1, "maxItems": 1 }),
-        };
+        let any = tools.iter().enumerate().map(call).collect::<Vec<_>>();
         let parameters = tools.iter().enumerate().map(|(at, tool)| {
             let mut parameters = tool.parameters.clone();
             move_refs(&mut parameters, &format!("#/$defs/{at}"));
             (at.to_string(), parameters)
         });
-        schema["$defs"] = Json::Object(parameters.collect());
-        schema
+        let definitions = Json::Object(parameters.collect());
+        match self {
+            Self::Tagged | Self::Bare => json!({ "anyOf": any, "$defs": definitions }),
+            Self::List => json!({
+                "type": "array",
+                "items": { "anyOf": any },
+                "minItems": 1,
+                "maxItems": 1,
+                "$defs": definitions,
+            }),
+        }
     }
 }
 
