@@ -19,6 +19,8 @@
 //! GET  /v1/rules                     every rule, an array
 //! POST /v1/signals                   {"signal"}, 202: the rules are told a name; 404 where none listens for it
 //! POST /v1/ensure                    {"bytes", "gpu", "slot"}: who goes for it, or why it cannot be had
+//! POST /v1/fit                       {"needs", "slot"}: for each need who would go for it, or why it cannot be
+//!                                    had, and what is free; nobody goes
 //! POST /v1/plan                      what profiles would change; nothing is changed
 //! GET  /v1/requests                  every request in flight, an array
 //! DELETE /v1/requests/{id}           202, once it is being cancelled

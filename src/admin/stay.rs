@@ -41,8 +41,8 @@ pub struct RoomWish {
 /// The answer of `POST /v1/ensure`, once it is decided: those that go are on their way.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct RoomObject {
-    /// What could be had before anybody went.
-    pub free_bytes: Bytes,
+    /// What could be had before anybody went; `null` where nothing limits engines.
+    pub free_bytes: Option<Bytes>,
     /// Slots that are unloaded for it, in this order.
     pub going: Vec<SlotName>,
     /// Why it cannot be had: one sentence with the numbers. Then nobody goes.
@@ -63,8 +63,8 @@ pub struct FitWish {
 /// The answer of `POST /v1/fit`. Nobody goes for it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct FitObject {
-    /// What can be promised of the host's memory; all ones where nothing limits engines.
-    pub host_bytes: Bytes,
+    /// What can be promised of the host's memory; `null` where nothing limits engines.
+    pub host_bytes: Option<Bytes>,
     /// What can be promised of each GPU's memory, by its index.
     pub gpu_bytes: BTreeMap<u32, Bytes>,
     /// One answer for each need: who would go, or why it cannot be had.
@@ -168,7 +168,7 @@ pub(super) async fn fit(
     let mut answers = answers.into_iter();
     let left = answers.next().map(|answer| answer.left).unwrap_or_default();
     Ok(Json(FitObject {
-        host_bytes: left.host,
+        host_bytes: limited(left.host),
         gpu_bytes: left.gpus,
         needs: answers.map(RoomObject::of).collect(),
     }))
@@ -176,6 +176,12 @@ pub(super) async fn fit(
 
 impl RoomObject {
     fn of(answer: RoomAnswer) -> Self {
-        Self { free_bytes: answer.free, going: answer.going, refused: answer.refused }
+        let free_bytes = limited(answer.free);
+        Self { free_bytes, going: answer.going, refused: answer.refused }
     }
+}
+
+/// Gives a figure that means something: where nothing limits engines the core has all ones.
+fn limited(free: Bytes) -> Option<Bytes> {
+    Some(free).filter(|free| free.0 < u64::MAX)
 }

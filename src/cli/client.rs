@@ -9,7 +9,7 @@ use std::{
 };
 
 use reqwest::{
-    Method, Response,
+    Method, Response, StatusCode,
     header::{HeaderMap, HeaderValue},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -173,6 +173,16 @@ impl Client {
         Ok(settings.map_err(Failure::Settings)?.state_dir)
     }
 
+    /// Fails unless the daemon's files are those of this machine, as far as can be told.
+    pub(super) fn beside_daemon(&self, order: &str) -> Result<(), Failure> {
+        if self.base == OVER_SOCKET {
+            return Ok(());
+        }
+        let message =
+            format!("`{order}` changes a file beside the daemon: say it there, without `--url`");
+        Err(Failure::Refused { message })
+    }
+
     /// Returns the daemon.
     pub(super) async fn daemon(&self) -> Result<DaemonObject, Failure> {
         self.ask(Method::GET, "/v1/daemon").await
@@ -228,8 +238,17 @@ impl Client {
     }
 
     /// Asks whether there is room.
-    pub(super) async fn fit(&self, wish: &FitWish) -> Result<FitObject, Failure> {
-        self.tell("/v1/fit", wish).await
+    ///
+    /// Nothing where it does not know the slot, or the question.
+    pub(super) async fn fit(&self, wish: &FitWish) -> Result<Option<FitObject>, Failure> {
+        let sent = self.http.post(format!("{}/v1/fit", self.base)).json(wish).timeout(PATIENCE);
+        let response = sent.send().await.map_err(|error| self.failure(error))?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let response = self.accepted(response).await?;
+        let body = response.bytes().await.map_err(|error| self.failure(error))?;
+        serde_json::from_slice(&body).map(Some).map_err(Failure::Answer)
     }
 
     async fn tell<T: DeserializeOwned>(
@@ -305,6 +324,10 @@ impl Client {
 
     async fn receive(&self, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
         let response = request.send().await.map_err(|error| self.failure(error))?;
+        self.accepted(response).await
+    }
+
+    async fn accepted(&self, response: Response) -> Result<Response, Failure> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);

@@ -177,7 +177,7 @@ mod tests {
             json: false,
         };
         let going = ["a", "b"].map(|name| name.parse().unwrap()).into();
-        let room = RoomObject { free_bytes: Bytes(0), going, refused: None };
+        let room = RoomObject { free_bytes: Some(Bytes(0)), going, refused: None };
         assert_eq!(
             said(&options, &room),
             "8.0 GiB of GPU 0's memory can be had; unloaded for it: a, b\n"

@@ -29,9 +29,9 @@ use crate::spec::{
 #[expect(clippy::struct_excessive_bools, reason = "a profile is a list of independent keys")]
 pub(super) struct ProfileFile {
     /// The model to serve: a GGUF file, or a repository of the Hugging Face hub in the hub's cache
-    /// on this machine, written `org/repo` or `org/repo:QUANT`, either with `@REVISION`. A file name without a path is looked
-    /// up beside the profile, then in the model directories; `~/` is the home directory. Needed
-    /// unless `engine = "command"`. With `engine = "external"` it is the name that the engine knows its
+    /// on this machine, written `org/repo` or `org/repo:QUANT`, either with `@REVISION`. A file name
+    /// without a path is looked up beside the profile, then in the model directories; `~/` is the home
+    /// directory. Needed unless `engine = "command"`. With `engine = "external"` it is the name that the engine knows its
     /// model by, and can be left out.
     #[schemars(with = "String", length(min = 1), example = "SmolLM2-135M-Instruct.Q4_1.gguf")]
     pub(super) model: Option<At<String>>,

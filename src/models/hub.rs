@@ -89,7 +89,7 @@ pub(super) fn commit_of(folder: &Path, revision: Option<&str>) -> Option<String>
 }
 
 /// Tells whether a revision names one commit for ever.
-pub(super) fn is_commit(text: &str) -> bool {
+pub fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
@@ -135,6 +135,13 @@ pub(super) fn is_projector(name: &str) -> bool {
 
 fn file_name(name: &str) -> &str {
     name.rsplit_once('/').map_or(name, |(_, file)| file)
+}
+
+/// Returns the file that a repository's name means without a quantisation, out of those that a revision has;
+/// `None` where none of them is a GGUF model.
+pub fn usual_model<'a>(names: &[&'a str]) -> Option<&'a str> {
+    let models: Vec<_> = names.iter().copied().filter(|name| is_model(name)).collect();
+    choose(&models, None)
 }
 
 pub(super) fn choose<'a>(models: &[&'a str], quant: Option<&str>) -> Option<&'a str> {

@@ -17,7 +17,7 @@ pub mod safetensors;
 pub use self::{
     check::{Checked, Checks, Places, Refused},
     engines::EngineBinary,
-    hub::hub_cache_dir,
+    hub::{hub_cache_dir, is_commit, usual_model},
     locate::{LocateFault, Located, locate, whereabouts},
     port::{Holder, holder},
 };

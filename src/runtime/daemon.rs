@@ -34,6 +34,7 @@ use super::{
     service_manager,
     signals::Signals,
     start::StartFault,
+    stderr::drain_log,
     storage::{self, Place},
     upgrade::{self, Next},
     whole,
@@ -233,6 +234,7 @@ impl Daemon {
         let mut helpers = JoinSet::new();
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
         helpers.spawn(self.doors.clone().keep());
+        helpers.spawn(drain_log());
         helpers.spawn(Arc::clone(&self.tools.pulls).mind(board.strain.subscribe()));
         let tools = Arc::clone(&self.tools);
         helpers.spawn(whole::watch(tools, snapshots.clone(), mailbox.clone()));

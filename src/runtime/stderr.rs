@@ -5,24 +5,33 @@
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     fmt,
     io::{self, Write},
     os::fd::AsFd,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::{sync::Notify, time::sleep};
+
+use super::clock::Clock;
 
 /// How much of the log is kept while nobody takes it.
 const BACKLOG_BYTES: usize = 256 << 10;
 /// A pipe that takes anything takes this much. Source: `PIPE_BUF` in `pipe(7)`.
 const PIECE: usize = 4096;
 /// How long the end of the daemon waits for its last lines to be taken.
-const LAST_WAIT_MS: u8 = 200;
-/// How often, each time something was taken.
-const LAST_LOOKS: usize = BACKLOG_BYTES / PIECE;
+const LAST_WAIT: Duration = Duration::from_secs(2);
+/// How long it waits while nothing is taken.
+const LAST_PAUSE: Duration = Duration::from_millis(200);
+/// How long what was not taken waits until it is tried again.
+const PAUSE: Duration = Duration::from_millis(250);
 
 static LOG: Mutex<Backlog> = Mutex::new(Backlog { bytes: VecDeque::new(), lost: 0, note: None });
+/// Told when the log was not taken.
+static LEFT: Notify = Notify::const_new();
 
 /// Writes a line that says how many were lost.
 type LostNote = fn(u64) -> String;
@@ -53,6 +62,9 @@ impl Write for LogWriter {
         let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
         log.push(event);
         log.pass_on(&mut Stderr);
+        if !log.bytes.is_empty() {
+            LEFT.notify_one();
+        }
         Ok(event.len())
     }
 
@@ -61,12 +73,29 @@ impl Write for LogWriter {
     }
 }
 
-/// Writes what is left, before the process ends or becomes another program. Waits a moment at most.
+/// Passes on what was not taken, once it is: else the last lines before a quiet time would wait for its end.
+#[expect(clippy::infinite_loop, reason = "it ends by being dropped")]
+pub(super) async fn drain_log() -> Infallible {
+    loop {
+        LEFT.notified().await;
+        while !LOG.lock().unwrap_or_else(PoisonError::into_inner).is_passed_on(&mut Stderr) {
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Writes what is left, before the process ends or becomes another program. Waits for two seconds at most.
 pub fn finish_log() {
-    for _ in 0..LAST_LOOKS {
-        let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
-        log.pass_on(&mut Stderr);
-        if log.bytes.is_empty() || !Stderr::is_ready_within(LAST_WAIT_MS.into()) {
+    let clock = Clock::start();
+    let began = clock.now();
+    let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut before = usize::MAX;
+    // Ready and not taken: a full disk, which nothing is waited for.
+    while !log.is_passed_on(&mut Stderr) && log.bytes.len() < before {
+        before = log.bytes.len();
+        let left = LAST_WAIT.saturating_sub(clock.now().since(began)).min(LAST_PAUSE);
+        let wait = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        if left.is_zero() || !Stderr::is_ready_within(wait) {
             return;
         }
     }
@@ -85,6 +114,12 @@ impl Backlog {
         self.lost = 0;
         self.bytes.extend(text.as_bytes());
         self.bytes.extend(event);
+    }
+
+    /// Tells whether nothing is left, once what is taken was written.
+    fn is_passed_on(&mut self, out: &mut impl Out) -> bool {
+        self.pass_on(out);
+        self.bytes.is_empty()
     }
 
     fn pass_on(&mut self, out: &mut impl Out) {

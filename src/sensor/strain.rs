@@ -62,11 +62,8 @@ impl Gauges {
         gpus.retain(|index, _| figures.gpus.contains_key(index));
         is_news |= gpus.len() != before;
         for (index, room) in &figures.gpus {
-            let of_gpu = |room: Room| {
-                // A small GPU is clear of every mark once it is nearly empty.
-                let most = room.total.0 - room.total.0 / 16;
-                stand(thresholds, |marks| room.free.0 < marks.gpu_free.0.min(most))
-            };
+            let of_gpu =
+                |room: Room| stand(thresholds, |marks| room.free < marks.gpu_free_of(room.total));
             is_news |= gpus.entry(*index).or_default().take(room.map(of_gpu));
         }
         let stalled = figures.stalls.cpu_percent.map(f64::from);

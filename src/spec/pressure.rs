@@ -101,6 +101,14 @@ impl Default for Thresholds {
     }
 }
 
+impl Marks {
+    /// Returns from where on a GPU of this size is short: a small one is clear of every mark once it is nearly
+    /// empty.
+    pub fn gpu_free_of(&self, total: Bytes) -> Bytes {
+        self.gpu_free.min(Bytes(total.0 - total.0 / 16))
+    }
+}
+
 impl Thresholds {
     /// Returns the marks from where on there is any pressure at all.
     pub fn onset(&self) -> Marks {

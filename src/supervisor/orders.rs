@@ -31,8 +31,8 @@ impl Supervisor {
 }
 
 impl Slot {
-    /// Goes down one rung of its ladder, where it is known to have one more: a present engine is replaced once its requests have ended, the next
-    /// start is lower where there is none.
+    /// Goes down one rung of its ladder, where it is known to have one more: a present engine is replaced once
+    /// its requests have ended, the next start is lower where there is none.
     fn offload(&mut self, context: &mut Context<'_>) {
         let view = self.ladder.view(false);
         let has_lower = view.is_some_and(|view| view.index + 1 < view.of);

@@ -133,7 +133,10 @@ mod tests {
     use candle_core::quantized::GgmlDType;
 
     use super::*;
-    use crate::worker::model::{Header, tiny};
+    use crate::worker::{
+        model::{Header, tiny},
+        text::{CallStyle, Tool},
+    };
 
     fn vocabulary() -> Vocabulary {
         let folder = tempfile::tempdir().unwrap();
@@ -172,6 +175,38 @@ mod tests {
         assert!(next.ends_with("ft") && !end, "{next}");
         assert!(after(&schema, "{\"on\":true}").unwrap().1);
         assert!(after(&schema, "{\"off").is_err());
+    }
+
+    #[test]
+    fn a_tool_with_types_of_its_own_can_be_required() {
+        let tool = |name: &str, unit: &Json| {
+            let parameters = json!({
+                "type": "object",
+                "properties": { "unit": { "$ref": "#/$defs/Unit" }, "next": { "$ref": "#" } },
+                "required": ["unit"],
+                "additionalProperties": false,
+                "$defs": { "Unit": { "$ref": "#/$defs/Inner" }, "Inner": unit },
+            });
+            Tool::read(&json!({ "function": { "name": name, "parameters": parameters } })).unwrap()
+        };
+        let tools = [tool("a", &json!({ "const": "C" })), tool("b", &json!({ "const": "F" }))];
+        for (style, argument, begin, end) in [
+            (CallStyle::Bare, "parameters", "", ""),
+            (CallStyle::Tagged, "arguments", "", ""),
+            (CallStyle::List, "arguments", "[", "]"),
+        ] {
+            let schema = style.schema(&tools);
+            for (name, unit, other) in [("a", "C", "F"), ("b", "F", "C")] {
+                let call = |unit: &str, next: &str| {
+                    format!(
+                        "{begin}{{\"name\":\"{name}\",\"{argument}\":{{\"unit\":\"{unit}\",\"next\":{{\"unit\":\"{next}\"}}}}}}{end}"
+                    )
+                };
+                assert!(after(&schema, &call(unit, unit)).unwrap().1);
+                assert!(after(&schema, &call(other, unit)).is_err(), "the type of the other tool");
+                assert!(after(&schema, &call(unit, other)).is_err());
+            }
+        }
     }
 
     #[test]

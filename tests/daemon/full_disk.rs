@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    io::Read,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Command,
@@ -291,23 +292,47 @@ async fn a_file_in_the_place_of_the_log_folder_is_told_until_it_is_gone() {
     assert!(logs.join("chat/g3.log").exists(), "logs are kept again");
 }
 
-#[tokio::test]
-async fn a_log_of_the_daemon_that_nobody_reads_keeps_nobody_waiting() {
+/// A daemon that has logged more than the pipe takes, and the pipe's other end.
+async fn burst_into_a_pipe() -> (Daemon, fs::File) {
     let dir = scratch(&[("chat", &fake("", ""))]);
     let path = dir.path().join("stderr");
     mkfifo(&path, Mode::S_IRWXU).unwrap();
-    // Held open for both, so that its other end can be opened, and never read.
+    // Held open for both, so that its other end can be opened before anybody reads.
     let mut options = fs::File::options();
     let held = options.read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits());
     let held = held.open(&path).unwrap();
     fcntl(&held, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
     let line = "exec \"$@\" 2>\"$STDERR\"";
-    let mut daemon = Daemon::start_through(dir, line, &[("STDERR", &path)]).await;
+    let daemon = Daemon::start_through(dir, line, &[("STDERR", &path)]).await;
     for _ in 0..3 {
         assert_eq!(daemon.chat("chat").await.status(), 200);
         daemon.order("chat", "unload").await;
         daemon.until_state("chat", "offline").await;
     }
+    (daemon, held)
+}
+
+/// They stayed unwritten until the next event.
+#[tokio::test]
+async fn the_last_lines_before_a_quiet_time_are_written_once_somebody_reads() {
+    let (daemon, mut held) = burst_into_a_pipe().await;
+    let (mut read, mut piece) = (Vec::new(), vec![0; 4096]);
+    let end = Instant::now() + DEADLINE;
+    let is_last = |line: &str| line.contains("engine stopped") && line.contains("generation=3");
+    while !String::from_utf8_lossy(&read).lines().any(is_last) {
+        assert!(Instant::now() < end, "{}", String::from_utf8_lossy(&read));
+        match held.read(&mut piece) {
+            Ok(count) => read.extend(piece.iter().take(count)),
+            Err(_) => sleep(Duration::from_millis(5)).await,
+        }
+    }
+    assert!(read.len() > 4096, "the pipe took all of it");
+    drop((daemon, held));
+}
+
+#[tokio::test]
+async fn a_log_of_the_daemon_that_nobody_reads_keeps_nobody_waiting() {
+    let (mut daemon, held) = burst_into_a_pipe().await;
     for _ in 0..100 {
         assert_eq!(daemon.chat("chat").await.status(), 200);
     }

@@ -198,7 +198,7 @@ async fn fit_counts_by_the_rules_of_the_daemon() {
     let (held, wanted) = (needs("60MiB", "pinned = true"), needs("60MiB", ""));
     let dir = small(&[("held", &held), ("wanted", &wanted)]);
     // Where a client without options looks for them, too.
-    let here = dir.path();
+    let here = dir.path().to_owned();
     symlink(here.join("profiles"), here.join("slotd/profiles")).unwrap();
     let daemon = Daemon::start(dir).await;
     let says = |fits: &str, free: &str| {
@@ -219,6 +219,14 @@ async fn fit_counts_by_the_rules_of_the_daemon() {
     let goes = "unloading `held` would make room for the first";
     assert_eq!(told, says("no", &format!("40 MiB can be had; no rung fits; {goes}")));
     assert_eq!(daemon.slot("held").await["generation"], 1);
+    // A slot that the daemon has not taken is one that is to come.
+    let (own, other) = (here.join("profiles/wanted.toml"), here.join("slotd/profiles"));
+    fs::remove_file(&other).unwrap();
+    fs::create_dir(&other).unwrap();
+    for name in ["wanted.toml", "late.toml"] {
+        fs::copy(&own, other.join(name)).unwrap();
+    }
+    assert_eq!(fit(daemon.dir.path(), "fit late").await, told);
     // Without a daemon its settings count.
     let dir = daemon.killed().await;
     assert_eq!(fit(dir.path(), "fit wanted").await, free);

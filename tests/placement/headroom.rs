@@ -16,7 +16,11 @@ use super::machine::{GIB, MIB, Machine, Truth, need, profile, slot, works};
 
 /// Three slots of 1 GiB each on a machine that can promise 4.
 fn three() -> Machine {
-    let mut machine = Machine::new(4 * GIB + (256 << 20), &[], Policy::default(), 7);
+    three_by(Policy::default())
+}
+
+fn three_by(policy: Policy) -> Machine {
+    let mut machine = Machine::new(4 * GIB + (256 << 20), &[], policy, 7);
     machine.have(["a", "b", "c"].map(|name| (profile(name), works(vec![need(1024, None)]))));
     for name in ["a", "b", "c"] {
         machine.request(&slot(name));
@@ -73,6 +77,30 @@ fn a_pinned_slot_and_the_one_it_is_for_stay_and_a_refusal_has_the_numbers() {
     assert_eq!((machine.state("a"), machine.state("b")), ("ready", "ready"));
     machine.tell(&Event::StayOrdered { slot: slot("a"), order: StayOrder::Unpin });
     assert_eq!(names(&ensure(&mut machine, of_host(4))), ["a", "b"]);
+}
+
+/// It was told that there is room, and the load then waited for a place.
+#[test]
+fn whether_a_slot_could_be_loaded_counts_how_many_may_be_there() {
+    let mut machine = three_by(Policy { max_resident: Some(3), ..Policy::default() });
+    let ask = |slot: Option<SlotName>| {
+        let purpose = Purpose::Ask;
+        let need = Need { host: Bytes(GIB), basis: Basis::Profile, gpu: None };
+        RoomRequest { need, slot, purpose, ..of_host(0) }
+    };
+    let answer = ensure(&mut machine, ask(None));
+    assert_eq!((names(&answer), answer.free), (vec!["a"], Bytes(GIB)), "one has to go");
+    let answer = ensure(&mut machine, ask(Some(slot("b"))));
+    assert_eq!((names(&answer), &answer.refused), (vec![], &None), "it has a place");
+    for name in ["a", "b", "c"] {
+        machine.tell(&Event::StayOrdered { slot: slot(name), order: StayOrder::Pin });
+    }
+    let answer = ensure(&mut machine, ask(None));
+    assert_eq!(
+        answer.refused.as_deref(),
+        Some("as many slots are loaded as may be, and none of them may go")
+    );
+    assert_eq!(ensure(&mut machine, of_host(1)).refused, None, "room that a person asks for");
 }
 
 #[test]

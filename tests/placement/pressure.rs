@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use slotd::{
     spec::{
+        Bytes,
         pressure::{Pressure, Source, Strain},
         profile::Profile,
         residence::Residence,
@@ -151,6 +152,26 @@ fn a_kept_slot_with_which_the_machine_would_run_short_again_stays_out_until_ther
     );
     machine.strangers = 8 * GIB;
     machine.pass(Duration::from_mins(1));
+    assert_eq!((machine.state("kept"), kept_out(&machine, "kept")), ("ready", None));
+}
+
+/// It stayed out for ever where the mark was larger than the GPU.
+#[test]
+fn a_kept_slot_comes_back_to_a_small_gpu_once_that_is_nearly_empty() {
+    let mut policy = Policy::default();
+    policy.pressure.gpu_free = Bytes(20 * GIB);
+    let mut machine = Machine::new(16 * GIB, &[16 * GIB], policy, 7);
+    let kept = Profile { autostart: true, ..profile("kept") };
+    machine.have([(kept, works(vec![need(100, Some(100))]))]);
+    machine.pass(Duration::from_mins(1));
+    let short = |machine: &mut Machine, gpu| {
+        let strain = Strain { gpus: BTreeMap::from([(0, gpu)]), ..Strain::default() };
+        machine.tell(&Event::PressureChanged { strain });
+        machine.pass(Duration::from_mins(1));
+    };
+    short(&mut machine, Pressure::Critical);
+    assert_eq!(short_of(&machine, "kept"), Some(Source::Gpu(0)));
+    short(&mut machine, Pressure::Normal);
     assert_eq!((machine.state("kept"), kept_out(&machine, "kept")), ("ready", None));
 }
 

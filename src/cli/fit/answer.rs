@@ -34,7 +34,7 @@ impl Ledger {
         let fits = fit.needs.iter().map(|room| if is_free(room) { Fits::Yes } else { Fits::No });
         Self {
             fits: fits.collect(),
-            free: Some(fit.host_bytes),
+            free: fit.host_bytes,
             gpus: fit.gpu_bytes,
             would_make_room: fit
                 .needs
@@ -172,7 +172,7 @@ impl Answer {
             would_make_room,
             host: HostObject::of(&first.host),
             gpu: first.gpu.as_ref().map(GpuObject::of),
-            free_bytes: free.filter(|free| free.0 < u64::MAX),
+            free_bytes: free,
             total_bytes: memory.host.map(|room| room.total),
         }
     }
@@ -287,12 +287,12 @@ mod tests {
     #[test]
     fn the_daemons_word_counts() {
         let room = |going: &[&str], refused: Option<&str>| RoomObject {
-            free_bytes: Bytes(7),
+            free_bytes: Some(Bytes(7)),
             going: going.iter().map(|name| name.parse().unwrap()).collect(),
             refused: refused.map(str::to_owned),
         };
         let needs = vec![room(&["old"], None), room(&[], Some("too little")), room(&[], None)];
-        let (host_bytes, gpu_bytes) = (Bytes(7), BTreeMap::new());
+        let (host_bytes, gpu_bytes) = (Some(Bytes(7)), BTreeMap::new());
         let ledger = Ledger::of_daemon(FitObject { host_bytes, gpu_bytes, needs });
         assert_eq!(ledger.fits, [Fits::No, Fits::No, Fits::Yes]);
         assert_eq!(ledger.would_make_room, ["old".parse().unwrap()]);

@@ -12,11 +12,12 @@ use tokio::time::{Instant, sleep};
 use self::answer::{Answer, Ledger};
 use super::{client::Client, exit::Exit, failure::Failure, out};
 use crate::{
-    admin::FitWish,
+    admin::{FitObject, FitWish},
     sensor::{self, GpuOptions, Gpus, NVML_LIBRARY, VISIBLE},
     spec::{
+        SlotName,
         ladder::CacheType,
-        memory::{GpuReading, GpuState, MemoryReading},
+        memory::{GpuReading, GpuState, MemoryReading, Need},
     },
 };
 
@@ -73,12 +74,11 @@ impl From<Cache> for CacheType {
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
     let target = target::find(options)?;
     let needs = target.needs();
-    let wish = FitWish { slot: target.slot.clone(), needs: needs.clone() };
     let memory = MemoryReading { host: sensor::host_room(), gpus: gpus().await };
-    let ledger = match client.fit(&wish).await {
-        Ok(fit) => Ledger::of_daemon(fit),
-        // Without a daemon there is nothing that could go.
-        Err(Failure::NoDaemon { .. } | Failure::Denied { .. }) => {
+    let ledger = match asked(client, target.slot.clone(), &needs).await {
+        Ok(Some(fit)) => Ledger::of_daemon(fit),
+        // Without a daemon that knows this there is nothing that could go.
+        Ok(None) | Err(Failure::NoDaemon { .. } | Failure::Denied { .. }) => {
             Ledger::of_settings(&target.memory, &memory, &needs)
         }
         Err(failure) => return Err(failure),
@@ -90,6 +90,20 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
         out::print(text::shown(&answer))?;
     }
     Ok(Exit::Success)
+}
+
+/// Asks the daemon, for a slot that it has not taken as for one that is not there yet.
+async fn asked(
+    client: &Client,
+    slot: Option<SlotName>,
+    needs: &[Need],
+) -> Result<Option<FitObject>, Failure> {
+    let is_slot = slot.is_some();
+    let wish = FitWish { slot, needs: needs.to_vec() };
+    match client.fit(&wish).await? {
+        None if is_slot => client.fit(&FitWish { slot: None, ..wish }).await,
+        answer => Ok(answer),
+    }
 }
 
 /// Reads the GPUs once. A driver that hangs has until the deadline, and then is one that says nothing.

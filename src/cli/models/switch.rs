@@ -23,7 +23,9 @@ use crate::{
     config::{replace_file, with_model},
     models::{
         inventory::{Entry, Inventory, Source, Wholeness},
+        is_commit,
         pull::Reference,
+        usual_model,
     },
     spec::SlotName,
 };
@@ -47,12 +49,13 @@ pub(super) struct Options {
 
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
     let Options { slot, revision, json } = options;
+    client.beside_daemon("slotd models use")?;
     let mut changes = client.watch(slot).await?;
     let before = changes.next().await?;
     let wanted = wanted(&before, revision, &inventory(client).await?)?;
     let typed = wanted.to_string();
     if before.model.as_deref() == Some(&typed) {
-        return told(&before, *json, &format!("{slot}: uses `{typed}` already\n"));
+        return told(&before, *json, &format!("{slot}: {}\n", already(&before, &wanted)));
     }
     let file = &before.source;
     let unread = |error| refused(format!("`{}` cannot be changed here: {error}", file.display()));
@@ -90,6 +93,18 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
     }
 }
 
+/// Says that nothing changes. What a branch or tag names may have changed since the engine was started.
+fn already(slot: &SlotObject, wanted: &Reference) -> String {
+    let is_fixed = wanted.revision.as_deref().is_some_and(is_commit);
+    if is_fixed || slot.pid.is_none() {
+        return format!("uses `{wanted}` already");
+    }
+    let name = &slot.slot;
+    format!(
+        "uses `{wanted}` already; if a pull brought a newer one since it was loaded, `slotd restart {name}` takes that"
+    )
+}
+
 /// What came of it.
 enum Outcome {
     Serves,
@@ -113,7 +128,7 @@ fn wanted(slot: &SlotObject, revision: &str, known: &Inventory) -> Result<Refere
         let is_beginning = revision.len() >= SHORTEST && commit.starts_with(revision);
         entry.refs.iter().any(|name| name == revision) || is_beginning
     };
-    let found: Vec<&Entry> = of_repo.clone().filter(is_meant).collect();
+    let found = usual(of_repo.clone().filter(is_meant).collect(), now.quant.as_deref());
     let commits: BTreeSet<&str> =
         found.iter().filter_map(|entry| entry.revision.as_deref()).collect();
     let is_name = found.iter().any(|entry| entry.refs.iter().any(|name| name == revision));
@@ -157,6 +172,25 @@ fn is_of(entry: &Entry, reference: &Reference) -> bool {
         (Some(_) | None, _) => true,
     };
     entry.source == Source::Hub && repo == reference.repo && is_quant
+}
+
+/// Leaves of each revision what is used of it: the others may be incomplete.
+fn usual<'a>(found: Vec<&'a Entry>, quant: Option<&str>) -> Vec<&'a Entry> {
+    if quant.is_some() {
+        return found;
+    }
+    let chosen_of = |one: &Entry| {
+        let same = found.iter().filter(|other| other.revision == one.revision);
+        usual_model(&same.filter_map(|other| inside(other)).collect::<Vec<_>>())
+    };
+    let is_used = |one: &&Entry| chosen_of(one).is_none_or(|chosen| inside(one) == Some(chosen));
+    found.iter().copied().filter(is_used).collect()
+}
+
+/// The file's path inside its repository.
+fn inside(entry: &Entry) -> Option<&str> {
+    let before = format!("/snapshots/{}/", entry.revision.as_deref()?);
+    entry.path.to_str()?.split_once(&*before).map(|(_, inside)| inside)
 }
 
 /// How people call a revision: by its branch or tag, else by its commit.
@@ -260,6 +294,37 @@ mod tests {
         assert_eq!(asked("main"), Ok("o/r:Q4@main".to_owned()));
         assert_eq!(asked("bbbb2"), Ok("o/r:Q4@bbbb2222".to_owned()));
         assert_eq!(asked("aaaa"), Ok("o/r:Q4@aaaa1111".to_owned()), "the other is another file");
+    }
+
+    #[test]
+    fn an_incomplete_quantisation_that_is_not_used_is_in_nobodys_way() {
+        let at = |quant: &str, state| {
+            let mut entry = entry(&format!("o/r:{quant}"), "aaaa1111", &["v2"], state);
+            entry.path = format!("/hub/models--o--r/snapshots/aaaa1111/m-{quant}.gguf").into();
+            entry
+        };
+        let asked = |q4, q8| {
+            let slot = SlotObject { model: Some("o/r".to_owned()), ..example::ready() };
+            let models = vec![at("Q8_0", q8), at("Q4_K_M", q4)];
+            let known = Inventory { models, ..Inventory::default() };
+            wanted(&slot, "v2", &known).map(|it| it.to_string()).map_err(|it| it.to_string())
+        };
+        let (whole, incomplete) = (Wholeness::Whole, Wholeness::Incomplete);
+        assert_eq!(asked(whole, incomplete), Ok("o/r@v2".to_owned()));
+        assert!(asked(incomplete, whole).unwrap_err().contains("is incomplete"));
+    }
+
+    #[test]
+    fn a_branch_that_moved_is_taken_by_a_restart() {
+        let running = example::ready();
+        let said = |revision: &str, slot: &SlotObject| {
+            already(slot, &format!("o/r:Q4@{revision}").parse().unwrap())
+        };
+        insta::assert_snapshot!(said("main", &running), @"uses `o/r:Q4@main` already; if a pull brought a newer one since it was loaded, `slotd restart chat` takes that");
+        let down = SlotObject { pid: None, ..running.clone() };
+        insta::assert_snapshot!(said("main", &down), @"uses `o/r:Q4@main` already");
+        let commit = "a".repeat(40);
+        assert_eq!(said(&commit, &running), format!("uses `o/r:Q4@{commit}` already"));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Room that a person asks for: who goes for it, or why it cannot be had.
 //!
 //! By the same order as for a slot that is to be loaded, but that a person's word is enough: nobody's
-//! `min_residency` counts. Those that work, are pinned, or go under pressure alone stay. Whoever goes is
+//! `min_residency` counts, nor how many may be there at once. Where it is only asked whether a slot could be
+//! loaded, that counts; a load waits until a `min_residency` is over, and so that does not. Those that work, are pinned, or go under pressure alone stay. Whoever goes is
 //! unloaded like by hand: it does not come back into the room that was made. Nor do those that were displaced
 //! before, for a while.
 
@@ -13,6 +14,7 @@ use crate::{
     spec::{
         Bytes, SlotName, WaiterId,
         memory::{GpuNeed, Need, Share},
+        profile::Capability,
     },
     supervisor::{
         Supervisor,
@@ -20,7 +22,6 @@ use crate::{
         eviction::{Candidate, Class, Wanted, choose},
         ledger::{Pool, Pools},
         limits::Limits,
-        placement::has_room,
         slot::Slot,
     },
 };
@@ -101,15 +102,26 @@ impl Supervisor {
 
     fn headroom(&self, request: &RoomRequest) -> RoomAnswer {
         let mut stand = self.stand();
-        if request.purpose == Purpose::Ask {
-            let own = request.slot.as_ref().and_then(|slot| self.slots.get(slot));
-            stand.pools.release(&own.and_then(Slot::held).unwrap_or_default());
+        let own = request.slot.as_ref().and_then(|slot| self.slots.get(slot));
+        let mut kinds: &[Capability] = &[];
+        match request.purpose {
+            // A person's word: what may be there at once is for loads.
+            Purpose::Make => stand.limits = Limits::default(),
+            Purpose::Ask => {
+                kinds = own.map(Slot::kinds).unwrap_or_default();
+                if let Some(own) = own.filter(|own| own.has_child()) {
+                    let goes = stand.leaving.remove(&own.name).map(|(share, _)| share);
+                    let share = goes.or_else(|| own.held()).unwrap_or_default();
+                    stand.pools.release(&share);
+                    stand.limits.leave(kinds);
+                }
+            }
         }
         let left = left(&stand.pools);
-        RoomAnswer { left, ..self.room_in(request, stand) }
+        RoomAnswer { left, ..self.room_in(request, kinds, stand) }
     }
 
-    fn room_in(&self, request: &RoomRequest, mut stand: Stand) -> RoomAnswer {
+    fn room_in(&self, request: &RoomRequest, kinds: &[Capability], mut stand: Stand) -> RoomAnswer {
         if let Some(gpu) = request.gpu {
             stand.pools.gpus.retain(|index, _| *index == gpu);
             stand.pools.aside.retain(|index, _| *index == gpu);
@@ -118,11 +130,10 @@ impl Supervisor {
         if let Some(reason) = no_gpu(request, &stand.pools) {
             return RoomAnswer { free, refused: Some(reason), ..RoomAnswer::default() };
         }
-        let is_there = has_room(&request.need, &stand.pools, &Share::default());
-        for (share, _) in stand.leaving.values() {
-            stand.pools.release(share);
-        }
-        if has_room(&request.need, &stand.pools, &Share::default()) {
+        let wanted = Wanted { need: &request.need, capabilities: kinds };
+        let is_there = wanted.is_met(&stand.pools, &stand.limits);
+        let freed = stand.without_the_leaving();
+        if wanted.is_met(&freed.pools, &freed.limits) {
             // What they hold is there once they are gone.
             let going = if is_there { Vec::new() } else { stand.leaving.into_keys().collect() };
             return RoomAnswer { free, going, ..RoomAnswer::default() };
@@ -130,13 +141,12 @@ impl Supervisor {
         let candidates = self.candidates(|slot, class| {
             class < Class::Active && slot.may_ever_go() && Some(&slot.name) != request.slot.as_ref()
         });
-        let wanted = Wanted { need: &request.need, capabilities: &[] };
-        let chosen = choose(wanted, (&stand.pools, &Limits::default()), &candidates);
+        let chosen = choose(wanted, (&freed.pools, &freed.limits), &candidates);
         if let Some(going) = chosen {
             let going = going.iter().map(|one| one.name.clone()).collect();
             return RoomAnswer { free, going, ..RoomAnswer::default() };
         }
-        let refused = Some(too_little(request, &stand.pools, &candidates));
+        let refused = Some(refusal(request, (kinds, &freed), &candidates));
         RoomAnswer { free, refused, ..RoomAnswer::default() }
     }
 }
@@ -152,6 +162,22 @@ fn no_gpu(request: &RoomRequest, pools: &Pools) -> Option<String> {
         None if request.gpu.is_some() => format!("{which} is not known"),
         None => format!("{which} is known"),
     })
+}
+
+/// Says what is in the way.
+fn refusal(
+    request: &RoomRequest,
+    (kinds, freed): (&[Capability], &Stand),
+    candidates: &[Candidate<'_>],
+) -> String {
+    let mut limits = freed.limits.clone();
+    for one in candidates {
+        limits.leave(one.capabilities);
+    }
+    if !limits.admits(kinds) {
+        return "as many slots are loaded as may be, and none of them may go".to_owned();
+    }
+    too_little(request, &freed.pools, candidates)
 }
 
 /// Says the numbers.

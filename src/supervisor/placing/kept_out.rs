@@ -230,7 +230,7 @@ impl Supervisor {
             Source::Gpu(index) => match read.gpus.get(&index).map(|gpu| &gpu.state) {
                 Some(GpuState::Present(room)) => {
                     let due = stand.due.gpus.get(&index).copied().unwrap_or_default();
-                    (but(room.free, due), marks.gpu_free)
+                    (but(room.free, due), marks.gpu_free_of(room.total))
                 }
                 Some(GpuState::Silent { .. } | GpuState::Lost { .. }) | None => (None, Bytes(0)),
             },

@@ -396,7 +396,7 @@ impl Slot {
 
 impl Stand {
     /// Returns the stand as it will be once those on their way out are gone.
-    fn without_the_leaving(&self) -> Self {
+    pub(super) fn without_the_leaving(&self) -> Self {
         let (mut pools, mut limits) = (self.pools.clone(), self.limits.clone());
         for (share, kinds) in self.leaving.values() {
             pools.release(share);

@@ -22,7 +22,7 @@ use crate::worker::{
     engine::{Answer, Engine},
     job::{Done, Event, Generate, Job},
     sampler::Scored,
-    text::{Call, CallStyle},
+    text::{Call, CallScreen, CallStyle},
 };
 
 /// The jobs of one request, in the order of their choices.
@@ -119,7 +119,7 @@ impl Request {
             // As many at once as there are seats.
             events: stream::iter(choices).flatten_unordered(self.engine.parallel).boxed(),
             offsets: vec![0; self.jobs.len()],
-            held: vec![String::new(); self.jobs.len()],
+            screens: vec![self.calls.map(CallScreen::new); self.jobs.len()],
             usage: Usage::default(),
             ready: VecDeque::new(),
             is_over: false,
@@ -214,8 +214,8 @@ struct Streaming {
     events: BoxStream<'static, (usize, Result<Event, Refusal>)>,
     /// Characters of each choice so far.
     offsets: Vec<usize>,
-    /// Text of each choice that may be a call of a tool.
-    held: Vec<String>,
+    /// Holds back what of each choice may be a call of a tool.
+    screens: Vec<Option<CallScreen>>,
     usage: Usage,
     ready: VecDeque<Bytes>,
     is_over: bool,
@@ -262,7 +262,8 @@ impl Streaming {
                 }
             }
             Event::Done(done) => {
-                let held = self.held.get_mut(index).map(std::mem::take).unwrap_or_default();
+                let screen = self.screens.get_mut(index).and_then(Option::as_mut);
+                let held = screen.map(CallScreen::finish).unwrap_or_default();
                 let (said, calls) = self.request.divided(&held);
                 if !said.is_empty() {
                     self.text(index, &said, &[]);
@@ -284,12 +285,10 @@ impl Streaming {
 
     /// Gives what of a choice's text is no call of a tool for certain.
     fn sure(&mut self, index: usize, text: String) -> String {
-        let (Some(style), Some(held)) = (self.request.calls, self.held.get_mut(index)) else {
-            return text;
-        };
-        held.push_str(&text);
-        let rest = held.split_off(style.may_begin(held));
-        std::mem::replace(held, rest)
+        match self.screens.get_mut(index) {
+            Some(Some(screen)) => screen.pass(&text),
+            Some(None) | None => text,
+        }
     }
 
     fn text(&mut self, index: usize, text: &str, scores: &[Scored]) {

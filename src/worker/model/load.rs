@@ -66,6 +66,9 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
         let bias =
             |part: &str, length| self.perhaps_floats(&format!("blk.{index}.{part}.bias"), length);
         let norm = |part: &str, length| self.perhaps_floats(&name(part), length);
+        let norms = |[a, b]: [(&'static str, usize); 2]| {
+            all(index, [a.0, b.0], [norm(a.0, a.1)?, norm(b.0, b.1)?])
+        };
         let qkv = [("attn_q", query), ("attn_k", kv), ("attn_v", kv)];
         let [query_bias, key_bias, value_bias] = match bias("attn_qkv", query + kv * 2)? {
             Some(all) => {
@@ -75,19 +78,23 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
             }
             None => [bias("attn_q", query)?, bias("attn_k", kv)?, bias("attn_v", kv)?],
         };
-        let [query, key, value] = self.parts_of(index, "attn_qkv", qkv, read)?;
+        let [query, key, value] = self.parts_of(index, Some("attn_qkv"), qkv, read)?;
         let inner = [("ffn_gate", feed_forward), ("ffn_up", feed_forward)];
         // Where there is no gate, the other matrix holds both, the gate first.
         let has_gate = self.header.extent(&name("ffn_gate"))?.is_some();
-        let stacked = if has_gate { "none" } else { "ffn_up" };
+        let stacked = (!has_gate).then_some("ffn_up");
         let [gate, up] = self.parts_of(index, stacked, inner, read)?;
         let mut matrix = |part: &str, dims| self.host_matrix(&name(part), Some(dims), read);
         Ok(HostLayer {
             attention_norm: self.floats(&name("attn_norm"), width)?,
-            biases: all([query_bias, key_bias, value_bias]),
-            head_norms: all([norm("attn_q_norm", head_width)?, norm("attn_k_norm", head_width)?]),
+            biases: all(
+                index,
+                ["attn_q.bias", "attn_k.bias", "attn_v.bias"],
+                [query_bias, key_bias, value_bias],
+            )?,
+            head_norms: norms([("attn_q_norm", head_width), ("attn_k_norm", head_width)])?,
             output: matrix("attn_output", (width, query.rows))?,
-            post_norms: all([norm("post_attention_norm", width)?, norm("post_ffw_norm", width)?]),
+            post_norms: norms([("post_attention_norm", width), ("post_ffw_norm", width)])?,
             feed_forward_norm: self.floats(&name("ffn_norm"), width)?,
             down: matrix("ffn_down", (width, feed_forward))?,
             query,
@@ -175,11 +182,12 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
         Ok(matrix)
     }
 
-    /// Maps the matrices of `parts`, each by its own name or as rows of one that holds them all.
+    /// Maps the matrices of `parts`, each by its own name or as rows of one that holds them all, if there may
+    /// be one.
     fn parts_of<const N: usize>(
         &self,
         index: usize,
-        whole: &str,
+        whole: Option<&str>,
         parts: [(&str, usize); N],
         read: &mut u64,
     ) -> std::result::Result<[HostMatrix; N], Ending> {
@@ -187,12 +195,16 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
         let name = |part: &str| format!("blk.{index}.{part}.weight");
         let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
         let mut made = Vec::with_capacity(N);
-        if self.header.extent(&name(whole))?.is_some() {
-            let all = self.matrix(&name(whole), (rows, width))?;
+        let whole = match whole.map(name) {
+            Some(whole) if self.header.extent(&whole)?.is_some() => Some(whole),
+            Some(_) | None => None,
+        };
+        if let Some(whole) = whole {
+            let all = self.matrix(&whole, (rows, width))?;
             let mut first = 0_usize;
             for (_, rows) in parts {
-                let part = all.rows(first, rows).ok_or_else(|| wrong_shape(&name(whole), &all))?;
-                made.push(self.mapped(&name(whole), &part, read)?);
+                let part = all.rows(first, rows).ok_or_else(|| wrong_shape(&whole, &all))?;
+                made.push(self.mapped(&whole, &part, read)?);
                 first = first.saturating_add(rows);
             }
         } else {
@@ -339,10 +351,22 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
     }
 }
 
-/// Gives all or nothing.
-fn all<T, const N: usize>(parts: [Option<T>; N]) -> Option<[T; N]> {
+/// Gives tensors of a layer that are there together, or not at all. Without one of them the text would be
+/// wrong.
+fn all<T, const N: usize>(
+    index: usize,
+    names: [&str; N],
+    parts: [Option<T>; N],
+) -> std::result::Result<Option<[T; N]>, Ending> {
+    let at = |is_there: bool| {
+        let found = names.iter().zip(&parts).find(|(_, part)| part.is_some() == is_there);
+        found.map(|(name, _)| format!("blk.{index}.{name}"))
+    };
+    if let (Some(there), Some(lacking)) = (at(true), at(false)) {
+        return Err(Ending::bad_model(format!("the model has `{there}` and lacks `{lacking}`")));
+    }
     let parts: Option<Vec<T>> = parts.into_iter().collect();
-    parts.and_then(|parts| parts.try_into().ok())
+    Ok(parts.and_then(|parts| parts.try_into().ok()))
 }
 
 impl Order {
@@ -360,4 +384,19 @@ impl Order {
 
 fn wrong_shape(name: &str, extent: &Extent) -> Ending {
     Ending::bad_model(format!("tensor `{name}` has the unexpected shape {:?}", extent.dims))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bias_without_the_others_is_refused_and_not_left_out() {
+        let names = ["attn_q.bias", "attn_k.bias", "attn_v.bias"];
+        assert_eq!(all(0, names, [Some(1), Some(2), Some(3)]).unwrap(), Some([1, 2, 3]));
+        assert_eq!(all(0, names, [None::<u8>; 3]).unwrap(), None);
+        let sentence = "the model has `blk.3.attn_q.bias` and lacks `blk.3.attn_k.bias`";
+        let ending = Ending::bad_model(sentence);
+        assert_eq!(all(3, names, [Some(1), None, Some(3)]).unwrap_err(), ending);
+    }
 }

@@ -42,7 +42,15 @@ impl CallStyle {
         }
     }
 
-    /// Gives where calls may begin in `text`: what stands before is content for certain.
+    /// Tells whether an answer is a call as a whole, or has none.
+    pub(super) fn is_call_alone(self) -> bool {
+        match self {
+            Self::Tagged => false,
+            Self::List | Self::Bare => true,
+        }
+    }
+
+    /// Gives where calls may begin in `text`, all that is not told yet: what stands before is content for certain.
     pub(crate) fn may_begin(self, text: &str) -> usize {
         match self {
             Self::Tagged => {
@@ -98,18 +106,33 @@ impl CallStyle {
     /// Gives the schema of what follows that begin and calls one of `tools`.
     pub(crate) fn schema(self, tools: &[Tool]) -> Json {
         let arguments = if self == Self::Bare { "parameters" } else { "arguments" };
-        let call = |tool: &Tool| {
+        let call = |(at, tool): (usize, &Tool)| {
             json!({
                 "type": "object",
-                "properties": { "name": { "const": tool.name }, arguments: tool.parameters },
+                "properties": {
+                    "name": { "const": tool.name },
+                    arguments: { "$ref": format!("#/$defs/{at}") },
+                },
                 "required": ["name", arguments],
                 "additionalProperties": false,
             })
         };
-        let one = json!({ "anyOf": tools.iter().map(call).collect::<Vec<_>>() });
+        let any = tools.iter().enumerate().map(call).collect::<Vec<_>>();
+        let parameters = tools.iter().enumerate().map(|(at, tool)| {
+            let mut parameters = tool.parameters.clone();
+            move_refs(&mut parameters, &format!("#/$defs/{at}"));
+            (at.to_string(), parameters)
+        });
+        let definitions = Json::Object(parameters.collect());
         match self {
-            Self::Tagged | Self::Bare => one,
-            Self::List => json!({ "type": "array", "items": one, "minItems": 1, "maxItems": 1 }),
+            Self::Tagged | Self::Bare => json!({ "anyOf": any, "$defs": definitions }),
+            Self::List => json!({
+                "type": "array",
+                "items": { "anyOf": any },
+                "minItems": 1,
+                "maxItems": 1,
+                "$defs": definitions,
+            }),
         }
     }
 }
@@ -134,6 +157,28 @@ impl Tool {
                 .filter(|it| it.is_object())
                 .map_or_else(any, Json::clone),
         })
+    }
+}
+
+/// Lets each reference within a schema point below `root`, where it stands as a part of another.
+fn move_refs(schema: &mut Json, root: &str) {
+    match schema {
+        Json::Object(keys) => {
+            if let Some(Json::String(to)) = keys.get_mut("$ref")
+                && let Some(path) = to.strip_prefix('#')
+            {
+                *to = format!("{root}{}", path.trim_end_matches('/'));
+            }
+            for part in keys.values_mut() {
+                move_refs(part, root);
+            }
+        }
+        Json::Array(parts) => {
+            for part in parts {
+                move_refs(part, root);
+            }
+        }
+        Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => {}
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bytes;
 mod calls;
+mod screen;
 mod stop;
 mod stream;
 mod template;
@@ -11,6 +12,7 @@ mod vocabulary;
 pub(crate) use self::bytes::byte_alphabet;
 pub(crate) use self::{
     calls::{Call, CallStyle, Tool},
+    screen::CallScreen,
     stop::{StopMatcher, Stopped},
     stream::TextStream,
     template::Template,

@@ -12,7 +12,11 @@ use crate::{
 async fn llama_server_serves_on_whatever_disk_is_full_or_read_only() {
     let (chat, other) = (profile("llama-server", "parallel = 8"), profile("llama-server", ""));
     let dir = scratch(&[("chat", &chat), ("other", &other)]);
-    let Some(disks) = Disks::mount(dir.path()) else { return };
+    let seconds = env::var("SLOTD_FULL_DISK_SECONDS").ok().and_then(|told| told.parse().ok());
+    let Some(disks) = Disks::mount(dir.path()) else {
+        assert!(seconds.is_none(), "nothing can be mounted here, and so nothing was measured");
+        return;
+    };
     let settings = dir.path().join("slotd/slotd.toml");
     std::fs::create_dir_all(settings.parent().unwrap_or(Path::new("/"))).unwrap();
     let engine = llama_server().display().to_string();
@@ -24,7 +28,6 @@ async fn llama_server_serves_on_whatever_disk_is_full_or_read_only() {
         daemon.order(slot, "load").await;
         daemon.until_state(slot, "ready").await;
     }
-    let seconds = env::var("SLOTD_FULL_DISK_SECONDS").ok().and_then(|told| told.parse().ok());
     let time = Duration::from_secs(seconds.unwrap_or(0));
     let outcomes = six_faults(&daemon, &disks, time).await;
     for outcome in &outcomes {
