@@ -35,14 +35,14 @@ pub struct RuleObject {
     pub fired_unix_ms: Option<u64>,
 }
 
-/// What a rule did last to a slot.
+/// What a rule asked for last of a slot; the slot's state tells whether that was done.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct RuleActObject {
     /// The rule's name.
     pub rule: String,
     /// When it fires, for people.
     pub when: String,
-    /// What it did, as it was written.
+    /// What it asked for, as it was written.
     #[serde(rename = "do")]
     pub order: String,
     /// When, in milliseconds since 1970.

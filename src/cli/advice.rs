@@ -112,6 +112,9 @@ pub(super) fn remedy(slot: &SlotObject, death: &DeathObject) -> Option<String> {
             format!("raise `start_timeout` in {source} if the load only needs longer")
         }
         Verdict::BadConfig => format!("correct {source}"),
+        Verdict::ModelNotFetched => {
+            format!("fetch its model as the reason says, or name another in {source}")
+        }
         Verdict::MissingFile | Verdict::SpawnFailed => {
             format!("mend what is missing, or name another in {source}")
         }
@@ -133,6 +136,9 @@ fn after_failure(slot: &SlotObject) -> String {
         Some(Verdict::BadConfig) => {
             format!("correct {source}, then `slotd load {name}`")
         }
+        Some(Verdict::ModelNotFetched) => format!(
+            "fetch its model as the reason says, and it starts by itself; or name another in {source}"
+        ),
         Some(Verdict::MissingFile | Verdict::SpawnFailed) => {
             format!("mend what is missing, or name another in {source}, then `slotd load {name}`")
         }

@@ -213,8 +213,11 @@ impl Checks {
             Ok(checked)
         });
         checked.map_err(|refused| {
-            let reason = self.to_be_fetched(profile, &refused).unwrap_or(refused.reason);
-            Refused { engine: Some(chosen), reason, ..refused }
+            let (verdict, reason) = match self.to_be_fetched(profile, &refused) {
+                Some(reason) => (Verdict::ModelNotFetched, reason),
+                None => (refused.verdict, refused.reason),
+            };
+            Refused { engine: Some(chosen), verdict, reason }
         })
     }
 

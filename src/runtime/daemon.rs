@@ -25,7 +25,7 @@ use super::{
     effects::Effects,
     engine_task::Tools,
     listen::{Addresses, Keeper, Kept, Sockets},
-    memory, models,
+    memory, model_disk, models,
     pressure::{self, Board},
     profiles::Profiles,
     publish::Publisher,
@@ -235,7 +235,9 @@ impl Daemon {
         helpers.spawn(memory::measure(mailbox.clone(), snapshots.clone()));
         helpers.spawn(self.doors.clone().keep());
         helpers.spawn(drain_log());
-        helpers.spawn(Arc::clone(&self.tools.pulls).mind(board.strain.subscribe()));
+        let (pulls, thresholds) =
+            (Arc::clone(&self.tools.pulls), self.tools.settings.pressure.clone());
+        helpers.spawn(model_disk::watch(pulls, thresholds));
         let tools = Arc::clone(&self.tools);
         helpers.spawn(whole::watch(tools, snapshots.clone(), mailbox.clone()));
         helpers.spawn(storage::watch(board.storage.clone(), self.folders()));

@@ -172,7 +172,9 @@ async fn sized(
     let endpoint =
         endpoint(tools, profile, reporter).map_err(|fault| Failure::no_address(&fault))?;
     let checked = match check(tools, profile, &endpoint).await {
-        Err(failure) if failure.verdict == Verdict::MissingFile => {
+        Err(failure)
+            if matches!(failure.verdict, Verdict::MissingFile | Verdict::ModelNotFetched) =>
+        {
             fetch(tools, profile, reporter, failure).await?;
             check(tools, profile, &endpoint).await?
         }
@@ -539,7 +541,7 @@ impl Failure {
         // What may pass by itself is tried again; the rest needs a person.
         match status.code.as_deref() {
             Some("hub_unreachable" | "bad_answer") => Self::new(Verdict::StartTimeout, reason),
-            Some(_) | None => Self::new(Verdict::MissingFile, reason),
+            Some(_) | None => Self::new(Verdict::ModelNotFetched, reason),
         }
     }
 

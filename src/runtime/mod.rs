@@ -20,6 +20,7 @@ mod last_seconds;
 mod listen;
 mod looks;
 mod memory;
+mod model_disk;
 mod models;
 mod outside;
 mod pressure;

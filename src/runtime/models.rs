@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long a look at one model may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a look at all of them may take: less than whoever asked waits for the answer.
 const SCAN_PATIENCE: Duration = Duration::from_secs(100);
 

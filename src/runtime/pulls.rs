@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
     env,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -14,7 +13,7 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     task::{JoinSet, spawn_blocking},
     time::timeout,
 };
@@ -27,10 +26,7 @@ use crate::{
     models::pull::{
         Brake, Job, Patience, PullFault, PullStatus, Reference, Site, Stage, pull, said,
     },
-    spec::{
-        Bytes,
-        pressure::{Pressure, Strain},
-    },
+    spec::Bytes,
     store::{PullRecord, StateDir},
 };
 
@@ -39,7 +35,7 @@ const AT_ONCE: usize = 4;
 /// How many pulls that have ended are remembered.
 const REMEMBERED: usize = 32;
 /// Why pulls wait.
-const FULL: &str = "the disk is nearly full, it goes on when there is room again";
+const FULL: &str = "the disk of the models is nearly full, it goes on when there is room again";
 /// How long somebody who asks for a pull waits to hear what it comes to.
 const ASKED: Duration = Duration::from_secs(10);
 
@@ -50,6 +46,8 @@ pub(super) struct Pulls {
     /// Why all of them have to wait, where they do.
     held: watch::Sender<Option<String>>,
     under_way: Arc<UnderWay>,
+    /// One begins.
+    begun: Notify,
 }
 
 /// What the next daemon goes on with, if this one ends first.
@@ -92,8 +90,18 @@ impl Pull {
 }
 
 impl UnderWay {
+    fn take_over(&self, records: Vec<PullRecord>) {
+        *self.pulls.lock().unwrap_or_else(PoisonError::into_inner) = records;
+    }
+
     async fn begin(self: &Arc<Self>, record: PullRecord) {
-        self.change(move |pulls| pulls.push(record)).await;
+        self.change(move |pulls| {
+            // One that an earlier daemon had begun is there.
+            if !pulls.contains(&record) {
+                pulls.push(record);
+            }
+        })
+        .await;
     }
 
     async fn forget(self: &Arc<Self>, record: PullRecord) {
@@ -121,17 +129,28 @@ impl Pulls {
     pub(super) fn new(state: Arc<StateDir>) -> Self {
         let (pulls, has_ended) = (Mutex::default(), AtomicBool::new(false));
         let under_way = Arc::new(UnderWay { state, pulls, has_ended });
-        Self { inner: Mutex::default(), held: watch::Sender::default(), under_way }
+        Self {
+            inner: Mutex::default(),
+            held: watch::Sender::default(),
+            under_way,
+            begun: Notify::new(),
+        }
     }
 
     /// Goes on with what an earlier daemon had under way. Blocks on the disk; within the runtime.
     pub(super) fn resume(&self) {
-        for PullRecord { model, rate, reserve } in self.under_way.state.pulls() {
-            // One that an other version has written may be none.
-            if let Ok(wanted) = model.parse() {
-                info!(model, "pull goes on that an earlier daemon had begun");
-                self.start(wanted, Limits { rate, reserve });
-            }
+        let mut begun: Vec<(Reference, PullRecord)> = Vec::new();
+        for record in self.under_way.state.pulls() {
+            // One that an other version has written may be none; of one model there is one.
+            let wanted = record.model.parse().ok();
+            let wanted = wanted.filter(|wanted| begun.iter().all(|(other, _)| other != wanted));
+            begun.extend(wanted.map(|wanted| (wanted, record)));
+        }
+        // All are there before the first begins: what that writes down names the others, too.
+        self.under_way.take_over(begun.iter().map(|(_, record)| record.clone()).collect());
+        for (wanted, PullRecord { model, rate, reserve }) in begun {
+            info!(model, "pull goes on that an earlier daemon had begun");
+            self.start(wanted, Limits { rate, reserve });
         }
     }
 
@@ -139,24 +158,28 @@ impl Pulls {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Holds all of them while the disk is nearly full, until it is dropped. They go on by themselves.
-    #[expect(clippy::infinite_loop, reason = "it ends by being dropped")]
-    pub(super) async fn mind(self: Arc<Self>, mut strain: watch::Receiver<Strain>) -> Infallible {
-        loop {
-            let is_full = strain.borrow_and_update().disk == Pressure::Critical;
-            self.held.send_if_modified(|held| {
-                let is_news = held.is_some() != is_full;
-                if is_news {
-                    info!(is_full, "disk pressure holds pulls or lets them go on");
-                    *held = is_full.then(|| FULL.to_owned());
-                }
-                is_news
-            });
-            if strain.changed().await.is_err() {
-                // Nobody looks at the disk any more.
-                std::future::pending::<()>().await;
+    /// Holds all of them, or lets them go on.
+    pub(super) fn hold(&self, is_full: bool) {
+        self.held.send_if_modified(|held| {
+            let is_news = held.is_some() != is_full;
+            if is_news {
+                info!(is_full, "disk pressure holds pulls or lets them go on");
+                *held = is_full.then(|| FULL.to_owned());
             }
+            is_news
+        });
+    }
+
+    /// Waits until one is under way.
+    pub(super) async fn until_any(&self) {
+        while !self.is_any() {
+            self.begun.notified().await;
         }
+    }
+
+    /// Tells whether one is under way.
+    pub(super) fn is_any(&self) -> bool {
+        self.inner().all.values().any(Pull::is_running)
     }
 
     /// Starts a pull, or joins the one of the same model.
@@ -192,6 +215,7 @@ impl Pulls {
         let pull = Pull { wanted, watched: watched.clone(), cancel };
         inner.all.insert(id, pull);
         inner.forget();
+        self.begun.notify_one();
         (id, watched)
     }
 
@@ -337,20 +361,52 @@ fn object(id: u64, status: &PullStatus) -> PullObject {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    use super::{super::model_disk, *};
+    use crate::spec::pressure::Thresholds;
+
+    fn record(model: &str) -> PullRecord {
+        PullRecord { model: model.to_owned(), rate: Bytes(1), reserve: None }
+    }
 
     #[tokio::test]
-    async fn a_disk_that_is_nearly_full_holds_pulls_until_there_is_room() {
+    async fn the_first_pull_that_goes_on_does_not_take_the_others_off_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = Arc::new(StateDir::open(dir.path(), 1).unwrap());
+        let all = [record("o/a"), record("o/b"), record("o/b"), record("no model")];
+        state.save_pulls(&all).unwrap();
+        let pulls = Pulls::new(Arc::clone(&state));
+        // Nothing is begun after the end: what is on the disk is what would be found after a kill.
+        pulls.end().await;
+        pulls.resume();
+        pulls.under_way.begin(record("o/a")).await;
+        assert_eq!(state.pulls(), [record("o/a"), record("o/b")]);
+    }
+
+    /// The disk of the state was looked at, which may be another one.
+    #[tokio::test]
+    async fn the_disk_of_the_models_alone_holds_pulls_until_there_is_room() {
         let dir = tempfile::tempdir().unwrap();
         let pulls = Arc::new(Pulls::new(Arc::new(StateDir::open(dir.path(), 1).unwrap())));
-        let (sender, strain) = watch::channel(Strain::default());
-        let mut held = pulls.held.subscribe();
+        let free = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&free);
+        let look = move || Some(Bytes(seen.load(Ordering::Relaxed)));
+        let limits = (Thresholds::default(), Duration::from_millis(1));
         let mut minding = JoinSet::new();
-        minding.spawn(Arc::clone(&pulls).mind(strain));
-        for (disk, holds) in [(Pressure::Critical, true), (Pressure::Elevated, false)] {
-            sender.send_replace(Strain { disk, ..Strain::default() });
+        minding.spawn(model_disk::follow(Arc::clone(&pulls), look, limits));
+        let (shown, watched) = watch::channel(PullStatus::default());
+        let pull =
+            Pull { wanted: "o/a".parse().unwrap(), watched, cancel: CancellationToken::new() };
+        pulls.inner().all.insert(1, pull);
+        pulls.begun.notify_one();
+        let mut held = pulls.held.subscribe();
+        for (bytes, holds) in [(0, true), (u64::MAX, false), (0, true)] {
+            free.store(bytes, Ordering::Relaxed);
             held.wait_for(|held| held.is_some() == holds).await.unwrap();
         }
+        shown.send_modify(|status| status.stage = Stage::Done);
+        held.wait_for(Option::is_none).await.unwrap();
         minding.shutdown().await;
     }
 }

@@ -59,14 +59,17 @@ pub(super) async fn keep(
     mut written: Remembered,
     end: CancellationToken,
 ) -> Remembered {
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut has_failed) = (BTreeSet::new(), false);
     while !end.is_cancelled() {
         let latest = {
             let snapshot = snapshots.borrow_and_update();
             seen.extend(snapshot.slots.keys().cloned());
             merge(&written, &snapshot, (&uses, &seen))
         };
-        let saved = latest == written || save_and_tell(&state, &latest, &storage).await;
+        // Only a write says that a fault is over, also where there is nothing new to write.
+        let is_due = has_failed || latest != written;
+        let saved = !is_due || save_and_tell(&state, &latest, &storage).await;
+        has_failed = !saved;
         if saved {
             written = latest;
         }
@@ -155,10 +158,12 @@ fn merge(
     latest
 }
 
-/// Drops what was of the profiles of slots: their rung, their edits, what a person ordered.
+/// Drops what was of the profiles of slots: their rung, their edits, what a person ordered, and
+/// what they went for.
 fn forget_profiles(remembered: &mut Remembered, is_gone: impl Fn(&SlotName) -> bool) {
     for (_, memory) in remembered.slots.iter_mut().filter(|(slot, _)| is_gone(slot)) {
         (memory.rung, memory.edits, memory.orders) = (0, Edits::default(), Orders::default());
+        (memory.displaced_by, memory.relieved) = (None, None);
     }
 }
 
@@ -273,7 +278,14 @@ pub(super) fn recall(remembered: &Remembered, uses: &Uses) -> BTreeMap<SlotName,
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+    use tokio::task::JoinSet;
+
     use super::*;
+    use crate::{
+        spec::{Monotime, residence::StayOrder},
+        supervisor::{Event, Policy, Supervisor},
+    };
 
     const HOUR: u64 = 3_600_000;
 
@@ -304,7 +316,10 @@ mod tests {
     fn ordered(generation: u64) -> SlotMemory {
         let orders = Orders { pinned: Some(true), priority: Some(3) };
         let generation = Generation(generation);
-        SlotMemory { generation, orders, rung: 2, ..SlotMemory::default() }
+        let displaced_by = Some("coder".parse().unwrap());
+        let relieved = Some((Source::Memory, Bytes(5)));
+        let gone = SlotMemory { displaced_by, relieved, ..SlotMemory::default() };
+        SlotMemory { generation, orders, rung: 2, ..gone }
     }
 
     #[tokio::test]
@@ -344,5 +359,51 @@ mod tests {
         let removed = merge(&before, &Snapshot::default(), (&uses, &seen));
         let left = SlotMemory { generation: Generation(7), ..SlotMemory::default() };
         assert_eq!(removed.slots[&chat], left);
+    }
+
+    /// A core that knows one slot.
+    fn core_with(slot: &SlotName) -> Supervisor {
+        let value = json!({
+            "slot": slot, "source": "chat.toml", "engine": "Auto", "args": [], "env": {},
+            "aliases": [], "capabilities": [], "autostart": false, "essential": false,
+            "max_restarts": 3,
+            "start_timeout": { "secs": 60, "nanos": 0 }, "stop_timeout": { "secs": 9, "nanos": 0 },
+        });
+        let profile = Arc::new(serde_json::from_value(value).unwrap());
+        let mut core = Supervisor::new(Policy::default(), 7, BTreeMap::new());
+        let profiles = BTreeMap::from([(slot.clone(), profile)]);
+        core.handle(Monotime::default(), Event::ProfilesChanged { profiles }, &mut Vec::new());
+        core
+    }
+
+    /// The file was told to take no writes until the next change.
+    #[tokio::test(start_paused = true)]
+    async fn a_fault_of_the_state_file_ends_also_where_there_is_nothing_new_to_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = Arc::new(StateDir::open(folder.path(), 1).unwrap());
+        let chat: SlotName = "chat".parse().unwrap();
+        let mut core = core_with(&chat);
+        let mut after = |order| {
+            let slot = chat.clone();
+            core.handle(Monotime::default(), Event::StayOrdered { slot, order }, &mut Vec::new());
+            core.snapshot()
+        };
+        let (pinned, unpinned) = (after(StayOrder::Pin), after(StayOrder::Unpin));
+        let uses = Arc::new(Uses::new(|| 0));
+        let written = merge(&Remembered::default(), &unpinned, (&uses, &BTreeSet::new()));
+        let (publisher, snapshots) = watch::channel(pinned);
+        let (storage, end) = (Storage::default(), CancellationToken::new());
+        let mut shown = storage.subscribe();
+        // Nothing can be written in its place.
+        let obstacle = folder.path().join("state.json.new");
+        std::fs::create_dir(&obstacle).unwrap();
+        let mut keeping = JoinSet::new();
+        keeping.spawn(keep((state, storage), (snapshots, uses), written.clone(), end.clone()));
+        shown.wait_for(|faults| !faults.is_empty()).await.unwrap();
+        publisher.send_replace(unpinned);
+        std::fs::remove_dir(&obstacle).unwrap();
+        shown.wait_for(Vec::is_empty).await.unwrap();
+        end.cancel();
+        assert_eq!(keeping.join_next().await.unwrap().unwrap(), written);
     }
 }

@@ -6,6 +6,7 @@
 
 use std::{convert::Infallible, path::PathBuf, time::Duration};
 
+use futures_util::future::join_all;
 use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
@@ -92,14 +93,16 @@ pub(super) async fn watch(storage: Storage, folders: Vec<(Place, PathBuf)>) -> I
         .map(|(place, folder)| (place, folder, Taking::Files, Reader::default()))
         .collect();
     loop {
-        for (place, folder, before, reader) in &mut watched {
+        let looking = watched.iter_mut().map(|(place, folder, before, reader)| async move {
             let (here, was) = (folder.clone(), *before);
-            let Some(looked) = reader.read(move || store::takes_files(&here, was)).await else {
-                continue;
-            };
+            let looked = reader.read(move || store::takes_files(&here, was)).await;
+            (*place, &*folder, before, looked)
+        });
+        for (place, folder, before, looked) in join_all(looking).await {
+            let Some(looked) = looked else { continue };
             *before = if looked.is_ok() { Taking::Files } else { Taking::Nothing };
             let fault = looked.err().map(|error| error.to_string());
-            if !storage.note(*place, folder.clone(), fault.clone()) {
+            if !storage.note(place, folder.clone(), fault.clone()) {
                 continue;
             }
             let (place, folder) = (place.name(), folder.display());

@@ -30,6 +30,8 @@ pub enum Verdict {
     BadConfig,
     /// A file that it needs is not there.
     MissingFile,
+    /// Its model has to be fetched: what a pull can mend.
+    ModelNotFetched,
     /// The model file is damaged or of a kind that the engine cannot load.
     BadModel,
     /// Its address was taken.
@@ -42,7 +44,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every verdict.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::StoppedByUs,
         Self::KilledByOther,
         Self::OomHost,
@@ -53,6 +55,7 @@ impl Verdict {
         Self::Poisoned,
         Self::BadConfig,
         Self::MissingFile,
+        Self::ModelNotFetched,
         Self::BadModel,
         Self::PortBusy,
         Self::UnexpectedExit,
@@ -72,6 +75,7 @@ impl Verdict {
             Self::Poisoned => "poisoned",
             Self::BadConfig => "bad-config",
             Self::MissingFile => "missing-file",
+            Self::ModelNotFetched => "model-not-fetched",
             Self::BadModel => "bad-model",
             Self::PortBusy => "port-busy",
             Self::UnexpectedExit => "unexpected-exit",
@@ -91,7 +95,14 @@ impl Verdict {
 
     /// Tells whether trying again unchanged can only fail again, so that a person is needed.
     pub fn needs_person(self) -> bool {
-        matches!(self, Self::BadConfig | Self::MissingFile | Self::BadModel | Self::SpawnFailed)
+        matches!(
+            self,
+            Self::BadConfig
+                | Self::MissingFile
+                | Self::ModelNotFetched
+                | Self::BadModel
+                | Self::SpawnFailed
+        )
     }
 }
 

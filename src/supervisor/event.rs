@@ -79,6 +79,8 @@ pub enum SlotEvent {
     LoadRequested,
     /// A rule asked for it to be loaded: clears neither delays nor deaths, and a failed slot stays one.
     LoadOrderedByRule,
+    /// The model is whole that it failed for want of: it starts, at nobody's cost.
+    ModelBecameWhole,
     /// A person asked for it to be unloaded.
     UnloadRequested,
     /// A person asked for a new engine in place of the present one.

@@ -28,6 +28,8 @@ pub(super) enum Asker {
 pub(super) enum Input {
     /// A person or a rule wants it up.
     Load(Asker),
+    /// Its model is whole.
+    ModelCame,
     /// A person wants it down.
     Unload,
     /// A person wants a new engine.
@@ -80,6 +82,7 @@ impl Input {
         match self {
             Self::Load(Asker::Person) => "load",
             Self::Load(Asker::Rule) => "load-by-rule",
+            Self::ModelCame => "model-came",
             Self::Unload => "unload",
             Self::Restart => "restart",
             Self::Demand(_) => "demand",
@@ -110,7 +113,8 @@ impl Input {
         match self {
             Self::Load(asker) => Some(*asker),
             Self::Restart => Some(Asker::Person),
-            Self::Unload
+            Self::ModelCame
+            | Self::Unload
             | Self::Demand(_)
             | Self::Leave(_)
             | Self::Edited { .. }
@@ -144,6 +148,7 @@ impl Input {
         match event {
             SlotEvent::LoadRequested => (None, Self::Load(Asker::Person)),
             SlotEvent::LoadOrderedByRule => (None, Self::Load(Asker::Rule)),
+            SlotEvent::ModelBecameWhole => (None, Self::ModelCame),
             SlotEvent::UnloadRequested => (None, Self::Unload),
             SlotEvent::RestartRequested => (None, Self::Restart),
             SlotEvent::Demanded { waiter } => (None, Self::Demand(waiter)),

@@ -199,6 +199,7 @@ impl Ladder {
             | Verdict::OomDevice
             | Verdict::BadConfig
             | Verdict::MissingFile
+            | Verdict::ModelNotFetched
             | Verdict::BadModel
             | Verdict::PortBusy
             | Verdict::SpawnFailed => false,

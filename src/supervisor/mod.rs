@@ -287,7 +287,8 @@ impl Supervisor {
 
     /// Tells whether an input wants a slot up that the end of the daemon takes down.
     fn comes_too_late(&self, input: &Input) -> bool {
-        let wants_up = matches!(input, Input::Load(_) | Input::Restart | Input::Demand(_));
+        let wants_up =
+            matches!(input, Input::Load(_) | Input::ModelCame | Input::Restart | Input::Demand(_));
         wants_up && self.mode != Mode::Running
     }
 
@@ -398,6 +399,10 @@ impl Supervisor {
             }
         }
         for (name, profile) in profiles {
+            // One that went because the machine ran short comes back when there is enough again.
+            if added.contains(&name) && self.is_kept_out(&name) {
+                continue;
+            }
             match self.slots.get_mut(&name) {
                 // Nobody has to ask for an engine that runs anyway.
                 Some(_)

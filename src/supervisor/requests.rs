@@ -10,7 +10,6 @@ use super::{
 use crate::spec::{
     Monotime, WaiterId,
     death::{Phase, Verdict},
-    profile::ModelSource,
 };
 
 impl Slot {
@@ -88,12 +87,10 @@ impl Slot {
 
     pub(super) fn failed_refusal(&self) -> Refusal {
         let (verdict, reason) = self.last_cause();
-        match (verdict, &self.profile.model) {
-            (Verdict::MissingFile, Some(ModelSource::Hub { .. })) => {
-                Refusal::DownloadRequired { reason }
-            }
-            _ => Refusal::Failed { verdict, reason },
+        if verdict == Verdict::ModelNotFetched {
+            return Refusal::DownloadRequired { reason };
         }
+        Refusal::Failed { verdict, reason }
     }
 
     fn last_cause(&self) -> (Verdict, String) {

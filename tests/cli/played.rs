@@ -169,6 +169,7 @@ async fn play(mut inbox: Inbox, snapshots: watch::Sender<Arc<Snapshot>>) {
             SlotEvent::LoadRequested | SlotEvent::LoadOrderedByRule if is_ready => {}
             SlotEvent::LoadRequested
             | SlotEvent::LoadOrderedByRule
+            | SlotEvent::ModelBecameWhole
             | SlotEvent::RestartRequested => {
                 change(&snapshots, &slot, begin);
                 match slot.as_str() {

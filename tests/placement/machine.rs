@@ -450,7 +450,8 @@ impl Machine {
         let later = self.dice.millis(1, 40);
         let truth = self.truths[slot].clone();
         let event = if truth.fate == Fate::CannotStart {
-            let (verdict, reason) = (Verdict::MissingFile, "there is no such file".to_owned());
+            let reason = "model `o/r` has to be downloaded".to_owned();
+            let verdict = Verdict::ModelNotFetched;
             ChildEvent::SpawnFailed { verdict, reason, at_unix_ms: 1, engine: None }
         } else {
             let rungs = rungs(truth.needs.len());

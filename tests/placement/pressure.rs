@@ -9,10 +9,10 @@ use slotd::{
         profile::Profile,
         residence::Residence,
     },
-    supervisor::{Event, Policy},
+    supervisor::{Event, Memory, Policy, SlotEvent, Supervisor},
 };
 
-use super::machine::{GIB, Machine, need, profile, residence, slot, works};
+use super::machine::{Fate, GIB, Machine, Truth, need, profile, residence, slot, works};
 
 fn short(machine: &mut Machine, memory: Pressure) {
     let strain = Strain { memory, ..Strain::default() };
@@ -258,4 +258,45 @@ fn nobody_goes_before_its_stay_is_over_however_short_the_machine_is() {
     assert_eq!(machine.state("new"), "ready");
     machine.pass(Duration::from_mins(2));
     assert_eq!(machine.state("new"), "offline");
+}
+
+/// The reason that was remembered was dropped, and the slot loaded at once.
+#[test]
+fn a_kept_slot_that_went_for_want_of_memory_is_not_loaded_by_a_restart_of_the_daemon() {
+    let kept = Profile { autostart: true, ..profile("kept") };
+    let mut machine = Machine::new(16 * GIB, &[], Policy::default(), 7);
+    let relieved = Some((Source::Memory, Bytes(GIB)));
+    let memory = BTreeMap::from([(slot("kept"), Memory { relieved, ..Memory::default() })]);
+    machine.core = Supervisor::new(Policy::default(), 7, memory);
+    machine.strangers = 14 * GIB;
+    machine.have([(kept, works(vec![need(1024, None)]))]);
+    machine.pass(Duration::from_mins(10));
+    assert_eq!((machine.state("kept"), machine.figures.loads.len()), ("offline", 0));
+    assert!(kept_out(&machine, "kept").is_some());
+    machine.strangers = 0;
+    machine.pass(Duration::from_mins(10));
+    assert_eq!(machine.state("kept"), "ready");
+    assert_eq!(machine.view("kept").relieved, None);
+}
+
+/// It was taken for a person's word.
+#[test]
+fn a_slot_whose_model_came_displaces_nobody_while_nobody_waits_for_it() {
+    let mut machine = loaded(vec![profile("other")], Duration::from_hours(1));
+    machine.strangers = 13 * GIB;
+    let truth = works(vec![need(1800, None)]);
+    machine.have([
+        (profile("other"), works(vec![need(1024, None)])),
+        (profile("new"), Truth { fate: Fate::CannotStart, ..truth.clone() }),
+    ]);
+    machine.request(&slot("new"));
+    machine.pass(Duration::from_secs(5));
+    assert_eq!(machine.state("new"), "failed");
+    machine.have([(profile("other"), works(vec![need(1024, None)])), (profile("new"), truth)]);
+    machine.ask(&slot("new"), SlotEvent::ModelBecameWhole);
+    machine.pass(Duration::from_mins(10));
+    assert_eq!(ready(&machine), ["other"]);
+    machine.request(&slot("new"));
+    machine.settle();
+    assert_eq!(ready(&machine), ["new"], "a request may");
 }

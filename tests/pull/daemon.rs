@@ -175,7 +175,7 @@ async fn a_model_that_cannot_be_fetched_fails_its_slot_with_the_reason() {
     let daemon = Daemon::start(&world, &profile("autostart = true\npull = \"auto\"")).await;
     let seen = daemon.watch("/v1/slots/chat/watch", |slot| slot["state"] == "failed").await;
     let slot = seen.last().unwrap();
-    assert_eq!(slot["verdict"], "missing-file");
+    assert_eq!(slot["verdict"], "model-not-fetched");
     insta::assert_snapshot!(slot["reason"].as_str().unwrap(), @"model `o/s` was not fetched: the hub has no repository `o/s`; check its name");
 }
 

@@ -28,9 +28,10 @@ pub(crate) const STATES: [&str; 16] = [
 ];
 
 /// Everything that a state has an arm for.
-pub(crate) const EVENTS: [&str; 24] = [
+pub(crate) const EVENTS: [&str; 25] = [
     "load",
     "load-by-rule",
+    "model-came",
     "unload",
     "restart",
     "demand",

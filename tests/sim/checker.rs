@@ -245,6 +245,7 @@ impl Checker {
                     && matches!(
                         event,
                         SlotEvent::LoadRequested
+                            | SlotEvent::ModelBecameWhole
                             | SlotEvent::UnloadRequested
                             | SlotEvent::RestartRequested
                     )
@@ -282,6 +283,7 @@ impl Checker {
                 }
                 SlotEvent::LoadRequested
                 | SlotEvent::LoadOrderedByRule
+                | SlotEvent::ModelBecameWhole
                 | SlotEvent::RestartRequested
                 | SlotEvent::UnloadRequested
                 | SlotEvent::Demanded { .. } => false,
@@ -329,8 +331,10 @@ impl Checker {
                 }
                 _ => false,
             });
-            if is_moved || is_told {
-                self.count(state_name(&was.state), "timer-fired");
+            // Who stands in line has no timer: it was its turn, or it left the line.
+            let state = state_name(&was.state);
+            if (is_moved || is_told) && state != "queued" {
+                self.count(state, "timer-fired");
             }
         }
     }

@@ -59,6 +59,8 @@ pub(crate) struct Truth {
     pub(crate) attempt: Option<(Monotime, Monotime)>,
     /// No spawn until a person or an edit says so.
     pub(crate) gave_up: bool,
+    /// It gave up because its model has to be fetched.
+    lacks_model: bool,
     pub(crate) ladder: Footing,
     /// The present steady run has been seen to prove itself.
     was_proven: bool,
@@ -279,6 +281,7 @@ impl Truth {
             delays: 0,
             attempt: None,
             gave_up: false,
+            lacks_model: false,
             ladder: Footing::default(),
             was_proven: false,
             is_put_down: false,
@@ -488,10 +491,9 @@ impl Model {
             SlotEvent::LoadRequested | SlotEvent::RestartRequested => {
                 let is_restart = *event == SlotEvent::RestartRequested;
                 if is_restart && is_running {
-                    truth.hurry(now);
-                }
-                if is_restart && is_running {
+                    // The edit that is tried again says how long a drain may take.
                     truth.retry_edit();
+                    truth.hurry(now);
                 }
                 if is_restart || truth.gave_up && matches!(truth.child, Child::None) {
                     truth.ladder.begin_anew();
@@ -501,6 +503,11 @@ impl Model {
             }
             // It knows nothing of deaths.
             SlotEvent::LoadOrderedByRule => truth.is_put_down &= truth.gave_up,
+            SlotEvent::ModelBecameWhole => {
+                if truth.gave_up && truth.lacks_model {
+                    truth.clear();
+                }
+            }
             SlotEvent::UnloadRequested => {
                 truth.clear();
                 truth.cancel();
@@ -642,6 +649,7 @@ impl Truth {
         }
         if is_hopeless && !self.profile.essential {
             self.gave_up = true;
+            self.lacks_model = cause == Verdict::ModelNotFetched;
             self.worked = None;
             return fall;
         }

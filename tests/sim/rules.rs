@@ -207,5 +207,12 @@ pub(crate) fn was_a_wish(death: &Death, profile: &Profile) -> bool {
 
 /// Tells whether a cause needs a person, by the documented list and not by the code under test.
 pub(crate) fn needs_person(cause: Cause) -> bool {
-    matches!(cause, Cause::BadConfig | Cause::MissingFile | Cause::BadModel | Cause::SpawnFailed)
+    matches!(
+        cause,
+        Cause::BadConfig
+            | Cause::MissingFile
+            | Cause::ModelNotFetched
+            | Cause::BadModel
+            | Cause::SpawnFailed
+    )
 }

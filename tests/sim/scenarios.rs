@@ -13,7 +13,7 @@ use slotd::{
     spec::{
         Monotime, SlotName, WaiterId,
         death::{Evidence, ExitStatus, LogCause, Verdict},
-        profile::Profile,
+        profile::{ModelSource, Profile},
     },
     supervisor::{
         ChildEvent, Command, Event, Policy, Refusal, SlotEvent, SlotView, StateView, StopSignal,

@@ -62,6 +62,7 @@ pub(crate) enum Pause {
 pub(crate) enum Action {
     Load(usize),
     Rule(usize),
+    ModelCame(usize),
     Unload(usize),
     Restart(usize),
     Demand(usize),
@@ -164,6 +165,7 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         3 => slot.clone().prop_map(Action::Load),
         1 => slot.clone().prop_map(Action::Rule),
+        1 => slot.clone().prop_map(Action::ModelCame),
         3 => slot.clone().prop_map(Action::Unload),
         2 => slot.clone().prop_map(Action::Restart),
         10 => slot.clone().prop_map(Action::Demand),
@@ -281,6 +283,7 @@ impl Player {
         Some(match action {
             Action::Load(pick) => of_slot(&self.name(pick), SlotEvent::LoadRequested),
             Action::Rule(pick) => of_slot(&self.name(pick), SlotEvent::LoadOrderedByRule),
+            Action::ModelCame(pick) => of_slot(&self.name(pick), SlotEvent::ModelBecameWhole),
             Action::Unload(pick) => of_slot(&self.name(pick), SlotEvent::UnloadRequested),
             Action::Restart(pick) => of_slot(&self.name(pick), SlotEvent::RestartRequested),
             Action::Demand(pick) => {
@@ -474,7 +477,7 @@ fn look(choice: usize) -> ChildEvent {
 
 fn spawn_failed(choice: usize) -> ChildEvent {
     let verdicts =
-        [Verdict::UnexpectedExit, Verdict::MissingFile, Verdict::OomHost, Verdict::SpawnFailed];
+        [Verdict::UnexpectedExit, Verdict::ModelNotFetched, Verdict::OomHost, Verdict::SpawnFailed];
     ChildEvent::SpawnFailed {
         verdict: verdicts[choice / 4 % verdicts.len()],
         reason: "it could not be started".to_owned(),

@@ -315,12 +315,12 @@ impl World {
         let child = (slot, generation);
         if self.dice.chance(20) {
             let event = ChildEvent::SpawnFailed {
-                verdict: Verdict::MissingFile,
+                verdict: Verdict::ModelNotFetched,
                 reason: "it is not there".to_owned(),
                 at_unix_ms: 1,
                 engine: None,
             };
-            *self.figures.deaths.entry(Verdict::MissingFile).or_default() += 1;
+            *self.figures.deaths.entry(Verdict::ModelNotFetched).or_default() += 1;
             self.report(latency, child, event);
             return;
         }

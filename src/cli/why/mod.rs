@@ -172,10 +172,10 @@ fn made_way(slot: &SlotObject) -> Option<String> {
     Some(format!("it {went} because of pressure: the machine ran short of {source}"))
 }
 
-/// Says what a rule did last to it.
+/// Says what a rule asked for last; whether that was done, its state tells.
 fn by_rule(slot: &SlotObject) -> Option<String> {
     let RuleActObject { rule, when, order, at_unix_ms } = slot.rule.as_ref()?;
-    Some(format!("`{order}` at {}, by the rule `{rule}` ({when})", utc(*at_unix_ms)))
+    Some(format!("the rule `{rule}` ({when}) asked for `{order}` at {}", utc(*at_unix_ms)))
 }
 
 /// What there is to tell of an engine that somebody else runs.
@@ -204,6 +204,7 @@ fn happened(death: &DeathObject) -> Vec<String> {
         Verdict::Poisoned => "it failed every request, and slotd replaced it",
         Verdict::BadConfig => "it refused its arguments",
         Verdict::MissingFile => "a file that it needs is not there",
+        Verdict::ModelNotFetched => "its model has to be fetched",
         Verdict::BadModel => "it cannot load the model file",
         Verdict::PortBusy => "its address was taken",
         Verdict::UnexpectedExit => "it ended by itself",

@@ -415,7 +415,7 @@ fn what_rules_and_pressure_did_is_told() {
 
     what slotd did
       - it unloaded it because of pressure: the machine ran short of memory
-      - `unload chat` at 2026-03-01 21:00:00 UTC, by the rule `evening` (when any pressure is critical)
+      - the rule `evening` (when any pressure is critical) asked for `unload chat` at 2026-03-01 21:00:00 UTC
 
     what you can do
       - it went because the machine ran short; the next request or `slotd load chat` loads it

@@ -1,4 +1,4 @@
-//! What people are shown of rules, and what rules have done to each slot.
+//! What people are shown of rules, and what rules have asked for of each slot.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,7 @@ impl RuleBoard {
         self.inner().rules = rules;
     }
 
-    /// Notes what a rule does, for each slot that it does something to.
+    /// Notes what a rule asks for, for each slot that it is about: whether it is done is for the core to say.
     pub(super) fn note(&self, rule: &Rule, order: &RuleOrder, at_unix_ms: u64) {
         let mut inner = self.inner();
         for slot in order.slots() {
@@ -52,7 +52,7 @@ impl RuleBoard {
         self.inner().rules.clone()
     }
 
-    /// Returns what a rule did last to a slot.
+    /// Returns what a rule asked for last of a slot.
     pub(in crate::runtime) fn act_on(&self, slot: &SlotName) -> Option<RuleActObject> {
         self.inner().acts.get(slot).cloned()
     }

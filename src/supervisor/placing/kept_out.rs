@@ -140,6 +140,11 @@ impl Supervisor {
             })
     }
 
+    /// Tells whether one is down for want of something, and is to come back by itself.
+    pub(in crate::supervisor) fn is_kept_out(&self, name: &SlotName) -> bool {
+        self.relief.gone.contains_key(name) && self.is_kept_loaded(name)
+    }
+
     fn is_kept_loaded(&self, name: &SlotName) -> bool {
         self.slots.get(name).is_some_and(|slot| slot.restore() == Restore::WhenIdle)
     }

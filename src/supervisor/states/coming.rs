@@ -64,6 +64,7 @@ impl Slot {
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Exited { .. }
             | Input::Reaped => same,
         }
@@ -103,6 +104,7 @@ impl Slot {
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Exited { .. }
             | Input::Reaped => State::Cancelling { after },
         }
@@ -129,8 +131,7 @@ impl Slot {
                 State::Ready(self.serving(child, context))
             }
             Input::Exited { evidence, at_unix_ms } => {
-                let exit = (evidence, at_unix_ms);
-                let after = self.bury(child, Phase::Starting, exit, context);
+                let after = self.bury(child, Phase::Starting, (evidence, at_unix_ms), context);
                 State::Reaping { pid, after }
             }
             Input::TimerFired if self.give_up_at(stepped_at) <= context.now => {
@@ -172,6 +173,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Reaped => state,
         }
     }

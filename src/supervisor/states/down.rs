@@ -2,7 +2,7 @@
 
 use super::outside::refuse_set_aside;
 use crate::{
-    spec::{Monotime, profile::Profile},
+    spec::{Monotime, death::Verdict, profile::Profile},
     supervisor::{
         input::{Asker, Input},
         slot::{After, Context, Slot, State},
@@ -45,6 +45,7 @@ impl Slot {
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Exited { .. }
             | Input::Reaped => State::Offline,
         }
@@ -91,6 +92,7 @@ impl Slot {
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Exited { .. }
             | Input::Reaped => same,
         }
@@ -103,6 +105,11 @@ impl Slot {
     ) -> State {
         match input {
             Input::Load(Asker::Person) | Input::Restart => self.start(context),
+            Input::ModelCame if self.lacks_its_model() => {
+                // What it failed for is mended; others make no room for it, as nobody waits.
+                self.forgive();
+                self.start(context)
+            }
             Input::Edited { .. } => {
                 self.forgive();
                 let Profile { autostart, essential, .. } = *self.profile;
@@ -120,6 +127,7 @@ impl Slot {
             Input::Removed => State::Gone,
             // What fires by itself would try for ever.
             Input::Load(Asker::Rule)
+            | Input::ModelCame
             | Input::Leave(_)
             | Input::TimerFired
             | Input::Spawned { .. }
@@ -137,6 +145,11 @@ impl Slot {
             | Input::Exited { .. }
             | Input::Reaped => State::Failed,
         }
+    }
+
+    /// Tells whether it failed for want of its model.
+    fn lacks_its_model(&self) -> bool {
+        self.deaths.last().is_some_and(|death| death.verdict == Verdict::ModelNotFetched)
     }
 
     /// Tells whether an edit says that the slot is to be up without being asked for.

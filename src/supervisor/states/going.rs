@@ -65,6 +65,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Reaped => state,
         }
     }
@@ -126,6 +127,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Reaped => state,
         }
     }
@@ -163,6 +165,7 @@ impl Slot {
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Exited { .. } => State::Reaping { pid, after },
         }
     }
@@ -212,6 +215,7 @@ impl Slot {
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Exited { .. }
             | Input::Reaped => after,
         }

@@ -81,6 +81,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::MemoryMeasured { .. }
             | Input::Exited { .. }
             | Input::Reaped => {}
@@ -111,6 +112,7 @@ impl Slot {
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Exited { .. }
             | Input::Reaped => false,
         }

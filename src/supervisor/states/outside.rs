@@ -65,6 +65,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::ModelCame
             | Input::Exited { .. }
             | Input::Reaped => same(found),
         }
@@ -112,6 +113,7 @@ impl Slot {
             | Input::RoomMeasured { .. }
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
+            | Input::ModelCame
             | Input::Exited { .. }
             | Input::Reaped => same,
         }
@@ -146,6 +148,7 @@ impl Slot {
             }
             Input::TimerFired
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Spawned { .. }
             | Input::Sized { .. }
             | Input::SpawnFailed { .. }

@@ -64,6 +64,7 @@ impl Slot {
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Exited { .. }
             | Input::Reaped => {
                 self.serving_input(serving, input, context).unwrap_or_else(State::Ready)
@@ -106,6 +107,7 @@ impl Slot {
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Exited { .. }
             | Input::Reaped => {
                 self.serving_input(serving, input, context).unwrap_or_else(State::Unready)
@@ -169,6 +171,7 @@ impl Slot {
             | Input::ActivityMeasured { .. }
             | Input::RoomMeasured { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Reaped => Err(serving),
         }
     }

@@ -55,6 +55,7 @@ impl Slot {
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Exited { .. }
             | Input::Reaped => {
                 let same = State::Sizing { began, cause, fetched };
@@ -96,6 +97,7 @@ impl Slot {
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Exited { .. }
             | Input::Reaped => self.before_the_order(State::Queued(queued), input, context),
         }
@@ -143,6 +145,7 @@ impl Slot {
             | Input::MemoryMeasured { .. }
             | Input::VitalsRead { .. }
             | Input::Looked { .. }
+            | Input::ModelCame
             | Input::Exited { .. }
             | Input::Reaped => same,
         }

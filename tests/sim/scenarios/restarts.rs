@@ -176,3 +176,38 @@ fn exactly_max_restarts_are_made_in_a_row() {
     stage.ask(SlotEvent::LoadRequested);
     assert_eq!(stage.view().restarts, 3, "a start that a person asked for is no restart");
 }
+
+fn not_spawned(verdict: Verdict) -> ChildEvent {
+    let reason = "it is not there".to_owned();
+    ChildEvent::SpawnFailed { verdict, reason, at_unix_ms: 7, engine: None }
+}
+
+/// Clients were told to fetch a model that was there, and the slot was started again and again.
+#[test]
+fn a_file_that_no_pull_brings_is_not_told_as_a_model_to_be_downloaded() {
+    let repo = ModelSource::Hub { repo: "o/r".to_owned(), quant: None, revision: None };
+    let of_hub = || Stage::new(Profile { model: Some(repo.clone()), ..profile("chat") });
+    let mut adapter = of_hub();
+    adapter.demand();
+    adapter.spawn();
+    let told = adapter.die(logged(ExitStatus::Code(1), LogCause::MissingFile));
+    assert!(matches!(refusals(&told)[..], [Refusal::Failed { verdict: Verdict::MissingFile, .. }]));
+    assert_eq!(spawns(&adapter.ask(SlotEvent::ModelBecameWhole)), 0, "its model is not the cause");
+    assert_eq!(adapter.state(), "failed");
+    let mut model = of_hub();
+    model.demand();
+    let told = model.child(not_spawned(Verdict::ModelNotFetched));
+    assert!(matches!(refusals(&told)[..], [Refusal::DownloadRequired { .. }]), "{told:?}");
+    assert_eq!(spawns(&model.ask(SlotEvent::ModelBecameWhole)), 1);
+    assert_eq!(model.view().tally, 0);
+}
+
+#[test]
+fn a_slot_that_was_unloaded_meanwhile_is_not_started_when_its_model_comes() {
+    let mut stage = Stage::on_demand();
+    stage.demand();
+    stage.child(not_spawned(Verdict::ModelNotFetched));
+    stage.ask(SlotEvent::UnloadRequested);
+    assert_eq!(spawns(&stage.ask(SlotEvent::ModelBecameWhole)), 0);
+    assert_eq!(stage.state(), "offline");
+}
