@@ -59,8 +59,8 @@ pub(crate) struct Truth {
     pub(crate) attempt: Option<(Monotime, Monotime)>,
     /// No spawn until a person or an edit says so.
     pub(crate) gave_up: bool,
-    /// It gave up because its model has to be fetched.
-    lacks_model: bool,
+    /// What it gave up for last.
+    last_straw: Option<Verdict>,
     pub(crate) ladder: Footing,
     /// The present steady run has been seen to prove itself.
     was_proven: bool,
@@ -281,7 +281,7 @@ impl Truth {
             delays: 0,
             attempt: None,
             gave_up: false,
-            lacks_model: false,
+            last_straw: None,
             ladder: Footing::default(),
             was_proven: false,
             is_put_down: false,
@@ -504,7 +504,7 @@ impl Model {
             // It knows nothing of deaths.
             SlotEvent::LoadOrderedByRule => truth.is_put_down &= truth.gave_up,
             SlotEvent::ModelBecameWhole => {
-                if truth.gave_up && truth.lacks_model {
+                if truth.gave_up && truth.last_straw == Some(Verdict::ModelNotFetched) {
                     truth.clear();
                 }
             }
@@ -649,7 +649,7 @@ impl Truth {
         }
         if is_hopeless && !self.profile.essential {
             self.gave_up = true;
-            self.lacks_model = cause == Verdict::ModelNotFetched;
+            self.last_straw = Some(cause);
             self.worked = None;
             return fall;
         }
