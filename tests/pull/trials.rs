@@ -199,6 +199,9 @@ async fn several(bench: &Bench) {
     row("three at once", began, sent, "fetched once, all three ended well");
 }
 
+/// What is taken of a disk at once.
+const STEP: u64 = 8 * MIB;
+
 /// A disk that another fills while the pull runs.
 async fn full(bench: &Bench) {
     let place = bench.room.path().join("small");
@@ -221,7 +224,12 @@ async fn full(bench: &Bench) {
         }
         let full = place.join("filler");
         let file = fs::File::create(&full).unwrap();
-        fs2::FileExt::allocate(&file, length.saturating_sub(used(&cache))).unwrap();
+        // In steps: the pull writes meanwhile, and may be the one that finds the disk full.
+        let mut filled = 0;
+        while filled + used(&cache) < length && fs2::FileExt::allocate(&file, filled + STEP).is_ok()
+        {
+            filled += STEP;
+        }
         // A file that is open would keep its place after it is removed.
         drop(file);
         let end: End = pulling.await.unwrap();
