@@ -6,6 +6,9 @@
 //! from each other as each from the floats: 0.12 of a log-probability on average with this model,
 //! up to one at worst. So the tokens part where the two best are nearer than that, and must not
 //! elsewhere.
+//!
+//! Each engine computes on one thread: two wait for each other at every product, and so for
+//! whatever else the machine does.
 
 #![cfg(feature = "worker")]
 #![expect(
@@ -177,11 +180,11 @@ async fn both_on(folder: TempDir, model: &Path, parallel: &str, more: &[&str]) -
     let mut command = Command::new(from_environment("SLOTD_TEST_LLAMA_SERVER"));
     command.arg("--model").arg(model).arg("--host").arg(&theirs).arg("--metrics");
     command.args(more);
-    command.args(["--parallel", parallel, "--ctx-size", "512", "--threads", "2"]);
+    command.args(["--parallel", parallel, "--ctx-size", "512", "--threads", "1"]);
     let llama_server = Engine::start(&mut command, theirs).await;
     let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
     command.arg("worker").arg("--model").arg(model).arg("--socket").arg(&ours);
-    command.args(["--parallel", parallel, "--context", "512", "--threads", "2"]);
+    command.args(["--parallel", parallel, "--context", "512", "--threads", "1"]);
     Both { _folder: folder, llama_server, worker: Engine::start(&mut command, ours).await }
 }
 
