@@ -184,6 +184,12 @@ impl Supervisor {
         of_slots.into_iter().chain(of_memory).min()
     }
 
+    /// Returns the slots whose own timers are due at `now`; an [`Event::DeadlinePassed`] may be for none of them
+    /// (memory is to be read again) and still move others. Changes nothing: for tests that count.
+    pub fn due(&self, now: Monotime) -> impl Iterator<Item = &SlotName> {
+        self.slots.noted_due(now)
+    }
+
     /// Returns the present view; the same one, with the same generation, while nothing has changed. Views of
     /// slots that have not changed are those of the last one.
     pub fn snapshot(&mut self) -> Arc<Snapshot> {

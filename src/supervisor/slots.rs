@@ -108,10 +108,14 @@ impl Slots {
     /// Returns who wants to be woken by `now`, in the order of their names.
     pub(super) fn due(&mut self, now: Monotime) -> Vec<SlotName> {
         self.note_alarms();
-        let due = self.alarms.next.iter().take_while(|(at, _)| *at <= now);
-        let mut due: Vec<_> = due.map(|(_, name)| name.clone()).collect();
+        let mut due: Vec<_> = self.noted_due(now).cloned().collect();
         due.sort_unstable();
         due
+    }
+
+    /// Returns who had wanted to be woken by `now` when [`Self::note_alarms`] was last told to.
+    pub(super) fn noted_due(&self, now: Monotime) -> impl Iterator<Item = &SlotName> {
+        self.alarms.next.iter().take_while(move |(at, _)| *at <= now).map(|(_, name)| name)
     }
 
     /// Notes when those that were changed want to be woken; from there on [`Self::next_alarm`] is right.

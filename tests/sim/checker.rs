@@ -103,13 +103,14 @@ impl Checker {
         let is_noise = self.is_noise(&before, event);
         self.count_cells(&before, event);
         self.journal.push((now, told));
+        let due: BTreeSet<SlotName> = self.core.due(now).cloned().collect();
         let mut commands = Vec::new();
         self.core.handle(now, event.clone(), &mut commands);
         let after = self.core.snapshot();
         self.last = Arc::clone(&after);
         self.answers.push(commands.clone());
         if *event == Event::DeadlinePassed {
-            self.count_timers(&before, &after, &commands);
+            self.count_timers(&due, &before, &after, &commands);
         }
         if is_noise {
             // A climb that is refused by an old reading asks for a new one.
@@ -322,8 +323,15 @@ impl Checker {
         self.model.profiles.get(name) != Some(profile)
     }
 
-    fn count_timers(&mut self, before: &Snapshot, after: &Snapshot, commands: &[Command]) {
-        for (name, was) in &before.slots {
+    /// Counts the slots' own timers that did something; that memory was read anew may move others besides.
+    fn count_timers(
+        &mut self,
+        due: &BTreeSet<SlotName>,
+        before: &Snapshot,
+        after: &Snapshot,
+        commands: &[Command],
+    ) {
+        for (name, was) in before.slots.iter().filter(|(name, _)| due.contains(*name)) {
             let is_moved = after.slots.get(name) != Some(was);
             let is_told = commands.iter().any(|command| match command {
                 Command::Signal { slot, .. } | Command::MeasureActivity { slot, .. } => {
@@ -331,10 +339,8 @@ impl Checker {
                 }
                 _ => false,
             });
-            // Who stands in line has no timer: it was its turn, or it left the line.
-            let state = state_name(&was.state);
-            if (is_moved || is_told) && state != "queued" {
-                self.count(state, "timer-fired");
+            if is_moved || is_told {
+                self.count(state_name(&was.state), "timer-fired");
             }
         }
     }
