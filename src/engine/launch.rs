@@ -100,6 +100,9 @@ pub enum LaunchFault {
     /// The version is too old for what the profile asks for.
     #[error("this llama-server has no `{0}`, use a newer one: `make engine` builds it")]
     UnknownFlag(&'static str),
+    /// Its arguments say where tensors are kept, and not so that it would be understood.
+    #[error(transparent)]
+    Override(#[from] need::OverrideFault),
 }
 
 /// Makes the argument vector.
@@ -204,6 +207,7 @@ fn llama_server(
     if let Some(facts) = input.facts {
         args.bounds(input, facts)?;
     }
+    need::check_overrides(&profile.args)?;
     // Nobody sees its pages behind slotd.
     args.if_named(if input.flags.names("--no-ui") { "--no-ui" } else { "--no-webui" });
     Ok(args.list)

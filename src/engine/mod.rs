@@ -22,7 +22,7 @@ pub use self::{
     flags::Flags,
     ladder::{LadderInput, ladder},
     launch::{Launch, LaunchFault, LaunchInput, launch},
-    need::{Estimate, GpuParts, HostParts, NeedInput, need, peak_key},
+    need::{Estimate, GpuParts, HostParts, NeedInput, OverrideFault, need, peak_key},
 };
 pub use crate::spec::Endpoint;
 use crate::spec::{death::LogCause, profile::EngineChoice};

@@ -21,8 +21,8 @@ pub struct ModelFacts {
     /// How many pairs of tokens its tokenizer merges; 0 where it does not work by merging.
     #[serde(default)]
     pub merges: u64,
-    /// Bytes of tensors, those alike in one sum.
-    pub weights: Vec<Weights>,
+    /// The tensors, in the order of the file.
+    pub weights: Vec<Tensor>,
 }
 
 /// A number for the whole model, or one a layer.
@@ -35,36 +35,39 @@ pub enum Numbers {
     Each(Vec<u64>),
 }
 
-/// Tensors that are alike.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Weights {
-    /// What kind of tensors.
+/// One tensor.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Tensor {
+    /// Its name, such as `blk.3.ffn_up_exps.weight`.
+    #[serde(default)]
+    pub name: String,
+    /// What kind of tensor it is.
     pub kind: WeightKind,
-    /// What they take in the file.
+    /// What it takes in the file.
     pub bytes: Bytes,
-    /// Which file of a split model they are in, from 0.
+    /// Which file of a split model it is in, from 0.
     #[serde(default)]
     pub part: u32,
-    /// Where in the file the first of them begins and the last one ends, counted from the first tensor.
+    /// Where in the file it begins and ends, counted from the first tensor.
     #[serde(default)]
     pub span: (u64, u64),
 }
 
-/// What is alike in tensors of one sum.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+/// Where a tensor stands and how it is stored.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct WeightKind {
-    /// Where in the model they stand.
+    /// Where in the model it stands.
     pub place: Place,
-    /// Their type, as ggml numbers it.
+    /// Its type, as ggml numbers it.
     pub ggml_type: u32,
-    /// How many dimensions they have.
+    /// How many dimensions it has.
     pub dimensions: u32,
     /// The rows of a matrix come in eights.
     pub has_rows_of_eight: bool,
 }
 
 /// Where in a model a tensor stands.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// Before the layers: the embedding of tokens, which engines look rows up in.
@@ -101,28 +104,28 @@ impl ModelFacts {
     }
 
     /// Returns what the tensors take that `wanted` picks.
-    pub fn bytes_of(&self, wanted: impl Fn(&WeightKind) -> bool) -> u64 {
-        let sums = self.weights.iter().filter(|weights| wanted(&weights.kind));
-        sums.fold(0, |sum, weights| sum.saturating_add(weights.bytes.0))
+    pub fn bytes_of(&self, wanted: impl Fn(&Tensor) -> bool) -> u64 {
+        let wanted = self.weights.iter().filter(|tensor| wanted(tensor));
+        wanted.fold(0, |sum, tensor| sum.saturating_add(tensor.bytes.0))
     }
 
     /// Returns the bytes of the files from the first to the last of the tensors that `wanted` picks,
     /// with those that lie between them.
-    pub fn spanned_by(&self, wanted: impl Fn(&WeightKind) -> bool) -> u64 {
+    pub fn spanned_by(&self, wanted: impl Fn(&Tensor) -> bool) -> u64 {
         let mut spans: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
-        for weights in self.weights.iter().filter(|weights| wanted(&weights.kind)) {
-            let (first, end) = spans.entry(weights.part).or_insert(weights.span);
-            (*first, *end) = ((*first).min(weights.span.0), (*end).max(weights.span.1));
+        for tensor in self.weights.iter().filter(|tensor| wanted(tensor)) {
+            let (first, end) = spans.entry(tensor.part).or_insert(tensor.span);
+            (*first, *end) = ((*first).min(tensor.span.0), (*end).max(tensor.span.1));
         }
         spans.values().fold(0, |sum, (first, end)| sum.saturating_add(end.saturating_sub(*first)))
     }
 
     /// Adds what another file of the same model holds.
     pub fn add(&mut self, other: Self) {
-        let part = self.weights.iter().map(|weights| weights.part).max().unwrap_or_default();
+        let part = self.weights.iter().map(|tensor| tensor.part).max().unwrap_or_default();
         let part = part.saturating_add(1);
         let others = other.weights.into_iter();
-        self.weights.extend(others.map(|weights| Weights { part, ..weights }));
+        self.weights.extend(others.map(|tensor| Tensor { part, ..tensor }));
     }
 }
 
@@ -163,17 +166,18 @@ mod tests {
 
     #[test]
     fn what_lies_between_two_tensors_of_a_file_is_spanned_by_them() {
-        let weights = |place, first: u64, end: u64| Weights {
+        let tensor = |place, first: u64, end: u64| Tensor {
+            name: String::new(),
             kind: WeightKind { place, ggml_type: 0, dimensions: 1, has_rows_of_eight: false },
             bytes: Bytes(end - first),
             part: 0,
             span: (first, end),
         };
-        let file = |of: [Weights; 2]| ModelFacts { weights: of.into(), ..ModelFacts::default() };
-        let mut facts = file([weights(Place::Input, 0, 10), weights(Place::Layer(0), 10, 30)]);
-        facts.add(file([weights(Place::Layer(1), 0, 50), weights(Place::Output, 50, 60)]));
+        let file = |of: [Tensor; 2]| ModelFacts { weights: of.into(), ..ModelFacts::default() };
+        let mut facts = file([tensor(Place::Input, 0, 10), tensor(Place::Layer(0), 10, 30)]);
+        facts.add(file([tensor(Place::Layer(1), 0, 50), tensor(Place::Output, 50, 60)]));
         assert_eq!(facts.spanned_by(|_| true), 30 + 60);
-        assert_eq!(facts.spanned_by(|kind| kind.place != Place::Layer(1)), 30 + 10);
+        assert_eq!(facts.spanned_by(|tensor| tensor.kind.place != Place::Layer(1)), 30 + 10);
         assert_eq!(facts.spanned_by(|_| false), 0);
     }
 

@@ -18,6 +18,8 @@ pub(crate) struct Shape {
     pub(crate) kv_heads: u32,
     pub(crate) head: u32,
     pub(crate) window: Option<u32>,
+    /// How many experts a layer has; two of them work on each token.
+    pub(crate) experts: Option<u32>,
     pub(crate) format: Format,
     /// The output is a matrix of its own.
     pub(crate) has_output: bool,
@@ -90,6 +92,11 @@ pub(crate) fn write(path: &Path, shape: &Shape, like: &Path) {
     number("attention.key_length", shape.head, &mut metadata);
     number("attention.value_length", shape.head, &mut metadata);
     number("rope.dimension_count", shape.head, &mut metadata);
+    if let Some(experts) = shape.experts {
+        number("expert_count", experts, &mut metadata);
+        number("expert_used_count", 2, &mut metadata);
+        number("expert_feed_forward_length", shape.feed_forward, &mut metadata);
+    }
     if let Some(window) = shape.window {
         number("attention.sliding_window", window, &mut metadata);
     }
@@ -188,11 +195,18 @@ fn tensors(shape: &Shape, vocabulary: u64) -> Vec<Tensor> {
         part("attn_v.weight", &[width, kv]);
         part("attn_output.weight", &[query, width]);
         part("ffn_norm.weight", &[width]);
-        part("ffn_gate.weight", &[width, inner]);
-        part("ffn_up.weight", &[width, inner]);
-        part("ffn_down.weight", &[inner, width]);
+        if let Some(experts) = shape.experts.map(u64::from) {
+            part("ffn_gate_inp.weight", &[width, experts]);
+            part("ffn_gate_exps.weight", &[width, inner, experts]);
+            part("ffn_up_exps.weight", &[width, inner, experts]);
+            part("ffn_down_exps.weight", &[inner, width, experts]);
+        } else {
+            part("ffn_gate.weight", &[width, inner]);
+            part("ffn_up.weight", &[width, inner]);
+            part("ffn_down.weight", &[inner, width]);
+        }
         match shape.architecture {
-            "qwen3" => {
+            "qwen3" | "qwen3moe" => {
                 part("attn_q_norm.weight", &[head]);
                 part("attn_k_norm.weight", &[head]);
             }

@@ -156,6 +156,7 @@ fn rows() -> Vec<Row> {
         kv_heads: 8,
         head: 64,
         window: None,
+        experts: None,
         format: Format::Q8_0,
         has_output: false,
     };
@@ -175,6 +176,12 @@ fn rows() -> Vec<Row> {
         head: 128,
         format: Format::Q4K,
         ..base
+    };
+    let moe = Shape {
+        name: "qwen3moe, 16 experts, Q4_K",
+        architecture: "qwen3moe",
+        experts: Some(16),
+        ..qwen
     };
     let gemma = Shape {
         name: "gemma3, window 512, Q4_1",
@@ -217,6 +224,13 @@ fn rows() -> Vec<Row> {
         llama(Some(grouped), 8192, 1, q8),
         llama(Some(qwen), 4096, 1, None),
         llama(Some(qwen), 2048, 3, None),
+        llama(Some(moe), 2048, 1, None),
+        llama(
+            Some(Shape { format: Format::Q8_0, name: "qwen3moe, 16 experts, Q8_0", ..moe }),
+            2048,
+            2,
+            None,
+        ),
         llama(Some(gemma), 4096, 2, None),
         llama(Some(gemma), 8192, 1, q8),
         llama(Some(half), 2048, 2, None),

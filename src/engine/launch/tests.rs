@@ -131,6 +131,16 @@ fn a_context_beyond_what_llama_server_can_count_is_refused() {
 }
 
 #[test]
+fn a_place_for_tensors_that_llama_server_would_refuse_is_refused_before_the_start() {
+    let args = vec!["--n-cpu-moe".into(), "most".into()];
+    let profile = Profile { args, ..profile(EngineChoice::Auto) };
+    insta::assert_snapshot!(
+        llama(&profile).unwrap_err(),
+        @"`--n-cpu-moe` in `args` takes a number of layers, 0 or more, found `most`"
+    );
+}
+
+#[test]
 fn a_model_with_its_own_pooling_keeps_it() {
     let profile = profile(EngineChoice::Auto);
     let args = line(&profile, EngineKind::LlamaServer, &socket(), |input| input.pooling = Some(2));

@@ -5,15 +5,17 @@
 pub(super) struct Arguments<'a>(pub(super) &'a [String]);
 
 impl<'a> Arguments<'a> {
+    /// Returns each word with the value that it has if it is an option: what stands behind its `=`, else
+    /// the next word.
+    pub(super) fn pairs(self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let next = self.0.iter().skip(1).map(String::as_str).chain([""]);
+        self.0.iter().zip(next).map(|(word, next)| word.split_once('=').unwrap_or((word, next)))
+    }
+
     /// Returns the value that the last of these options has.
     pub(super) fn value(self, options: &[&str]) -> Option<&'a str> {
-        let next = self.0.iter().skip(1).map(String::as_str).chain([""]);
-        let pairs = self.0.iter().zip(next).filter_map(|(word, next)| match word.split_once('=') {
-            Some((option, value)) if options.contains(&option) => Some(value),
-            Some(_) => None,
-            None => options.contains(&word.as_str()).then_some(next),
-        });
-        pairs.last()
+        let pairs = self.pairs().filter(|(option, _)| options.contains(option));
+        pairs.map(|(_, value)| value).last()
     }
 
     /// Returns the number that the last of these options has; `None` for a negative one as well.

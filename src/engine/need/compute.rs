@@ -8,7 +8,7 @@ use super::{
     cache::{self, Layout},
     product,
 };
-use crate::spec::model::ModelFacts;
+use crate::spec::model::{ModelFacts, Tensor};
 
 /// Single precision.
 const FLOAT: u64 = 4;
@@ -113,7 +113,8 @@ pub(super) fn threads(facts: &ModelFacts, batch: u64) -> u64 {
         .filter_map(|key| facts.number(key))
         .max();
     let is_half = |ggml_type: u32| matches!(ggml_type, 1 | 30);
-    let has_half = facts.bytes_of(|kind| kind.dimensions > 1 && is_half(kind.ggml_type)) > 0;
+    let has_half =
+        facts.bytes_of(|Tensor { kind, .. }| kind.dimensions > 1 && is_half(kind.ggml_type)) > 0;
     let (more, than) = if has_half { HALF } else { QUANTISED };
     product([batch, widest.unwrap_or_default(), more]) / than
 }

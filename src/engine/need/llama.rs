@@ -7,6 +7,7 @@ use super::{
     arguments::Arguments,
     cache::{self, Layout, Stored},
     compute::{self, Counted, Graph},
+    overrides::{Overridden, Overrides, Placed},
     product,
 };
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
         Bytes,
         ladder::{CacheType, Rung},
         memory::Basis,
-        model::{ModelFacts, Place, WeightKind},
+        model::{ModelFacts, Place, Tensor},
         profile::{Capability, Profile},
     },
 };
@@ -42,11 +43,22 @@ const DRIVER_CONTEXT: u64 = 512 << 20;
 /// What a process that uses a GPU takes of the host for its driver.
 const DRIVER_ON_HOST: u64 = 192 << 20;
 
+/// Positions that a GPU must be given at once to fetch weights for them.
+/// Source: `GGML_OP_OFFLOAD_MIN_BATCH` in `ggml-cuda.cu`.
+const FETCHING: u64 = 32;
+
 /// How weights come into memory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Loading {
     Mapped,
     Read,
+}
+
+/// What a GPU fetches of weights in host memory, to compute long prompts with them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Fetching {
+    One,
+    None,
 }
 
 /// What llama-server is told, and what it makes of it.
@@ -61,6 +73,7 @@ struct Settings {
     has_gpu_output: bool,
     is_cache_on_gpu: bool,
     is_repacked: bool,
+    fetching: Fetching,
     /// Weights are mapped from the file, or read.
     loading: Loading,
     /// What the prompt cache may take.
@@ -68,29 +81,27 @@ struct Settings {
     checkpoints: u64,
 }
 
-pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
+/// `None` where it is not known on which side tensors are kept.
+pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Option<Estimate> {
     let settings = settings(input, facts);
     let layers = facts.number("block_count").unwrap_or_default();
-    let first_on_gpu = layers.saturating_sub(settings.gpu_layers);
+    let placed = Placed {
+        overridden: overridden(input, facts)?,
+        first_on_gpu: layers.saturating_sub(settings.gpu_layers),
+        has_gpu_output: settings.has_gpu_output,
+    };
     let cache_of = |from: u64, to: u64| {
         (from..to.min(cache::layers(facts))).fold(0, |sum: u64, layer| {
             sum.saturating_add(cache::bytes_of(facts, layer, &settings.layout))
         })
     };
     let cache = cache_of(0, layers);
-    let on_gpu = if settings.is_cache_on_gpu { cache_of(first_on_gpu, layers) } else { 0 };
+    let on_gpu = if settings.is_cache_on_gpu { cache_of(placed.first_on_gpu, layers) } else { 0 };
     let buffer = |counted| compute::buffer(facts, &settings.layout, &settings.graph, counted);
-    let is_on_gpu = |kind: &WeightKind| match kind.place {
-        Place::Input => false,
-        Place::Layer(layer) => u64::from(layer) >= first_on_gpu,
-        Place::Output => settings.has_gpu_output,
-    };
-    let uses_gpu = settings.gpu_layers > 0 || settings.has_gpu_output;
-    let gpu_weights = facts.bytes_of(is_on_gpu).saturating_add(if settings.has_gpu_output {
-        tied(facts)
-    } else {
-        0
-    });
+    let is_on_gpu = |tensor: &Tensor| placed.is_on_gpu(tensor);
+    let tied = tied(facts, |tensor| placed.is_output_on_gpu(tensor));
+    let gpu_weights = facts.bytes_of(is_on_gpu).saturating_add(tied);
+    let uses_gpu = settings.gpu_layers > 0 || settings.has_gpu_output || gpu_weights > 0;
     let projector = input.projector.unwrap_or_default().0;
     // Checkpoints of prompts that were put aside count there.
     let checkpoints = product([
@@ -122,10 +133,20 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
     let gpu = uses_gpu.then(|| GpuParts {
         weights: Bytes(gpu_weights.saturating_add(projector)),
         cache: Bytes(on_gpu),
-        compute: Bytes(buffer(Counted::Reserved)),
+        compute: Bytes(
+            buffer(Counted::Reserved).saturating_add(fetched(facts, &settings, is_on_gpu)),
+        ),
         context: Bytes(DRIVER_CONTEXT),
     });
-    Estimate { host, gpu, basis: Basis::Header, measured: None }
+    Some(Estimate { host, gpu, basis: Basis::Header, measured: None })
+}
+
+/// Without a GPU there is one side only, whatever is said.
+fn overridden<'a>(input: &NeedInput<'_>, facts: &'a ModelFacts) -> Option<Overridden<'a>> {
+    if !input.has_gpu {
+        return Some(Overridden::default());
+    }
+    Overrides::read(Arguments(&input.profile.args)).ok()?.among(facts)
 }
 
 /// How much the parts of llama-server may take that grow as it is used: the prompt cache, in MiB, and
@@ -191,6 +212,11 @@ fn settings(input: &NeedInput<'_>, facts: &ModelFacts) -> Settings {
         has_gpu_output: asked > layers,
         is_cache_on_gpu: !arguments.has(&["--no-kv-offload", "-nkvo"]),
         is_repacked: asked == 0 && !arguments.has(&["--no-repack", "-nr"]),
+        fetching: if layout.batch >= FETCHING && !arguments.has(&["--no-op-offload"]) {
+            Fetching::One
+        } else {
+            Fetching::None
+        },
         loading: match arguments.value(&["--load-mode", "-lm"]) {
             Some("none" | "mlock") => Loading::Read,
             Some(_) | None if arguments.has(&["--no-mmap"]) => Loading::Read,
@@ -265,14 +291,10 @@ fn rest(facts: &ModelFacts, settings: &Settings, uses_gpu: bool) -> u64 {
 
 /// Weights in host memory: what is mapped, from the first tensor of a file that is used there to the last,
 /// and copies. Source: `llama_model_loader::load_all_data`, which unmaps what lies before and behind.
-fn on_host(
-    facts: &ModelFacts,
-    settings: &Settings,
-    is_on_gpu: impl Fn(&WeightKind) -> bool,
-) -> u64 {
-    let stays = |kind: &WeightKind| {
-        let is_moved = settings.is_repacked && is_repacked(kind) && is_copied(kind);
-        !is_on_gpu(kind) && !is_moved
+fn on_host(facts: &ModelFacts, settings: &Settings, is_on_gpu: impl Fn(&Tensor) -> bool) -> u64 {
+    let stays = |tensor: &Tensor| {
+        let is_moved = settings.is_repacked && is_repacked(tensor) && is_copied(tensor);
+        !is_on_gpu(tensor) && !is_moved
     };
     let stays = match settings.loading {
         Loading::Mapped => facts.spanned_by(stays),
@@ -281,27 +303,39 @@ fn on_host(
     stays.saturating_add(copied(facts, settings))
 }
 
+/// The largest of the weights in host memory that a GPU fetches for long prompts: one at a time has room in
+/// its buffer. Source: `ggml_backend_sched_split_graph`.
+fn fetched(facts: &ModelFacts, settings: &Settings, is_on_gpu: impl Fn(&Tensor) -> bool) -> u64 {
+    let is_fetched = |tensor: &&Tensor| {
+        let Tensor { kind, .. } = tensor;
+        let is_of_layer = matches!(kind.place, Place::Layer(_)) && kind.dimensions > 1;
+        settings.fetching == Fetching::One && is_of_layer && !is_on_gpu(tensor)
+    };
+    let sizes = facts.weights.iter().filter(is_fetched).map(|tensor| tensor.bytes.0);
+    sizes.max().unwrap_or_default()
+}
+
 /// Copies of weights that the CPU multiplies faster in another order.
 fn copied(facts: &ModelFacts, settings: &Settings) -> u64 {
     if !settings.is_repacked {
         return 0;
     }
-    let copied = facts.bytes_of(|kind| is_copied(kind) && is_repacked(kind));
+    let copied = facts.bytes_of(|tensor| is_copied(tensor) && is_repacked(tensor));
     let tied = if has_own_output(facts) {
         0
     } else {
-        facts.bytes_of(|kind| !is_copied(kind) && is_repacked(kind))
+        facts.bytes_of(|tensor| !is_copied(tensor) && is_repacked(tensor))
     };
     copied.saturating_add(tied)
 }
 
 /// Rows are looked up in the embedding as it is.
-fn is_copied(kind: &WeightKind) -> bool {
-    kind.place != Place::Input
+fn is_copied(tensor: &Tensor) -> bool {
+    tensor.kind.place != Place::Input
 }
 
 /// Source: `ggml_repack_get_optimal_repack_type`.
-fn is_repacked(kind: &WeightKind) -> bool {
+fn is_repacked(Tensor { kind, .. }: &Tensor) -> bool {
     // Q4_0, Q4_K, IQ4_NL and MXFP4; on ARM also Q5_K, Q6_K and Q8_0.
     let types: &[u32] =
         if cfg!(target_arch = "x86_64") { &[2, 12, 20, 39] } else { &[2, 12, 20, 39, 8, 13, 14] };
@@ -309,15 +343,17 @@ fn is_repacked(kind: &WeightKind) -> bool {
 }
 
 /// The embedding, where it is the output as well and must be on the GPU for that.
-fn tied(facts: &ModelFacts) -> u64 {
+fn tied(facts: &ModelFacts, is_on_gpu: impl Fn(&Tensor) -> bool) -> u64 {
     if has_own_output(facts) {
-        0
-    } else {
-        facts.bytes_of(|kind| kind.place == Place::Input && kind.dimensions == 2)
+        return 0;
     }
+    facts.bytes_of(|tensor| {
+        let Tensor { kind, .. } = tensor;
+        kind.place == Place::Input && kind.dimensions == 2 && is_on_gpu(tensor)
+    })
 }
 
 /// Norms and the like are vectors.
 fn has_own_output(facts: &ModelFacts) -> bool {
-    facts.bytes_of(|kind| kind.place == Place::Output && kind.dimensions == 2) > 0
+    facts.bytes_of(|Tensor { kind, .. }| kind.place == Place::Output && kind.dimensions == 2) > 0
 }

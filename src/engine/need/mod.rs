@@ -9,13 +9,15 @@ mod arguments;
 mod cache;
 mod compute;
 mod llama;
+mod overrides;
 mod peak;
 mod worker;
 
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::llama::limits;
-pub use self::peak::peak_key;
+use self::{arguments::Arguments, overrides::Overrides};
+pub use self::{overrides::OverrideFault, peak::peak_key};
 use super::{EngineKind, Flags, Launch};
 use crate::spec::{
     Bytes,
@@ -107,17 +109,26 @@ impl Estimate {
 }
 
 /// Works out what an engine will take. Where its model's header is not known, the size of the files
-/// stands for all; where there are no files either, nothing is known.
+/// stands for all; where there are no files either, or `args` place tensors by a pattern that is not
+/// understood, nothing is known.
 pub fn need(input: &NeedInput<'_>) -> Estimate {
     let profile = &input.rung.apply(input.profile);
     let input = &NeedInput { profile, ..*input };
     match (input.kind, input.facts) {
-        (EngineKind::LlamaServer, Some(facts)) => llama::estimate(input, facts),
+        (EngineKind::LlamaServer, Some(facts)) => llama::estimate(input, facts).unwrap_or_default(),
         (EngineKind::Candle, Some(facts)) => worker::estimate(input, facts),
         (EngineKind::Command, _) | (EngineKind::LlamaServer | EngineKind::Candle, None) => {
             of_files(input.files)
         }
     }
+}
+
+/// Checks what a profile's `args` say of where llama-server keeps tensors.
+///
+/// # Errors
+/// [`OverrideFault`].
+pub(super) fn check_overrides(args: &[String]) -> Result<(), OverrideFault> {
+    Overrides::read(Arguments(args)).map(drop)
 }
 
 fn of_files(files: Option<Bytes>) -> Estimate {

@@ -10,7 +10,7 @@ use super::{
 use crate::spec::{
     SlotName,
     ladder::CacheType,
-    model::{Numbers, Place, WeightKind, Weights},
+    model::{Numbers, Place, Tensor, WeightKind},
 };
 
 fn facts(architecture: &str, vocabulary: u64, numbers: &[(&str, u64)]) -> ModelFacts {
@@ -118,7 +118,7 @@ fn smollm2() -> ModelFacts {
     let mut sum = |kind, bytes| {
         let first = end;
         end += bytes;
-        Weights { kind, bytes: Bytes(bytes), part: 0, span: (first, end) }
+        Tensor { name: String::new(), kind, bytes: Bytes(bytes), part: 0, span: (first, end) }
     };
     let facts = facts(
         "llama",
@@ -283,6 +283,76 @@ fn layers_that_are_offloaded_are_counted_where_they_are() {
     let none = estimate(r#"{"context": 2048, "parallel": 1, "gpu_layers": 0}"#, &first, true);
     assert_eq!(none.gpu, None);
     assert_eq!(none.need().gpu, None);
+}
+
+/// Two layers of four experts and a shared one, as Qwen's models have them.
+fn experts() -> ModelFacts {
+    let of_layer = |layer: u32| {
+        [
+            ("attn_q", 2, 10),
+            ("ffn_up_exps", 3, 1000),
+            ("ffn_down_exps", 3, 2000),
+            ("ffn_up_shexp", 2, 100),
+        ]
+        .map(|(part, dimensions, bytes)| (format!("blk.{layer}.{part}.weight"), dimensions, bytes))
+    };
+    let around = |name: &str, bytes| (name.to_owned(), 2, bytes);
+    let mut all = vec![around("token_embd.weight", 7)];
+    all.extend((0..2).flat_map(of_layer));
+    all.push(around("output.weight", 5));
+    let mut end = 0;
+    let tensor = |(name, dimensions, bytes): (String, u32, u64)| {
+        let (place, first) = (Place::of(&name), end);
+        end += bytes;
+        let kind = WeightKind { place, ggml_type: 0, dimensions, has_rows_of_eight: true };
+        Tensor { name, kind, bytes: Bytes(bytes), part: 0, span: (first, end) }
+    };
+    let weights = all.into_iter().map(tensor).collect();
+    let facts = facts("qwen3moe", 1000, &[("block_count", 2), ("embedding_length", 64)]);
+    ModelFacts { weights, ..facts }
+}
+
+#[test]
+fn tensors_are_counted_where_the_arguments_put_them() {
+    let weights = |args: &str, has_gpu| {
+        let text = format!(r#"{{"args": {args}}}"#);
+        let estimate = estimate_of(&experts(), &text, &Rung::default(), has_gpu);
+        (estimate.host.weights.0, estimate.gpu.map(|gpu| gpu.weights.0))
+    };
+    let all = 7 + 2 * 3110 + 5;
+    assert_eq!(weights("[]", true), (7, Some(all - 7)));
+    // Without a mapping exactly what is there counts.
+    assert_eq!(weights(r#"["--cpu-moe", "--no-mmap"]"#, true), (7 + 6000, Some(220 + 5)));
+    assert_eq!(weights(r#"["-ncmoe", "1", "--no-mmap"]"#, true), (7 + 3000, Some(110 + 3110 + 5)));
+    assert_eq!(weights(r#"["-ot", "shexp=CPU", "--no-mmap"]"#, true), (7 + 200, Some(all - 207)));
+    assert_eq!(weights(r#"["-ot", "token_embd=CUDA0"]"#, true), (0, Some(all)));
+    // What is mapped reaches from the embedding to the last expert of the first layer.
+    assert_eq!(weights(r#"["-ncmoe", "1"]"#, true).0, 7 + 10 + 3000);
+    // Layers of the host can be sent to a GPU as well.
+    let sent = r#"["-ngl", "0", "-ot", "exps=CUDA0", "--no-mmap"]"#;
+    assert_eq!(weights(sent, true), (all - 6000, Some(6000)));
+    assert_eq!(weights(r#"["--cpu-moe"]"#, false), weights("[]", false), "there is one side only");
+}
+
+#[test]
+fn a_gpu_has_room_for_the_largest_weights_that_it_fetches() {
+    let compute = |args: &str| {
+        let text = format!(r#"{{"context": 512, "args": {args}}}"#);
+        let estimate = estimate_of(&experts(), &text, &Rung::default(), true);
+        estimate.gpu.unwrap().compute.0
+    };
+    let own = compute("[]");
+    assert_eq!(compute(r#"["--cpu-moe"]"#), own + 2000);
+    assert_eq!(compute(r#"["-ot", "ffn_up_exps=CPU"]"#), own + 1000);
+    assert_eq!(compute(r#"["--cpu-moe", "--no-op-offload"]"#), own);
+}
+
+#[test]
+fn nothing_is_known_where_a_pattern_is_not_understood() {
+    let unclear = r#"{"args": ["-ot", "(=CPU"]}"#;
+    let estimate = |has_gpu| estimate_of(&experts(), unclear, &Rung::default(), has_gpu);
+    assert_eq!(estimate(true).basis, Basis::Unknown);
+    assert_eq!(estimate(false).basis, Basis::Header, "without a GPU it does not matter");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::{
     spec::{
         Bytes,
         memory::Basis,
-        model::{ModelFacts, Place, WeightKind},
+        model::{ModelFacts, Place, Tensor},
     },
 };
 
@@ -43,7 +43,7 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
     let first_on_gpu = layers.saturating_sub(on_gpu);
     let has_gpu_output = input.profile.gpu_layers.is_some_and(|asked| u64::from(asked) > layers);
 
-    let is_on_gpu = |kind: &WeightKind| match kind.place {
+    let is_on_gpu = |tensor: &Tensor| match tensor.kind.place {
         Place::Input => false,
         Place::Layer(layer) => u64::from(layer) >= first_on_gpu,
         Place::Output => has_gpu_output,
@@ -51,7 +51,7 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
     let tied = if has_gpu_output { tied(facts) } else { 0 };
     let compute = compute(facts, width, sequences);
     let host = HostParts {
-        weights: Bytes(facts.bytes_of(|kind| !is_on_gpu(kind))),
+        weights: Bytes(facts.bytes_of(|tensor| !is_on_gpu(tensor))),
         cache: Bytes(product([of_layer, layers.saturating_sub(on_gpu)])),
         prompts: Bytes(0),
         compute: Bytes(compute),
@@ -82,8 +82,9 @@ fn compute(facts: &ModelFacts, width: u64, sequences: u64) -> u64 {
 
 /// The embedding, where it is the output as well.
 fn tied(facts: &ModelFacts) -> u64 {
-    if facts.bytes_of(|kind| kind.place == Place::Output && kind.dimensions == 2) > 0 {
+    if facts.bytes_of(|Tensor { kind, .. }| kind.place == Place::Output && kind.dimensions == 2) > 0
+    {
         return 0;
     }
-    facts.bytes_of(|kind| kind.place == Place::Input && kind.dimensions == 2)
+    facts.bytes_of(|Tensor { kind, .. }| kind.place == Place::Input && kind.dimensions == 2)
 }

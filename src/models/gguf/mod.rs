@@ -24,7 +24,7 @@ use crate::{
     models::short,
     spec::{
         Bytes,
-        model::{ModelFacts, Numbers, Place, WeightKind, Weights},
+        model::{ModelFacts, Numbers, Place, Tensor, WeightKind},
     },
 };
 
@@ -261,8 +261,7 @@ fn read_tensors<R: Read + Seek>(
     alignment: u64,
 ) -> Result<(), HeaderFault> {
     const TOO_LARGE: HeaderFault = HeaderFault::Damaged("a tensor is larger than any file");
-    let mut last: Option<(u64, String)> = None;
-    let mut weights: BTreeMap<WeightKind, (u64, (u64, u64))> = BTreeMap::new();
+    let mut weights: Vec<Tensor> = Vec::new();
     for _ in 0..header.tensors {
         let name = reader.name()?;
         if name.is_empty() {
@@ -280,26 +279,18 @@ fn read_tensors<R: Read + Seek>(
         let has_rows_of_eight = dimensions > 1 && rows % 8 == 0;
         let place = Place::of(&name);
         let kind = WeightKind { place, ggml_type, dimensions, has_rows_of_eight };
-        let (sum, span) = weights.entry(kind).or_insert((0, (offset, end)));
-        *sum = sum.saturating_add(bytes);
-        *span = (span.0.min(offset), span.1.max(end));
-        if last.as_ref().is_none_or(|(furthest, _)| *furthest < end) {
-            last = Some((end, name));
-        }
+        let span = (offset, end);
+        weights.push(Tensor { name, kind, bytes: Bytes(bytes), part: 0, span });
     }
-    let sums = weights.into_iter().map(|(kind, (bytes, span))| Weights {
-        kind,
-        bytes: Bytes(bytes),
-        part: 0,
-        span,
-    });
-    header.facts.weights = sums.collect();
+    let last = weights.iter().rev().max_by_key(|tensor| tensor.span.1);
+    let last = last.map(|tensor| (tensor.span.1, short(&tensor.name)));
+    header.facts.weights = weights;
     let Some((end, tensor)) = last else { return Ok(()) };
     let data = reader.position().checked_next_multiple_of(alignment).ok_or(TOO_LARGE)?;
     let end = data.checked_add(end).ok_or(TOO_LARGE)?;
     if end > reader.size() {
         let size = reader.size();
-        return Err(HeaderFault::CutTensor { tensor: short(&tensor), end, size });
+        return Err(HeaderFault::CutTensor { tensor, end, size });
     }
     Ok(())
 }

@@ -111,8 +111,8 @@ fn a_whole_file_tells_what_it_is() {
     };
     assert_eq!(header, expected);
     assert_eq!(header.facts.vocabulary, 3);
-    assert_eq!(header.facts.bytes_of(|kind| kind.place == Place::Input), 64 * 3 * 4);
-    assert_eq!(header.facts.bytes_of(|kind| kind.ggml_type == 2), 64 * 4 / 32 * 18);
+    assert_eq!(header.facts.bytes_of(|tensor| tensor.kind.place == Place::Input), 64 * 3 * 4);
+    assert_eq!(header.facts.bytes_of(|tensor| tensor.kind.ggml_type == 2), 64 * 4 / 32 * 18);
 }
 
 #[test]
