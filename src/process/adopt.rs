@@ -18,7 +18,7 @@ use std::{
 };
 
 use nix::{
-    sys::socket::{getsockopt, sockopt::PeerCredentials},
+    sys::socket::{getsockopt, sockopt},
     unistd::{Pid, getpgid},
 };
 
@@ -64,8 +64,18 @@ impl Proven {
 pub fn listens_on(pid: u32, path: &Path) -> bool {
     let Ok(stream) = UnixStream::connect(path) else { return false };
     let Ok(pid) = i32::try_from(pid).map(Pid::from_raw) else { return false };
-    let peer = getsockopt(&stream, PeerCredentials).map(|peer| Pid::from_raw(peer.pid()));
-    peer.is_ok_and(|peer| peer == pid || getpgid(Some(peer)) == Ok(pid))
+    peer_of(&stream).is_some_and(|peer| peer == pid || getpgid(Some(peer)) == Ok(pid))
+}
+
+#[cfg(not(target_os = "macos"))]
+fn peer_of(stream: &UnixStream) -> Option<Pid> {
+    let peer = getsockopt(stream, sockopt::PeerCredentials).ok()?;
+    Some(Pid::from_raw(peer.pid()))
+}
+
+#[cfg(target_os = "macos")]
+fn peer_of(stream: &UnixStream) -> Option<Pid> {
+    getsockopt(stream, sockopt::LocalPeerPid).ok().map(Pid::from_raw)
 }
 
 /// Returns what a later daemon has to find again of the running process `pid`; `None` where that

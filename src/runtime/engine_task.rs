@@ -439,7 +439,8 @@ async fn start(
     let stop = launch.stop.clone();
     let mut spec = spec(tools, reporter, (launch, &endpoint), log.clone());
     spec.on_exit = profile.on_exit;
-    if !devices.is_empty() {
+    // A Mac's GPU has no name that an engine would take.
+    if devices.iter().any(|uuid| !uuid.is_empty()) {
         spec.env.insert(VISIBLE_DEVICES.into(), devices.join(",").into());
     }
     spec.env.extend(nonce.as_ref().map(|nonce| (NONCE_VARIABLE.into(), nonce.into())));

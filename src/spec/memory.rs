@@ -20,6 +20,15 @@ pub struct Need {
     pub basis: Basis,
 }
 
+impl Need {
+    /// Returns the need on a machine whose GPU has no memory of its own: what it holds there is the host's, too.
+    #[must_use]
+    pub fn within_host(self) -> Self {
+        let on_gpu = self.gpu.as_ref().map_or(0, |gpu| gpu.least().0);
+        Self { host: Bytes(self.host.0.saturating_add(on_gpu)), ..self }
+    }
+}
+
 /// What an engine takes on GPUs.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct GpuNeed {

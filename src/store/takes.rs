@@ -42,7 +42,12 @@ pub fn takes_files(folder: &Path, before: Taking) -> io::Result<()> {
     }
     let figures = statvfs(folder)?;
     access(folder, AccessFlags::W_OK | AccessFlags::X_OK)?;
-    let room = figures.blocks_available().saturating_mul(figures.fragment_size());
+    #[cfg_attr(
+        target_os = "linux",
+        expect(clippy::useless_conversion, reason = "macOS counts blocks in 32 bits")
+    )]
+    let blocks = u64::from(figures.blocks_available());
+    let room = blocks.saturating_mul(figures.fragment_size());
     let has_files = figures.files() == 0 || figures.files_available() > 0;
     if figures.flags().contains(FsFlags::ST_RDONLY) {
         return Err(Errno::EROFS.into());

@@ -27,6 +27,9 @@ use crate::spec::{
     profile::Profile,
 };
 
+/// Apple's GPUs have no memory of their own.
+const HAS_SHARED_GPU: bool = cfg!(all(target_os = "macos", target_arch = "aarch64"));
+
 /// Everything that a need is worked out from.
 #[derive(Clone, Copy, Debug)]
 pub struct NeedInput<'a> {
@@ -104,7 +107,8 @@ impl Estimate {
             each: total([gpu.compute, gpu.context]),
         });
         let (host, basis) = self.host_need();
-        Need { host, gpu, basis }
+        let need = Need { host, gpu, basis };
+        if HAS_SHARED_GPU { need.within_host() } else { need }
     }
 }
 

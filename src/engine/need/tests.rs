@@ -356,6 +356,15 @@ fn nothing_is_known_where_a_pattern_is_not_understood() {
 }
 
 #[test]
+fn what_a_gpu_without_memory_holds_is_the_hosts() {
+    let gpu = Some(GpuNeed { spread: Bytes(5), each: Bytes(2) });
+    let need = Need { host: Bytes(3), gpu, basis: Basis::Header };
+    assert_eq!(need.clone().within_host(), Need { host: Bytes(10), ..need });
+    let alone = Need { host: Bytes(3), ..Need::default() };
+    assert_eq!(alone.clone().within_host(), alone);
+}
+
+#[test]
 fn without_a_header_the_files_count_and_without_files_nothing_is_known() {
     let profile = profile("{}");
     let input = NeedInput {

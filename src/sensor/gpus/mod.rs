@@ -1,4 +1,4 @@
-//! NVIDIA's GPUs, by the driver's own library.
+//! NVIDIA's GPUs, by the driver's own library; on macOS the machine's own, by Metal.
 //!
 //! A call into a driver that hangs does not come back, so each GPU is read by a thread of its own, and
 //! whoever asks gets what was read last, with its age: nobody here waits for a driver. The library is
@@ -9,6 +9,8 @@
 //!  reader 0: ask ▶ board ▶ pause ▶ ask …                 look(now): Present, Silent, Lost by age
 //! ```
 
+#[cfg(any(target_os = "macos", test))]
+mod metal;
 mod nvml;
 mod visible;
 
@@ -113,7 +115,7 @@ impl Gpus {
             let (board, options) = (Arc::clone(&board), options.clone());
             let is_counted = Arc::clone(&is_counted);
             let name = "gpus".to_owned();
-            let find = move || nvml::find((&board, &is_counted), &options, &closed);
+            let find = move || find((&board, &is_counted), &options, &closed);
             thread::Builder::new().name(name).spawn(find)
         };
         let (began, deadline) = (Instant::now(), options.deadline);
@@ -184,6 +186,15 @@ impl Seen {
         };
         GpuReading { uuid: self.uuid.clone(), name: self.name.clone(), state }
     }
+}
+
+/// A library that is named is NVIDIA's, on any machine.
+fn find(told: (&Board, &AtomicBool), options: &GpuOptions, closed: &mpsc::Receiver<()>) {
+    #[cfg(target_os = "macos")]
+    if options.library.is_none() {
+        return metal::find(told, options, closed);
+    }
+    nvml::find(told, options, closed);
 }
 
 fn note(board: &Board, index: u32, change: impl FnOnce(&mut Seen)) {
