@@ -24,12 +24,13 @@ use crate::{
 pub(crate) struct Daemon {
     child: Child,
     dir: TempDir,
+    variables: Vec<(String, String)>,
     control: reqwest::Client,
     url: String,
 }
 
 /// A model that is loaded as a folder: a header as short as can be, and one tensor.
-fn safetensors(length: usize) -> Vec<u8> {
+pub(crate) fn safetensors(length: usize) -> Vec<u8> {
     let header =
         format!(r#"{{"w":{{"dtype":"U8","shape":[{length}],"data_offsets":[0,{length}]}}}}"#);
     let mut file = u64::try_from(header.len()).unwrap().to_le_bytes().to_vec();
@@ -48,25 +49,36 @@ fn world() -> World {
 
 impl Daemon {
     pub(crate) async fn start(world: &World, profile: &str) -> Self {
+        Self::start_with(world, profile, &[]).await
+    }
+
+    /// Starts it with more variables in its environment.
+    pub(crate) async fn start_with(
+        world: &World,
+        profile: &str,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let dir = scratch();
         let profiles = dir.path().join("profiles");
         fs::create_dir(&profiles).unwrap();
         fs::write(profiles.join("chat.toml"), profile).unwrap();
-        Self::start_in(world, dir).await
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Self::start_in(world, dir, variables.iter().map(own).collect()).await
     }
 
     /// Kills it, and starts the next one in its place.
     pub(crate) async fn again(mut self, world: &World) -> Self {
         self.child.kill().await.unwrap();
-        Self::start_in(world, self.dir).await
+        Self::start_in(world, self.dir, self.variables).await
     }
 
-    async fn start_in(world: &World, dir: TempDir) -> Self {
+    async fn start_in(world: &World, dir: TempDir, variables: Vec<(String, String)>) -> Self {
         let profiles = dir.path().join("profiles");
         let log = fs::File::create(dir.path().join("daemon.log")).unwrap();
         let mut command = world.command(&["serve", "--listen", "127.0.0.1:0", "--state-dir"]);
         command.arg(dir.path().join("state")).arg("--profiles").arg(&profiles);
         command.env("XDG_CONFIG_HOME", dir.path()).env("RUST_LOG", "slotd=debug");
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         let mut child = command.stderr(log).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let line = timeout(DEADLINE, lines.next_line()).await.unwrap().unwrap();
@@ -74,11 +86,15 @@ impl Daemon {
         let url = url.unwrap().to_owned();
         let socket = dir.path().join("state/run/control.sock");
         let control = reqwest::Client::builder().unix_socket(socket).build().unwrap();
-        Self { child, dir, control, url }
+        Self { child, dir, variables, control, url }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("state/run/control.sock")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("daemon.log")).unwrap()
     }
 
     pub(crate) fn profile(&self) -> String {
@@ -132,9 +148,13 @@ impl Daemon {
 }
 
 fn profile(keys: &str) -> String {
+    profile_with("socket={socket}", keys)
+}
+
+pub(crate) fn profile_with(listens: &str, keys: &str) -> String {
     let slotd = Path::new(env!("CARGO_BIN_EXE_slotd"));
     let engine = slotd.parent().unwrap().join("examples/fake_engine");
-    let words = json!([engine, "socket={socket}"]);
+    let words = json!([engine, listens]);
     format!("engine = \"command\"\ncommand = {words}\nmodel = \"o/s\"\n{keys}\n")
 }
 

@@ -7,9 +7,11 @@
     reason = "a broken set-up is a failed test"
 )]
 
+mod between;
 mod daemon;
 mod faults;
 mod once;
+mod proxies;
 mod revisions;
 mod secrets;
 mod world;

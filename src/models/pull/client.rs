@@ -2,7 +2,8 @@
 //!
 //! The token is shown to the hub's own origin alone: a redirect to another scheme, host or port goes
 //! without it, and one from TLS to none is not followed. What is said of an address is its host: a
-//! signed one holds a secret in its query.
+//! signed one holds a secret in its query. A proxy stands between where the environment says so
+//! ([`Proxies`]); what it is to be shown is shown to it alone.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
@@ -12,7 +13,8 @@ use hyper::{
     HeaderMap, Request, Response, StatusCode, Uri,
     body::Incoming,
     header::{
-        ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, LOCATION, RANGE, RETRY_AFTER, USER_AGENT,
+        ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, LOCATION, PROXY_AUTHORIZATION, RANGE,
+        RETRY_AFTER, USER_AGENT,
     },
 };
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -23,13 +25,19 @@ use hyper_util::{
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use tokio::time::timeout;
 
-use super::{fault::PullFault, site::Site};
+use super::{
+    fault::PullFault,
+    proxies::{Proxy, Way},
+    site::Site,
+};
 
 const AGENT: &str = concat!("slotd/", env!("CARGO_PKG_VERSION"));
 const MOST_REDIRECTS: usize = 5;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// Lists of files are long; no list is longer.
 const MOST_TEXT: usize = 64 << 20;
+/// What hyper-util says of a tunnel that was answered with 407; its error is of no public type.
+const WANTS_CREDENTIALS: &str = "proxy authorization required";
 /// What is read of an answer that refuses.
 const MOST_REFUSAL: usize = 64 << 10;
 
@@ -38,7 +46,7 @@ pub(super) struct Client {
     site: Site,
     /// The origin that the token is for.
     own: Origin,
-    pool: Pool<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    pool: Pool<HttpsConnector<Way>, Empty<Bytes>>,
 }
 
 /// Scheme, host and port.
@@ -80,11 +88,16 @@ impl Client {
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT_DEADLINE));
+        let to_proxy = HttpsConnectorBuilder::new()
+            .with_tls_config(tls.clone())
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(http.clone());
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(http);
+            .wrap_connector(Way { proxies: site.proxies.clone(), direct: http, to_proxy });
         let pool =
             Pool::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
         Ok(Self { site, own, pool })
@@ -130,6 +143,7 @@ impl Client {
     }
 
     async fn send(&self, uri: Uri, origin: &Origin, from: u64) -> Result<Answer, Trouble> {
+        let proxy = self.site.proxies.before(&uri);
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = uri;
         let headers = request.headers_mut();
@@ -144,15 +158,31 @@ impl Client {
         if let Some(token) = self.site.token.as_ref().filter(|_| *origin == self.own) {
             headers.insert(AUTHORIZATION, token.0.clone());
         }
+        if let Some(credentials) = proxy.as_ref().and_then(Proxy::credentials) {
+            headers.insert(PROXY_AUTHORIZATION, credentials);
+        }
+        let proxy = proxy.map(|proxy| proxy.name());
         let (silence, host) = (self.site.silence, origin.1.clone());
-        let passing = |reason| Trouble::Passing { host: host.clone(), reason, wait: None };
+        let passing = |reason: String| {
+            let reason = match &proxy {
+                Some(proxy) => format!("through the proxy `{proxy}`: {reason}"),
+                None => reason,
+            };
+            Trouble::Passing { host: host.clone(), reason, wait: None }
+        };
         match timeout(silence + CONNECT_DEADLINE, self.pool.request(request)).await {
             Ok(Ok(response)) => {
                 let (head, body) = Response::into_parts(response);
                 let (status, headers) = (head.status, head.headers);
+                if let (StatusCode::PROXY_AUTHENTICATION_REQUIRED, Some(proxy)) = (status, &proxy) {
+                    return Err(unknown_to(proxy));
+                }
                 Ok(Answer { host, status, headers, body, silence })
             }
-            Ok(Err(error)) => Err(passing(chain(&error))),
+            Ok(Err(error)) => match (chain(&error), &proxy) {
+                (said, Some(proxy)) if said.contains(WANTS_CREDENTIALS) => Err(unknown_to(proxy)),
+                (said, _) => Err(passing(said)),
+            },
             Err(_) => Err(passing(silent_for(silence))),
         }
     }
@@ -229,6 +259,13 @@ impl Origin {
         let host = uri.host().filter(|host| !host.is_empty())?.to_ascii_lowercase();
         Some(Self(scheme.to_owned(), host, uri.port_u16().unwrap_or(usual)))
     }
+}
+
+fn unknown_to(proxy: &str) -> Trouble {
+    Trouble::Lasting(PullFault::Environment(format!(
+        "the proxy `{proxy}` wants another user or password; say them in the variable that names it, as \
+         `http://USER:PASSWORD@HOST:PORT`"
+    )))
 }
 
 fn no_url(endpoint: &str) -> PullFault {

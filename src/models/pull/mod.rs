@@ -20,6 +20,7 @@ mod lock;
 mod patience;
 mod pick;
 mod progress;
+mod proxies;
 mod rate;
 mod reference;
 mod site;

@@ -4,7 +4,7 @@ use std::{ffi::OsString, fmt, fs, io, path::PathBuf, time::Duration};
 
 use hyper::{Uri, header::HeaderValue};
 
-use super::fault::PullFault;
+use super::{fault::PullFault, proxies::Proxies};
 use crate::models::hub_cache_dir;
 
 const USUAL_ENDPOINT: &str = "https://huggingface.co";
@@ -18,6 +18,8 @@ pub struct Site {
     pub(super) endpoint: String,
     /// Who asks.
     pub(super) token: Option<Token>,
+    /// What stands between.
+    pub(super) proxies: Proxies,
     /// The folder of the cache.
     pub(super) cache: PathBuf,
     /// Nothing is to be asked of the network.
@@ -69,6 +71,7 @@ impl Site {
         Ok(Self {
             endpoint,
             token: token.as_deref().and_then(cleaned).map(header).transpose()?,
+            proxies: Proxies::of_environment(&|name| environment(name)?.into_string().ok())?,
             cache,
             is_offline: is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE"),
             silence: silence.unwrap_or(USUAL_SILENCE),
