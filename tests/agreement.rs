@@ -18,6 +18,8 @@
     reason = "a broken set-up is a failed test"
 )]
 
+#[path = "agreement/prompts.rs"]
+mod prompts;
 #[path = "agreement/random_model.rs"]
 mod random_model;
 
@@ -29,6 +31,7 @@ use std::{
     time::Duration,
 };
 
+use prompts::PROMPTS;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
@@ -41,29 +44,6 @@ const DEADLINE: Duration = Duration::from_mins(5);
 const TOKENS: usize = 64;
 /// By how much the two best may differ in one engine where the other takes another.
 const NEAR: f64 = 1.0;
-
-const PROMPTS: [&str; 20] = [
-    "The capital of France is",
-    "Once upon a time there was a",
-    "def fibonacci(n):\n",
-    "The three primary colours are",
-    "Water boils at",
-    "In 1969 the first man",
-    "Dear Sir or Madam,\n",
-    "SELECT name FROM users WHERE",
-    "The meaning of life is",
-    "My favourite recipe begins with",
-    "Photosynthesis is the process by which",
-    "1, 1, 2, 3, 5, 8,",
-    "Q: What is the largest planet?\nA:",
-    "The quick brown fox",
-    "To install the program, first",
-    "A haiku about the sea:\n",
-    "The theory of relativity says that",
-    "import numpy as np\n",
-    "Good morning, ladies and gentlemen.",
-    "The difference between a virus and a bacterium is",
-];
 
 /// One engine on a Unix socket, killed when dropped.
 struct Engine {

@@ -100,7 +100,7 @@ fn fifth_bits(bits: i32) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn sixteen<const SIZE: usize>(block: &[u8; SIZE], from: usize) -> __m128i {
+pub(crate) fn sixteen<const SIZE: usize>(block: &[u8; SIZE], from: usize) -> __m128i {
     let bytes = &block[from..from + 16];
     // SAFETY: the slice is as long as the vector; the instruction asks for no alignment.
     #[expect(unsafe_code, reason = "the standard library has no safe load")]

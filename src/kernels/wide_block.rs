@@ -5,15 +5,15 @@
 
 use core::arch::x86_64::{
     __m128i, __m256, __m256i, _mm_add_epi8, _mm_and_si128, _mm_cvtph_ps, _mm_cvtsi32_si128,
-    _mm_cvtsi64_si128, _mm_cvtss_f32, _mm_loadu_si128, _mm_movehdup_ps, _mm_set_epi32,
-    _mm_set1_epi8, _mm_srli_epi16, _mm_srli_si128, _mm256_add_epi8, _mm256_and_si256,
-    _mm256_broadcastsi128_si256, _mm256_castsi256_si128, _mm256_cmpeq_epi8, _mm256_cvtepi8_epi16,
-    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_extracti128_si256, _mm256_mul_ps,
-    _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_ps, _mm256_setr_epi64x, _mm256_setzero_ps,
-    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16,
+    _mm_cvtsi64_si128, _mm_cvtss_f32, _mm_movehdup_ps, _mm_set_epi32, _mm_set1_epi8,
+    _mm_srli_epi16, _mm_srli_si128, _mm256_add_epi8, _mm256_and_si256, _mm256_broadcastsi128_si256,
+    _mm256_castsi256_si128, _mm256_cmpeq_epi8, _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32,
+    _mm256_cvtepi32_ps, _mm256_extracti128_si256, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi8,
+    _mm256_set1_ps, _mm256_setr_epi64x, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srli_epi16,
 };
 
-use crate::{activations::BLOCK, tile::load_u8};
+use crate::{activations::BLOCK, block::sixteen, tile::load_u8};
 
 pub(crate) const Q2_K: u8 = 0;
 pub(crate) const Q3_K: u8 = 1;
@@ -211,17 +211,6 @@ fn thirty_two<const SIZE: usize>(block: &[u8; SIZE], from: usize) -> __m256i {
     match block[from..].first_chunk::<BLOCK>() {
         Some(bytes) => load_u8(bytes),
         None => _mm256_setzero_si256(),
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn sixteen<const SIZE: usize>(block: &[u8; SIZE], from: usize) -> __m128i {
-    let bytes = &block[from..from + 16];
-    // SAFETY: the slice is as long as the vector; the instruction asks for no alignment.
-    #[expect(unsafe_code, reason = "the standard library has no safe load")]
-    unsafe {
-        _mm_loadu_si128(bytes.as_ptr().cast())
     }
 }
 

@@ -224,12 +224,7 @@ pub fn read_benches(dir: &Path) -> (Benches, Option<PathBuf>) {
 /// [`SaveFault`]; what was there before is then still there.
 pub fn save_benches(dir: &Path, benches: &Benches) -> Result<(), SaveFault> {
     let (path, temporary) = (dir.join(FILE), dir.join(TEMPORARY));
-    let written = serde_json::to_vec(benches).map_err(io::Error::from);
-    written.and_then(|bytes| memory::write(dir, &temporary, &path, &bytes)).map_err(|source| {
-        // What was written so far would only fill the disk further.
-        drop(fs::remove_file(&temporary));
-        SaveFault { path, source }
-    })
+    memory::keep(dir, (&temporary, &path), benches)
 }
 
 impl BenchLock {
@@ -268,10 +263,11 @@ fn holder_in(file: &mut File) -> Option<BenchHolder> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn record(slot: &str, at_unix_ms: u64) -> BenchRecord {
+    /// A bench as short as can be, for tests that look at a part of it.
+    pub(crate) fn record(slot: &str, at_unix_ms: u64) -> BenchRecord {
         let spread = Spread::of(vec![3.0, 1.0, 2.0]).unwrap();
         BenchRecord {
             at_unix_ms,

@@ -89,15 +89,8 @@ impl EngineRecord {
 pub(super) fn save(dir: &Path, record: &EngineRecord) -> Result<(), SaveFault> {
     let folder = dir.join(FOLDER);
     let path = file(&folder, &record.slot, record.generation);
-    let write = || {
-        super::make_private(&folder)?;
-        let temporary = path.with_extension("new");
-        let bytes = serde_json::to_vec(record)?;
-        memory::write(&folder, &temporary, &path, &bytes).inspect_err(|_| {
-            drop(fs::remove_file(&temporary));
-        })
-    };
-    write().map_err(|source| SaveFault { path: path.clone(), source })
+    super::make_private(&folder).map_err(|source| SaveFault { path: path.clone(), source })?;
+    memory::keep(&folder, (&path.with_extension("new"), &path), record)
 }
 
 pub(super) fn forget(dir: &Path, slot: &SlotName, generation: Generation) -> io::Result<()> {

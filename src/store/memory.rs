@@ -145,16 +145,24 @@ pub(super) fn load(dir: &Path, now_unix_ms: u64) -> Result<Loaded, OpenFault> {
 pub(super) fn save(dir: &Path, remembered: &Remembered) -> Result<(), SaveFault> {
     let path = dir.join(FILE);
     let temporary = dir.join(TEMPORARY);
-    let written = serde_json::to_vec(remembered).map_err(io::Error::from);
-    written.and_then(|bytes| write(dir, &temporary, &path, &bytes)).map_err(|source| {
+    keep(dir, (&temporary, &path), remembered)
+}
+
+/// Writes a file whole or not at all, by way of `temporary` in the same directory, which is gone afterwards.
+pub(super) fn keep(
+    dir: &Path,
+    (temporary, path): (&Path, &Path),
+    content: &impl Serialize,
+) -> Result<(), SaveFault> {
+    let written = serde_json::to_vec(content).map_err(io::Error::from);
+    written.and_then(|bytes| write(dir, temporary, path, &bytes)).map_err(|source| {
         // What was written so far would only fill the disk further.
-        drop(fs::remove_file(&temporary));
-        SaveFault { path, source }
+        drop(fs::remove_file(temporary));
+        SaveFault { path: path.to_owned(), source }
     })
 }
 
-/// Writes a file whole or not at all, by way of `temporary` in the same directory.
-pub(super) fn write(dir: &Path, temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write(dir: &Path, temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
     file.write_all(bytes)?;

@@ -22,6 +22,8 @@ use std::{
 use thiserror::Error;
 
 use crate::spec::{Generation, SlotName};
+#[cfg(test)]
+pub(crate) use bench::tests::record as bench_record;
 pub use bench::{
     BenchFault, BenchHolder, BenchLock, BenchRecord, Benches, Load, Measure, Spread, read_benches,
     save_benches,

@@ -1,6 +1,6 @@
 //! What engines took at most in earlier runs: one small file that may be lost without harm.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -69,18 +69,13 @@ pub fn load(dir: &Path) -> Peaks {
 
 pub(super) fn save(dir: &Path, peaks: &Peaks) -> Result<(), SaveFault> {
     let (path, temporary) = (dir.join(FILE), dir.join(TEMPORARY));
-    let write = || {
-        let bytes = serde_json::to_vec(peaks)?;
-        memory::write(dir, &temporary, &path, &bytes).inspect_err(|_| {
-            // Left behind it would do no harm either.
-            drop(fs::remove_file(&temporary));
-        })
-    };
-    write().map_err(|source| SaveFault { path: path.clone(), source })
+    memory::keep(dir, (&temporary, &path), peaks)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -1,6 +1,6 @@
 //! The downloads that are under way: one small file, so that the next daemon goes on with them.
 
-use std::{fs, path::Path};
+use std::{fs, io::ErrorKind, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,20 +41,14 @@ pub(super) fn load(dir: &Path) -> Vec<PullRecord> {
 /// Writes them; none is no file.
 pub(super) fn save(dir: &Path, pulls: &[PullRecord]) -> Result<(), SaveFault> {
     let (path, temporary) = (dir.join(FILE), dir.join(TEMPORARY));
-    let write = || {
-        if pulls.is_empty() {
-            return match fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-                Ok(()) | Err(_) => Ok(()),
-            };
-        }
-        let bytes = serde_json::to_vec(&Kept { version: VERSION, pulls: pulls.to_vec() })?;
-        memory::write(dir, &temporary, &path, &bytes).inspect_err(|_| {
-            // Left behind it would do no harm either.
-            drop(fs::remove_file(&temporary));
-        })
-    };
-    write().map_err(|source| SaveFault { path: path.clone(), source })
+    if pulls.is_empty() {
+        return match fs::remove_file(&path) {
+            Err(source) if source.kind() != ErrorKind::NotFound => Err(SaveFault { path, source }),
+            Ok(()) | Err(_) => Ok(()),
+        };
+    }
+    let kept = Kept { version: VERSION, pulls: pulls.to_vec() };
+    memory::keep(dir, (&temporary, &path), &kept)
 }
 
 #[cfg(test)]

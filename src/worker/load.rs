@@ -80,13 +80,7 @@ pub(super) fn load(
     let template = template(&header, &vocabulary)?;
     let loading = Loading { header: &header, shape, gpu, progress: progress(served) };
     let model = Network::Text(Box::new(loading.run()?));
-    if vocabulary.len() > model.vocabulary() {
-        return Err(Ending::bad_model(format!(
-            "the model's tokenizer has {} tokens, its weights know {}",
-            vocabulary.len(),
-            model.vocabulary()
-        )));
-    }
+    check_tokens(&vocabulary, model.vocabulary())?;
     // The first step starts the pools of threads and packs weights; no request should pay for it.
     let warm_up =
         |mut cache| model.step(&mut [Part { tokens: &[0], cache: &mut cache, want: Want::Last }]);
@@ -122,13 +116,7 @@ fn load_encoder(
     let encoder = Encoder::load(&options.model, progress(served))?;
     let positions = encoder.config.positions;
     let context = context(options.context, positions)?.min(positions);
-    if vocabulary.len() > encoder.vocabulary() {
-        return Err(Ending::bad_model(format!(
-            "the model's tokenizer has {} tokens, its weights know {}",
-            vocabulary.len(),
-            encoder.vocabulary()
-        )));
-    }
+    check_tokens(&vocabulary, encoder.vocabulary())?;
     let template = Template::new(None, &vocabulary)
         .map_err(|fault| Ending::internal(format!("the ChatML template fails: {fault}")))?;
     let model = Network::Encoder(Box::new(encoder));
@@ -142,6 +130,16 @@ fn load_encoder(
         file_type: "",
         fatal,
     })
+}
+
+fn check_tokens(vocabulary: &Vocabulary, known: usize) -> Result<(), Ending> {
+    if vocabulary.len() > known {
+        return Err(Ending::bad_model(format!(
+            "the model's tokenizer has {} tokens, its weights know {known}",
+            vocabulary.len()
+        )));
+    }
+    Ok(())
 }
 
 /// Source: `llama_ftype` of llama.cpp's `llama.h`, and the names it writes.

@@ -239,33 +239,22 @@ mod tests {
     use insta::assert_snapshot;
 
     use super::*;
-    use crate::store::Load;
+    use crate::store::bench_record;
 
     fn record(speed: f64) -> BenchRecord {
         let spread = |of: f64| Spread::of(vec![of, of * 1.02, of * 0.99]).unwrap();
         BenchRecord {
-            at_unix_ms: 1_795_251_612_345,
-            slot: "chat".parse().unwrap(),
             model: Some("org/repo:Q4_1".to_owned()),
             engine: "llama-server".to_owned(),
             program: Some("/usr/bin/llama-server".to_owned()),
             cores: Some(2),
-            rung: None,
-            load: Load {
-                work: "generate".to_owned(),
-                prompt_tokens: 512,
-                generated_tokens: 128,
-                concurrency: 1,
-            },
-            warm_up: 1,
-            by_engine: true,
-            others: 0,
             figures: [
                 (Measure::FirstTokenMs, spread(512_000.0 / speed)),
                 (Measure::PromptTokensPerSecond, spread(speed)),
                 (Measure::GeneratedTokensPerSecond, spread(speed / 2.7)),
             ]
             .into(),
+            ..bench_record("chat", 1_795_251_612_345)
         }
     }
 

@@ -7,6 +7,8 @@
 mod agreement;
 mod engine;
 mod memory;
+#[path = "../../agreement/prompts.rs"]
+mod prompts;
 mod schemas;
 mod speed;
 mod streams;
