@@ -212,6 +212,7 @@ async fn greedy_tokens_of_quantised_weights_are_those_of_llama_server_but_for_ne
 }
 
 /// Fails if one engine takes another token than the other though it leads by more than `near`.
+#[expect(clippy::print_stdout, reason = "a table for people")]
 async fn part_at_ties_only(both: &Both, near: f64) {
     let Both { llama_server, worker, .. } = both;
     println!("prompt | equal tokens | llama-server takes, by | the worker takes, by");
