@@ -100,7 +100,7 @@ async fn what_a_proxy_refuses_is_said_without_what_it_was_shown() {
             command
         });
         let end = end.await;
-        assert_eq!(end.code, Some(69), "{}", end.said);
+        assert_eq!(end.code, Some(78), "{}", end.said);
         assert!(!end.said.contains("canary") && !end.said.contains("YWRh"), "{}", end.said);
         end.said.lines().last().unwrap().replace(&address, "PROXY")
     };
