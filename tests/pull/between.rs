@@ -18,13 +18,14 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use rustls::{
     ServerConfig,
+    crypto::ring,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 use tempfile::TempDir;
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
-    task::JoinHandle,
+    task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -39,8 +40,11 @@ pub(crate) struct Between {
     pub(crate) address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
     certificate: TempDir,
-    serving: JoinHandle<()>,
+    tasks: Tasks,
 }
+
+/// Everything that runs for it; ended with it.
+type Tasks = Arc<Mutex<JoinSet<()>>>;
 
 /// What the proxy was asked for.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -58,6 +62,7 @@ struct Post {
     asked: Arc<Mutex<Vec<Asked>>>,
     acceptor: TlsAcceptor,
     wanted: Option<&'static str>,
+    tasks: Tasks,
 }
 
 impl Between {
@@ -67,31 +72,30 @@ impl Between {
         let certificate = scratch();
         std::fs::write(certificate.path().join("root.pem"), made.cert.pem()).unwrap();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
-        let tls =
-            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
         let tls = tls.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
         let tls = tls.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (asked, tasks) = (Arc::new(Mutex::new(Vec::new())), Tasks::default());
         let post = Arc::new(Post {
             hub: hub.trim_start_matches("http://").to_owned(),
             asked: Arc::clone(&asked),
             acceptor: TlsAcceptor::from(Arc::new(tls)),
             wanted,
+            tasks: Arc::clone(&tasks),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = tokio::spawn(async move {
+        tasks.lock().unwrap().spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let post = Arc::clone(&post);
+                let (post, owner) = (Arc::clone(&post), Arc::clone(&post.tasks));
                 let answer = service_fn(move |request| answer(Arc::clone(&post), request));
                 let connection = http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), answer)
                     .with_upgrades();
-                // Ends with the runtime of the test.
-                drop(tokio::spawn(connection));
+                owner.lock().unwrap().spawn(async move { drop(connection.await) });
             }
         });
-        Self { address, asked, certificate, serving }
+        Self { address, asked, certificate, tasks }
     }
 
     /// The file with the root of its certificate.
@@ -106,7 +110,7 @@ impl Between {
 
 impl Drop for Between {
     fn drop(&mut self) {
-        self.serving.abort();
+        self.tasks.lock().unwrap().abort_all();
     }
 }
 
@@ -129,13 +133,14 @@ async fn answer(
         return Ok(status(StatusCode::PROXY_AUTHENTICATION_REQUIRED));
     }
     if request.method() == Method::CONNECT {
-        drop(tokio::spawn(tunnel(post, request)));
+        let owner = Arc::clone(&post.tasks);
+        owner.lock().unwrap().spawn(tunnel(post, request));
         return Ok(Response::default());
     }
     if request.uri().scheme_str() != Some("http") {
         return Ok(status(StatusCode::BAD_REQUEST));
     }
-    forward(request).await
+    forward(&post.tasks, request).await
 }
 
 async fn tunnel(post: Arc<Post>, request: Request<Incoming>) {
@@ -146,7 +151,10 @@ async fn tunnel(post: Arc<Post>, request: Request<Incoming>) {
     drop(copy_bidirectional(&mut inside, &mut hub).await);
 }
 
-async fn forward(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+async fn forward(
+    tasks: &Tasks,
+    mut request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let authority = request.uri().authority().unwrap().to_string();
     let path = request.uri().path_and_query().unwrap().as_str();
     *request.uri_mut() = Uri::try_from(path).unwrap();
@@ -155,7 +163,7 @@ async fn forward(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>
         return Ok(status(StatusCode::BAD_GATEWAY));
     };
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
-    drop(tokio::spawn(connection));
+    tasks.lock().unwrap().spawn(async move { drop(connection.await) });
     let (head, body) = sender.send_request(request).await?.into_parts();
     let body = body.collect().await?.to_bytes();
     Ok(Response::from_parts(head, Full::new(body)))
