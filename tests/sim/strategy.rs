@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*};
 use slotd::{
     spec::{
         Bytes, Generation, Monotime, SlotName, WaiterId,
-        death::Verdict,
+        death::{ExitStatus, LogCause, Verdict},
         memory::{Basis, EngineReading, MemoryReading, Need, Room},
         pressure::{Pressure, Strain},
         profile::{OnExit, Profile},
@@ -16,8 +16,8 @@ use slotd::{
 };
 
 use super::{
-    checker::Checker, deaths, exited, external, looked, model::Child, of_child, of_slot, profile,
-    sized, slot, spawned,
+    checker::Checker, deaths, exited, external, logged, looked, model::Child, of_child, of_slot,
+    profile, sized, slot, spawned,
 };
 
 /// One run: a box, and what happens to it.
@@ -201,6 +201,17 @@ pub(crate) struct Player {
     profiles: BTreeMap<SlotName, Arc<Profile>>,
     names: Vec<SlotName>,
     next_waiter: u64,
+    memory: Memory,
+}
+
+/// What memory is like in a run. Left to chance few come as far as the end of a ladder, or up again.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Memory {
+    Usual,
+    /// Every start runs out of memory.
+    Cramped,
+    /// The first rung runs out of memory; below it there is room to climb, and time.
+    Roomy,
 }
 
 impl Player {
@@ -221,6 +232,11 @@ impl Player {
             profiles: BTreeMap::new(),
             names: names.into_iter().map(|name| slot(name)).collect(),
             next_waiter: 0,
+            memory: match script.seed % 16 {
+                0..=5 => Memory::Cramped,
+                6..=11 => Memory::Roomy,
+                _ => Memory::Usual,
+            },
         };
         let result = player.run(script);
         (result, player.checker)
@@ -267,6 +283,9 @@ impl Player {
         let now = self.checker.now;
         match pause {
             Pause::None => now,
+            Pause::Millis(millis) if self.memory == Memory::Roomy => {
+                now.after(Duration::from_millis(4 * millis))
+            }
             Pause::Millis(millis) => now.after(Duration::from_millis(millis)),
             Pause::ToDeadline { late_ms } => {
                 let at = self.checker.deadline().unwrap_or(now);
@@ -359,8 +378,25 @@ impl Player {
             Child::Alive(alive) if alive.drain.is_some() && !choice.is_multiple_of(3) => {
                 ChildEvent::Drained
             }
+            Child::Alive(alive) if !alive.is_ready && self.is_short(truth.ladder.rung, choice) => {
+                exited(logged(ExitStatus::Code(1), LogCause::OutOfMemory))
+            }
             // Few come as far as a climb.
-            Child::Alive(_) if truth.ladder.is_on_trial && choice.is_multiple_of(2) => death,
+            Child::Alive(_)
+                if truth.ladder.is_on_trial
+                    && (choice.is_multiple_of(2) || self.memory == Memory::Roomy) =>
+            {
+                death
+            }
+            Child::Alive(alive)
+                if alive.is_ready && self.memory == Memory::Roomy && truth.ladder.rung > 0 =>
+            {
+                ChildEvent::RoomMeasured {
+                    in_flight: 0,
+                    idle_for: Duration::from_secs(31),
+                    free: Some(Bytes(1 << 33)),
+                }
+            }
             Child::Alive(_) if choice.is_multiple_of(5) => death,
             Child::Alive(alive) if alive.ready_since.is_some() && choice % 16 < 3 => {
                 ChildEvent::VitalsRead { vitals: vital_signs(choice) }
@@ -370,6 +406,15 @@ impl Player {
             Child::Alive(_) => ChildEvent::BecameReady,
         };
         Some(of_child(&name, truth.generation, event))
+    }
+
+    /// Tells whether a start runs out of memory on this rung.
+    fn is_short(&self, rung: usize, choice: usize) -> bool {
+        match self.memory {
+            Memory::Usual => false,
+            Memory::Cramped => true,
+            Memory::Roomy => rung == 0 && choice.is_multiple_of(2),
+        }
     }
 
     /// Some engines are busy, some idle.
