@@ -13,7 +13,7 @@ use super::{
     engines::Asked,
     gguf::{self, Header, HeaderFault},
     inventory,
-    locate::{LocateFault, Located, locate, locate_any, locate_or_embedder},
+    locate::{LocateFault, Located, locate, locate_any, locate_or_encoder},
     port, safetensors,
 };
 use crate::{
@@ -241,6 +241,7 @@ impl Checks {
             Some(source) => {
                 let located = self.locate(source, engine.kind)?;
                 let header = read_header(&located.path, engine.kind)?;
+                check_parts(&located.path, engine.kind)?;
                 (Some(located), header)
             }
             None => (None, None),
@@ -265,7 +266,7 @@ impl Checks {
         let located = match kind {
             EngineKind::Command => locate_any(source, hub),
             EngineKind::LlamaServer => locate(source, hub),
-            EngineKind::Candle => locate_or_embedder(source, hub),
+            EngineKind::Candle => locate_or_encoder(source, hub),
         };
         located.map_err(|fault| {
             let verdict = match fault {
@@ -293,6 +294,22 @@ fn state_of(path: &Path) -> String {
 fn weights_of(path: &Path) -> Option<Bytes> {
     // Whether a damaged one will do is for the command to say.
     safetensors::read_model(path).ok().map(|model| model.bytes()).or_else(|| size_of(path))
+}
+
+/// Says whether all files are there that the index of the worker's folder names.
+fn check_parts(path: &Path, kind: EngineKind) -> Result<(), Refused> {
+    let has_index = path.is_dir() && !path.join("model.safetensors").is_file();
+    if kind != EngineKind::Candle || !has_index {
+        return Ok(());
+    }
+    match safetensors::read_model(path) {
+        Err(fault @ safetensors::HeaderFault::MissingPart { .. }) => {
+            let reason = format!("model `{}` {fault}", path.display());
+            Err(Refused::new(Verdict::MissingFile, reason))
+        }
+        // The worker says what else is wrong.
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// `None` for a folder, and for what cannot be looked at.

@@ -131,9 +131,20 @@ fn the_worker_takes_a_folder_with_an_embedder_and_no_other_folder() {
     assert!(machine.run(EngineChoice::Candle).is_err());
     fs::write(folder.join("model.safetensors"), "").unwrap();
     let checked = machine.run(EngineChoice::Candle).unwrap();
-    assert_eq!((checked.kind, checked.model), (EngineKind::Candle, Some(folder)));
+    assert_eq!((checked.kind, checked.model), (EngineKind::Candle, Some(folder.clone())));
     machine.llama_server();
     assert!(machine.run(EngineChoice::LlamaServer).is_err(), "it serves GGUF files only");
+
+    fs::remove_file(folder.join("model.safetensors")).unwrap();
+    let index = r#"{"weight_map":{"a":"m-1.safetensors","b":"m-2.safetensors"}}"#;
+    fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
+    let (verdict, reason) = machine.refused(EngineChoice::Candle);
+    assert_eq!(verdict, Verdict::MissingFile);
+    insta::assert_snapshot!(reason, @"model `DIR/models/a.gguf` names 2 files, and `m-1.safetensors` is not beside it; download it");
+    for name in ["m-1.safetensors", "m-2.safetensors"] {
+        fs::write(folder.join(name), "").unwrap();
+    }
+    assert_eq!(machine.run(EngineChoice::Candle).unwrap().model, Some(folder));
 }
 
 #[cfg(feature = "worker")]
