@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     choose::Engine,
+    encoder,
     engines::Asked,
     gguf::{self, Header, HeaderFault},
     inventory,
@@ -25,6 +26,7 @@ use crate::{
         Bytes,
         death::Verdict,
         ladder::Rung,
+        model::ModelFacts,
         profile::{EngineChoice, ModelSource, Profile},
     },
 };
@@ -71,6 +73,8 @@ pub struct Checked {
     pub mmproj: Option<PathBuf>,
     /// What the model's file says of itself; of GGUF files only.
     pub header: Option<Header>,
+    /// What the folder of the worker's encoder says of itself.
+    pub encoder: Option<ModelFacts>,
     /// What the model's file takes on the disk; all parts of a split one.
     pub files: Option<Bytes>,
     /// What the projector takes there.
@@ -125,7 +129,7 @@ impl Checked {
             rung,
             kind: self.kind,
             flags: &self.flags,
-            facts: self.header.as_ref().map(|header| &header.facts),
+            facts: self.header.as_ref().map(|header| &header.facts).or(self.encoder.as_ref()),
             files: self.files,
             projector: self.projector,
             has_gpu,
@@ -254,7 +258,20 @@ impl Checks {
             None => model.as_deref().and_then(weights_of),
         };
         let projector = mmproj.as_deref().and_then(size_of);
-        Ok(Checked { kind, program, version, flags, model, mmproj, header, files, projector })
+        let folder = model.as_deref().filter(|path| kind == EngineKind::Candle && path.is_dir());
+        let encoder = folder.and_then(encoder::facts);
+        Ok(Checked {
+            kind,
+            program,
+            version,
+            flags,
+            model,
+            mmproj,
+            header,
+            encoder,
+            files,
+            projector,
+        })
     }
 
     fn hub(&self) -> &Path {
