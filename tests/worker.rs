@@ -21,6 +21,9 @@ use tokio::{
     time::timeout,
 };
 
+#[path = "worker/ranking.rs"]
+mod ranking;
+
 /// Longer than anything here takes on a slow machine; only a failure waits this long.
 const DEADLINE: Duration = Duration::from_secs(100);
 

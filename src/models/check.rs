@@ -10,10 +10,11 @@ use std::{
 
 use super::{
     choose::Engine,
+    encoder,
     engines::Asked,
     gguf::{self, Header, HeaderFault},
     inventory,
-    locate::{LocateFault, Located, locate, locate_any, locate_or_embedder},
+    locate::{LocateFault, Located, locate, locate_any, locate_or_encoder},
     port, safetensors,
 };
 use crate::{
@@ -25,6 +26,7 @@ use crate::{
         Bytes,
         death::Verdict,
         ladder::Rung,
+        model::ModelFacts,
         profile::{EngineChoice, ModelSource, Profile},
     },
 };
@@ -71,6 +73,8 @@ pub struct Checked {
     pub mmproj: Option<PathBuf>,
     /// What the model's file says of itself; of GGUF files only.
     pub header: Option<Header>,
+    /// What the folder of the worker's encoder says of itself.
+    pub encoder: Option<ModelFacts>,
     /// What the model's file takes on the disk; all parts of a split one.
     pub files: Option<Bytes>,
     /// What the projector takes there.
@@ -125,7 +129,7 @@ impl Checked {
             rung,
             kind: self.kind,
             flags: &self.flags,
-            facts: self.header.as_ref().map(|header| &header.facts),
+            facts: self.header.as_ref().map(|header| &header.facts).or(self.encoder.as_ref()),
             files: self.files,
             projector: self.projector,
             has_gpu,
@@ -241,6 +245,7 @@ impl Checks {
             Some(source) => {
                 let located = self.locate(source, engine.kind)?;
                 let header = read_header(&located.path, engine.kind)?;
+                check_parts(&located.path, engine.kind)?;
                 (Some(located), header)
             }
             None => (None, None),
@@ -253,7 +258,20 @@ impl Checks {
             None => model.as_deref().and_then(weights_of),
         };
         let projector = mmproj.as_deref().and_then(size_of);
-        Ok(Checked { kind, program, version, flags, model, mmproj, header, files, projector })
+        let folder = model.as_deref().filter(|path| kind == EngineKind::Candle && path.is_dir());
+        let encoder = folder.and_then(encoder::facts);
+        Ok(Checked {
+            kind,
+            program,
+            version,
+            flags,
+            model,
+            mmproj,
+            header,
+            encoder,
+            files,
+            projector,
+        })
     }
 
     fn hub(&self) -> &Path {
@@ -265,7 +283,7 @@ impl Checks {
         let located = match kind {
             EngineKind::Command => locate_any(source, hub),
             EngineKind::LlamaServer => locate(source, hub),
-            EngineKind::Candle => locate_or_embedder(source, hub),
+            EngineKind::Candle => locate_or_encoder(source, hub),
         };
         located.map_err(|fault| {
             let verdict = match fault {
@@ -293,6 +311,22 @@ fn state_of(path: &Path) -> String {
 fn weights_of(path: &Path) -> Option<Bytes> {
     // Whether a damaged one will do is for the command to say.
     safetensors::read_model(path).ok().map(|model| model.bytes()).or_else(|| size_of(path))
+}
+
+/// Says whether all files are there that the index of the worker's folder names.
+fn check_parts(path: &Path, kind: EngineKind) -> Result<(), Refused> {
+    let has_index = path.is_dir() && !path.join("model.safetensors").is_file();
+    if kind != EngineKind::Candle || !has_index {
+        return Ok(());
+    }
+    match safetensors::read_model(path) {
+        Err(fault @ safetensors::HeaderFault::MissingPart { .. }) => {
+            let reason = format!("model `{}` {fault}", path.display());
+            Err(Refused::new(Verdict::MissingFile, reason))
+        }
+        // The worker says what else is wrong.
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// `None` for a folder, and for what cannot be looked at.

@@ -120,18 +120,18 @@ pub(super) fn locate_any(source: &ModelSource, hub: &Path) -> Result<Located, Lo
     Ok(Located { path, mmproj: None })
 }
 
-/// Gives the GGUF file of a source, or the folder of an embedder in safetensors.
+/// Gives the GGUF file of a source, or the folder of an embedder or reranker in safetensors.
 ///
 /// # Errors
 /// [`LocateFault`].
-pub(super) fn locate_or_embedder(source: &ModelSource, hub: &Path) -> Result<Located, LocateFault> {
+pub(super) fn locate_or_encoder(source: &ModelSource, hub: &Path) -> Result<Located, LocateFault> {
     locate(source, hub).or_else(|fault| {
-        let is_embedder = |path: &Path| {
-            ["config.json", "tokenizer.json", "model.safetensors"]
-                .iter()
-                .all(|name| path.join(name).is_file())
+        let is_encoder = |path: &Path| {
+            let has = |name: &&str| path.join(name).is_file();
+            ["config.json", "tokenizer.json"].iter().all(has)
+                && ["model.safetensors", "model.safetensors.index.json"].iter().any(has)
         };
-        locate_any(source, hub).ok().filter(|found| is_embedder(&found.path)).ok_or(fault)
+        locate_any(source, hub).ok().filter(|found| is_encoder(&found.path)).ok_or(fault)
     })
 }
 

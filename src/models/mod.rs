@@ -5,6 +5,7 @@
 
 mod check;
 mod choose;
+mod encoder;
 mod engines;
 pub mod gguf;
 mod hub;

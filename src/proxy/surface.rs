@@ -178,8 +178,8 @@ pub(super) fn work(path: &str) -> Option<Work> {
         "/v1/messages/count_tokens" => json(Can::Chat, NotCandle).speaks(Dialect::Anthropic),
         "/v1/embeddings" | "/embeddings" => json(Can::Embed, Every),
         "/embedding" => json(Can::Embed, NotCandle),
-        "/rerank" | "/v1/rerank" | "/reranking" | "/v1/reranking" => json(Can::Rerank, NotCandle),
-        "/v2/rerank" => json(Can::Rerank, NotCandle).speaks(Dialect::Cohere),
+        "/rerank" | "/v1/rerank" | "/reranking" | "/v1/reranking" => json(Can::Rerank, Every),
+        "/v2/rerank" => json(Can::Rerank, Every).speaks(Dialect::Cohere),
         "/v1/audio/transcriptions" | "/v1/audio/translations" => {
             Work::new(Can::Transcribe, NotCandle, Intake::Form)
         }

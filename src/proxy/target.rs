@@ -106,8 +106,8 @@ pub(super) fn of_path(table: &RouteTable, uri: &Uri) -> Result<Target, Fault> {
 
 /// Returns the path as the engine knows it. An absolute form names a host, which is not the engine's.
 fn path_at(route: &Route, uri: &Uri) -> Uri {
-    let is_llama = matches!(route.engine_word(), "llama-server" | "auto");
-    if is_llama && uri.path() == "/v2/rerank" {
+    let is_ours = matches!(route.engine_word(), "llama-server" | "auto" | "candle");
+    if is_ours && uri.path() == "/v2/rerank" {
         return Uri::from_static("/v1/rerank");
     }
     uri.path_and_query().cloned().map_or_else(|| uri.clone(), Uri::from)

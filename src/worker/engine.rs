@@ -18,7 +18,7 @@ use super::{
     exit::Ending,
     grammar::Grammars,
     job::{Event, Job},
-    model::Network,
+    model::{Network, Purpose},
     report::Report,
     schedule::{Schedule, Work},
     text::{Template, Vocabulary},
@@ -33,8 +33,7 @@ pub(super) struct Engine {
     /// Tokens one request may use.
     pub(super) context: usize,
     pub(super) trained_context: usize,
-    /// Makes embeddings, and no text.
-    pub(super) is_encoder: bool,
+    pub(super) purpose: Purpose,
     pub(super) width: usize,
     pub(super) model_bytes: u64,
     /// The name of the format of most weights.
@@ -91,7 +90,7 @@ impl Engine {
             parts;
         let vocabulary = Arc::new(vocabulary);
         let (trained_context, width) = (model.trained_context(), model.width());
-        let is_encoder = model.is_encoder();
+        let purpose = model.purpose();
         let closing = Arc::<AtomicBool>::default();
         let (inbox, works) = channel();
         let schedule = Schedule::new(model, Arc::clone(&vocabulary), (parallel, context), fatal)
@@ -103,7 +102,7 @@ impl Engine {
             .map_err(|error| Ending::internal(format!("cannot start a thread: {error}")))?;
         Ok(Self {
             trained_context,
-            is_encoder,
+            purpose,
             width,
             vocabulary,
             template,

@@ -8,6 +8,7 @@ use super::{
     exit::is_out_of_memory,
     grammar::Grammar,
     sampler::{Sampling, Scored},
+    text::Pair,
 };
 
 /// Work for a sequence.
@@ -16,6 +17,8 @@ pub(super) enum Job {
     Generate(Box<Generate>),
     /// Gives one vector for these tokens.
     Embed(Vec<u32>),
+    /// Gives the score of this pair.
+    Rank(Pair),
 }
 
 /// Text to be continued.
@@ -45,6 +48,7 @@ pub(super) enum Event {
     Text(Piece),
     Done(Done),
     Embedding(Vec<f32>),
+    Score(f32),
     Failed(ComputeFault),
 }
 
@@ -87,7 +91,7 @@ impl Job {
     pub(super) fn most_tokens(&self) -> usize {
         match self {
             Self::Generate(generate) => generate.most_tokens,
-            Self::Embed(_) => 0,
+            Self::Embed(_) | Self::Rank(_) => 0,
         }
     }
 }

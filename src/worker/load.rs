@@ -110,7 +110,7 @@ fn load_encoder(
             options.gpu_layers
         )));
     }
-    let model_bytes = Encoder::bytes(&options.model);
+    let model_bytes = Encoder::bytes(&options.model)?;
     fits(model_bytes, 0, room().as_ref())?;
     let vocabulary = Vocabulary::of_folder(&options.model)?;
     let encoder = Encoder::load(&options.model, progress(served))?;

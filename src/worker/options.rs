@@ -9,7 +9,7 @@ use super::exit::Ending;
 /// Options of `slotd worker`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// The model: a GGUF file, or a folder with an encoder (BERT) in safetensors.
+    /// The model: a GGUF file, or a folder with an encoder (BERT) in safetensors, which embeds or ranks.
     #[arg(long, value_name = "FILE")]
     pub model: PathBuf,
     /// The model's name in answers; the file name without its ending if absent.

@@ -31,7 +31,7 @@ pub(super) struct Task {
     pub(super) processed_tokens: usize,
     pub(super) completion_tokens: usize,
     pub(super) has_new_line: bool,
-    /// `None` for an embedding.
+    /// `None` for an embedding or a score.
     pub(super) asked: Option<Asked>,
 }
 

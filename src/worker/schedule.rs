@@ -152,7 +152,7 @@ impl Schedule {
                 Job::Generate(generate) if self.may_reuse(generate.is_repeatable) => {
                     if generate.score_prompt { &[] } else { generate.prompt.as_slice() }
                 }
-                Job::Generate(_) | Job::Embed(_) => &[],
+                Job::Generate(_) | Job::Embed(_) | Job::Rank(_) => &[],
             };
             let Some((seat, keep)) = self.choose_seat(known) else { return };
             self.begun = self.begun.saturating_add(1);
@@ -398,7 +398,10 @@ mod tests {
                     Event::Begun => self.has_begun = true,
                     Event::Text(piece) => self.text.push_str(&piece.text),
                     Event::Done(done) => self.done = Some(done),
-                    other @ (Event::PromptScores(_) | Event::Embedding(_) | Event::Failed(_)) => {
+                    other @ (Event::PromptScores(_)
+                    | Event::Embedding(_)
+                    | Event::Score(_)
+                    | Event::Failed(_)) => {
                         panic!("{other:?}")
                     }
                 }

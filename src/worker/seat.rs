@@ -12,7 +12,7 @@ use super::{
     outgoing::{Going, Outgoing},
     report::{Asked, SeatReport, Task, Work},
     sampler::{Sampler, Scored, score},
-    text::Vocabulary,
+    text::{Pair, Vocabulary},
 };
 
 /// A cache with the tokens that are in it.
@@ -47,6 +47,7 @@ struct Client {
 #[derive(Debug)]
 enum Phase {
     Embedding { tokens: Vec<u32>, sum: Vec<f32> },
+    Ranking(Pair),
     Prompt { generate: Box<Generate>, scores: Vec<Scored> },
     Answer(Box<Answer>),
 }
@@ -91,6 +92,7 @@ impl Seat {
         self.task = Some(Task::new(&job, (keep, used)));
         let phase = match job {
             Job::Embed(tokens) => Phase::Embedding { tokens, sum: Vec::new() },
+            Job::Rank(pair) => Phase::Ranking(pair),
             Job::Generate(generate) => Phase::Prompt { generate, scores: Vec::new() },
         };
         let client = Client { events, begun: now(), cached_tokens: keep };
@@ -124,14 +126,14 @@ impl Seat {
     pub(super) fn kind(&self) -> Option<Kind> {
         self.running.as_ref().map(|running| match running.phase {
             Phase::Answer(_) => Kind::Decode,
-            Phase::Embedding { .. } | Phase::Prompt { .. } => Kind::Prefill,
+            Phase::Embedding { .. } | Phase::Ranking(_) | Phase::Prompt { .. } => Kind::Prefill,
         })
     }
 
     /// Gives the tokens that are to be taken in before an answer.
     pub(super) fn prompt(&self) -> &[u32] {
         match self.running.as_ref().map(|running| &running.phase) {
-            Some(Phase::Embedding { tokens, .. }) => tokens,
+            Some(Phase::Embedding { tokens, .. } | Phase::Ranking(Pair { tokens, .. })) => tokens,
             Some(Phase::Prompt { generate, .. }) => &generate.prompt,
             Some(Phase::Answer(_)) | None => &[],
         }
@@ -141,7 +143,7 @@ impl Seat {
     pub(super) fn may_reuse(&self) -> bool {
         match self.running.as_ref().map(|running| &running.phase) {
             Some(Phase::Prompt { generate, .. }) => !generate.score_prompt,
-            Some(Phase::Embedding { .. } | Phase::Answer(_)) | None => false,
+            Some(Phase::Embedding { .. } | Phase::Ranking(_) | Phase::Answer(_)) | None => false,
         }
     }
 
@@ -155,6 +157,9 @@ impl Seat {
         Some(match &running.phase {
             Phase::Answer(answer) => (vec![answer.next], Want::Last),
             Phase::Embedding { tokens, .. } => (part(tokens, most), Want::Sum),
+            Phase::Ranking(Pair { tokens, second }) => {
+                (part(tokens, most), Want::Score { second: *second })
+            }
             Phase::Prompt { generate, .. } if generate.score_prompt => {
                 (part(&generate.prompt, most.min(SCORED_PART)), Want::All)
             }
@@ -216,6 +221,17 @@ impl Running {
                 }
                 client.count_prompt(tokens.len(), work);
                 drop(client.events.try_send(Event::Embedding(scaled(sum))));
+                return None;
+            }
+            Phase::Ranking(pair) => {
+                client.count_prompt(pair.tokens.len(), work);
+                let score = rows.first().and_then(|row| row.first());
+                let no_score = || ComputeFault("this model gives no scores".to_owned());
+                let event = score
+                    .ok_or_else(no_score)
+                    .map_or_else(Event::Failed, |score| Event::Score(*score));
+                // The client may be gone already.
+                drop(client.events.try_send(event));
                 return None;
             }
             Phase::Prompt { generate, mut scores } => {
@@ -286,7 +302,7 @@ impl Client {
 impl Task {
     fn new(job: &Job, (cached_tokens, id): (usize, u64)) -> Self {
         let (prompt_tokens, asked) = match job {
-            Job::Embed(tokens) => (tokens.len(), None),
+            Job::Embed(tokens) | Job::Rank(Pair { tokens, .. }) => (tokens.len(), None),
             Job::Generate(generate) => {
                 let asked = Asked {
                     sampling: generate.sampling.clone(),

@@ -115,17 +115,25 @@ async fn a_path_that_the_engine_lacks_is_refused_with_who_has_it() {
 }
 
 #[tokio::test]
-async fn cohere_finds_llama_servers_rerank_and_reads_its_errors() {
+async fn cohere_finds_our_engines_rerank_and_reads_its_errors() {
     let mut world = World::start(limits()).await;
-    world.make_slot("rank", |profile| {
-        profile.engine = EngineChoice::LlamaServer;
-        profile.capabilities = vec![Capability::Rerank];
-    });
-    let (engine, _gate) = world.make_ready("rank", 1, (1, 1));
+    for (name, engine) in [("rank", EngineChoice::LlamaServer), ("worker", EngineChoice::Candle)] {
+        world.make_slot(name, |profile| {
+            profile.engine = engine;
+            profile.capabilities = vec![Capability::Rerank];
+        });
+        let (engine, _gate) = world.make_ready(name, 1, (1, 1));
+        let mut client = world.client().await;
+        let body = format!(r#"{{"model":"{name}"}}"#);
+        let (seen, _) = through(&engine, &mut client, &post("/v2/rerank", &body)).await;
+        assert_eq!(first_line(&seen), "POST /v1/rerank HTTP/1.1");
+        for path in ["/rerank", "/v1/reranking"] {
+            let mut client = world.client().await;
+            let (seen, _) = through(&engine, &mut client, &post(path, &body)).await;
+            assert_eq!(first_line(&seen), format!("POST {path} HTTP/1.1"));
+        }
+    }
     let mut client = world.client().await;
-    let (seen, _) =
-        through(&engine, &mut client, &post("/v2/rerank", r#"{"model":"rerank"}"#)).await;
-    assert_eq!(first_line(&seen), "POST /v1/rerank HTTP/1.1");
     client.send(post("/v2/rerank", r#"{"model":"none"}"#)).await;
     let error = client.answer().await.json();
     assert!(error["message"].is_string() && error.as_object().unwrap().len() == 1, "{error}");

@@ -269,6 +269,34 @@ fn an_encoder_has_room_for_logits_and_keeps_no_prompts() {
 }
 
 #[test]
+fn the_workers_encoder_keeps_nothing_and_computes_whole_texts() {
+    let numbers =
+        [("embedding_length", 384), ("feed_forward_length", 1536), ("context_length", 512)];
+    let bert = facts("bert", 30_522, &numbers);
+    let host = |text: &str| {
+        let profile = profile(text);
+        let estimate = need(&NeedInput {
+            profile: &profile,
+            rung: &Rung::default(),
+            kind: EngineKind::Candle,
+            flags: &Flags::parse(""),
+            facts: Some(&bert),
+            files: None,
+            projector: None,
+            has_gpu: false,
+        });
+        estimate.host
+    };
+    let [one, four, eight] =
+        [r#"{"parallel": 1}"#, r#"{"parallel": 4}"#, r#"{"parallel": 8}"#].map(host);
+    assert_eq!((one.cache, one.compute), (Bytes(0), Bytes(512 * (3 * 1536 + 2 * 384) * 4)));
+    assert_eq!(four.compute, Bytes(768 * (3 * 1536 + 2 * 384) * 4));
+    assert_eq!(four, eight, "a step has no more texts");
+    assert!(host(r#"{"context": 64}"#).compute < one.compute);
+    assert_eq!(mebibytes(one.rest.0), 26);
+}
+
+#[test]
 fn layers_that_are_offloaded_are_counted_where_they_are() {
     let first = Rung::default();
     let all = estimate(r#"{"context": 2048, "parallel": 1}"#, &first, true);

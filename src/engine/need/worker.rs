@@ -25,8 +25,13 @@ const MERGE: u64 = 150;
 /// What the driver and its libraries keep on a GPU for a process.
 const DRIVER_CONTEXT: u64 = 512 << 20;
 const FLOAT: u64 = 4;
+/// The architecture of models in folders, which keep nothing between texts.
+const ENCODER: &str = "bert";
 
 pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
+    if facts.architecture == ENCODER {
+        return encoder(input, facts);
+    }
     let number = |key: &str| facts.number(key).unwrap_or_default();
     let layers = number("block_count");
     let width = number("embedding_length");
@@ -68,6 +73,26 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
         context: Bytes(DRIVER_CONTEXT),
     });
     Estimate { host, gpu, basis: Basis::Header, measured: None }
+}
+
+/// A step takes texts in whole until it has [`ROWS`]; its rows are widest between the matrices of a layer: as they
+/// come and are multiplied, their products, what gates those, and the result.
+/// Source: `worker/model/encoder.rs`.
+fn encoder(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
+    let number = |key: &str| facts.number(key).unwrap_or_default();
+    let positions = number("context_length");
+    let text = input.profile.context.map_or(positions, |asked| positions.min(u64::from(asked)));
+    let sequences = u64::from(launch::parallel(input.profile, input.kind));
+    let rows = product([sequences, text]).min(ROWS.saturating_add(text));
+    let row = product([3, number("feed_forward_length")])
+        .saturating_add(product([2, number("embedding_length")]));
+    let host = HostParts {
+        weights: Bytes(facts.bytes_of(|_| true)),
+        compute: Bytes(product([rows, row, FLOAT])),
+        rest: Bytes(PROGRAM.saturating_add(product([facts.vocabulary, TOKEN]))),
+        ..HostParts::default()
+    };
+    Estimate { host, gpu: None, basis: Basis::Header, measured: None }
 }
 
 /// The rows of a step where they are widest, and logits. Source: `worker/model/host.rs`: what goes through

@@ -131,9 +131,33 @@ fn the_worker_takes_a_folder_with_an_embedder_and_no_other_folder() {
     assert!(machine.run(EngineChoice::Candle).is_err());
     fs::write(folder.join("model.safetensors"), "").unwrap();
     let checked = machine.run(EngineChoice::Candle).unwrap();
-    assert_eq!((checked.kind, checked.model), (EngineKind::Candle, Some(folder)));
+    assert_eq!((checked.kind, checked.model), (EngineKind::Candle, Some(folder.clone())));
     machine.llama_server();
     assert!(machine.run(EngineChoice::LlamaServer).is_err(), "it serves GGUF files only");
+
+    fs::remove_file(folder.join("model.safetensors")).unwrap();
+    let index = r#"{"weight_map":{"a":"m-1.safetensors","b":"m-2.safetensors"}}"#;
+    fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
+    let (verdict, reason) = machine.refused(EngineChoice::Candle);
+    assert_eq!(verdict, Verdict::MissingFile);
+    insta::assert_snapshot!(reason, @"model `DIR/models/a.gguf` names 2 files, and `m-1.safetensors` is not beside it; download it");
+    for name in ["m-1.safetensors", "m-2.safetensors"] {
+        fs::write(folder.join(name), "").unwrap();
+    }
+    let checked = machine.run(EngineChoice::Candle).unwrap();
+    assert_eq!((checked.encoder, checked.model), (None, Some(folder.clone())));
+
+    let header = r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#;
+    let length = u64::try_from(header.len()).unwrap().to_le_bytes();
+    let weights = [&length, header.as_bytes(), &[0; 16]].concat();
+    fs::write(folder.join("model.safetensors"), weights).unwrap();
+    fs::remove_file(folder.join("model.safetensors.index.json")).unwrap();
+    let config = r#"{"model_type":"bert","hidden_size":8,"intermediate_size":32,"num_hidden_layers":2,
+        "max_position_embeddings":64,"vocab_size":100}"#;
+    fs::write(folder.join("config.json"), config).unwrap();
+    let encoder = machine.run(EngineChoice::Candle).unwrap().encoder.unwrap();
+    assert_eq!((encoder.number("context_length"), encoder.vocabulary), (Some(64), 100));
+    assert_eq!(encoder.bytes_of(|_| true), 16);
 }
 
 #[cfg(feature = "worker")]

@@ -1,6 +1,9 @@
 //! What a model is for, by what its files say.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::entry::Kind;
 
@@ -13,6 +16,8 @@ const RANK: u32 = 4;
 pub(super) struct Config {
     architectures: Option<Vec<String>>,
     model_type: Option<String>,
+    /// Of classifiers: the names of the classes.
+    id2label: Option<BTreeMap<String, Value>>,
     /// Of adapters.
     peft_type: Option<String>,
     torch_dtype: Option<String>,
@@ -87,7 +92,9 @@ impl Config {
         {
             Kind::Speech
         } else if class.ends_with("ForSequenceClassification") {
-            Kind::Rerank
+            // Several classes are moods or languages, not how well a document answers.
+            let has_several = self.id2label.as_ref().is_some_and(|labels| labels.len() > 1);
+            if has_several { Kind::Other } else { Kind::Rerank }
         } else if is_of_sentences || matches!(model_type, "bert" | "xlm-roberta" | "nomic_bert") {
             Kind::Embed
         } else if class.ends_with("ForCausalLM")

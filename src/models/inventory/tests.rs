@@ -207,6 +207,24 @@ fn each_damage_of_a_file_is_its_own_sentence() {
 }
 
 #[test]
+fn a_classifier_ranks_only_where_it_knows_one_class() {
+    let world = World::new();
+    let config = |labels: &str| {
+        format!(
+            r#"{{"model_type":"bert","architectures":["BertForSequenceClassification"],"id2label":{labels}}}"#
+        )
+    };
+    for (name, labels) in [("rank", r#"{"0":"LABEL_0"}"#), ("mood", r#"{"0":"sad","1":"glad"}"#)] {
+        world.write(&format!("models/{name}/config.json"), config(labels).as_bytes());
+        world.write(&format!("models/{name}/model.safetensors"), &safetensors());
+    }
+    insta::assert_snapshot!(world.shown(), @r"
+    HOME/models/mood other whole
+    HOME/models/rank rerank whole
+    ");
+}
+
+#[test]
 fn loops_hostile_names_and_closed_doors_are_one_line_each() {
     let world = World::new();
     world.write("models/a/model.gguf", &llama());

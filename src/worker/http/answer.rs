@@ -94,7 +94,7 @@ impl Request {
                     return Ok((choice, done));
                 }
                 Event::Failed(fault) => return Err(fault.into()),
-                Event::Begun | Event::Embedding(_) => break,
+                Event::Begun | Event::Embedding(_) | Event::Score(_) => break,
             }
         }
         Err(Refusal::stopping())
@@ -277,7 +277,7 @@ impl Streaming {
                 self.usage.add(&done, is_new_prompt);
             }
             Event::Failed(fault) => self.break_off(&Refusal::from(fault)),
-            Event::Embedding(_) => {
+            Event::Embedding(_) | Event::Score(_) => {
                 self.break_off(&Refusal::internal("an answer came out of order"));
             }
         }

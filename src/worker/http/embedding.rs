@@ -19,6 +19,7 @@ use super::{
 use crate::worker::{
     engine::Engine,
     job::{Event, Job},
+    model::Purpose,
 };
 
 /// How a vector is written.
@@ -35,6 +36,9 @@ pub(super) async fn embedding(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<axum::Json<Json>, Refusal> {
     let engine = served.engine()?;
+    if engine.purpose == Purpose::Scores {
+        return Err(Refusal::unsupported("model", "ranks documents only, it makes no embeddings"));
+    }
     let fields = Fields::parse(&body?)?;
     let encoding = encoding(&fields)?;
     if let Some(wanted) = fields.count("dimensions", i64::MAX)?.filter(|n| *n != engine.width) {
@@ -89,9 +93,14 @@ async fn one(engine: &Engine, tokens: Vec<u32>) -> Result<Vec<f32>, Refusal> {
     match events.recv().await {
         Some(Event::Embedding(vector)) => Ok(vector),
         Some(Event::Failed(fault)) => Err(fault.into()),
-        Some(Event::Begun | Event::PromptScores(_) | Event::Text(_) | Event::Done(_)) | None => {
-            Err(Refusal::stopping())
-        }
+        Some(
+            Event::Begun
+            | Event::PromptScores(_)
+            | Event::Text(_)
+            | Event::Score(_)
+            | Event::Done(_),
+        )
+        | None => Err(Refusal::stopping()),
     }
 }
 

@@ -9,6 +9,7 @@ mod monitor;
 mod options;
 mod prompt;
 mod refusal;
+mod rerank;
 mod shape;
 mod status;
 mod tools;
@@ -27,7 +28,7 @@ use serde_json::Value as Json;
 use tokio::task::spawn_blocking;
 
 use self::refusal::Refusal;
-use super::{clock::unix_seconds, engine::Engine, grammar::Grammar};
+use super::{clock::unix_seconds, engine::Engine, grammar::Grammar, model::Purpose};
 
 /// What the routes share. Made before the model is loaded.
 #[derive(Debug)]
@@ -91,6 +92,10 @@ pub(super) fn router(served: Arc<Served>) -> Router {
         .route("/v1/completions", post(completion::completion))
         .route("/v1/embeddings", post(embedding::embedding))
         .route("/embeddings", post(embedding::embedding))
+        .route("/v1/rerank", post(rerank::rerank))
+        .route("/rerank", post(rerank::rerank))
+        .route("/v1/reranking", post(rerank::rerank))
+        .route("/reranking", post(rerank::rerank))
         .fallback(async || Refusal::not_found("there is no such path", "not_found"))
         .method_not_allowed_fallback(async || Refusal::bad_method())
         .layer(DefaultBodyLimit::max(BODY_BYTES))
@@ -100,10 +105,12 @@ pub(super) fn router(served: Arc<Served>) -> Router {
 /// Gives the engine if it writes text.
 fn writer(served: &Served) -> Result<Arc<Engine>, Refusal> {
     let engine = served.engine()?;
-    if engine.is_encoder {
-        return Err(Refusal::unsupported("model", "makes embeddings only, it writes no text"));
-    }
-    Ok(engine)
+    let only = match engine.purpose {
+        Purpose::Text => return Ok(engine),
+        Purpose::Vectors => "makes embeddings only, it writes no text",
+        Purpose::Scores => "ranks documents only, it writes no text",
+    };
+    Err(Refusal::unsupported("model", only))
 }
 
 /// Gives the grammar of an answer's schema, which field `of` asks for.

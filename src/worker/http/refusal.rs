@@ -58,6 +58,16 @@ impl Refusal {
         Self { code: Code::Word("unsupported"), ..Self::field(param, problem) }
     }
 
+    /// The path is one for other models; status and type are those of llama.cpp's server.
+    pub(super) fn not_supported(message: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::NOT_IMPLEMENTED,
+            kind: "not_supported_error",
+            code: Code::Word("unsupported"),
+            ..Self::request(message)
+        }
+    }
+
     /// Prompt and context do not fit.
     pub(super) fn too_long(param: &str, tokens: usize, context: usize) -> Self {
         let problem = format!(

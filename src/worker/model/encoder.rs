@@ -1,18 +1,18 @@
-//! An encoder of the BERT family from a folder with safetensors: tokens in, hidden states out.
+//! An encoder of the BERT family from a folder with safetensors: tokens in, one vector or one score out.
 //!
 //! Each row looks at all rows of its own text, so a text is computed at once and nothing is kept.
 //! Attention, norms and products run over the rows of all texts of a step, as in [`super::Model`].
 //!
 //! Source: `modeling_bert.py` of the `transformers` library.
 
-use std::{fs::File, path::Path};
+use std::path::Path;
 
 use candle_core::Result;
 use serde::Deserialize;
 use slotd_kernels::{Activations, Gate, Heads, Pool, Span, add, attend, gate, shift, standardise};
 
 use super::{
-    Part,
+    Part, Purpose, Want,
     matrix::{HostMatrix, pool, products},
     tensors::Tensors,
 };
@@ -22,11 +22,11 @@ use crate::worker::exit::Ending;
 #[derive(Debug)]
 pub(crate) struct Encoder {
     pub(crate) config: Config,
-    pooling: Pooling,
+    output: Output,
     words: HostMatrix,
     positions: HostMatrix,
-    /// Added to each row: that a text is the first of a pair.
-    kind: Vec<f32>,
+    /// Added to each row: of which text of a pair it is.
+    kinds: [Vec<f32>; 2],
     norm: Norm,
     layers: Vec<Layer>,
     pool: Pool,
@@ -36,6 +36,8 @@ pub(crate) struct Encoder {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Config {
     model_type: String,
+    #[serde(default)]
+    architectures: Vec<String>,
     #[serde(rename = "hidden_size")]
     pub(crate) width: usize,
     #[serde(rename = "intermediate_size")]
@@ -54,6 +56,21 @@ pub(crate) struct Config {
 }
 
 /// What becomes of the rows of a text.
+#[derive(Debug)]
+enum Output {
+    Vector(Pooling),
+    Score(Head),
+}
+
+/// Makes one score of the first row.
+#[derive(Debug)]
+struct Head {
+    pooler: Dense,
+    weights: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+/// How rows become one.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Pooling {
     Mean,
@@ -101,23 +118,31 @@ impl Encoder {
         mut progress: impl FnMut(u64, u64),
     ) -> std::result::Result<Self, Ending> {
         let config = Config::read(folder)?;
-        let pooling = Pooling::read(folder)?;
-        let tensors = Tensors::open(&folder.join("model.safetensors"))?;
+        let tensors = Tensors::open(folder)?;
         let load = Load { tensors: &tensors, config: &config };
         let width = config.width;
         let words = load.matrix("embeddings.word_embeddings", None)?;
         let positions =
             load.matrix("embeddings.position_embeddings", Some((config.positions, width)))?;
         let kinds = load.matrix("embeddings.token_type_embeddings", None)?;
-        let kind = kinds.row(0).map_err(|error| Ending::from_candle("loading", &error))?;
+        // Models that do not tell the texts of a pair apart have one row.
+        let kinds = [0, kinds.rows.saturating_sub(1).min(1)].map(|at| kinds.row(at));
+        let [first, second] =
+            kinds.map(|kind| kind.map_err(|error| Ending::from_candle("loading", &error)));
+        let kinds = [first?, second?];
         let norm = load.norm("embeddings.LayerNorm")?;
+        let output = if config.is_ranking() {
+            Output::Score(load.head()?)
+        } else {
+            Output::Vector(Pooling::read(folder)?)
+        };
         let total = u64::try_from(config.layers).unwrap_or(u64::MAX);
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
             layers.push(load.layer(index)?);
             progress(u64::try_from(layers.len()).unwrap_or(0), total);
         }
-        Ok(Self { pooling, words, positions, kind, norm, layers, pool: pool(), config })
+        Ok(Self { output, words, positions, kinds, norm, layers, pool: pool(), config })
     }
 
     /// Gives the number of tokens the model can tell apart.
@@ -125,15 +150,21 @@ impl Encoder {
         self.words.rows
     }
 
-    /// Gives the bytes of the file that holds the weights.
-    pub(crate) fn bytes(folder: &Path) -> u64 {
-        File::open(folder.join("model.safetensors"))
-            .and_then(|file| file.metadata())
-            .map_or(0, |metadata| metadata.len())
+    /// Gives the bytes of the files that hold the weights.
+    pub(crate) fn bytes(folder: &Path) -> std::result::Result<u64, Ending> {
+        Ok(Tensors::open(folder)?.bytes())
+    }
+
+    /// Gives what the model is for.
+    pub(crate) fn purpose(&self) -> Purpose {
+        match self.output {
+            Output::Vector(_) => Purpose::Vectors,
+            Output::Score(_) => Purpose::Scores,
+        }
     }
 
     /// Takes in the whole texts of all `parts`, and gives for each the sum of its rows, or its
-    /// first one.
+    /// first one, or its score.
     pub(crate) fn step(&self, parts: &mut [Part<'_>]) -> Result<Vec<Vec<Vec<f32>>>> {
         let (pool, width) = (self.pool, self.config.width);
         let mut hidden = self.embedded(parts)?;
@@ -159,16 +190,17 @@ impl Encoder {
         let pooled = parts.iter_mut().map(|part| {
             part.cache.advance(part.tokens.len());
             let mut of_part = rows.by_ref().take(part.tokens.len());
-            match self.pooling {
-                Pooling::Mean => vec![super::sum(of_part, width)],
-                Pooling::First => {
-                    let first = of_part.next().unwrap_or_default().to_vec();
-                    of_part.for_each(drop);
-                    vec![first]
-                }
+            if let Output::Vector(Pooling::Mean) = self.output {
+                return Ok(vec![super::sum(of_part, width)]);
+            }
+            let first = of_part.next().unwrap_or_default().to_vec();
+            of_part.for_each(drop);
+            match &self.output {
+                Output::Vector(_) => Ok(vec![first]),
+                Output::Score(head) => Ok(vec![vec![head.score(pool, first)?]]),
             }
         });
-        Ok(pooled.collect())
+        pooled.collect()
     }
 
     fn embedded(&self, parts: &[Part<'_>]) -> Result<Vec<f32>> {
@@ -177,10 +209,15 @@ impl Encoder {
             if part.cache.length() != 0 || part.tokens.len() > self.config.positions {
                 candle_core::bail!("a text is taken in at once, and fits the positions");
             }
+            let second = match part.want {
+                Want::Score { second } => second,
+                Want::Nothing | Want::Last | Want::All | Want::Sum => usize::MAX,
+            };
+            let [of_first, of_second] = &self.kinds;
             for (position, token) in part.tokens.iter().enumerate() {
                 let mut row = self.words.row(usize::try_from(*token).unwrap_or(usize::MAX))?;
                 add(&mut row, &self.positions.row(position)?);
-                add(&mut row, &self.kind);
+                add(&mut row, if position < second { of_first } else { of_second });
                 hidden.extend(row);
             }
         }
@@ -221,6 +258,15 @@ impl Dense {
     }
 }
 
+impl Head {
+    fn score(&self, pool: Pool, first: Vec<f32>) -> Result<f32> {
+        let width = first.len();
+        let pooled = self.pooler.of(pool, first, width)?;
+        let products = pooled.iter().zip(&self.weights).map(|(x, weight)| x.tanh() * weight);
+        Ok(products.chain(self.bias.iter().copied()).sum())
+    }
+}
+
 impl Config {
     fn read(folder: &Path) -> std::result::Result<Self, Ending> {
         let config: Self = json(&folder.join("config.json"))?;
@@ -249,6 +295,11 @@ impl Config {
             ));
         }
         Ok(config)
+    }
+
+    /// Says whether the model ranks: such are made as classifiers with one class.
+    fn is_ranking(&self) -> bool {
+        self.architectures.iter().any(|class| class.ends_with("ForSequenceClassification"))
     }
 
     fn head(&self) -> usize {
@@ -307,16 +358,34 @@ impl Load<'_> {
         })
     }
 
+    /// A head with several classes gives no single number to rank by.
+    fn head(&self) -> std::result::Result<Head, Ending> {
+        let width = self.config.width;
+        let [classes, _] = *self.tensors.place("classifier.weight")?.1.dims.as_slice() else {
+            return Err(Ending::bad_model("`classifier.weight` is no matrix"));
+        };
+        if classes != 1 {
+            return Err(Ending::bad_model(format!(
+                "the model tells {classes} classes apart; this worker ranks, with models of one class"
+            )));
+        }
+        Ok(Head {
+            pooler: self.dense("pooler.dense", (width, width))?,
+            weights: self.tensors.numbers("classifier.weight", &[1, width])?,
+            bias: self.tensors.numbers("classifier.bias", &[1])?,
+        })
+    }
+
     fn dense(&self, name: &str, dims: (usize, usize)) -> std::result::Result<Dense, Ending> {
-        let bias = self.tensors.floats(&format!("{name}.bias"), dims.0)?;
+        let bias = self.tensors.numbers(&format!("{name}.bias"), &[dims.0])?;
         Ok(Dense { matrix: self.matrix(name, Some(dims))?, bias })
     }
 
     fn norm(&self, name: &str) -> std::result::Result<Norm, Ending> {
         let width = self.config.width;
         Ok(Norm {
-            weights: self.tensors.floats(&format!("{name}.weight"), width)?,
-            bias: self.tensors.floats(&format!("{name}.bias"), width)?,
+            weights: self.tensors.numbers(&format!("{name}.weight"), &[width])?,
+            bias: self.tensors.numbers(&format!("{name}.bias"), &[width])?,
         })
     }
 
@@ -327,7 +396,7 @@ impl Load<'_> {
         dims: Option<(usize, usize)>,
     ) -> std::result::Result<HostMatrix, Ending> {
         let name = format!("{name}.weight");
-        let extent = self.tensors.extent(&name)?;
+        let (file, extent) = self.tensors.place(&name)?;
         let wrong = || {
             let dims = &extent.dims;
             Ending::bad_model(format!("tensor `{name}` has the unexpected shape {dims:?}"))
@@ -339,7 +408,7 @@ impl Load<'_> {
         if !is_right {
             return Err(wrong());
         }
-        let matrix = HostMatrix::new(self.tensors.file(), &extent).ok_or_else(wrong)?;
+        let matrix = HostMatrix::new(file, &extent).ok_or_else(wrong)?;
         matrix.touch();
         Ok(matrix)
     }

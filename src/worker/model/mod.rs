@@ -28,7 +28,12 @@ use candle_nn::ops;
 use slotd_kernels::{Activations, Pool, normalise};
 
 pub(crate) use self::{
-    cache::Cache, encoder::Encoder, header::Header, load::Loading, network::Network, shape::Shape,
+    cache::Cache,
+    encoder::Encoder,
+    header::Header,
+    load::Loading,
+    network::{Network, Purpose},
+    shape::Shape,
 };
 use self::{
     device::{DeviceLayer, Rotation},
@@ -87,6 +92,11 @@ pub(crate) enum Want {
     All,
     /// The sum of the tokens' hidden states after the output norm.
     Sum,
+    /// How well the texts of a pair belong together; the token at `second` is the first of the second
+    /// one. Of encoders that rank.
+    Score {
+        second: usize,
+    },
 }
 
 impl Model {
@@ -230,7 +240,9 @@ impl Model {
             let normed = ops::rms_norm(&of_part, norm, self.shape.norm_epsilon)?;
             rows.push(match part.want {
                 Want::Sum => vec![normed.sum(0)?.to_vec1()?],
-                Want::Nothing | Want::Last | Want::All => matrix.forward(&normed)?.to_vec2()?,
+                Want::Nothing | Want::Last | Want::All | Want::Score { .. } => {
+                    matrix.forward(&normed)?.to_vec2()?
+                }
             });
         }
         Ok(rows)
@@ -258,7 +270,7 @@ impl Part<'_> {
     /// Gives how many rows take the last step.
     fn rows(&self) -> usize {
         match self.want {
-            Want::Nothing => 0,
+            Want::Nothing | Want::Score { .. } => 0,
             Want::Last => 1,
             Want::All | Want::Sum => self.tokens.len(),
         }

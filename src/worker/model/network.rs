@@ -1,4 +1,4 @@
-//! Either kind of model: one that writes text, or one that only makes embeddings.
+//! Either kind of model: one that writes text, or an encoder, which makes embeddings or scores.
 
 use candle_core::Result;
 
@@ -9,6 +9,17 @@ use super::{Cache, Encoder, Model, Part};
 pub(crate) enum Network {
     Text(Box<Model>),
     Encoder(Box<Encoder>),
+}
+
+/// What a model is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Purpose {
+    /// Text, and embeddings as well.
+    Text,
+    /// Embeddings alone.
+    Vectors,
+    /// Scores of pairs of texts alone.
+    Scores,
 }
 
 impl Network {
@@ -39,6 +50,14 @@ impl Network {
     /// Says whether a text must be taken in at once.
     pub(crate) fn is_encoder(&self) -> bool {
         matches!(self, Self::Encoder(_))
+    }
+
+    /// Gives what the model is for.
+    pub(crate) fn purpose(&self) -> Purpose {
+        match self {
+            Self::Text(_) => Purpose::Text,
+            Self::Encoder(encoder) => encoder.purpose(),
+        }
     }
 
     /// Gives the length of a row.

@@ -2,6 +2,7 @@
 
 mod bytes;
 mod calls;
+mod pair;
 mod screen;
 mod stop;
 mod stream;
@@ -12,6 +13,7 @@ mod vocabulary;
 pub(crate) use self::bytes::byte_alphabet;
 pub(crate) use self::{
     calls::{Call, CallStyle, Tool},
+    pair::{Pair, Query},
     screen::CallScreen,
     stop::{StopMatcher, Stopped},
     stream::TextStream,

@@ -29,7 +29,7 @@ use crate::worker::{
 /// The tokens of a model.
 #[derive(Debug)]
 pub(crate) struct Vocabulary {
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
     /// What each token says; nothing for control tokens.
     bytes: Vec<Box<[u8]>>,
     /// Texts that stand for one token wherever they occur.
