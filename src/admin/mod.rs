@@ -13,6 +13,8 @@
 //! POST /v1/slots/{slot}/restart
 //! POST /v1/slots/{slot}/pin          also unpin, offload
 //! POST /v1/slots/{slot}/priority     {"priority": 0..=100 or null}
+//! POST /v1/slots/{slot}/stand-in     {"model"}: a slot that serves this model in its place is started beside it,
+//!                                    and stays while the answer is read: one object a line on how it comes along
 //! GET  /v1/slots/{slot}/watch        one slot a line: at once, and after each change
 //! GET  /v1/slots/{slot}/logs         text; ?lines=N (100), ?follow=true
 //! GET  /v1/events                    what happens from here on, one object a line
@@ -47,6 +49,7 @@ mod routes;
 mod rules;
 mod serve;
 mod slot;
+mod stand_in;
 mod stay;
 mod streams;
 #[cfg(test)]
@@ -70,6 +73,7 @@ pub use self::{
     rules::{ActOn, RuleActObject, RuleObject, Rules, Say, Unheard},
     serve::serve,
     slot::{DeathObject, RejectedObject, SlotObject},
+    stand_in::{NoStandIn, StandIn, StandInObject, StandInWish, StandIns},
     stay::{FitObject, FitWish, RoomObject, RoomWish},
 };
 use crate::{
@@ -127,6 +131,8 @@ pub struct State {
     pub news: News,
     /// The rules in force.
     pub rules: Rules,
+    /// Puts slots beside others.
+    pub stand_ins: StandIns,
     /// Tells the time in milliseconds since 1970.
     pub wall_clock: fn() -> u64,
     /// Looks at the models on disk.

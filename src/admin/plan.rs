@@ -87,8 +87,10 @@ impl PlanObject {
     /// Compares.
     pub(super) fn of(request: &PlanRequest, snapshot: &Snapshot, in_flight: &InFlight) -> Self {
         let slots = request.profiles.iter();
-        let others =
-            snapshot.slots.iter().filter(|(name, _)| !request.profiles.contains_key(*name));
+        let is_other = |name: &SlotName| {
+            !request.profiles.contains_key(name) && name.stands_in_for().is_none()
+        };
+        let others = snapshot.slots.iter().filter(|(name, _)| is_other(name));
         Self {
             slots: slots
                 .map(|(name, profile)| match snapshot.slots.get(name) {

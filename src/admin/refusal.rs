@@ -51,6 +51,8 @@ pub(super) enum Refusal {
         /// Where the engine is.
         url: String,
     },
+    /// No slot can stand in for this one.
+    NoStandIn(String),
     /// The slot is on the last rung of its ladder.
     NoLowerRung(String),
     /// Nothing is known of a ladder of the slot.
@@ -94,6 +96,7 @@ impl Refusal {
             Self::NoLowerRung(_) | Self::NoKnownLadder(_) => {
                 (StatusCode::CONFLICT, "no_lower_rung", Some("slot"))
             }
+            Self::NoStandIn(_) => (StatusCode::CONFLICT, "no_stand_in", Some("slot")),
             Self::Ending => (StatusCode::CONFLICT, "ending", None),
             Self::NoUpgrade(_) => (StatusCode::CONFLICT, "no_upgrade", None),
         }
@@ -138,7 +141,10 @@ impl Refusal {
                 "whether `{slot}` has a lower rung is not known before its first load; `slotd load {slot}` finds out"
             ),
             Self::Ending => "the daemon is ending or being upgraded already".to_owned(),
-            Self::BadQuery(fault) | Self::BadBody(fault) | Self::NoUpgrade(fault) => fault.clone(),
+            Self::BadQuery(fault)
+            | Self::BadBody(fault)
+            | Self::NoStandIn(fault)
+            | Self::NoUpgrade(fault) => fault.clone(),
         }
     }
 }

@@ -21,7 +21,7 @@ use super::{
     DaemonObject, Follow, LogRequest, PlanObject, PlanRequest, RequestObject, SlotObject, State,
     pull,
     refusal::Refusal,
-    rules, stay,
+    rules, stand_in, stay,
     streams::{changes, events, log},
 };
 use crate::{
@@ -56,6 +56,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/slots/{slot}/unpin", post(stay::unpin))
         .route("/v1/slots/{slot}/offload", post(stay::offload))
         .route("/v1/slots/{slot}/priority", post(stay::prioritise))
+        .route("/v1/slots/{slot}/stand-in", post(stand_in::stand_in))
         .route("/v1/ensure", post(stay::ensure))
         .route("/v1/fit", post(stay::fit))
         .route("/v1/slots/{slot}/watch", get(watch_slot))

@@ -24,6 +24,9 @@ use crate::{
 pub struct SlotObject {
     /// Its name.
     pub slot: SlotName,
+    /// The slot that it stands in for while that one goes over to another revision of its model.
+    #[serde(default)]
+    pub stands_in_for: Option<SlotName>,
     /// `offline`, `queued`, `starting`, `ready`, `unready`, `draining`, `stopping`, `reaping`, `backoff` or
     /// `failed`.
     pub state: String,
@@ -193,10 +196,9 @@ impl SlotObject {
         let (absence, asleep) = outside(&view.state);
         let (waits_for, need) = waiting(&view.state);
         let (attempt, percent, elapsed_ms) = progress(&view.state, since);
-        let retry_at =
-            if let StateView::Backoff { retry_at } = view.state { Some(retry_at) } else { None };
         Self {
             slot: name.clone(),
+            stands_in_for: name.stands_in_for(),
             state: view.state.as_str().to_owned(),
             engine: engine.map_or(profile.engine.as_str(), |engine| &engine.name).to_owned(),
             model: profile.model_name(),
@@ -218,7 +220,7 @@ impl SlotObject {
             percent,
             elapsed_ms,
             expected_load_ms: view.expected_load.map(ms),
-            retry_in_ms: retry_at.map(|at| ms(at.since(now))),
+            retry_in_ms: retry_in(&view.state, now),
             waits_for,
             too_large: is_too_large(&view.state),
             need_bytes: need.map(|need| need.host),
@@ -247,6 +249,11 @@ impl SlotObject {
             deaths: view.deaths.iter().map(|death| DeathObject::of(death)).collect(),
         }
     }
+}
+
+fn retry_in(state: &StateView, now: Monotime) -> Option<u64> {
+    let StateView::Backoff { retry_at } = state else { return None };
+    Some(ms(retry_at.since(now)))
 }
 
 fn is_too_large(state: &StateView) -> bool {

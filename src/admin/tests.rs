@@ -1,6 +1,6 @@
 //! The control API over a real socket, with a snapshot made by hand.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Mutex, time::Duration};
+use std::{collections::BTreeMap, future::ready, path::PathBuf, sync::Mutex, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use insta::{assert_json_snapshot, assert_snapshot};
@@ -12,6 +12,7 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
@@ -23,12 +24,13 @@ use crate::{
         },
         edit::Edits,
         ladder::LadderChoice,
+        memory::Share,
         pressure::Strain,
         profile::{EngineChoice, ModelSource, OnExit, Profile, Pull},
         requests::Requests,
         residence::{Orders, Residence},
     },
-    supervisor::{EngineInfo, Event, SlotEvent, SlotView, StateView},
+    supervisor::{EngineInfo, Event, Purpose, RoomAnswer, SlotEvent, SlotView, StateView},
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -45,6 +47,10 @@ struct Api {
 
 impl Api {
     fn start(slots: &[SlotView]) -> Self {
+        Self::start_with(slots, Arc::new(|_, _| Box::pin(ready(Err(NoStandIn::Ending)))))
+    }
+
+    fn start_with(slots: &[SlotView], stand_ins: StandIns) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("control.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -72,12 +78,13 @@ impl Api {
             storage: watch::channel(Vec::new()).1,
             news: news(),
             rules: Rules::none(),
+            stand_ins,
             wall_clock: || 0,
-            inventory: Arc::new(|| Box::pin(std::future::ready(json!({ "models": [] })))),
+            inventory: Arc::new(|| Box::pin(ready(json!({ "models": [] })))),
             lack: Arc::new(|profile| {
                 let missing = json!({ "model": profile.model_name(), "missing_bytes": 5 });
                 let lacks = profile.slot.as_str() == "lacking";
-                Box::pin(std::future::ready(lacks.then_some(missing)))
+                Box::pin(ready(lacks.then_some(missing)))
             }),
             faults: Arc::new(ArcSwap::from_pointee(vec![fault()])),
             // Nobody reads it: the daemon is on its way out.
@@ -296,6 +303,7 @@ async fn a_slot_is_shown_with_every_key() {
     assert_json_snapshot!(slots[0], @r#"
     {
       "slot": "chat",
+      "stands_in_for": null,
       "state": "starting",
       "engine": "llama-server",
       "model": "org/repo:Q4",
@@ -558,4 +566,68 @@ async fn a_reader_that_leaves_ends_its_stream() {
     };
     timeout(DEADLINE, left).await.expect("the watcher is still there");
     api.close().await;
+}
+
+/// One that stands in until it is dropped, of whom memory was promised to.
+fn stand_in(held: &CancellationToken) -> (StandIns, [SlotView; 2]) {
+    let held = held.clone();
+    let stand_ins: StandIns = Arc::new(move |slot: SlotName, _| {
+        let stay = held.clone().drop_guard();
+        Box::pin(ready(Ok(StandIn { slot: slot.stand_in(), stay })))
+    });
+    let starting = StateView::Starting {
+        pid: Some(7),
+        percent: None,
+        attempt: 1,
+        give_up_at: Monotime::default(),
+    };
+    let promised = Some(Share { host: MemoryBytes(5 << 30), ..Share::default() });
+    let beside = SlotView { promised, ..view("chat~new", starting) };
+    (stand_ins, [view("chat", StateView::Ready { pid: 4 }), beside])
+}
+
+#[tokio::test]
+async fn a_stand_in_that_could_not_be_loaded_once_more_in_its_slots_place_is_refused() {
+    let held = CancellationToken::new();
+    let (stand_ins, slots) = stand_in(&held);
+    let mut api = Api::start_with(&slots, stand_ins);
+    let url = "http://slotd/v1/slots/chat/stand-in";
+    let answer = api.client.post(url).json(&json!({ "model": "o/m@v2" })).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let Some(Event::Slot { slot, event: SlotEvent::Demanded { .. } }) = api.inbox.next().await
+    else {
+        panic!("nobody asks for it");
+    };
+    assert_eq!(slot.as_str(), "chat~new");
+    let Some(Event::RoomRequested(request)) = api.inbox.next().await else {
+        panic!("nobody asks for room");
+    };
+    assert_eq!((request.purpose, request.need.host), (Purpose::Ask, MemoryBytes(5 << 30)));
+    assert_eq!(request.slot, Some("chat".parse().unwrap()));
+    assert!(!held.is_cancelled());
+    let going = vec!["chat~new".parse().unwrap()];
+    api.inbox.answer_room(request.asker, RoomAnswer { going, ..RoomAnswer::default() });
+    let said = timeout(DEADLINE, answer.text()).await.unwrap().unwrap();
+    assert_snapshot!(said.trim(), @r#"{"state":"refused","slot":null,"reason":"it is loaded twice for a moment, beside and in the place of the earlier one, and `chat~new` would have to go for that","verdict":null}"#);
+    timeout(DEADLINE, held.cancelled()).await.expect("it goes with the answer");
+}
+
+#[tokio::test]
+async fn a_stand_in_goes_with_the_connection_of_whoever_asked() {
+    let held = CancellationToken::new();
+    let (stand_ins, slots) = stand_in(&held);
+    let mut api = Api::start_with(&slots, stand_ins);
+    let url = "http://slotd/v1/slots/chat/stand-in";
+    let answer = api.client.post(url).json(&json!({ "model": "o/m@v2" })).send().await.unwrap();
+    assert!(api.inbox.next().await.is_some());
+    assert!(!held.is_cancelled());
+    drop(answer);
+    timeout(DEADLINE, held.cancelled()).await.expect("it is held by nobody");
+    let left = async {
+        while !matches!(
+            api.inbox.next().await,
+            Some(Event::Slot { event: SlotEvent::WaiterLeft { .. }, .. })
+        ) {}
+    };
+    timeout(DEADLINE, left).await.expect("its request waits on");
 }

@@ -19,7 +19,7 @@ use super::failure::Failure;
 use crate::{
     admin::{
         DaemonObject, FitObject, FitWish, PlanObject, PlanRequest, RequestObject, RoomObject,
-        RoomWish, RuleObject, SlotObject,
+        RoomWish, RuleObject, SlotObject, StandInWish,
     },
     config::{
         daemon::{Flags, Settings},
@@ -220,6 +220,17 @@ impl Client {
         body: &Value,
     ) -> Result<SlotObject, Failure> {
         self.tell(&format!("/v1/slots/{slot}/{word}"), body).await
+    }
+
+    /// Puts a slot beside another, which serves this model in its place for as long as the answer is held.
+    pub(super) async fn stand_in(
+        &self,
+        slot: &SlotName,
+        wish: &StandInWish,
+    ) -> Result<Lines<'_>, Failure> {
+        let sent = self.http.post(format!("{}/v1/slots/{slot}/stand-in", self.base)).json(wish);
+        let response = self.receive(sent).await?;
+        Ok(Lines { client: self, response, buffer: Vec::new() })
     }
 
     /// Returns every rule.

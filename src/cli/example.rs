@@ -23,6 +23,7 @@ pub(super) fn slots() -> Vec<SlotObject> {
 pub(super) fn ready() -> SlotObject {
     SlotObject {
         slot: "chat".parse().unwrap(),
+        stands_in_for: None,
         state: "ready".to_owned(),
         engine: "llama-server".to_owned(),
         model: Some("models/SmolLM2-135M-Instruct.Q4_1.gguf".to_owned()),

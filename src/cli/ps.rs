@@ -78,7 +78,8 @@ fn row(slot: &SlotObject) -> [Cell; COLUMNS.len()] {
 /// The state with the one figure that tells how it goes on, and whether it stays.
 fn state(slot: &SlotObject) -> String {
     let pin = if slot.pinned { " pinned" } else { "" };
-    figure(slot) + pin
+    let stands_in = slot.stands_in_for.as_ref().map(|slot| format!(", stands in for {slot}"));
+    figure(slot) + pin + &stands_in.unwrap_or_default()
 }
 
 fn figure(slot: &SlotObject) -> String {

@@ -69,6 +69,7 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     text.field("engine", Some(engine(slot)));
     text.field("address", slot.url.clone());
     text.field("offline", slot.absence.clone());
+    text.field("stands in", slot.stands_in_for.as_ref().map(|other| format!("for {other}")));
     text.field("queued", slot.waits_for.clone());
     text.field("made room", slot.displaced_by.as_ref().map(|other| format!("for {other}")));
     text.field(

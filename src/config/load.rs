@@ -253,7 +253,12 @@ fn slot_of(file: &Path) -> Result<SlotName, Box<Fault>> {
         let message = "is the name of the daemon's own file, not of a profile";
         return Err(Box::new(Fault::of_file(file, message).with_hint(hint)));
     }
-    stem.parse().map_err(|fault: NameFault| {
+    let named = stem.parse().and_then(|slot: SlotName| match slot.stands_in_for() {
+        // That name is the daemon's own to give.
+        Some(_) => Err(NameFault::BadCharacter('~')),
+        None => Ok(slot),
+    });
+    named.map_err(|fault: NameFault| {
         let hint = format!("rename the file, to `{}.toml` say", fitting(stem));
         let message = format!("the file's name is the slot's name: {fault}");
         Box::new(Fault::of_file(file, message).with_hint(hint))

@@ -92,7 +92,7 @@ pub(super) fn families() -> impl Iterator<Item = &'static Family> {
 /// Asks every ready engine and adds what it says.
 pub(super) async fn add(page: &mut Page, table: &RouteTable) {
     let asked = table.slots().filter_map(|(slot, route)| {
-        let gate = Arc::clone(route.gate.as_ref()?);
+        let gate = Arc::clone(route.own_gate.as_ref()?);
         Some(async move { Some((slot, timeout(DEADLINE, ask(&gate)).await.ok()??)) })
     });
     let told: Vec<_> = join_all(asked).await.into_iter().flatten().collect();

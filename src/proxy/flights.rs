@@ -96,7 +96,11 @@ impl Flights {
     ) -> Arc<Flight> {
         let id = self.next.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let owner = (id, Arc::clone(self));
-        let meters = self.meters(slot);
+        // What is asked of a slot counts as its own, whichever engine stands in for it.
+        let meters = match slot.stands_in_for() {
+            Some(slot) => self.meters(&slot),
+            None => self.meters(slot),
+        };
         let flight = Arc::new(Flight::new(owner, (slot.clone(), meters), on_client_gone, sender));
         self.part(id).insert(id, Arc::downgrade(&flight));
         flight

@@ -205,10 +205,12 @@ fn slots(page: &mut Page, table: &RouteTable) {
     page.each(MEMORY, table, |route| route.rss.map(|rss| rss.0));
     page.each(RESTARTS, table, |route| Some(route.restarts));
     page.each(LOAD, table, |route| route.load.map(|load| load.as_secs_f64()));
-    page.each(RUNNING, table, |route| Some(route.gate.as_ref().map_or(0, |gate| gate.in_flight())));
+    page.each(RUNNING, table, |route| {
+        Some(route.gates().map(|gate| gate.in_flight()).fold(0_u32, u32::saturating_add))
+    });
     page.each(WAITING, table, |route| {
-        let at_gate = route.gate.as_ref().map_or(0, |gate| gate.waiting());
-        Some(route.waiting.saturating_add(at_gate))
+        let at_gates = route.gates().map(|gate| gate.waiting());
+        Some(at_gates.fold(route.waiting, usize::saturating_add))
     });
 }
 

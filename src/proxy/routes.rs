@@ -21,6 +21,8 @@ use crate::{
 pub struct RouteTable {
     names: BTreeMap<String, Name>,
     slots: BTreeMap<SlotName, Route>,
+    /// Slots that stand in for others: no name leads to their own engines.
+    stand_ins: BTreeMap<SlotName, Route>,
     /// What a client may ask for, as it is listed: slots first, then aliases, then routes.
     listed: Vec<(String, SlotName)>,
 }
@@ -66,11 +68,21 @@ pub(super) struct Route {
     began: Option<Monotime>,
     /// When it should have ended, once [`RouteTable::timed`] has said so.
     ready_by: Option<Instant>,
-    /// The open gate of a ready engine.
+    /// The open gate that its requests go through: of its own engine, if that is ready, or of the one that stands
+    /// in for it, which goes first.
     pub(super) gate: Option<Arc<Gate>>,
+    /// The open gate of its own engine, if that is ready.
+    pub(super) own_gate: Option<Arc<Gate>>,
 }
 
 impl Route {
+    /// Returns the gates of its own engine and of the one that stands in for it.
+    pub(super) fn gates(&self) -> impl Iterator<Item = &Arc<Gate>> {
+        let is_other =
+            |gate: &&Arc<Gate>| self.own_gate.as_ref().is_none_or(|own| !Arc::ptr_eq(own, gate));
+        self.own_gate.iter().chain(self.gate.iter().filter(is_other))
+    }
+
     /// Returns the word for its engine: the one that runs, else the profile's.
     pub(super) fn engine_word(&self) -> &str {
         self.engine.as_deref().unwrap_or(self.profile.engine.as_str())
@@ -117,12 +129,27 @@ impl RouteTable {
                 load: view.expected_load,
                 began,
                 ready_by: None,
+                own_gate: gate.clone(),
                 gate,
             };
-            table.slots.insert(name.clone(), route);
+            let has_file = name.stands_in_for().is_none();
+            let among = if has_file { &mut table.slots } else { &mut table.stand_ins };
+            among.insert(name.clone(), route);
         }
+        table.relieve();
         table.name_all();
         table
+    }
+
+    /// Sends requests of slots that a ready one stands in for there: all of them, so that nobody is served by the
+    /// earlier engine after somebody was by the later one.
+    fn relieve(&mut self) {
+        for (name, stand_in) in &self.stand_ins {
+            let slot = name.stands_in_for().and_then(|slot| self.slots.get_mut(&slot));
+            if let (Some(slot), Some(gate)) = (slot, &stand_in.gate) {
+                slot.gate = Some(Arc::clone(gate));
+            }
+        }
     }
 
     /// Says when each load should have ended. `instant` makes the timer's moment of one of the core's.
@@ -141,6 +168,12 @@ impl RouteTable {
         for name in self.slots.keys() {
             self.names.insert(name.to_string(), Name::alone(name));
             self.listed.push((name.to_string(), name.clone()));
+        }
+        for name in self.stand_ins.keys() {
+            let leads = name.stands_in_for().filter(|slot| self.slots.contains_key(slot));
+            if let Some(slot) = leads {
+                self.names.insert(name.to_string(), Name::alone(&slot));
+            }
         }
         for (name, route) in &self.slots {
             for alias in &route.profile.aliases {
@@ -248,20 +281,20 @@ impl RouteTable {
 
     /// Returns how many requests a slot's engine works on; `None` while none is ready.
     pub fn in_flight(&self, slot: &SlotName) -> Option<u32> {
-        Some(self.slots.get(slot)?.gate.as_ref()?.in_flight())
+        Some(self.slot(slot)?.own_gate.as_ref()?.in_flight())
     }
 
     /// Returns how long a slot's engine has had no request; `None` while none is ready, nothing while it works.
     pub fn idle_for(&self, slot: &SlotName) -> Option<Duration> {
-        Some(self.slots.get(slot)?.gate.as_ref()?.idle_for())
+        Some(self.slot(slot)?.own_gate.as_ref()?.idle_for())
     }
 
     /// Returns a slot by its own name.
     pub(super) fn slot(&self, slot: &SlotName) -> Option<&Route> {
-        self.slots.get(slot)
+        self.slots.get(slot).or_else(|| self.stand_ins.get(slot))
     }
 
-    /// Returns every slot.
+    /// Returns every slot but those that stand in for others.
     pub(super) fn slots(&self) -> impl Iterator<Item = (&SlotName, &Route)> {
         self.slots.iter()
     }

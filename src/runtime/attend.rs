@@ -9,6 +9,7 @@ use super::{
     profiles::Profiles,
     service_manager,
     signals::{Asked, Signals},
+    stand_ins,
     upgrade::{self, Next},
 };
 use crate::mailbox::Mailbox;
@@ -48,11 +49,12 @@ pub(super) async fn reload(
     }
 }
 
-/// Reads profiles again when they change or a signal says so; returns why the daemon is to end.
+/// Reads profiles again when they change or a signal says so, and puts slots beside others; returns why the daemon is to end.
 pub(super) async fn attend(
     signals: &mut Signals,
     profiles: &mut Profiles,
-    (mut looks, upgrades): (mpsc::Receiver<()>, &mut mpsc::Receiver<upgrade::Asked>),
+    (mut looks, mut stand_ins): (mpsc::Receiver<()>, mpsc::Receiver<stand_ins::Asked>),
+    upgrades: &mut mpsc::Receiver<upgrade::Asked>,
     (mailbox, next): (&Mailbox, &Next),
 ) -> Reason {
     loop {
@@ -77,6 +79,8 @@ pub(super) async fn attend(
                     return Reason::Upgrade;
                 }
             }
+            Some(asked) = stand_ins.recv() => profiles.put_beside(asked, mailbox).await,
+            () = profiles.stand_in_ended() => profiles.tell(mailbox).await,
             Some(()) = looks.recv() => {
                 if reload(signals, profiles, mailbox).await.is_none() {
                     return Reason::Stop;

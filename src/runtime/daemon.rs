@@ -33,6 +33,7 @@ use super::{
     rules::{self, Ear, Hands, Heard},
     service_manager,
     signals::Signals,
+    stand_ins,
     start::StartFault,
     stderr::drain_log,
     storage::{self, Place},
@@ -110,7 +111,11 @@ impl Daemon {
         listening: impl FnOnce(Addresses),
     ) -> Result<Ending, StartFault> {
         let settings = &self.tools.settings;
-        let mut profiles = Profiles::new(settings.profile_dirs.clone(), settings.context());
+        let mut profiles = Profiles::new(
+            settings.profile_dirs.clone(),
+            settings.context(),
+            settings.state_dir.join("logs"),
+        );
         // The watch is set before the first look, so that no edit falls between the two.
         let (look_again, looks) = mpsc::channel(1);
         let of_rules = settings.rules_file().into_iter().collect();
@@ -126,7 +131,8 @@ impl Daemon {
         let ollama = ollama.map(|socket| OllamaListener { socket, clock: clock::unix_ms });
         let listeners = Listeners { endpoint, ollama };
         let (ask, mut upgrades) = mpsc::channel(1);
-        let mut parts = self.start(control, &profiles, ask);
+        let (stand_in, stand_ins) = stand_ins::channel();
+        let mut parts = self.start(control, &profiles, (ask, stand_in));
         let is_read = attend::reload(&mut self.signals, &mut profiles, &parts.mailbox).await;
         let mut reason = Reason::Stop;
         if is_read.is_some() {
@@ -139,10 +145,10 @@ impl Daemon {
             listening(self.addresses);
             service_manager::ready();
             info!(address = %self.addresses.endpoint, "daemon started");
-            let changes = (looks, &mut upgrades);
+            let changes = (looks, stand_ins);
             let others = (&parts.mailbox, &self.next);
             reason = tokio::select! {
-                reason = attend::attend(&mut self.signals, &mut profiles, changes, others) => reason,
+                reason = attend::attend(&mut self.signals, &mut profiles, changes, &mut upgrades, others) => reason,
                 ended = parts.driving.join_next() => {
                     // It ends before it is told to in one way only.
                     let fault = ended.and_then(Result::err);
@@ -160,7 +166,7 @@ impl Daemon {
         &mut self,
         control: UnixListener,
         profiles: &Profiles,
-        ask: mpsc::Sender<upgrade::Asked>,
+        (ask, stand_ins): (mpsc::Sender<upgrade::Asked>, admin::StandIns),
     ) -> Parts {
         let settings = &self.tools.settings;
         let (mailbox, inbox) = mailbox::channel();
@@ -175,7 +181,7 @@ impl Daemon {
         let seen = (&mailbox, &snapshots, &board);
         let (ear, heard) = Ear::new(profiles.rules(), board.news.clone());
         let rules = of_rules(ear, &board);
-        let state = self.admin_state(seen, (profiles, &routes), flights, (ask, rules));
+        let state = self.admin_state(seen, (profiles, &routes), flights, (ask, rules, stand_ins));
         let (close_orders, closing) = watch::channel(false);
         let remote = admin::Remote::new(state.clone(), closing);
         shared.control = Some(Control::new(move |request| remote.clone().answer(request)));
@@ -354,7 +360,7 @@ impl Daemon {
         (mailbox, snapshots, board): (&Mailbox, &watch::Receiver<Arc<Snapshot>>, &Board),
         (profiles, routes): (&Profiles, &Arc<ArcSwap<RouteTable>>),
         flights: Arc<Flights>,
-        (ask, rules): (mpsc::Sender<upgrade::Asked>, admin::Rules),
+        (ask, rules, stand_ins): (mpsc::Sender<upgrade::Asked>, admin::Rules, admin::StandIns),
     ) -> admin::State {
         let settings = &self.tools.settings;
         let clock = self.clock;
@@ -373,6 +379,7 @@ impl Daemon {
             storage: board.storage.subscribe(),
             news: board.news.clone(),
             rules,
+            stand_ins,
             wall_clock: clock::unix_ms,
             inventory: models::inventory(&self.tools, snapshots.clone()),
             lack: models::lack(&self.tools),

@@ -286,10 +286,11 @@ async fn attend(
     begins: Begins,
 ) {
     let keeping = keeping((tools, profile), &running, reporter);
+    let alias = reporter.slot.known_as();
     let watched = Watched {
         endpoint: &running.launched.endpoint,
         kind: running.launched.kind,
-        alias: &reporter.slot,
+        alias: &alias,
         log: &running.log,
         keeping: keeping.as_ref(),
         begins,
@@ -386,7 +387,7 @@ fn handles(tools: &Tools, running: &Running, reporter: &Reporter) -> Handles {
         (launched.info.parallel, tools.settings.queue_limit),
         &tools.suspects,
     );
-    gate.count_in(tools.uses.of(&reporter.slot));
+    gate.count_in(tools.uses.of(&reporter.slot.known_as()));
     Handles {
         gate,
         pid: running.child.pid(),

@@ -33,6 +33,7 @@ mod remember;
 mod rules;
 mod service_manager;
 mod signals;
+mod stand_ins;
 mod start;
 mod stderr;
 mod storage;

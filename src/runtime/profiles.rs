@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::{sync::watch, task::spawn_blocking};
 use tracing::{error, info};
 
+use super::stand_ins::{Asked, StandIns};
 use crate::{
     config::{self, Context, Fault, Keeper},
     mailbox::Mailbox,
@@ -21,6 +22,7 @@ pub(super) struct Profiles {
     directories: Vec<PathBuf>,
     context: Context,
     keeper: Keeper,
+    stand_ins: StandIns,
     /// The core has heard of profiles, be there none.
     is_told: bool,
     faults: Arc<ArcSwap<Vec<Fault>>>,
@@ -28,11 +30,12 @@ pub(super) struct Profiles {
 }
 
 impl Profiles {
-    /// Prepares to read `directories`; nothing is read yet.
-    pub(super) fn new(directories: Vec<PathBuf>, context: Context) -> Self {
+    /// Prepares to read `directories`; nothing is read yet. `logs` is where engines' logs are kept.
+    pub(super) fn new(directories: Vec<PathBuf>, context: Context, logs: PathBuf) -> Self {
+        let stand_ins = StandIns::new(logs);
         let faults = Arc::new(ArcSwap::from_pointee(Vec::new()));
         let (keeper, rules) = (Keeper::default(), watch::Sender::new(Arc::from([])));
-        Self { directories, context, keeper, is_told: false, faults, rules }
+        Self { directories, context, keeper, stand_ins, is_told: false, faults, rules }
     }
 
     /// Returns the rules in force.
@@ -86,9 +89,29 @@ impl Profiles {
         let profiles = self.keeper.profiles();
         if *profiles != before || !self.is_told {
             self.is_told = true;
-            info!(slots = profiles.len(), "profiles applied");
-            mailbox.tell(Event::ProfilesChanged { profiles: profiles.clone() }).await;
+            let slots = profiles.len();
+            info!(slots, "profiles applied");
+            self.tell(mailbox).await;
         }
-        profiles.len()
+        self.keeper.profiles().len()
+    }
+
+    /// Puts a slot beside another, as it is wished for.
+    pub(super) async fn put_beside(&mut self, asked: Asked, mailbox: &Mailbox) {
+        if let Some(made) = self.stand_ins.make(asked, self.keeper.profiles()).await {
+            self.tell(mailbox).await;
+            made.tell();
+        }
+    }
+
+    /// Waits until nobody holds on to one that stands in for another. Cancel-safe; [`Self::tell`] follows.
+    pub(super) async fn stand_in_ended(&mut self) {
+        self.stand_ins.ended().await;
+    }
+
+    /// Tells the core which slots there are to be.
+    pub(super) async fn tell(&self, mailbox: &Mailbox) {
+        let profiles = self.stand_ins.added_to(self.keeper.profiles().clone());
+        mailbox.tell(Event::ProfilesChanged { profiles }).await;
     }
 }

@@ -113,7 +113,8 @@ pub(super) async fn keep_last(
     (memory, uses): (BTreeMap<SlotName, Memory>, &Uses),
 ) {
     let mut last = before.clone();
-    last.slots.extend(memory.iter().map(|(name, slot)| {
+    let lasting = memory.iter().filter(|(name, _)| is_lasting(name));
+    last.slots.extend(lasting.map(|(name, slot)| {
         let memory = memory_of((slot.generation, slot.rung), &slot.loads, &slot.deaths);
         let (displaced_by, relieved) = (slot.displaced_by.clone(), slot.relieved);
         let memory = SlotMemory { displaced_by, relieved, ..memory };
@@ -146,7 +147,7 @@ fn merge(
 ) -> Remembered {
     let mut latest = before.clone();
     forget_profiles(&mut latest, |slot| seen.contains(slot) && !snapshot.slots.contains_key(slot));
-    for (name, slot) in &snapshot.slots {
+    for (name, slot) in snapshot.slots.iter().filter(|(name, _)| is_lasting(name)) {
         let at = (slot.generation, slot.rung_index);
         let memory = memory_of(at, &slot.loads, &slot.deaths);
         let (displaced_by, relieved) = went_for(slot);
@@ -156,6 +157,11 @@ fn merge(
     }
     note_uses(&mut latest, uses);
     latest
+}
+
+/// Tells whether anything of a slot is worth remembering: one that stands in for another has no next life.
+fn is_lasting(slot: &SlotName) -> bool {
+    slot.stands_in_for().is_none()
 }
 
 /// Drops what was of the profiles of slots: their rung, their edits, what a person ordered, and

@@ -8,7 +8,11 @@ use thiserror::Error;
 /// The longest slot name, in bytes: it becomes part of a Unix socket path (108 bytes on Linux).
 const MAX_SLOT_NAME: usize = 48;
 
-/// Names one slot: 1 to 48 bytes of `a-z A-Z 0-9 . _ -`, the first one a letter or a digit.
+/// What stands behind the name of a slot in that of the slot that stands in for it. No profile's file can be named so.
+const STAND_IN: &str = "~new";
+
+/// Names one slot: 1 to 48 bytes of `a-z A-Z 0-9 . _ -`, the first one a letter or a digit; with `~new` behind
+/// them where it stands in for that slot.
 ///
 /// The set is what file names, systemd instance names, URLs and metric labels all take unquoted.
 #[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -36,21 +40,39 @@ impl SlotName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Returns the name of the slot that stands in for this one.
+    #[must_use]
+    pub fn stand_in(&self) -> Self {
+        Self(format!("{self}{STAND_IN}").into())
+    }
+
+    /// Returns the slot that this one stands in for; `None` for a slot that has a profile's file.
+    pub fn stands_in_for(&self) -> Option<Self> {
+        self.0.strip_suffix(STAND_IN).map(|name| Self(name.into()))
+    }
+
+    /// Returns the slot that clients know it by: the one that it stands in for, else itself.
+    #[must_use]
+    pub fn known_as(&self) -> Self {
+        self.stands_in_for().unwrap_or_else(|| self.clone())
+    }
 }
 
 impl FromStr for SlotName {
     type Err = NameFault;
 
     fn from_str(text: &str) -> Result<Self, NameFault> {
-        let first = text.chars().next().ok_or(NameFault::Empty)?;
-        if text.len() > MAX_SLOT_NAME {
-            return Err(NameFault::TooLong(text.len()));
+        let name = text.strip_suffix(STAND_IN).unwrap_or(text);
+        let first = name.chars().next().ok_or(NameFault::Empty)?;
+        if name.len() > MAX_SLOT_NAME {
+            return Err(NameFault::TooLong(name.len()));
         }
         if !first.is_ascii_alphanumeric() {
             return Err(NameFault::BadCharacter(first));
         }
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        match text.chars().find(|c| !allowed(*c)) {
+        match name.chars().find(|c| !allowed(*c)) {
             Some(c) => Err(NameFault::BadCharacter(c)),
             None => Ok(Self(text.into())),
         }
@@ -117,6 +139,17 @@ mod tests {
         for name in ["chat", "qwen3-8b", "a", "Qwen2.5_coder", "0"] {
             assert_eq!(name.parse::<SlotName>().map(String::from).as_deref(), Ok(name));
         }
+    }
+
+    #[test]
+    fn a_stand_in_is_told_by_its_name() {
+        let chat: SlotName = "chat".parse().unwrap();
+        let beside = chat.stand_in();
+        assert_eq!(beside.as_str().parse(), Ok(beside.clone()), "it is read back");
+        assert_eq!((beside.stands_in_for(), beside.known_as()), (Some(chat.clone()), chat.clone()));
+        assert_eq!((chat.stands_in_for(), chat.known_as()), (None, chat));
+        assert_eq!("~new".parse::<SlotName>(), Err(NameFault::Empty));
+        assert_eq!("a~new~new".parse::<SlotName>(), Err(NameFault::BadCharacter('~')));
     }
 
     #[test]

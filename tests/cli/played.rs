@@ -104,6 +104,7 @@ impl Played {
             storage: watch::channel(Vec::new()).1,
             news: news(),
             rules: admin::Rules::none(),
+            stand_ins: Arc::new(|_, _| Box::pin(std::future::ready(Err(admin::NoStandIn::Ending)))),
             wall_clock: || 0,
             upgrades: mpsc::channel(1).0,
             snapshots: seen,

@@ -203,6 +203,12 @@ impl Daemon {
         said.await.unwrap().status().as_u16()
     }
 
+    /// What clients may ask for, as the endpoint lists it.
+    pub(crate) async fn models(&self) -> String {
+        let url = format!("{}/v1/models", self.url);
+        self.client.get(url).send().await.unwrap().text().await.unwrap()
+    }
+
     /// The models on disk as the control API shows them.
     pub(crate) async fn inventory(&self) -> Value {
         self.control.get("http://slotd/v1/inventory").send().await.unwrap().json().await.unwrap()

@@ -1,5 +1,5 @@
 //! The whole daemon on real processes: `faults` with the fake engine, for what cannot be ordered of
-//! a real one, `hangs` and `external` with it too, `containers` with one that its program does not hold; `restarts` of the daemon itself; `real` with llama-server, the
+//! a real one, `hangs` and `external` with it too, `containers` with one that its program does not hold; `restarts` of the daemon itself; `revisions` that slots go over to; `real` with llama-server, the
 //! candle worker and a real model.
 
 #![expect(
@@ -33,6 +33,7 @@ mod pressure;
 #[cfg(feature = "worker")]
 mod real;
 mod restarts;
+mod revisions;
 mod rules;
 mod stay;
 mod storage;

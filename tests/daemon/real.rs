@@ -3,6 +3,7 @@
 mod bench;
 mod full_disk;
 mod resume;
+mod revisions;
 mod surface;
 
 use std::{env, path::Path, process::Stdio};

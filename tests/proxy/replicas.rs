@@ -6,6 +6,7 @@ use slotd::{
     spec::Monotime,
     supervisor::{Refusal, StateView},
 };
+use tokio::task::JoinSet;
 
 use crate::{
     client::{Answer, Client, chat},
@@ -206,4 +207,37 @@ async fn a_failed_slot_is_asked_last_and_the_nearest_ones_reason_is_told() {
     let answer = client.answer().await;
     assert_eq!(answer.head.status, 429);
     assert!(answer.error()["message"].as_str().unwrap().contains("`b`"), "{}", answer.text());
+}
+
+#[tokio::test]
+async fn a_ready_stand_in_gets_all_requests_of_its_slot_until_it_goes() {
+    async fn by(client: &mut Client, name: &str) -> String {
+        client.post(chat(name, false)).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.head.status, 200);
+        slot(&answer).to_owned()
+    }
+    let mut world = World::start(limits()).await;
+    let mut engines = JoinSet::new();
+    engines.spawn(world.make_ready("chat", 1, (4, 4)).0.answer_all(|_| ()));
+    let starting = StateView::Starting {
+        pid: None,
+        percent: None,
+        attempt: 1,
+        give_up_at: Monotime::default(),
+    };
+    world.set_state("chat~new", starting);
+    let mut client = world.client().await;
+    assert_eq!(by(&mut client, "chat").await, "chat", "the other is not ready");
+
+    engines.spawn(world.make_ready("chat~new", 1, (4, 4)).0.answer_all(|_| ()));
+    for state in [StateView::Ready { pid: 1 }, StateView::Draining { pid: 1 }, StateView::Offline] {
+        world.set_state("chat", state);
+        assert_eq!(by(&mut client, "chat").await, "chat~new");
+    }
+
+    engines.spawn(world.make_ready("chat", 2, (4, 4)).0.answer_all(|_| ()));
+    world.set_state("chat~new", StateView::Draining { pid: 1 });
+    assert_eq!(by(&mut client, "chat").await, "chat");
+    assert_eq!(by(&mut client, "chat~new").await, "chat", "its name leads to its slot");
 }

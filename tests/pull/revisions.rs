@@ -62,7 +62,7 @@ async fn a_slot_goes_from_one_revision_to_another_and_back_where_that_one_fails(
     assert_eq!(daemon.chat().await.0, 200);
     assert!(served(&daemon.get("/v1/slots/chat").await).contains(&commit("main")));
 
-    // Requests go on meanwhile: those that come during the change wait for it.
+    // Requests go on meanwhile.
     let (stop, mut stopped) = oneshot::channel::<()>();
     let asking = async {
         let mut answers = Vec::new();
@@ -85,8 +85,10 @@ async fn a_slot_goes_from_one_revision_to_another_and_back_where_that_one_fails(
     assert!(served(&slot).contains(&commit("v2")), "{slot:#}");
     assert_eq!(daemon.profile(), profile("o/u:Q8_0@v2").replace('\'', "\""));
 
+    let before = daemon.get("/v1/slots/chat").await;
     let end = used(&world, &daemon, "v3").await;
     assert_eq!(end.code, Some(69), "{}{}", end.out, end.said);
+    assert_eq!(daemon.get("/v1/slots/chat").await["pid"], before["pid"], "it serves on");
     assert!(end.said.contains("chat: stays at `o/u:Q8_0@v2`"), "{}", end.said);
     assert_eq!(daemon.profile(), profile("o/u:Q8_0@v2").replace('\'', "\""));
     assert_eq!(daemon.chat().await.0, 200);

@@ -2,6 +2,7 @@
 
 mod clean;
 mod list;
+mod stand_in;
 mod switch;
 mod verify;
 
@@ -40,6 +41,9 @@ enum What {
     /// Remove unfinished downloads, locks that nobody holds, and what no model needs
     Clean(clean::Options),
     /// Let a slot go over to another revision of its model
+    ///
+    /// Where memory allows, an engine of that revision is started beside the present one first and serves until the
+    /// slot's own does, so that no request waits. If it does not start, nothing is changed.
     Use(switch::Options),
 }
 

@@ -2,14 +2,15 @@
 //!
 //! What is chosen stands in the profile, one word of it changed: so it is seen, kept and undone as any
 //! other edit. The daemon does what it does with edits: the old engine ends its requests, the new one
-//! loads while those that come wait, and where it does not become ready the old one is started again.
+//! loads, and where it does not become ready the old one is started again. Those that come meanwhile go to
+//! an engine that was started beside the old one before, where there is one, and wait otherwise.
 
 use std::{collections::BTreeSet, fs, time::Duration};
 
 use clap::Args;
 use tokio::time::timeout;
 
-use super::inventory;
+use super::{inventory, stand_in};
 use crate::{
     admin::SlotObject,
     cli::{
@@ -63,8 +64,19 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
     let edited = with_model(&text, &typed).ok_or_else(|| {
         refused(format!("`{}` has no `model` that could be changed", file.display()))
     })?;
+    let beside = stand_in::open(client, &before, &typed).await?;
+    // Whoever has changed it meanwhile is not to lose that.
+    if beside.is_some() && fs::read_to_string(file).map_err(unread)? != text {
+        let message = format!("`{}` was edited meanwhile and is left as it is", file.display());
+        return Err(refused(message));
+    }
+    // Its engine may have been replaced while the other was started.
+    let before = client.slot(slot).await?;
     replace_file(file, &edited).map_err(unread)?;
-    let Some((now, outcome)) = follow(&mut changes, &before, &typed).await? else {
+    let followed = follow(&mut changes, &before, &typed).await;
+    // The slot itself serves, or is not going to.
+    drop(beside);
+    let Some((now, outcome)) = followed? else {
         return Err(refused(format!(
             "`{}` says `{typed}`, and the daemon does not say that it has read it; `slotd status` may",
             file.display()
@@ -254,7 +266,7 @@ fn told(slot: &SlotObject, json: bool, sentence: &str) -> Result<Exit, Failure> 
     Ok(Exit::Success)
 }
 
-fn refused(message: String) -> Failure {
+pub(super) fn refused(message: String) -> Failure {
     Failure::Outcome { message }
 }
 
