@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{State, slot::ms};
+use super::{GpuObject, State, slot::ms};
 use crate::{
     config::{Fault, rules},
     spec::pressure::Strain,
@@ -39,6 +39,9 @@ pub struct DaemonObject {
     /// How short the machine is of what engines live on; `null` where an older daemon does not tell.
     #[serde(default)]
     pub pressure: Option<PressureObject>,
+    /// The GPUs that count; none where there is no NVIDIA driver.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuObject>,
     /// What takes no writes at present: a full disk, one that is read-only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub storage: Vec<StorageObject>,
@@ -107,6 +110,7 @@ impl DaemonObject {
             state_dir: daemon.state_dir.clone(),
             profile_dirs: daemon.profile_dirs.clone(),
             pressure: Some(PressureObject::of(&state.strain.borrow())),
+            gpus: GpuObject::all(&state.gpus.borrow()),
             storage: state.storage.borrow().clone(),
             faults: state.faults.load().iter().map(FaultObject::of).collect(),
         }

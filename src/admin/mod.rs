@@ -38,6 +38,7 @@
 
 mod daemon;
 mod event;
+mod gpu;
 mod plan;
 mod pull;
 mod refusal;
@@ -63,6 +64,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::{
     daemon::{DaemonObject, FaultObject, PressureObject, StorageObject},
     event::{EventObject, News, news},
+    gpu::{GpuObject, XidObject},
     plan::{Action, OtherObject, PlanObject, PlanRequest, PlannedObject},
     pull::{PullObject, PullRequest, Pulls, ShortageObject},
     remote::Remote,
@@ -75,7 +77,7 @@ pub use self::{
 use crate::{
     config::Fault,
     mailbox::Mailbox,
-    spec::{Monotime, SlotName, pressure::Strain, profile::Profile},
+    spec::{Monotime, SlotName, gpu::GpuFigures, pressure::Strain, profile::Profile},
     supervisor::Snapshot,
 };
 
@@ -121,6 +123,8 @@ pub struct State {
     pub logs: LogReader,
     /// How short the machine is.
     pub strain: watch::Receiver<Strain>,
+    /// What each GPU says of itself.
+    pub gpus: watch::Receiver<Arc<GpuFigures>>,
     /// What takes no writes.
     pub storage: watch::Receiver<Vec<StorageObject>>,
     /// Where news are told.

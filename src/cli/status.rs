@@ -8,7 +8,7 @@ use super::{
     client::Client,
     exit::Exit,
     failure::Failure,
-    out,
+    gpus, out,
     text::{Paint, Tone, brief, counted, utc},
 };
 use crate::{
@@ -188,9 +188,14 @@ fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> Str
     let used: u32 = slots.iter().filter_map(|slot| slot.cores).sum();
     let cores = (daemon.cores > 0).then(|| format!("{used} of {} in use by engines", daemon.cores));
     text.field("cores", cores);
+    for gpu in &daemon.gpus {
+        text.field(&format!("gpu {}", gpu.index), Some(gpus::line(gpu)));
+    }
     text.field("pressure", daemon.pressure.as_ref().and_then(pressure));
     text.line("");
-    let ailing: Vec<_> = slots.iter().filter_map(|slot| ailment(slot, paint)).collect();
+    let of_gpus = daemon.gpus.iter().filter_map(|gpu| gpus::ailment(gpu, paint));
+    let ailing = slots.iter().filter_map(|slot| ailment(slot, paint));
+    let ailing: Vec<_> = ailing.chain(of_gpus).collect();
     if ailing.is_empty() && daemon.faults.is_empty() && daemon.storage.is_empty() {
         text.line(&format!("health: {}", paint.apply(Tone::Good, "all is well")));
         return text.0;

@@ -24,6 +24,7 @@ use super::{
     driver::{Driver, Ended},
     effects::Effects,
     engine_task::Tools,
+    gpus,
     listen::{Addresses, Keeper, Kept, Sockets},
     memory, model_disk, models,
     pressure::{self, Board},
@@ -194,7 +195,7 @@ impl Daemon {
         let (kept, to) = ((snapshots.clone(), uses), (state, board.storage.clone()));
         keeping.spawn(remember::keep(to, kept, known, end_keeping.clone()));
         let mut effects = Effects::new(Arc::clone(&self.tools));
-        helpers.spawn(pressure::watch(self.machine(&effects), board, mailbox.clone()));
+        self.watch_machine(&mut helpers, board, &mailbox);
         for engine in mem::take(&mut self.adopted) {
             effects.adopt(engine);
         }
@@ -245,6 +246,13 @@ impl Daemon {
         helpers
     }
 
+    fn watch_machine(&self, helpers: &mut JoinSet<Infallible>, board: Board, mailbox: &Mailbox) {
+        if let Some(gpus) = &self.tools.gpus {
+            helpers.spawn(gpus::watch(Arc::clone(gpus), board.clone()));
+        }
+        helpers.spawn(pressure::watch(self.machine(), board, mailbox.clone()));
+    }
+
     /// Says where slotd writes.
     fn folders(&self) -> Vec<(Place, PathBuf)> {
         let settings = &self.tools.settings;
@@ -257,10 +265,10 @@ impl Daemon {
     }
 
     /// Says what is looked at for pressure.
-    fn machine(&self, effects: &Effects) -> pressure::Machine {
+    fn machine(&self) -> pressure::Machine {
         let settings = &self.tools.settings;
         pressure::Machine {
-            gpus: effects.gpus(),
+            gpus: self.tools.gpus.clone(),
             folders: vec![settings.state_dir.clone(), settings.cache_dir.clone()],
             thresholds: settings.pressure.clone(),
         }
@@ -292,6 +300,7 @@ impl Daemon {
             lanes: self.cores.lanes(),
             clock: clock::unix_ms,
             throttle: Arc::clone(&board.throttle),
+            gpus: board.gpus.subscribe(),
             fall_through: self.doors.fall_through(),
             control: None,
         }
@@ -370,6 +379,7 @@ impl Daemon {
             pulls: self.tools.pulls.for_admin(),
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
             strain: board.strain.subscribe(),
+            gpus: board.gpus.subscribe(),
             storage: board.storage.subscribe(),
             news: board.news.clone(),
             rules,

@@ -28,6 +28,7 @@ use super::{
     farewell::Farewell,
     keep::Keeping,
     last_seconds::{Before, LastSeconds},
+    on_gpus::OnGpus,
     peaks::PeakBook,
     pulls::{Limits, Pulls},
     watch::{self, Begins, Watched},
@@ -41,6 +42,7 @@ use crate::{
     },
     process::{self, Child, ErrandSpec, SpawnFault, SpawnSpec, Spawner},
     proxy::{Gate, Suspects, Uses},
+    sensor::Gpus,
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
@@ -79,6 +81,8 @@ pub(super) struct Tools {
     pub(super) uses: Arc<Uses>,
     /// What engines compute with.
     pub(super) machine: Machine,
+    /// NVIDIA's GPUs, on a machine that may have some.
+    pub(super) gpus: Option<Arc<Gpus>>,
     /// The daemon's environment, from which engines get an allow-list.
     pub(super) environment: Vec<(OsString, OsString)>,
 }
@@ -132,6 +136,7 @@ struct Running {
     launched: Launched,
     log: PathBuf,
     last_seconds: LastSeconds,
+    gpus: OnGpus,
     /// For one that is to be kept: what stands in its environment.
     nonce: Option<String>,
     leave: Arc<Notify>,
@@ -268,7 +273,8 @@ pub(super) fn adopted(
     let last_seconds = Before::begin().of(child.pid(), child.counters());
     let env = engine::for_engine(&tools.environment, &profile.env);
     let farewell = farewell(&tools, &reporter, (&launched, env), (&log, profile));
-    let running = Running { child, launched, log, last_seconds, nonce, leave, farewell };
+    let gpus = OnGpus::new(&tools, Vec::new());
+    let running = Running { child, launched, log, last_seconds, gpus, nonce, leave, farewell };
     let handles = handles(&tools, &running, &reporter);
     let (profile, gate) = (Arc::clone(profile), Arc::clone(&handles.gate));
     let attending = async move {
@@ -332,6 +338,7 @@ async fn end(
     // Who is in flight, and who comes, does not wait until it is known why.
     gate.mark_ended();
     let evidence = running.last_seconds.at_the_end(status);
+    let evidence = Evidence { xids: running.gpus.xids(), ..evidence };
     let evidence = with_log(evidence, running.launched.kind, running.log).await;
     reporter.tell(ChildEvent::Exited { evidence, at_unix_ms: clock::unix_ms() }).await;
     running.farewell.finish().await;
@@ -452,7 +459,8 @@ async fn start(
             let launched = Launched { kind, endpoint, info, rungs, model, stop, key };
             let farewell = farewell(tools, reporter, (&launched, env), (&log, profile));
             let leave = Arc::default();
-            Ok(Running { child, launched, log, last_seconds, nonce, leave, farewell })
+            let gpus = OnGpus::new(tools, devices.clone());
+            Ok(Running { child, launched, log, last_seconds, gpus, nonce, leave, farewell })
         }
         Err(fault) => Err(Failure::of_spawn(&fault, info)),
     }

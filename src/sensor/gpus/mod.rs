@@ -7,13 +7,15 @@
 //! ```text
 //!  finder: load ▶ count ▶ a thread for each GPU          board: what was read last, and when
 //!  reader 0: ask ▶ board ▶ pause ▶ ask …                 look(now): Present, Silent, Lost by age
+//!  listener 0: wait for an Xid ▶ board ▶ wait …
 //! ```
 
 mod nvml;
 mod visible;
+mod xid;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -29,6 +31,7 @@ use tokio::time::{Instant, sleep};
 use self::visible::Visible;
 use crate::spec::{
     Bytes,
+    gpu::{GpuFigure, GpuFigures, OFF_THE_BUS, XidBefore, XidName, Xids},
     memory::{GpuReading, GpuState, Room},
 };
 
@@ -49,6 +52,8 @@ pub struct GpuOptions {
     pub period: Duration,
     /// How old a reading may be. What is older is no reading: the GPU is silent.
     pub deadline: Duration,
+    /// Tells the time in milliseconds since 1970: when an Xid came, for people.
+    pub wall_clock: fn() -> u64,
 }
 
 impl Default for GpuOptions {
@@ -58,6 +63,7 @@ impl Default for GpuOptions {
             visible: None,
             period: Duration::from_secs(1),
             deadline: Duration::from_secs(4),
+            wall_clock: || 0,
         }
     }
 }
@@ -101,6 +107,10 @@ struct Seen {
     heard: Option<Instant>,
     /// Why it is gone.
     lost: Option<String>,
+    /// What the driver has reported of it; `None` while nobody could listen.
+    xids: Option<Xids>,
+    /// When each of the last ones came.
+    xids_at: VecDeque<Instant>,
 }
 
 impl Gpus {
@@ -163,6 +173,31 @@ impl Gpus {
             .filter(|(index, seen)| self.shows(**index, seen) && seen.is_fresh(now, self.deadline));
         fresh.map(|(index, seen)| (*index, seen.used.clone())).collect()
     }
+
+    /// Returns what is known of each GPU at `now`, for people. Never waits for a driver.
+    pub fn figures(&self, now: Instant) -> GpuFigures {
+        let readings = self.look(now).into_iter();
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let figure = |(index, reading): (u32, GpuReading)| {
+            let seen = board.get(&index);
+            let fresh = seen.filter(|seen| seen.is_fresh(now, self.deadline));
+            let busy_percent = fresh.and_then(|seen| seen.used.busy_percent);
+            let xids = seen.and_then(|seen| seen.xids.clone());
+            (index, GpuFigure { reading, busy_percent, xids })
+        };
+        readings.map(figure).collect()
+    }
+
+    /// Returns the Xids of these GPUs, named by UUID, of the last `window` before `now`; oldest first.
+    pub fn xids_on(&self, devices: &[String], window: Duration, now: Instant) -> Vec<XidBefore> {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_ours = board.iter().filter(|(_, seen)| devices.contains(&seen.uuid));
+        let mut found: Vec<_> =
+            of_ours.flat_map(|(gpu, seen)| seen.xids_before(*gpu, now)).collect();
+        found.retain(|xid| Duration::from_millis(xid.before_ms) <= window);
+        found.sort_by_key(|xid| std::cmp::Reverse(xid.before_ms));
+        found
+    }
 }
 
 impl Gpus {
@@ -178,11 +213,31 @@ impl Seen {
 
     fn reading(&self, now: Instant, deadline: Duration) -> GpuReading {
         let state = match (&self.lost, self.last) {
+            // A driver may go on telling what it knew before. Afterwards its answers count.
+            _ if self.is_off_the_bus(now, deadline) => {
+                GpuState::Lost { reason: format!("the driver reports {}", XidName(OFF_THE_BUS)) }
+            }
             (Some(reason), _) => GpuState::Lost { reason: reason.clone() },
             (None, Some(room)) if self.is_fresh(now, deadline) => GpuState::Present(room),
             (None, last) => GpuState::Silent { last },
         };
         GpuReading { uuid: self.uuid.clone(), name: self.name.clone(), state }
+    }
+
+    /// Tells whether the driver has reported within the deadline that it is gone.
+    fn is_off_the_bus(&self, now: Instant, deadline: Duration) -> bool {
+        let deadline = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let mut recent = self.xids_before(0, now);
+        recent.any(|xid| xid.code == OFF_THE_BUS && xid.before_ms <= deadline)
+    }
+
+    fn xids_before(&self, gpu: u32, now: Instant) -> impl Iterator<Item = XidBefore> {
+        let last = self.xids.iter().flat_map(|xids| &xids.last);
+        last.zip(&self.xids_at).map(move |(xid, at)| {
+            let before = now.saturating_duration_since(*at).as_millis();
+            let before_ms = u64::try_from(before).unwrap_or(u64::MAX);
+            XidBefore { gpu, code: xid.code, before_ms }
+        })
     }
 }
 
