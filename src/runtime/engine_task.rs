@@ -273,7 +273,7 @@ pub(super) fn adopted(
     let last_seconds = Before::begin().of(child.pid(), child.counters());
     let env = engine::for_engine(&tools.environment, &profile.env);
     let farewell = farewell(&tools, &reporter, (&launched, env), (&log, profile));
-    let gpus = OnGpus::new(&tools, Vec::new());
+    let gpus = OnGpus::of_running(&tools, child.pid());
     let running = Running { child, launched, log, last_seconds, gpus, nonce, leave, farewell };
     let handles = handles(&tools, &running, &reporter);
     let (profile, gate) = (Arc::clone(profile), Arc::clone(&handles.gate));
@@ -306,7 +306,8 @@ async fn attend(
     // Boxed: the watch holds a request while it waits, and this task lives as long as the engine.
     let watch = Box::pin(watch::watch(watched, reporter));
     let stop = running.child.stop_handle();
-    let peak = tools.peaks.watch(running.child.pid(), running.launched.key.as_deref());
+    let key = running.launched.key.as_deref();
+    let peak = tools.peaks.watch(running.child.pid(), &running.gpus, key);
     let parting = async {
         running.farewell.asked().await;
         stop.signal(StopSignal::Terminate);

@@ -1,6 +1,6 @@
 //! GPUs of a driver that the tests make: who goes to which, and what becomes of a lost or a silent one.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -8,7 +8,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     common::{DEADLINE, Daemon, fake, scratch},
@@ -241,4 +241,34 @@ async fn a_gpu_that_reports_that_it_fell_off_the_bus_is_lost_and_told() {
     driver.set("present 8000 6000\n");
     events.until(|event| event["event"] == "gpu-changed" && event["to"] == "present").await;
     assert_eq!(visible_to(&daemon, "small").await, "GPU-00000000");
+}
+
+/// Waits until it is on the disk what an engine took on GPUs.
+async fn peaks_on_gpus(daemon: &Daemon) -> serde_json::Value {
+    let file = daemon.dir.path().join("state/peaks.json");
+    let reading = async {
+        loop {
+            let read = fs::read(&file).ok();
+            let peaks =
+                read.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+            let on_gpus = peaks.map(|peaks| peaks["peaks"][0]["gpu_bytes"].clone());
+            if let Some(on_gpus) = on_gpus.filter(serde_json::Value::is_object) {
+                return on_gpus;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, reading).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_an_engine_took_on_a_gpu_is_remembered() {
+    let driver = Driver::new("present 8000 6000\npresent 8000 1000\n");
+    let daemon = driver.daemon(&[("small", &needs("1500MiB"))]).await;
+    daemon.order("small", "load").await;
+    assert_eq!(visible_to(&daemon, "small").await, "GPU-00000000");
+    let pid = &daemon.slot("small").await["pid"];
+    driver.set(&format!("present 8000 4000 pid {pid} 2000 pid 1 500\npresent 8000 1000\n"));
+    let wanted = serde_json::json!({ "GPU-00000000": 2000_u64 << 20 });
+    assert_eq!(peaks_on_gpus(&daemon).await, wanted);
 }

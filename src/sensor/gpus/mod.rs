@@ -15,7 +15,7 @@ mod visible;
 mod xid;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -75,6 +75,8 @@ pub struct GpuUse {
     pub busy_percent: Option<u32>,
     /// What each process holds there. Empty in containers that hide processes.
     pub processes: BTreeMap<u32, Bytes>,
+    /// Processes there of which the driver does not say what they hold.
+    pub untold: BTreeSet<u32>,
 }
 
 /// Looks at the GPUs of the machine until it is dropped.
@@ -172,6 +174,45 @@ impl Gpus {
             .iter()
             .filter(|(index, seen)| self.shows(**index, seen) && seen.is_fresh(now, self.deadline));
         fresh.map(|(index, seen)| (*index, seen.used.clone())).collect()
+    }
+
+    /// Returns what processes of one kind hold on each GPU, by UUID: on `devices` each, and on any other one
+    /// where they are. `None` where that is not known of every one of them.
+    pub fn held(
+        &self,
+        devices: &[String],
+        is_ours: impl Fn(u32) -> bool,
+        now: Instant,
+    ) -> Option<BTreeMap<String, Bytes>> {
+        // Copied out: who is asked about a process must not keep the readers waiting.
+        let seen: Vec<_> = {
+            let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+            let seen = board.values().map(|seen| {
+                let fresh = seen.is_fresh(now, self.deadline).then(|| seen.used.clone());
+                (seen.uuid.clone(), fresh)
+            });
+            seen.collect()
+        };
+        let mut held = BTreeMap::new();
+        for (uuid, used) in seen {
+            let is_told = devices.contains(&uuid);
+            let Some(used) = used else {
+                if is_told {
+                    return None;
+                }
+                continue;
+            };
+            if used.untold.iter().any(|process| is_ours(*process)) {
+                return None;
+            }
+            let ours = used.processes.iter().filter(|(process, _)| is_ours(**process));
+            match ours.map(|(_, bytes)| bytes.0).reduce(u64::saturating_add) {
+                Some(bytes) => drop(held.insert(uuid, Bytes(bytes))),
+                None if is_told => return None,
+                None => {}
+            }
+        }
+        Some(held).filter(|held| !held.is_empty())
     }
 
     /// Returns what is known of each GPU at `now`, for people. Never waits for a driver.

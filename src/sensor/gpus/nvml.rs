@@ -129,6 +129,11 @@ fn look(nvml: &Nvml, index: u32) -> Result<Looked, NvmlError> {
         // Some cards do not say.
         busy_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
         processes: processes.iter().filter_map(held).collect(),
+        untold: processes
+            .iter()
+            .filter(|process| held(process).is_none())
+            .map(|it| it.pid)
+            .collect(),
     };
     let room = Room { total: Bytes(memory.total), free: Bytes(memory.free) };
     Ok(Looked { uuid: device.uuid()?, name: device.name()?, room, used })

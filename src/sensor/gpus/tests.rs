@@ -238,3 +238,24 @@ fn faults_are_unknown_where_the_driver_cannot_tell_of_any() {
     until(&gpus, |seen| is_present(seen, 0));
     assert_eq!(xids(&gpus.figures(Instant::now()), 0), None);
 }
+
+#[test]
+fn what_processes_hold_is_told_of_each_gpu_or_of_none() {
+    let driver =
+        Driver::new("present 100 50 pid 10 7 pid 11 5 pid 20 3\npresent 100 50 pid 10 2\n");
+    let gpus = driver.gpus();
+    let both = ["GPU-00000000", "GPU-00000001"].map(str::to_owned);
+    let held = |devices: &[String]| {
+        let held = gpus.held(devices, |pid| pid < 20, Instant::now());
+        held.map(|held| held.values().map(|bytes| bytes.0 >> 20).collect::<Vec<_>>())
+    };
+    until(&gpus, |seen| is_present(seen, 0) && is_present(seen, 1));
+    assert_eq!(held(&both), Some(vec![12, 2]));
+    assert_eq!(held(&[]), Some(vec![12, 2]), "where it is not told, it is where it is");
+    driver.set("present 100 51 pid 10 7\npresent 100 51 pid 10 -\n");
+    until(&gpus, |seen| seen.values().all(|gpu| gpu.state == GpuState::Present(room(100, 51))));
+    assert_eq!(held(&both), None, "one of them is not told");
+    driver.set("present 100 52 pid 10 7\npresent 100 52\n");
+    until(&gpus, |seen| seen.values().all(|gpu| gpu.state == GpuState::Present(room(100, 52))));
+    assert_eq!((held(&both), held(&both[..1])), (None, Some(vec![7])));
+}
