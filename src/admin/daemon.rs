@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{GpuObject, State, slot::ms};
 use crate::{
     config::{Fault, rules},
-    spec::pressure::Strain,
+    spec::pressure::{Pressure, Strain},
 };
 
 /// The answer of `GET /v1/daemon`.
@@ -118,6 +118,12 @@ impl DaemonObject {
 }
 
 impl DaemonObject {
+    /// Tells whether only what serving needs is written to the disk.
+    pub fn holds_history_back(&self) -> bool {
+        let level = self.pressure.as_ref().and_then(|pressure| pressure.sources.get("disk"));
+        level.is_some_and(|level| level == Pressure::Critical.as_str())
+    }
+
     /// Tells whether a fault is of the file of rules, which stands beside the first folder of profiles.
     pub fn is_of_rules(&self, fault: &FaultObject) -> bool {
         let folder = self.profile_dirs.first().and_then(|profiles| profiles.parent());

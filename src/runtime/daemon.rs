@@ -37,6 +37,7 @@ use super::{
     start::StartFault,
     stderr::drain_log,
     storage::{self, Place},
+    thrift,
     upgrade::{self, Next},
     whole,
 };
@@ -189,10 +190,10 @@ impl Daemon {
         let mut helpers = self.helpers(seen, (profiles, &routes), heard);
         let (mut keeping, end_keeping) = (JoinSet::new(), CancellationToken::new());
         let (state, known) = (Arc::clone(&self.state), self.remembered.clone());
-        let uses = Arc::clone(&self.tools.uses);
+        let (uses, thrift) = (Arc::clone(&self.tools.uses), Arc::clone(&self.tools.thrift));
         remember::recall_uses(&self.remembered, &uses, clock::unix_ms());
         let memory = remember::recall(&self.remembered, &uses);
-        let (kept, to) = ((snapshots.clone(), uses), (state, board.storage.clone()));
+        let (kept, to) = ((snapshots.clone(), uses), (state, board.storage.clone(), thrift));
         keeping.spawn(remember::keep(to, kept, known, end_keeping.clone()));
         let mut effects = Effects::new(Arc::clone(&self.tools));
         self.watch_machine(&mut helpers, board, &mailbox);
@@ -250,6 +251,7 @@ impl Daemon {
         if let Some(gpus) = &self.tools.gpus {
             helpers.spawn(gpus::watch(Arc::clone(gpus), board.clone()));
         }
+        helpers.spawn(thrift::follow(Arc::clone(&self.tools), board.strain.subscribe()));
         helpers.spawn(pressure::watch(self.machine(), board, mailbox.clone()));
     }
 
@@ -269,7 +271,7 @@ impl Daemon {
         let settings = &self.tools.settings;
         pressure::Machine {
             gpus: self.tools.gpus.clone(),
-            folders: vec![settings.state_dir.clone(), settings.cache_dir.clone()],
+            folders: self.folders().into_iter().map(|(_, folder)| folder).collect(),
             thresholds: settings.pressure.clone(),
         }
     }

@@ -31,6 +31,7 @@ use super::{
     on_gpus::OnGpus,
     peaks::PeakBook,
     pulls::{Limits, Pulls},
+    thrift::Thrift,
     watch::{self, Begins, Watched},
 };
 use crate::{
@@ -78,6 +79,8 @@ pub(super) struct Tools {
     pub(super) suspects: Arc<Suspects>,
     /// What engines took at most before.
     pub(super) peaks: PeakBook,
+    /// Whether only what serving needs is written.
+    pub(super) thrift: Arc<Thrift>,
     pub(super) uses: Arc<Uses>,
     /// What engines compute with.
     pub(super) machine: Machine,
@@ -297,6 +300,7 @@ async fn attend(
         kind: running.launched.kind,
         alias: &reporter.slot,
         log: &running.log,
+        thrift: &tools.thrift,
         keeping: keeping.as_ref(),
         begins,
         pid: running.child.pid(),

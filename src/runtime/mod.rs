@@ -39,6 +39,7 @@ mod start;
 mod stderr;
 mod storage;
 mod survey;
+mod thrift;
 mod upgrade;
 mod watch;
 mod whole;

@@ -12,10 +12,14 @@
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use tokio::{sync::Mutex, task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard},
+    task::spawn_blocking,
+    time::sleep,
+};
 use tracing::{debug, warn};
 
-use super::on_gpus::OnGpus;
+use super::{on_gpus::OnGpus, thrift::Thrift};
 use crate::{
     sensor,
     spec::{Bytes, memory::Peak},
@@ -37,13 +41,14 @@ pub(super) struct PeakBook {
     /// Held while the file is written: whether that failed the last time.
     writing: Arc<Mutex<bool>>,
     state: Arc<StateDir>,
+    thrift: Arc<Thrift>,
 }
 
 impl PeakBook {
     /// Reads what was remembered. Blocks on the disk.
-    pub(super) fn open(state: Arc<StateDir>) -> Self {
+    pub(super) fn open(state: Arc<StateDir>, thrift: Arc<Thrift>) -> Self {
         let known = ArcSwap::from_pointee(state.peaks());
-        Self { known, writing: Arc::default(), state }
+        Self { known, writing: Arc::default(), state, thrift }
     }
 
     /// Returns the most that an engine with this key took.
@@ -74,13 +79,26 @@ impl PeakBook {
     }
 
     async fn note(&self, key: &str, peak: &Peak) {
-        let mut writing = Arc::clone(&self.writing).lock_owned().await;
+        let writing = Arc::clone(&self.writing).lock_owned().await;
         let mut latest = Peaks::clone(&self.known.load());
         if !latest.note(key, peak) {
             return;
         }
-        self.known.store(Arc::new(latest.clone()));
-        let state = Arc::clone(&self.state);
+        self.known.store(Arc::new(latest));
+        // It is known to this daemon, and written once there is room.
+        if !self.thrift.is_on() {
+            self.write(writing).await;
+        }
+    }
+
+    /// Writes what was held back.
+    pub(super) async fn catch_up(&self) {
+        let writing = Arc::clone(&self.writing).lock_owned().await;
+        self.write(writing).await;
+    }
+
+    async fn write(&self, mut writing: OwnedMutexGuard<bool>) {
+        let (state, latest) = (Arc::clone(&self.state), self.known.load_full());
         // Who asked may be gone before it is written; the next one waits for it all the same.
         let written = spawn_blocking(move || {
             let saved = state.save_peaks(&latest);
@@ -119,7 +137,8 @@ mod tests {
     }
 
     fn book(path: &std::path::Path) -> PeakBook {
-        PeakBook::open(Arc::new(StateDir::open(path, std::process::id()).unwrap()))
+        let state = StateDir::open(path, std::process::id()).unwrap();
+        PeakBook::open(Arc::new(state), Arc::default())
     }
 
     #[tokio::test]
@@ -162,5 +181,18 @@ mod tests {
         assert_eq!(book.of(Some("a")), Some(host(7)));
         assert!(!folder.path().join("peaks.json").exists());
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn while_the_disk_is_nearly_full_a_peak_is_known_and_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (book, file) = (book(folder.path()), folder.path().join("peaks.json"));
+        book.thrift.set(true);
+        book.note("a", &host(7)).await;
+        assert_eq!(book.of(Some("a")), Some(host(7)));
+        assert!(!file.exists());
+        book.thrift.set(false);
+        book.catch_up().await;
+        assert!(file.exists(), "it is written once there is room");
     }
 }

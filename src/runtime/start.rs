@@ -190,7 +190,8 @@ fn tools(
     let suspects = Arc::default();
     let pulls = Arc::new(Pulls::new(Arc::clone(&state)));
     let uses = Arc::new(Uses::new(clock::unix_ms));
-    let peaks = PeakBook::open(Arc::clone(&state));
+    let thrift = Arc::default();
+    let peaks = PeakBook::open(Arc::clone(&state), Arc::clone(&thrift));
     Ok(Tools {
         settings,
         spawner,
@@ -199,6 +200,7 @@ fn tools(
         pulls,
         suspects,
         peaks,
+        thrift,
         uses,
         machine,
         gpus: gpus(),
