@@ -1,11 +1,12 @@
-//! The worker beside llama-server: the same raw prompts, the same tokens, or a near tie where they
-//! part.
+//! The worker beside llama-server: the same raw prompts, the same tokens.
 //!
-//! Both round the inputs of products to integers of 8 bits. A last bit that differs anywhere falls
-//! to the other side of a half somewhere, and after some layers two right computations lie as far
-//! from each other as each from the floats: 0.12 of a log-probability on average with this model,
-//! up to one at worst. So the tokens part where the two best are nearer than that, and must not
-//! elsewhere.
+//! With weights and caches of single precision nothing is rounded but the last bits of sums: the
+//! tokens are the same, and the numbers within a ten-thousandth.
+//!
+//! With quantised weights both round the inputs of products to integers of 8 bits. A last bit that
+//! differs anywhere falls to the other side of a half somewhere, and after some layers two right
+//! computations lie as far from each other as each from the floats: 0.12 of a log-probability on
+//! average with this model. So the tokens part where the two best are near, and must not elsewhere.
 //!
 //! Each engine computes on one thread: two wait for each other at every product, and so for
 //! whatever else the machine does.
@@ -20,6 +21,8 @@
 
 #[path = "agreement/random_model.rs"]
 mod random_model;
+#[path = "agreement/single_precision.rs"]
+mod single_precision;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,8 +42,13 @@ use tokio::{
 /// Longer than anything here takes on a slow machine; only a failure waits this long.
 const DEADLINE: Duration = Duration::from_mins(5);
 const TOKENS: usize = 64;
-/// By how much the two best may differ in one engine where the other takes another.
-const NEAR: f64 = 1.0;
+/// By how much the two best may differ in one engine where the other takes another: weights of single precision.
+const EXACT: f64 = 1e-3;
+/// The same with quantised weights: 0.2 was seen.
+const NEAR: f64 = 0.5;
+/// llama-server rounds nothing to half precision with these; its flash attention does so whatever the cache holds.
+const UNROUNDED: [&str; 6] =
+    ["--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off"];
 
 const PROMPTS: [&str; 20] = [
     "The capital of France is",
@@ -189,14 +197,29 @@ async fn both_on(folder: TempDir, model: &Path, parallel: &str, more: &[&str]) -
 }
 
 #[tokio::test]
-async fn greedy_tokens_are_those_of_llama_server_but_for_near_ties() {
-    let Both { llama_server, worker, _folder } = both("1").await;
+async fn greedy_tokens_of_single_precision_are_those_of_llama_server() {
+    let folder = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
+    let model = single_precision::write(folder.path(), &from_environment("SLOTD_TEST_MODEL"));
+    let both = both_on(folder, &model, "1", &UNROUNDED).await;
+    part_at_ties_only(&both, EXACT).await;
+}
 
+#[tokio::test]
+async fn greedy_tokens_of_quantised_weights_are_those_of_llama_server_but_for_near_ties() {
+    let folder = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
+    let model = from_environment("SLOTD_TEST_MODEL");
+    part_at_ties_only(&both_on(folder, &model, "1", &UNROUNDED).await, NEAR).await;
+}
+
+/// Fails if one engine takes another token than the other though it leads by more than `near`.
+#[expect(clippy::print_stdout, reason = "a table for people")]
+async fn part_at_ties_only(both: &Both, near: f64) {
+    let Both { llama_server, worker, .. } = both;
     println!("prompt | equal tokens | llama-server takes, by | the worker takes, by");
     let mut far = Vec::new();
     for prompt in PROMPTS {
-        let theirs = of_llama_server(&llama_server, prompt).await;
-        let ours = of_worker(&worker, prompt).await;
+        let (theirs, ours) =
+            tokio::join!(of_llama_server(llama_server, prompt), of_worker(worker, prompt));
         let equal = theirs.iter().zip(&ours).take_while(|(a, b)| a.taken == b.taken).count();
         // The worker tells of no token that ends its text.
         let (a, b) = (theirs.get(equal), ours.get(equal));
@@ -204,27 +227,26 @@ async fn greedy_tokens_are_those_of_llama_server_but_for_near_ties() {
         let by_a = a.map_or(0.0, |a| gap(a, taken[1]));
         let by_b = b.map_or(0.0, |b| gap(b, taken[0]));
         println!("{prompt:?} | {equal} | {:?} {by_a:.3} | {:?} {by_b:.3}", taken[0], taken[1]);
-        if by_a > NEAR || by_b > NEAR {
+        if by_a > near || by_b > near {
             far.push(prompt);
         }
     }
     assert!(far.is_empty(), "no near tie: {far:?}");
 }
 
-/// Both compute with floats: 0.05 apart at most, where a graph with a wrong step is off by more than
-/// one.
+/// Both compute with floats of single precision, and differ by the order of sums; but llama-server reads the
+/// GELU of gemma3 from a table in half precision.
 ///
 /// Bytes that are no letters are forbidden: llama-server tells nothing of tokens that end within a
 /// letter.
 #[tokio::test]
 async fn random_models_of_each_architecture_give_the_numbers_of_llama_server() {
     let bias: BTreeMap<String, f64> = (128..256).map(|id| (id.to_string(), -100.0)).collect();
-    let cache = ["--cache-type-k", "f32", "--cache-type-v", "f32"];
     let mut far = Vec::new();
     for kind in &random_model::KINDS {
         let folder = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
         let model = random_model::write(folder.path(), kind, None);
-        let Both { llama_server, worker, _folder } = both_on(folder, &model, "1", &cache).await;
+        let Both { llama_server, worker, _folder } = both_on(folder, &model, "1", &UNROUNDED).await;
         let mut all = 0;
         for prompt in ["Hi", "The quick brown fox jumps over", "abcabcab 0123 abc"] {
             let body = json!({
@@ -238,7 +260,8 @@ async fn random_models_of_each_architecture_give_the_numbers_of_llama_server() {
             let (equal, most) = compared(&theirs, &ours);
             println!("{} {prompt:?} | {equal} equal | off by {most}", kind.architecture);
             all += equal;
-            if most > 0.1 {
+            let near = if kind.architecture == "gemma3" { 0.01 } else { 1e-4 };
+            if most > near {
                 far.push((kind.architecture, prompt, equal, most));
             }
         }
@@ -317,8 +340,9 @@ fn compared(theirs: &Value, ours: &Value) -> (usize, f64) {
         let best = step["top_logprobs"].as_array().unwrap().iter();
         best.map(|one| (one["id"].as_u64().unwrap(), one["logprob"].as_f64().unwrap())).collect()
     };
+    let (theirs, ours) = (steps(theirs), steps(ours));
     let (mut equal, mut most) = (0, 0.0_f64);
-    for (theirs, ours) in steps(theirs).iter().zip(&steps(ours)) {
+    for (theirs, ours) in theirs.iter().zip(&ours) {
         let (a, b) = (best(theirs), best(ours));
         let both = a.iter().filter_map(|(id, logprob)| Some(logprob - b.get(id)?));
         most = both.map(f64::abs).fold(most, f64::max);
@@ -328,6 +352,8 @@ fn compared(theirs: &Value, ours: &Value) -> (usize, f64) {
         }
         equal += 1;
     }
+    // One of them may tell of the token that ends a text.
+    assert!(theirs.len().abs_diff(ours.len()) <= 1, "{} and {}", theirs.len(), ours.len());
     (equal, most)
 }
 

@@ -1,5 +1,7 @@
 //! Answers that keep to a JSON schema: which tokens may come next.
 
+mod calendar;
+
 use std::{
     fmt,
     sync::{Arc, OnceLock},
@@ -44,7 +46,9 @@ impl Grammars {
             }
         };
         schema.insert("x-guidance".to_owned(), json!({ "whitespace_pattern": SPACE }));
-        let grammar = TopLevelGrammar::from_json_schema(Json::Object(schema));
+        let mut schema = Json::Object(schema);
+        calendar::narrow(&mut schema);
+        let grammar = TopLevelGrammar::from_json_schema(schema);
         let mut matcher = Matcher::new(factory.create_parser(grammar));
         match matcher.get_error() {
             Some(fault) => Err(first_line(&fault)),
@@ -175,6 +179,25 @@ mod tests {
         assert!(next.ends_with("ft") && !end, "{next}");
         assert!(after(&schema, "{\"on\":true}").unwrap().1);
         assert!(after(&schema, "{\"off").is_err());
+    }
+
+    #[test]
+    fn a_date_is_a_day_of_the_calendar() {
+        let date = json!({ "type": "string", "format": "date" });
+        for day in
+            ["2024-02-29", "2000-02-29", "0004-02-29", "2023-02-28", "0001-01-01", "9999-12-31"]
+        {
+            assert!(after(&date, &format!("\"{day}\"")).unwrap().1, "{day}");
+        }
+        for none in ["2022-02-29", "1900-02-29", "0000-02-29", "0000-01-23", "2023-04-31"] {
+            assert!(after(&date, &format!("\"{none}\"")).is_err(), "{none}");
+        }
+        let time = json!({ "type": ["string", "null"], "format": "date-time", "pattern": "Z$" });
+        assert!(after(&time, "\"2024-02-29T23:59:59Z\"").unwrap().1);
+        assert!(after(&time, "null").unwrap().1);
+        assert!(after(&time, "\"2023-02-29T23:59:59Z\"").is_err());
+        let quoted = json!({ "const": { "format": "date" } });
+        assert!(after(&quoted, "{\"format\":\"date\"}").unwrap().1);
     }
 
     #[test]

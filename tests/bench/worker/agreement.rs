@@ -41,7 +41,8 @@ struct Step {
 }
 
 pub(super) async fn run(files: &Files, tokens: u64) {
-    let more = &["--cache-type-k", "f32", "--cache-type-v", "f32"];
+    // Its flash attention sums in half precision whatever the cache holds.
+    let more = &["--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off"];
     let setup = Setup { threads: 1, sequences: 1, context: 512, more };
     let worker = Engine::start(files, Kind::Worker, setup).await;
     let llama = Engine::start(files, Kind::LlamaServer, setup).await;

@@ -19,7 +19,7 @@ const AT_ONCE: u64 = 8;
 const SEED: u64 = 7;
 
 pub(super) async fn run(files: &Files, count: u64) {
-    let setup = Setup { threads: 2, sequences: AT_ONCE, context: 1024, more: &[] };
+    let setup = Setup { threads: 1, sequences: AT_ONCE, context: 1024, more: &[] };
     let worker = Engine::start(files, Kind::Worker, setup).await;
     let mut random = Random(SEED);
     let schemas: Vec<Value> = (0..count).map(|_| written::object(&mut random, 2)).collect();

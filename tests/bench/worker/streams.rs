@@ -17,8 +17,9 @@ use crate::{ms, percentile};
 const CLIENTS: u64 = 100;
 const QUESTIONS: u64 = 24;
 const TOKENS: u64 = 40;
-/// Between two kills, at least and at most, in seconds.
-const KILLS: (u64, u64) = (30, 60);
+/// Between two kills, at least and at most, in seconds: a healthy minute wipes the tally of deaths, so that
+/// this measures streams and not the wait before a restart.
+const KILLS: (u64, u64) = (70, 90);
 
 const BEGINNINGS: [&str; 8] = [
     "Once upon a time, the sea",
