@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{State, slot::ms};
+use super::{GpuObject, State, slot::ms};
 use crate::{
     config::{Fault, rules},
-    spec::pressure::Strain,
+    spec::pressure::{Pressure, Strain},
 };
 
 /// The answer of `GET /v1/daemon`.
@@ -39,6 +39,9 @@ pub struct DaemonObject {
     /// How short the machine is of what engines live on; `null` where an older daemon does not tell.
     #[serde(default)]
     pub pressure: Option<PressureObject>,
+    /// The GPUs that count; none where there is no NVIDIA driver.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuObject>,
     /// What takes no writes at present: a full disk, one that is read-only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub storage: Vec<StorageObject>,
@@ -107,6 +110,7 @@ impl DaemonObject {
             state_dir: daemon.state_dir.clone(),
             profile_dirs: daemon.profile_dirs.clone(),
             pressure: Some(PressureObject::of(&state.strain.borrow())),
+            gpus: GpuObject::all(&state.gpus.borrow()),
             storage: state.storage.borrow().clone(),
             faults: state.faults.load().iter().map(FaultObject::of).collect(),
         }
@@ -114,6 +118,12 @@ impl DaemonObject {
 }
 
 impl DaemonObject {
+    /// Tells whether only what serving needs is written to the disk.
+    pub fn holds_history_back(&self) -> bool {
+        let level = self.pressure.as_ref().and_then(|pressure| pressure.sources.get("disk"));
+        level.is_some_and(|level| level == Pressure::Critical.as_str())
+    }
+
     /// Tells whether a fault is of the file of rules, which stands beside the first folder of profiles.
     pub fn is_of_rules(&self, fault: &FaultObject) -> bool {
         let folder = self.profile_dirs.first().and_then(|profiles| profiles.parent());

@@ -24,15 +24,15 @@ pub fn news() -> News {
 pub struct EventObject {
     /// When, in milliseconds since 1970.
     pub at_unix_ms: u64,
-    /// What: `slot-changed`, `pressure-changed`, `signalled`, `rule-fired`, or `missed`.
+    /// What: `slot-changed`, `pressure-changed`, `gpu-fault`, `gpu-changed`, `signalled`, `rule-fired`, or `missed`.
     pub event: String,
     /// The slot that it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<SlotName>,
-    /// What is under pressure: `memory`, `gpu-0`, `cpu`, `disk`.
+    /// What is under pressure, or which GPU it is about: `memory`, `gpu-0`, `cpu`, `disk`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// The rule that fired, or the name that was signalled.
+    /// The rule that fired, the name that was signalled, or the number of the Xid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The state or level before.

@@ -40,6 +40,7 @@
 
 mod daemon;
 mod event;
+mod gpu;
 mod plan;
 mod pull;
 mod refusal;
@@ -66,6 +67,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::{
     daemon::{DaemonObject, FaultObject, PressureObject, StorageObject},
     event::{EventObject, News, news},
+    gpu::{GpuObject, XidObject},
     plan::{Action, OtherObject, PlanObject, PlanRequest, PlannedObject},
     pull::{PullObject, PullRequest, Pulls, ShortageObject},
     remote::Remote,
@@ -79,7 +81,7 @@ pub use self::{
 use crate::{
     config::Fault,
     mailbox::Mailbox,
-    spec::{Monotime, SlotName, pressure::Strain, profile::Profile},
+    spec::{Monotime, SlotName, gpu::GpuFigures, pressure::Strain, profile::Profile},
     supervisor::Snapshot,
 };
 
@@ -125,6 +127,8 @@ pub struct State {
     pub logs: LogReader,
     /// How short the machine is.
     pub strain: watch::Receiver<Strain>,
+    /// What each GPU says of itself.
+    pub gpus: watch::Receiver<Arc<GpuFigures>>,
     /// What takes no writes.
     pub storage: watch::Receiver<Vec<StorageObject>>,
     /// Where news are told.

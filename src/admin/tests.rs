@@ -75,6 +75,7 @@ impl Api {
                 }
             }),
             strain: watch::channel(Strain::default()).1,
+            gpus: watch::channel(Arc::default()).1,
             storage: watch::channel(Vec::new()).1,
             news: news(),
             rules: Rules::none(),

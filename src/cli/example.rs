@@ -322,6 +322,7 @@ pub(super) fn daemon() -> DaemonObject {
                 .map(|(source, level)| (source.to_owned(), level.to_owned()))
                 .into(),
         }),
+        gpus: Vec::new(),
         storage: vec![StorageObject {
             place: "engine logs".to_owned(),
             path: PathBuf::from("/var/lib/slotd/logs"),

@@ -16,6 +16,7 @@ mod events;
 mod exit;
 mod failure;
 mod fit;
+mod gpus;
 mod guard;
 mod journal;
 mod key;

@@ -8,7 +8,7 @@ use super::{
     client::Client,
     exit::Exit,
     failure::Failure,
-    out,
+    gpus, out,
     text::{Paint, Tone, brief, counted, utc},
 };
 use crate::{
@@ -23,6 +23,9 @@ use crate::{
 const LOG_LINES: usize = 10;
 /// How many of the dead engine's last lines are shown; JSON has all that were kept.
 const LAST_WORDS: usize = 5;
+
+/// What goes without while the disk is nearly full.
+const HELD_BACK: &str = "not written while the disk is nearly full: peaks, uses and deaths are kept in memory alone, benches are not kept, engine logs are cut at 1 MiB";
 
 /// Options of `slotd status`.
 #[derive(Args, Debug)]
@@ -189,9 +192,15 @@ fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> Str
     let used: u32 = slots.iter().filter_map(|slot| slot.cores).sum();
     let cores = (daemon.cores > 0).then(|| format!("{used} of {} in use by engines", daemon.cores));
     text.field("cores", cores);
+    for gpu in &daemon.gpus {
+        text.field(&format!("gpu {}", gpu.index), Some(gpus::line(gpu)));
+    }
     text.field("pressure", daemon.pressure.as_ref().and_then(pressure));
+    text.field("history", daemon.holds_history_back().then(|| HELD_BACK.to_owned()));
     text.line("");
-    let ailing: Vec<_> = slots.iter().filter_map(|slot| ailment(slot, paint)).collect();
+    let of_gpus = daemon.gpus.iter().filter_map(|gpu| gpus::ailment(gpu, paint));
+    let ailing = slots.iter().filter_map(|slot| ailment(slot, paint));
+    let ailing: Vec<_> = ailing.chain(of_gpus).collect();
     if ailing.is_empty() && daemon.faults.is_empty() && daemon.storage.is_empty() {
         text.line(&format!("health: {}", paint.apply(Tone::Good, "all is well")));
         return text.0;
@@ -526,6 +535,13 @@ mod tests {
           - profile not applied: /etc/slotd/profiles/chat.toml:2:1: contxt: unknown key
             hint: did you mean `context`?
         ");
+        let pressure = daemon.pressure.clone().map(|pressure| {
+            let sources = [("disk".to_owned(), "critical".to_owned())].into();
+            PressureObject { sources, ..pressure }
+        });
+        let short = daemon_text(&DaemonObject { pressure, ..daemon.clone() }, &[], Paint::Never);
+        let told = short.lines().find(|line| line.contains("history")).unwrap();
+        assert_snapshot!(told, @"  history   not written while the disk is nearly full: peaks, uses and deaths are kept in memory alone, benches are not kept, engine logs are cut at 1 MiB");
         let well =
             DaemonObject { faults: Vec::new(), storage: Vec::new(), pressure: None, ..daemon };
         assert_snapshot!(daemon_text(&well, &[example::ready()], Paint::Never), @r"

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use serde::Deserialize;
 
 use super::safetensors;
-use crate::spec::model::{ModelFacts, Numbers, Place, WeightKind, Weights};
+use crate::spec::model::{ModelFacts, Numbers, Place, Tensor, WeightKind};
 
 /// The architecture that the worker serves from folders.
 pub(super) const ARCHITECTURE: &str = "bert";
@@ -35,7 +35,7 @@ pub(super) fn facts(folder: &Path) -> Option<ModelFacts> {
         ("feed_forward_length", config.intermediate_size),
         ("context_length", config.max_position_embeddings),
     ];
-    // All are on the host, and none is looked at apart from others.
+    // All are on the host, and none is looked at apart from others: one stands for all of them.
     let kind =
         WeightKind { place: Place::Input, ggml_type: 0, dimensions: 2, has_rows_of_eight: false };
     Some(ModelFacts {
@@ -43,6 +43,6 @@ pub(super) fn facts(folder: &Path) -> Option<ModelFacts> {
         numbers: numbers.map(|(key, number)| (key.to_owned(), Numbers::All(number))).into(),
         vocabulary: config.vocab_size,
         merges: 0,
-        weights: vec![Weights { kind, bytes, part: 0, span: (0, bytes.0) }],
+        weights: vec![Tensor { name: String::new(), kind, bytes, part: 0, span: (0, bytes.0) }],
     })
 }

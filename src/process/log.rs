@@ -13,6 +13,8 @@ use crate::spec::{Generation, SlotName};
 pub const ROTATE_BYTES: u64 = 16 << 20;
 /// How much of a log stays when the disk has no room for its older part.
 const KEPT_WHEN_FULL: u64 = 256 << 10;
+/// While the disk is nearly full, a log is cut once it is larger.
+const SHORT_BYTES: u64 = 1 << 20;
 /// How many generations keep their logs.
 pub const KEEP_GENERATIONS: usize = 5;
 
@@ -78,22 +80,74 @@ fn make_room(log: &mut File, older: &mut File) -> io::Result<()> {
     Ok(())
 }
 
+/// Cuts a log that passed 1 MiB to its last 256 KiB, which stand in `gN.log.1` then. For a disk that is
+/// nearly full: what is older is lost. Tells whether it did.
+///
+/// # Errors
+/// Those of reading and writing the two files.
+pub fn shorten(log: &Path) -> io::Result<bool> {
+    shorten_beyond(log, SHORT_BYTES)
+}
+
+fn shorten_beyond(log: &Path, limit: u64) -> io::Result<bool> {
+    let mut file = match OpenOptions::new().read(true).write(true).open(log) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    if file.metadata()?.len() <= limit {
+        return Ok(false);
+    }
+    let mut options = OpenOptions::new();
+    let mut older: File =
+        options.write(true).create(true).truncate(true).mode(0o600).open(rotated(log))?;
+    make_room(&mut file, &mut older)?;
+    Ok(true)
+}
+
+/// Removes, in the folder of all slots' logs, the older parts of logs and those of all but the newest
+/// generation of each slot. For a disk that is nearly full.
+///
+/// # Errors
+/// Those of listing the directories and removing files; a directory that is not there is none.
+pub fn drop_old_logs(logs: &Path) -> io::Result<()> {
+    let slots = match fs::read_dir(logs) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        slots => slots?,
+    };
+    for slot in slots {
+        let slot = slot?.path();
+        if slot.is_dir() {
+            prune_to(&slot, 1)?;
+            let newest = generations(&slot)?.pop().map(|newest| generation_path(&slot, newest));
+            newest.map_or(Ok(()), |newest| remove(&rotated(&newest)))?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes the logs of all but the newest [`KEEP_GENERATIONS`] generations of a slot.
 ///
 /// # Errors
 /// Those of listing the directory and removing files; a directory that is not there is none.
 pub fn prune(slot_dir: &Path) -> io::Result<()> {
+    prune_to(slot_dir, KEEP_GENERATIONS)
+}
+
+fn prune_to(slot_dir: &Path, kept: usize) -> io::Result<()> {
     let generations = generations(slot_dir)?;
-    for generation in generations.iter().rev().skip(KEEP_GENERATIONS) {
+    for generation in generations.iter().rev().skip(kept) {
         let log = generation_path(slot_dir, *generation);
-        for path in [rotated(&log), log] {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
-        }
+        remove(&rotated(&log))?;
+        remove(&log)?;
     }
     Ok(())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Lists the generations that have a log, oldest first.
@@ -156,5 +210,27 @@ mod tests {
         assert_eq!(generations(dir.path()).unwrap(), [2, 9, 10, 11, 12].map(Generation));
         assert!(!dir.path().join("g1.log.1").exists() && dir.path().join("notes").exists());
         prune(&dir.path().join("none")).unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_is_nearly_full_keeps_the_newest_log_and_the_end_of_a_long_one() {
+        let logs = tempfile::tempdir().unwrap();
+        let slot = logs.path().join("chat");
+        fs::create_dir(&slot).unwrap();
+        for name in ["g1.log", "g1.log.1", "g2.log", "g2.log.1"] {
+            fs::write(slot.join(name), "text").unwrap();
+        }
+        drop_old_logs(logs.path()).unwrap();
+        let names = fs::read_dir(&slot).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), ["g2.log"]);
+        let log = slot.join("g2.log");
+        assert!(!shorten(&log).unwrap(), "it is short");
+        let mut engine = OpenOptions::new().append(true).open(&log).unwrap();
+        engine.write_all(&vec![b'x'; 300 << 10]).unwrap();
+        assert!(shorten_beyond(&log, 100 << 10).unwrap());
+        assert_eq!(fs::metadata(rotated(&log)).unwrap().len(), KEPT_WHEN_FULL);
+        engine.write_all(b"after").unwrap();
+        assert_eq!(fs::read_to_string(&log).unwrap(), "after");
+        drop_old_logs(&logs.path().join("none")).unwrap();
     }
 }

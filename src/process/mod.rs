@@ -44,5 +44,7 @@ pub use follow::{LogFollower, LogLine, follow, read_tail};
 pub use inherit::{Giver, Inherited, STALE_AFTER_HANDOVER, hand_over, images, inherited};
 pub use kernel_log::{KernelTail, has_kernels_pids};
 pub use leaf::give_back_cgroup;
-pub use log::{KEEP_GENERATIONS, ROTATE_BYTES, log_path, prune, rotate_if_large};
+pub use log::{
+    KEEP_GENERATIONS, ROTATE_BYTES, drop_old_logs, log_path, prune, rotate_if_large, shorten,
+};
 pub use spawn::{Cgroups, Owner, SpawnSpec, Spawner, SpawnerOptions};

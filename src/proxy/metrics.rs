@@ -17,6 +17,7 @@ use hyper::{
 use super::{
     Shared, Throttle, Turns, engine_metrics,
     flights::Flights,
+    gpu_metrics,
     meters::{Histogram, Meters},
     reply::{Body, full},
     routes::{Route, RouteTable},
@@ -39,11 +40,11 @@ pub(super) struct Family {
     pub(super) help: &'static str,
 }
 
-const fn gauge(name: &'static str, help: &'static str) -> Family {
+pub(super) const fn gauge(name: &'static str, help: &'static str) -> Family {
     Family { name, kind: "gauge", help }
 }
 
-const fn counter(name: &'static str, help: &'static str) -> Family {
+pub(super) const fn counter(name: &'static str, help: &'static str) -> Family {
     Family { name, kind: "counter", help }
 }
 
@@ -147,6 +148,8 @@ const STATES: [&str; 10] = [
 pub(super) async fn answer(shared: &Shared) -> Response<Body> {
     let table = shared.routes.load_full();
     let mut page = page(&table, &shared.flights, &shared.access.turns, &shared.throttle);
+    let gpus = Arc::clone(&shared.gpus.borrow());
+    gpu_metrics::add(&mut page, &gpus, &table);
     engine_metrics::add(&mut page, &table).await;
     let mut response = Response::new(full(Bytes::from(page.0)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TEXT));
@@ -236,6 +239,7 @@ fn requests(page: &mut Page, all: &[Counted<'_>]) {
 }
 
 /// A page that is being written.
+#[derive(Debug, Default)]
 pub(super) struct Page(String);
 
 impl Page {
@@ -305,6 +309,11 @@ impl Page {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn into_text(self) -> String {
+        self.0
+    }
+
     fn line(&mut self, text: std::fmt::Arguments<'_>) {
         // Writing to a text cannot fail.
         self.0.write_fmt(text).unwrap_or_default();
@@ -314,6 +323,7 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::gpu::GpuFigures;
 
     #[test]
     fn the_document_has_every_family_and_no_other() {
@@ -321,7 +331,12 @@ mod tests {
             let Family { name, kind, help } = family;
             format!("| `{name}` | {kind} | {help} |")
         };
-        let wanted: Vec<_> = FAMILIES.iter().chain(engine_metrics::families()).map(row).collect();
+        let wanted: Vec<_> = FAMILIES
+            .iter()
+            .chain(&gpu_metrics::FAMILIES)
+            .chain(engine_metrics::families())
+            .map(row)
+            .collect();
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/METRICS.md");
         let document = std::fs::read_to_string(path).unwrap();
         let there: Vec<_> = document.lines().filter(|line| line.starts_with("| `slotd_")).collect();
@@ -331,13 +346,16 @@ mod tests {
     #[test]
     fn the_page_shows_exactly_the_families_that_are_documented() {
         let flights = Flights::new(super::super::AccessLog::Off);
-        let page = page(&RouteTable::default(), &flights, &Turns::default(), &Throttle::default());
+        let table = RouteTable::default();
+        let mut page = page(&table, &flights, &Turns::default(), &Throttle::default());
+        gpu_metrics::add(&mut page, &GpuFigures::default(), &table);
         let shown: Vec<_> = page
             .0
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
             .collect();
-        assert_eq!(shown, FAMILIES.map(|family| family.name));
+        let wanted = FAMILIES.iter().chain(&gpu_metrics::FAMILIES).map(|family| family.name);
+        assert_eq!(shown, wanted.collect::<Vec<_>>());
     }
 
     #[test]

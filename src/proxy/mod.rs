@@ -29,6 +29,7 @@ mod flush;
 mod follow;
 mod forward;
 mod gate;
+mod gpu_metrics;
 mod hold;
 mod intake;
 mod keepalive;
@@ -70,6 +71,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 pub use self::{
     access::{Access, Turns},
@@ -89,7 +91,7 @@ pub use self::{
     tls::{Certificate, TlsFault},
     uses::{Use, Uses},
 };
-use crate::mailbox::Mailbox;
+use crate::{mailbox::Mailbox, spec::gpu::GpuFigures};
 
 /// What every connection works with.
 #[derive(Clone, Debug)]
@@ -122,6 +124,8 @@ pub struct Shared {
     pub clock: WallClock,
     /// Answers say how much clients that can wait should hold back.
     pub throttle: Arc<Throttle>,
+    /// What each GPU says of itself, for metrics.
+    pub gpus: watch::Receiver<Arc<GpuFigures>>,
 }
 
 /// Whether plain requests of the hot paths are passed on as bytes.

@@ -60,6 +60,8 @@ pub(super) struct Route {
     pub(super) restarts: u32,
     pub(super) rss: Option<Bytes>,
     pub(super) waiting: usize,
+    /// What it is counted with of each GPU's memory.
+    pub(super) promised_gpus: BTreeMap<u32, Bytes>,
     /// What it waits for, while it stands in line for memory.
     pub(super) wait: Option<Wait>,
     /// How long a load takes, by earlier ones.
@@ -125,6 +127,10 @@ impl RouteTable {
                 restarts: view.restarts,
                 rss: view.state.pid().and(view.rss),
                 waiting: view.waiting,
+                promised_gpus: view
+                    .promised
+                    .as_ref()
+                    .map_or_else(BTreeMap::new, |of| of.gpus.clone()),
                 wait: waited_for(&view.state),
                 load: view.expected_load,
                 began,

@@ -24,6 +24,7 @@ use super::{
     driver::{Driver, Ended},
     effects::Effects,
     engine_task::Tools,
+    gpus,
     listen::{Addresses, Keeper, Kept, Sockets},
     memory, model_disk, models,
     pressure::{self, Board},
@@ -37,6 +38,7 @@ use super::{
     start::StartFault,
     stderr::drain_log,
     storage::{self, Place},
+    thrift,
     upgrade::{self, Next},
     whole,
 };
@@ -194,13 +196,13 @@ impl Daemon {
         let mut helpers = self.helpers(seen, (profiles, &routes), heard);
         let (mut keeping, end_keeping) = (JoinSet::new(), CancellationToken::new());
         let (state, known) = (Arc::clone(&self.state), self.remembered.clone());
-        let uses = Arc::clone(&self.tools.uses);
+        let (uses, thrift) = (Arc::clone(&self.tools.uses), Arc::clone(&self.tools.thrift));
         remember::recall_uses(&self.remembered, &uses, clock::unix_ms());
         let memory = remember::recall(&self.remembered, &uses);
-        let (kept, to) = ((snapshots.clone(), uses), (state, board.storage.clone()));
+        let (kept, to) = ((snapshots.clone(), uses), (state, board.storage.clone(), thrift));
         keeping.spawn(remember::keep(to, kept, known, end_keeping.clone()));
         let mut effects = Effects::new(Arc::clone(&self.tools));
-        helpers.spawn(pressure::watch(self.machine(&effects), board, mailbox.clone()));
+        self.watch_machine(&mut helpers, board, &mailbox);
         for engine in mem::take(&mut self.adopted) {
             effects.adopt(engine);
         }
@@ -251,6 +253,14 @@ impl Daemon {
         helpers
     }
 
+    fn watch_machine(&self, helpers: &mut JoinSet<Infallible>, board: Board, mailbox: &Mailbox) {
+        if let Some(gpus) = &self.tools.gpus {
+            helpers.spawn(gpus::watch(Arc::clone(gpus), board.clone()));
+        }
+        helpers.spawn(thrift::follow(Arc::clone(&self.tools), board.strain.subscribe()));
+        helpers.spawn(pressure::watch(self.machine(), board, mailbox.clone()));
+    }
+
     /// Says where slotd writes.
     fn folders(&self) -> Vec<(Place, PathBuf)> {
         let settings = &self.tools.settings;
@@ -263,11 +273,11 @@ impl Daemon {
     }
 
     /// Says what is looked at for pressure.
-    fn machine(&self, effects: &Effects) -> pressure::Machine {
+    fn machine(&self) -> pressure::Machine {
         let settings = &self.tools.settings;
         pressure::Machine {
-            gpus: effects.gpus(),
-            folders: vec![settings.state_dir.clone(), settings.cache_dir.clone()],
+            gpus: self.tools.gpus.clone(),
+            folders: self.folders().into_iter().map(|(_, folder)| folder).collect(),
             thresholds: settings.pressure.clone(),
         }
     }
@@ -298,6 +308,7 @@ impl Daemon {
             lanes: self.cores.lanes(),
             clock: clock::unix_ms,
             throttle: Arc::clone(&board.throttle),
+            gpus: board.gpus.subscribe(),
             fall_through: self.doors.fall_through(),
             control: None,
         }
@@ -376,6 +387,7 @@ impl Daemon {
             pulls: self.tools.pulls.for_admin(),
             logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
             strain: board.strain.subscribe(),
+            gpus: board.gpus.subscribe(),
             storage: board.storage.subscribe(),
             news: board.news.clone(),
             rules,

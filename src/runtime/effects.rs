@@ -5,9 +5,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    env,
     panic::AssertUnwindSafe,
-    path::PathBuf,
     sync::Arc,
 };
 
@@ -28,10 +26,11 @@ use super::{
 use crate::{
     process::StopHandle,
     proxy::{Blame, Gate},
-    sensor::{self, GpuOptions, Gpus, NVML_LIBRARY},
+    sensor,
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
+        gpu::OFF_THE_BUS,
         profile::Profile,
     },
     supervisor::{ChildEvent, Command, Event, Sight, SlotEvent, StopSignal},
@@ -78,8 +77,6 @@ pub(super) struct Effects {
     outside: BTreeMap<SlotName, Outside>,
     /// A child's task that panicked says whose it was.
     tasks: JoinSet<Option<(SlotName, Generation)>>,
-    /// NVIDIA's, on a machine that may have some.
-    gpus: Option<Arc<Gpus>>,
     /// Readings of the machine's memory.
     reading: JoinSet<survey::Surveyed>,
     reports: mpsc::Receiver<Report>,
@@ -97,17 +94,11 @@ impl Effects {
             gates: BTreeMap::new(),
             outside: BTreeMap::new(),
             tasks: JoinSet::new(),
-            gpus: gpus(),
             reading: JoinSet::new(),
             reports,
             reporter,
             answers: VecDeque::new(),
         }
-    }
-
-    /// Returns NVIDIA's GPUs, on a machine that may have some.
-    pub(super) fn gpus(&self) -> Option<Arc<Gpus>> {
-        self.gpus.clone()
     }
 
     /// Returns the gates of live children, for the routing table.
@@ -299,7 +290,7 @@ impl Effects {
             (slot.clone(), (*generation, handles.pid))
         });
         let engines = engines.collect();
-        self.reading.spawn(survey::read(engines, self.gpus.clone()));
+        self.reading.spawn(survey::read(engines, self.tools.gpus.clone()));
     }
 
     /// Adds how busy each engine is at this moment.
@@ -399,17 +390,10 @@ fn blame(evidence: &Evidence) -> Blame {
         {
             Blame::Nobody
         }
+        // No request takes a GPU off the bus.
+        _ if evidence.xids.iter().any(|xid| xid.code == OFF_THE_BUS) => Blame::Nobody,
         ExitStatus::Signal(_) | ExitStatus::Code(_) | ExitStatus::Unknown => Blame::Request,
     }
-}
-
-/// Begins to look at the GPUs, where there may be some.
-fn gpus() -> Option<Arc<Gpus>> {
-    let library = env::var_os(NVML_LIBRARY).map(PathBuf::from);
-    let is_asked = library.is_some() || sensor::has_gpu();
-    let visible = env::var(sensor::VISIBLE).ok();
-    let options = GpuOptions { library, visible, ..GpuOptions::default() };
-    is_asked.then(|| Arc::new(Gpus::start(&options)))
 }
 
 fn child_event(slot: SlotName, generation: Generation, event: ChildEvent) -> Event {

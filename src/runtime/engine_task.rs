@@ -28,8 +28,10 @@ use super::{
     farewell::Farewell,
     keep::Keeping,
     last_seconds::{Before, LastSeconds},
+    on_gpus::OnGpus,
     peaks::PeakBook,
     pulls::{Limits, Pulls},
+    thrift::Thrift,
     watch::{self, Begins, Watched},
 };
 use crate::{
@@ -41,6 +43,7 @@ use crate::{
     },
     process::{self, Child, ErrandSpec, SpawnFault, SpawnSpec, Spawner},
     proxy::{Gate, Suspects, Uses},
+    sensor::Gpus,
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
@@ -76,9 +79,13 @@ pub(super) struct Tools {
     pub(super) suspects: Arc<Suspects>,
     /// What engines took at most before.
     pub(super) peaks: PeakBook,
+    /// Whether only what serving needs is written.
+    pub(super) thrift: Arc<Thrift>,
     pub(super) uses: Arc<Uses>,
     /// What engines compute with.
     pub(super) machine: Machine,
+    /// NVIDIA's GPUs, on a machine that may have some.
+    pub(super) gpus: Option<Arc<Gpus>>,
     /// The daemon's environment, from which engines get an allow-list.
     pub(super) environment: Vec<(OsString, OsString)>,
 }
@@ -132,6 +139,7 @@ struct Running {
     launched: Launched,
     log: PathBuf,
     last_seconds: LastSeconds,
+    gpus: OnGpus,
     /// For one that is to be kept: what stands in its environment.
     nonce: Option<String>,
     leave: Arc<Notify>,
@@ -268,7 +276,8 @@ pub(super) fn adopted(
     let last_seconds = Before::begin().of(child.pid(), child.counters());
     let env = engine::for_engine(&tools.environment, &profile.env);
     let farewell = farewell(&tools, &reporter, (&launched, env), (&log, profile));
-    let running = Running { child, launched, log, last_seconds, nonce, leave, farewell };
+    let gpus = OnGpus::of_running(&tools, child.pid());
+    let running = Running { child, launched, log, last_seconds, gpus, nonce, leave, farewell };
     let handles = handles(&tools, &running, &reporter);
     let (profile, gate) = (Arc::clone(profile), Arc::clone(&handles.gate));
     let attending = async move {
@@ -292,6 +301,7 @@ async fn attend(
         kind: running.launched.kind,
         alias: &alias,
         log: &running.log,
+        thrift: &tools.thrift,
         keeping: keeping.as_ref(),
         begins,
         pid: running.child.pid(),
@@ -301,7 +311,8 @@ async fn attend(
     // Boxed: the watch holds a request while it waits, and this task lives as long as the engine.
     let watch = Box::pin(watch::watch(watched, reporter));
     let stop = running.child.stop_handle();
-    let peak = tools.peaks.watch(running.child.pid(), running.launched.key.as_deref());
+    let key = running.launched.key.as_deref();
+    let peak = tools.peaks.watch(running.child.pid(), &running.gpus, key);
     let parting = async {
         running.farewell.asked().await;
         stop.signal(StopSignal::Terminate);
@@ -333,6 +344,7 @@ async fn end(
     // Who is in flight, and who comes, does not wait until it is known why.
     gate.mark_ended();
     let evidence = running.last_seconds.at_the_end(status);
+    let evidence = Evidence { xids: running.gpus.xids(), ..evidence };
     let evidence = with_log(evidence, running.launched.kind, running.log).await;
     reporter.tell(ChildEvent::Exited { evidence, at_unix_ms: clock::unix_ms() }).await;
     running.farewell.finish().await;
@@ -454,7 +466,8 @@ async fn start(
             let launched = Launched { kind, endpoint, info, rungs, model, stop, key };
             let farewell = farewell(tools, reporter, (&launched, env), (&log, profile));
             let leave = Arc::default();
-            Ok(Running { child, launched, log, last_seconds, nonce, leave, farewell })
+            let gpus = OnGpus::new(tools, devices.clone());
+            Ok(Running { child, launched, log, last_seconds, gpus, nonce, leave, farewell })
         }
         Err(fault) => Err(Failure::of_spawn(&fault, info)),
     }

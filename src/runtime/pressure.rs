@@ -18,6 +18,7 @@ use crate::{
     proxy::Throttle,
     sensor::{self, Figures, Gauges, Gpus},
     spec::{
+        gpu::GpuFigures,
         memory::{GpuState, Room},
         pressure::{Pressure, Source, Strain, Thresholds},
     },
@@ -45,6 +46,8 @@ pub(super) struct Board {
     pub(super) throttle: Arc<Throttle>,
     /// To whoever asks, or would write to a disk that is short.
     pub(super) strain: watch::Sender<Strain>,
+    /// What each GPU says of itself, to whoever asks.
+    pub(super) gpus: watch::Sender<Arc<GpuFigures>>,
     /// To whoever listens.
     pub(super) news: News,
     /// To whoever asks what rules are there, and what they did.
@@ -58,7 +61,8 @@ impl Board {
     pub(super) fn new() -> Self {
         let (throttle, strain) = (Arc::default(), watch::Sender::new(Strain::default()));
         let (rules, storage) = (RuleBoard::default(), Storage::default());
-        Self { throttle, strain, news: admin::news(), rules, storage }
+        let gpus = watch::Sender::default();
+        Self { throttle, strain, gpus, news: admin::news(), rules, storage }
     }
 }
 

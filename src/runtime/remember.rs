@@ -19,7 +19,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::storage::{Place, Storage};
+use super::{
+    storage::{Place, Storage},
+    thrift::Thrift,
+};
 use crate::{
     config,
     proxy::Uses,
@@ -54,7 +57,7 @@ const LINE_CHARS: usize = 300;
 
 /// Writes until `end`; no write is under way when it returns. Returns what is in the file.
 pub(super) async fn keep(
-    (state, storage): (Arc<StateDir>, Storage),
+    (state, storage, thrift): (Arc<StateDir>, Storage, Arc<Thrift>),
     (mut snapshots, uses): (watch::Receiver<Arc<Snapshot>>, Arc<Uses>),
     mut written: Remembered,
     end: CancellationToken,
@@ -67,10 +70,11 @@ pub(super) async fn keep(
             merge(&written, &snapshot, (&uses, &seen))
         };
         // Only a write says that a fault is over, also where there is nothing new to write.
-        let is_due = has_failed || latest != written;
+        let is_held = thrift.is_on() && is_history_alone(&latest, &written);
+        let is_due = has_failed || (latest != written && !is_held);
         let saved = !is_due || save_and_tell(&state, &latest, &storage).await;
         has_failed = !saved;
-        if saved {
+        if saved && !is_held {
             written = latest;
         }
         let pause = if saved { WRITE_PERIOD } else { RETRY_PERIOD };
@@ -92,6 +96,19 @@ pub(super) async fn keep(
         }
     }
     written
+}
+
+/// Tells whether all that is new is for people, or a hint: it waits while the disk is nearly full.
+fn is_history_alone(latest: &Remembered, written: &Remembered) -> bool {
+    let needed = |remembered: &Remembered| {
+        let mut needed = remembered.clone();
+        for slot in needed.slots.values_mut() {
+            (slot.loads_ms, slot.deaths) = Default::default();
+            (slot.uses, slot.last_use_unix_ms) = (0, 0);
+        }
+        needed
+    };
+    needed(latest) == needed(written)
 }
 
 /// Says whether the file was written. A failure is told once, and its end.
@@ -404,12 +421,30 @@ mod tests {
         let obstacle = folder.path().join("state.json.new");
         std::fs::create_dir(&obstacle).unwrap();
         let mut keeping = JoinSet::new();
-        keeping.spawn(keep((state, storage), (snapshots, uses), written.clone(), end.clone()));
+        keeping.spawn(keep(
+            (state, storage, Arc::default()),
+            (snapshots, uses),
+            written.clone(),
+            end.clone(),
+        ));
         shown.wait_for(|faults| !faults.is_empty()).await.unwrap();
         publisher.send_replace(unpinned);
         std::fs::remove_dir(&obstacle).unwrap();
         shown.wait_for(Vec::is_empty).await.unwrap();
         end.cancel();
         assert_eq!(keeping.join_next().await.unwrap().unwrap(), written);
+    }
+
+    #[test]
+    fn what_a_restart_needs_is_no_history() {
+        let of = |slot: SlotMemory| {
+            let slots = BTreeMap::from([("chat".parse().unwrap(), slot)]);
+            Remembered { slots, ..Remembered::default() }
+        };
+        let before = of(SlotMemory::default());
+        let hints = SlotMemory { uses: 3, loads_ms: vec![7], ..SlotMemory::default() };
+        assert!(is_history_alone(&of(hints), &before));
+        let started = SlotMemory { generation: Generation(2), ..SlotMemory::default() };
+        assert!(!is_history_alone(&of(started), &before));
     }
 }

@@ -33,7 +33,7 @@ use crate::{
         raise_file_limit,
     },
     proxy::{Cores, Uses},
-    sensor,
+    sensor::{self, GpuOptions, Gpus, NVML_LIBRARY},
     store::{OpenFault, StateDir},
 };
 
@@ -190,7 +190,8 @@ fn tools(
     let suspects = Arc::default();
     let pulls = Arc::new(Pulls::new(Arc::clone(&state)));
     let uses = Arc::new(Uses::new(clock::unix_ms));
-    let peaks = PeakBook::open(Arc::clone(&state));
+    let thrift = Arc::default();
+    let peaks = PeakBook::open(Arc::clone(&state), Arc::clone(&thrift));
     Ok(Tools {
         settings,
         spawner,
@@ -199,10 +200,22 @@ fn tools(
         pulls,
         suspects,
         peaks,
+        thrift,
         uses,
         machine,
+        gpus: gpus(),
         environment,
     })
+}
+
+/// Begins to look at the GPUs, where there may be some.
+fn gpus() -> Option<Arc<Gpus>> {
+    let library = env::var_os(NVML_LIBRARY).map(PathBuf::from);
+    let is_asked = library.is_some() || sensor::has_gpu();
+    let visible = env::var(sensor::VISIBLE).ok();
+    let wall_clock = clock::unix_ms;
+    let options = GpuOptions { library, visible, wall_clock, ..GpuOptions::default() };
+    is_asked.then(|| Arc::new(Gpus::start(&options)))
 }
 
 fn listed(faults: &[Fault]) -> String {

@@ -40,7 +40,7 @@ fn look(engines: BTreeMap<SlotName, (Generation, u32)>, gpus: Option<&Gpus>) -> 
     }
     let engines = engines.into_iter().map(|(slot, (generation, pid))| {
         let host = processes.unreclaimable(pid);
-        let gpus = held_on(&uses, |process| Processes::is_in_group(process, pid));
+        let gpus = held_on(&uses, |process| Processes::is_of_engine(process, pid));
         (slot, EngineReading { generation, host, gpus, ..EngineReading::default() })
     });
     let engines = engines.collect();
@@ -66,8 +66,8 @@ mod tests {
     #[test]
     fn an_engine_holds_what_its_processes_hold() {
         let seen = |processes: &[(u32, u64)]| GpuUse {
-            busy_percent: None,
             processes: processes.iter().map(|(pid, bytes)| (*pid, Bytes(*bytes))).collect(),
+            ..GpuUse::default()
         };
         let uses = BTreeMap::from([
             (0, seen(&[(10, 3), (11, 4), (20, 5)])),

@@ -4,7 +4,7 @@
 //! engine being ready; a line in its log brings the next look forward. Once it is ready they come
 //! slowly: its end is told by the kernel, not by a look.
 
-use std::{convert::Infallible, io, path::Path, time::Duration};
+use std::{convert::Infallible, io, path::Path, sync::Arc, time::Duration};
 
 use tokio::{
     task::spawn_blocking,
@@ -16,11 +16,12 @@ use super::{
     engine_task::Reporter,
     keep::Keeping,
     readings::{Pace, Readings, Signs},
+    thrift::{self, Thrift},
 };
 use crate::{
     engine::{self, Endpoint, EngineKind},
     probe::{Health, Probe},
-    process::{self, LogFollower},
+    process::LogFollower,
     proxy::Gate,
     sensor,
     spec::SlotName,
@@ -39,6 +40,8 @@ pub(super) struct Watched<'a> {
     pub(super) kind: EngineKind,
     pub(super) alias: &'a SlotName,
     pub(super) log: &'a Path,
+    /// Whether logs are to be kept short.
+    pub(super) thrift: &'a Arc<Thrift>,
     /// To be written down before it gets its first request.
     pub(super) keeping: Option<&'a Keeping>,
     pub(super) begins: Begins,
@@ -123,7 +126,8 @@ impl Watch<'_> {
         };
         let (log, is_followed) = (self.child.log.to_path_buf(), follower.is_some());
         // A disk that hangs must not hold up those who share our thread.
-        let reading = spawn_blocking(move || read_and_cut(follower, &log));
+        let thrift = Arc::clone(self.child.thrift);
+        let reading = spawn_blocking(move || read_and_cut(follower, &log, &thrift));
         let Ok((follower, lines, cut)) = reading.await else { return false };
         if is_followed {
             self.follower = follower;
@@ -226,8 +230,9 @@ impl Watch<'_> {
 fn read_and_cut(
     follower: Option<LogFollower>,
     log: &Path,
+    thrift: &Thrift,
 ) -> (Option<LogFollower>, Vec<String>, io::Result<()>) {
     let mut follower = follower;
     let lines = follower.as_mut().and_then(|follower| follower.read_new().ok());
-    (follower, lines.unwrap_or_default(), process::rotate_if_large(log).map(drop))
+    (follower, lines.unwrap_or_default(), thrift::cut(log, thrift))
 }

@@ -70,6 +70,18 @@ impl Processes {
             .is_ok_and(|group| number(pid).is_ok_and(|pid| getpgid(Some(pid)) == Ok(group)))
     }
 
+    /// Tells whether a process is of the engine that `leader` leads: in its process group, or in its cgroup
+    /// where it has one of its own.
+    pub fn is_of_engine(pid: u32, leader: u32) -> bool {
+        let cgroup = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).ok();
+        let is_in_cgroup = || {
+            let of_leader = cgroup(&leader.to_string())?;
+            let is_own = Some(&of_leader) != cgroup("self").as_ref();
+            Some(is_own && cgroup(&pid.to_string())? == of_leader)
+        };
+        Self::is_in_group(pid, leader) || is_in_cgroup() == Some(true)
+    }
+
     fn members(&self, group: u32) -> Option<impl Iterator<Item = (&sysinfo::Pid, &Process)>> {
         let group = Pid::from_raw(i32::try_from(group).ok()?);
         let of_group = move |(pid, _): &(&sysinfo::Pid, &Process)| {
@@ -123,6 +135,8 @@ mod tests {
         assert_eq!(processes.resident(u32::MAX), None);
         assert!(peak_of_group(own).is_some_and(|bytes| bytes.0 > 100 << 10));
         assert_eq!(peak_of_group(u32::MAX), None);
+        assert!(Processes::is_of_engine(std::process::id(), own));
+        assert!(!Processes::is_of_engine(1, own), "who shares our cgroup is no engine for that");
         assert!(processes.look_at(std::process::id()).is_some_and(|bytes| bytes.0 > 100 << 10));
         assert_eq!(processes.look_at(u32::MAX >> 1), None);
     }

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bytes, Generation};
+use super::{Bytes, Generation, gpu::XidBefore};
 
 /// The classified cause of a death.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
@@ -278,6 +278,9 @@ pub struct Evidence {
     /// Memory in its last seconds.
     #[serde(default)]
     pub memory: Box<MemoryTimeline>,
+    /// What the driver reported, in its last seconds, of the GPUs that it was on; oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub xids: Vec<XidBefore>,
     /// The last lines of its log, oldest first; at most 20.
     pub last_lines: Vec<String>,
 }
@@ -294,6 +297,7 @@ impl Evidence {
             machine_oom_kills: None,
             kernel_log: KernelLog::Unreadable,
             memory: Box::default(),
+            xids: Vec::new(),
             last_lines: Vec::new(),
         }
     }

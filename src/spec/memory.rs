@@ -45,6 +45,15 @@ impl GpuNeed {
     }
 }
 
+/// The most that an engine took in earlier runs.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Peak {
+    /// Of the host's memory: resident bytes of all its processes, mapped files included.
+    pub host: Bytes,
+    /// Of each GPU that it was on, by UUID; empty where that is not known of every one of them.
+    pub gpus: BTreeMap<String, Bytes>,
+}
+
 /// What a need was worked out from.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -8,6 +8,7 @@ pub mod death;
 pub mod difference;
 pub mod edit;
 mod endpoint;
+pub mod gpu;
 pub mod identity;
 pub mod ladder;
 pub mod memory;

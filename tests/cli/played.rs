@@ -101,6 +101,7 @@ impl Played {
         let listener = UnixListener::bind(&socket).expect("a socket");
         let state = State {
             strain: watch::channel(Strain::default()).1,
+            gpus: watch::channel(Arc::default()).1,
             storage: watch::channel(Vec::new()).1,
             news: news(),
             rules: admin::Rules::none(),

@@ -292,6 +292,58 @@ async fn a_file_in_the_place_of_the_log_folder_is_told_until_it_is_gone() {
     assert!(logs.join("chat/g3.log").exists(), "logs are kept again");
 }
 
+/// Waits until the disk is short, or no longer is.
+async fn until_disk(daemon: &Daemon, level: &str) {
+    let end = Instant::now() + DEADLINE;
+    while daemon.daemon().await["pressure"]["sources"]["disk"] != level {
+        assert!(Instant::now() < end, "never {level}\n{}", daemon.log());
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn history_waits_while_the_disk_is_nearly_full_and_is_written_once_there_is_room() {
+    const ALLOCATED: u64 = 40 << 20;
+    let dir = scratch(&[("chat", &fake("alloc=40MiB", ""))]);
+    let Some(disk) = Disk::mount(dir.path().join("state")) else { return };
+    fs::create_dir(dir.path().join("slotd")).unwrap();
+    let marks =
+        "[pressure.elevated]\ndisk_free = \"24MiB\"\n[pressure.critical]\ndisk_free = \"16MiB\"\n";
+    fs::write(dir.path().join("slotd/slotd.toml"), marks).unwrap();
+    let sockets = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
+    let daemon = Daemon::start_with(dir, &[("RUNTIME_DIRECTORY", sockets.path())]).await;
+    fs::write(disk.ballast(), vec![0; 56 << 20]).unwrap();
+    until_disk(&daemon, "critical").await;
+
+    assert_eq!(daemon.chat("chat").await.status(), 200);
+    // What it took is known: its next start is promised as much.
+    let promised = async || daemon.slot("chat").await["promised_bytes"].as_u64().unwrap_or(0);
+    let end = Instant::now() + DEADLINE;
+    while promised().await < ALLOCATED {
+        assert!(Instant::now() < end, "{}", daemon.log());
+        let generation = daemon.slot("chat").await["generation"].as_u64().unwrap();
+        // It is looked at for the first time after a second.
+        while daemon.slot("chat").await["since_ms"].as_u64() < Some(1_500) {
+            sleep(Duration::from_millis(5)).await;
+        }
+        daemon.order("chat", "restart").await;
+        let is_new =
+            |view: &Value| view["generation"] == generation + 1 && view["state"] == "ready";
+        daemon.until("chat", "new", is_new).await;
+    }
+    let file = disk.0.join("peaks.json");
+    assert!(!file.exists(), "it was written");
+    assert_eq!(daemon.chat("chat").await.status(), 200);
+
+    fs::remove_file(disk.ballast()).unwrap();
+    until_disk(&daemon, "normal").await;
+    let end = Instant::now() + DEADLINE;
+    while !file.exists() {
+        assert!(Instant::now() < end, "{}", daemon.log());
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// A daemon that has logged more than the pipe takes, and the pipe's other end.
 async fn burst_into_a_pipe() -> (Daemon, fs::File) {
     let dir = scratch(&[("chat", &fake("", ""))]);

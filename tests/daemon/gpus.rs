@@ -1,10 +1,14 @@
 //! GPUs of a driver that the tests make: who goes to which, and what becomes of a lost or a silent one.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tempfile::TempDir;
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     common::{DEADLINE, Daemon, fake, scratch},
@@ -161,4 +165,110 @@ async fn a_driver_that_hangs_before_it_counts_leaves_nobody_on_the_cpu() {
     until_it_waits(&daemon, "big", "it does not answer").await;
     driver.set("present 8000 6000\n");
     assert_eq!(visible_to(&daemon, "big").await, "GPU-00000000");
+}
+
+#[tokio::test]
+async fn a_death_beside_an_xid_is_told_with_it_and_so_are_status_metrics_and_events() {
+    let driver = Driver::new("present 8000 6000\npresent 8000 1000\n");
+    let daemon = driver.daemon(&[("small", &needs("1500MiB"))]).await;
+    let mut events = daemon.events().await;
+    daemon.order("small", "load").await;
+    assert_eq!(visible_to(&daemon, "small").await, "GPU-00000000");
+    let metrics = async || {
+        let answer = daemon.client.get(format!("{}/metrics", daemon.url)).send().await.unwrap();
+        answer.text().await.unwrap()
+    };
+    let pid = daemon.slot("small").await["pid"].as_i64().unwrap();
+
+    driver.set("present 8000 6000 xid 31 1\npresent 8000 1000 xid 13 1\n");
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        told.push(events.until(|event| event["event"] == "gpu-fault").await);
+    }
+    let mut texts: Vec<_> = told.iter().map(|event| event["text"].as_str().unwrap()).collect();
+    texts.sort_unstable();
+    assert_eq!(
+        texts,
+        [
+            "GPU 0 (Fake 0) reported Xid 31 (GPU memory page fault)",
+            "GPU 1 (Fake 1) reported Xid 13 (graphics engine exception)"
+        ]
+    );
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGABRT).unwrap();
+    let died = |view: &serde_json::Value| view["deaths"][0]["verdict"] == "crash";
+    let view = daemon.until("small", "dead", died).await;
+    let evidence = &view["deaths"][0]["evidence"]["xids"];
+    assert_eq!((&evidence[0]["gpu"], &evidence[0]["code"]), (&0.into(), &31.into()));
+    assert_eq!(evidence[1], serde_json::Value::Null, "that GPU is not its own");
+    let reason = view["deaths"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("GPU 0 reported Xid 31 (GPU memory page fault)"), "{reason}");
+
+    let why = String::from_utf8(slotd(&daemon, "why small").await.stdout).unwrap();
+    assert!(why.contains("- GPU 0 reported Xid 31 (GPU memory page fault), "), "{why}");
+    let status = String::from_utf8(slotd(&daemon, "status").await.stdout).unwrap();
+    assert!(
+        status.contains("gpu 0     Fake 0: 5.8 GiB of 7.8 GiB free, 0 % busy; last"),
+        "{status}"
+    );
+    let text = metrics().await;
+    for line in [
+        "slotd_gpu_xids_total{gpu=\"0\"} 1\n",
+        "slotd_gpu_state{gpu=\"0\",state=\"present\"} 1\n",
+        "slotd_gpu_memory_used_bytes{gpu=\"0\"} 2097152000\n",
+        "slotd_gpu_utilization_ratio{gpu=\"1\"} 0.1\n",
+        "slotd_slot_promised_gpu_memory_bytes{slot=\"small\",gpu=\"0\"} 1572864000\n",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    let log = daemon.log();
+    assert_eq!(log.matches("gpu reported a fault").count(), 2, "{log}");
+}
+
+#[tokio::test]
+async fn a_gpu_that_reports_that_it_fell_off_the_bus_is_lost_and_told() {
+    let driver = Driver::new("present 8000 6000\n");
+    let daemon = driver.daemon(&[("small", &needs("1500MiB"))]).await;
+    let mut events = daemon.events().await;
+    daemon.order("small", "load").await;
+    assert_eq!(visible_to(&daemon, "small").await, "GPU-00000000");
+    driver.set("lost 8000 0 xid 79 1\n");
+    let told = events.until(|event| event["event"] == "gpu-changed").await;
+    assert_eq!((&told["from"], &told["to"]), (&"present".into(), &"lost".into()));
+    daemon.order("small", "restart").await;
+    until_it_waits(&daemon, "small", "Xid 79").await;
+    let status = String::from_utf8(slotd(&daemon, "status").await.stdout).unwrap();
+    assert!(status.contains("- GPU 0 (Fake 0) is lost: "), "{status}");
+    driver.set("present 8000 6000\n");
+    events.until(|event| event["event"] == "gpu-changed" && event["to"] == "present").await;
+    assert_eq!(visible_to(&daemon, "small").await, "GPU-00000000");
+}
+
+/// Waits until it is on the disk what an engine took on GPUs.
+async fn peaks_on_gpus(daemon: &Daemon) -> serde_json::Value {
+    let file = daemon.dir.path().join("state/peaks.json");
+    let reading = async {
+        loop {
+            let read = fs::read(&file).ok();
+            let peaks =
+                read.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+            let on_gpus = peaks.map(|peaks| peaks["peaks"][0]["gpu_bytes"].clone());
+            if let Some(on_gpus) = on_gpus.filter(serde_json::Value::is_object) {
+                return on_gpus;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, reading).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_an_engine_took_on_a_gpu_is_remembered() {
+    let driver = Driver::new("present 8000 6000\npresent 8000 1000\n");
+    let daemon = driver.daemon(&[("small", &needs("1500MiB"))]).await;
+    daemon.order("small", "load").await;
+    assert_eq!(visible_to(&daemon, "small").await, "GPU-00000000");
+    let pid = &daemon.slot("small").await["pid"];
+    driver.set(&format!("present 8000 4000 pid {pid} 2000 pid 1 500\npresent 8000 1000\n"));
+    let wanted = serde_json::json!({ "GPU-00000000": 2000_u64 << 20 });
+    assert_eq!(peaks_on_gpus(&daemon).await, wanted);
 }

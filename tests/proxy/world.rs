@@ -115,6 +115,7 @@ impl World {
             lanes: Lanes::default(),
             clock: || 0,
             throttle: Arc::clone(&throttle),
+            gpus: watch::channel(Arc::default()).1,
             control: None,
             fall_through: below(address).map(Arc::new),
         };

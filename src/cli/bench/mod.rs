@@ -142,7 +142,9 @@ async fn bench(options: &Options, client: &Client, state_dir: &Path) -> Result<E
     }
     let last = benches.last_like(&record).cloned();
     benches.note(record.clone());
-    if let Err(fault) = save_benches(state_dir, &benches) {
+    if client.daemon().await.is_ok_and(|daemon| daemon.holds_history_back()) {
+        out::note("slotd: this bench is not kept: the disk is nearly full\n");
+    } else if let Err(fault) = save_benches(state_dir, &benches) {
         let why = super::failure::chain(&fault);
         out::note(&format!("slotd: this bench is not kept, failed to {why}\n"));
     }

@@ -166,7 +166,7 @@ impl Answer {
             model: target.checked.model.as_ref().map(|path| path.display().to_string()),
             engine: target.checked.kind,
             basis,
-            measured_bytes: first.measured,
+            measured_bytes: first.measured.as_ref().map(|peak| peak.host),
             gpus: seen.map(|(index, gpu)| GpuRoom::of(gpu, gpus.get(index).copied())).collect(),
             rungs: rungs.collect(),
             would_make_room,

@@ -5,7 +5,10 @@ use nix::sys::signal::Signal;
 use crate::{
     admin::DeathObject,
     cli::text::{brief, counted},
-    spec::death::{Evidence, ExitStatus, KernelLog, MemorySample, MemoryTimeline, Verdict},
+    spec::{
+        death::{Evidence, ExitStatus, KernelLog, MemorySample, MemoryTimeline, Verdict},
+        gpu::XidName,
+    },
 };
 
 /// How many readings of memory are told.
@@ -43,6 +46,10 @@ pub(super) fn told(death: &DeathObject) -> Vec<String> {
     if evidence.code_cause.is_some() {
         lines.push("its exit code has a meaning of its own, which is this".to_owned());
     }
+    lines.extend(evidence.xids.iter().map(|xid| {
+        let before = brief(xid.before_ms);
+        format!("GPU {} reported {}, {before} before", xid.gpu, XidName(xid.code))
+    }));
     lines.extend(memory(&evidence.memory));
     lines
 }

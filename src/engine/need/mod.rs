@@ -22,7 +22,7 @@ use super::{EngineKind, Flags, Launch};
 use crate::spec::{
     Bytes,
     ladder::Rung,
-    memory::{Basis, GpuNeed, Need},
+    memory::{Basis, GpuNeed, Need, Peak},
     model::ModelFacts,
     profile::Profile,
 };
@@ -60,8 +60,8 @@ pub struct Estimate {
     pub gpu: Option<GpuParts>,
     /// What the figures come from.
     pub basis: Basis,
-    /// The most that it took of the host's memory in earlier runs.
-    pub measured: Option<Bytes>,
+    /// The most that it took in earlier runs.
+    pub measured: Option<Peak>,
 }
 
 /// What an engine takes of the host's memory.
@@ -102,9 +102,12 @@ impl HostParts {
 impl Estimate {
     /// Returns what is to be kept free for the engine.
     pub fn need(&self) -> Need {
-        let gpu = self.gpu.map(|gpu| GpuNeed {
-            spread: total([gpu.weights, gpu.cache]),
-            each: total([gpu.compute, gpu.context]),
+        let gpu = self.gpu.map(|gpu| {
+            let need = GpuNeed {
+                spread: total([gpu.weights, gpu.cache]),
+                each: total([gpu.compute, gpu.context]),
+            };
+            self.measured.as_ref().map_or(need.clone(), |peak| peak::gpu_need(&need, &peak.gpus))
         });
         let (host, basis) = self.host_need();
         let need = Need { host, gpu, basis };

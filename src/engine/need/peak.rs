@@ -1,11 +1,14 @@
 //! What was measured of an engine, brought together with what is worked out.
 
-use std::ffi::OsStr;
+use std::{collections::BTreeMap, ffi::OsStr};
 
 use sha2::{Digest, Sha256};
 
 use super::{Estimate, Launch};
-use crate::spec::{Bytes, memory::Basis};
+use crate::spec::{
+    Bytes,
+    memory::{Basis, GpuNeed, Peak},
+};
 
 /// Options whose value says nothing about memory: where to listen, what to be called, how many threads.
 const IRRELEVANT: [&str; 6] = ["--host", "--port", "--socket", "--listen", "--alias", "--threads"];
@@ -45,7 +48,7 @@ pub fn peak_key(launch: &Launch, version: Option<&str>, model: &str) -> String {
 impl Estimate {
     /// Returns the estimate with what engines of this kind took at most before, if any ran.
     #[must_use]
-    pub fn corrected(self, peak: Option<Bytes>) -> Self {
+    pub fn corrected(self, peak: Option<Peak>) -> Self {
         Self { measured: peak.or(self.measured), ..self }
     }
 
@@ -58,8 +61,8 @@ impl Estimate {
     ///    is given back.
     pub(super) fn host_need(&self) -> (Bytes, Basis) {
         let sum = self.host.sum();
-        let Some(peak) = self.measured else { return (sum, self.basis) }; // (1)
-        let with_margin = Bytes(peak.0.saturating_add(peak.0 / MARGIN));
+        let Some(Peak { host: peak, .. }) = self.measured else { return (sum, self.basis) }; // (1)
+        let with_margin = with_margin(peak);
         let host = match self.basis {
             Basis::Unknown | Basis::Files => with_margin, // (2)
             Basis::Header | Basis::Measured | Basis::Profile if peak >= sum => peak, // (3)
@@ -69,6 +72,32 @@ impl Estimate {
         };
         (host, Basis::Measured)
     }
+}
+
+fn with_margin(peak: Bytes) -> Bytes {
+    Bytes(peak.0.saturating_add(peak.0 / MARGIN))
+}
+
+/// What is to be kept free on GPUs, by what an earlier run took on each of those that it was on.
+///
+/// 1. Nothing was measured there: the sum.
+/// 2. It took more than the sum, or less: what each GPU takes on top is what was measured beyond the
+///    weights and caches. These are known from the header, and are never taken for less: a peak of a load that
+///    broke off is none.
+pub(super) fn gpu_need(need: &GpuNeed, peaks: &BTreeMap<String, Bytes>) -> GpuNeed {
+    let count = u64::try_from(peaks.len()).unwrap_or(u64::MAX);
+    if count == 0 {
+        return need.clone(); // (1)
+    }
+    let all = peaks.values().fold(0, |sum: u64, bytes| sum.saturating_add(bytes.0));
+    let beyond = |all: u64| all.saturating_sub(need.spread.0).div_ceil(count);
+    let exact = beyond(all);
+    let each = if exact >= need.each.0 {
+        exact
+    } else {
+        beyond(with_margin(Bytes(all)).0).min(need.each.0)
+    };
+    GpuNeed { spread: need.spread, each: Bytes(each) } // (2)
 }
 
 #[cfg(test)]
@@ -103,7 +132,8 @@ mod tests {
     fn what_was_measured_corrects_what_was_worked_out() {
         let host = HostParts { weights: Bytes(60), prompts: Bytes(40), ..HostParts::default() };
         let sum = Estimate { host, basis: Basis::Header, ..Estimate::default() };
-        let need = |estimate: Estimate, peak| {
+        let need = |estimate: Estimate, peak: Option<Bytes>| {
+            let peak = peak.map(|host| Peak { host, ..Peak::default() });
             let need = estimate.corrected(peak).need();
             (need.host.0, need.basis)
         };
@@ -112,5 +142,21 @@ mod tests {
         assert_eq!(need(sum.clone(), Some(Bytes(80))), (84, Basis::Measured));
         assert_eq!(need(sum, Some(Bytes(10))), (60, Basis::Measured));
         assert_eq!(need(Estimate::default(), Some(Bytes(200))), (210, Basis::Measured));
+    }
+
+    #[test]
+    fn what_was_measured_on_gpus_corrects_what_each_takes_on_top() {
+        let of = |peaks: &[u64]| {
+            let need = GpuNeed { spread: Bytes(1000), each: Bytes(100) };
+            let named = peaks.iter().enumerate();
+            let peaks = named.map(|(at, bytes)| (format!("GPU-{at}"), Bytes(*bytes)));
+            let GpuNeed { spread, each } = gpu_need(&need, &peaks.collect());
+            (spread.0, each.0)
+        };
+        assert_eq!(of(&[]), (1000, 100), "nothing is known");
+        assert_eq!(of(&[1300]), (1000, 300), "it took more");
+        assert_eq!(of(&[1020]), (1000, 71), "it took less, and has a margin");
+        assert_eq!(of(&[700, 700]), (1000, 200), "on two, each has its part on top");
+        assert_eq!(of(&[40]), (1000, 0), "weights and caches come all the same");
     }
 }

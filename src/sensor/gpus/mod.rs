@@ -7,15 +7,17 @@
 //! ```text
 //!  finder: load ▶ count ▶ a thread for each GPU          board: what was read last, and when
 //!  reader 0: ask ▶ board ▶ pause ▶ ask …                 look(now): Present, Silent, Lost by age
+//!  listener 0: wait for an Xid ▶ board ▶ wait …
 //! ```
 
 #[cfg(any(target_os = "macos", test))]
 mod metal;
 mod nvml;
 mod visible;
+mod xid;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -31,6 +33,7 @@ use tokio::time::{Instant, sleep};
 use self::visible::Visible;
 use crate::spec::{
     Bytes,
+    gpu::{GpuFigure, GpuFigures, OFF_THE_BUS, XidBefore, XidName, Xids},
     memory::{GpuReading, GpuState, Room},
 };
 
@@ -51,6 +54,8 @@ pub struct GpuOptions {
     pub period: Duration,
     /// How old a reading may be. What is older is no reading: the GPU is silent.
     pub deadline: Duration,
+    /// Tells the time in milliseconds since 1970: when an Xid came, for people.
+    pub wall_clock: fn() -> u64,
 }
 
 impl Default for GpuOptions {
@@ -60,6 +65,7 @@ impl Default for GpuOptions {
             visible: None,
             period: Duration::from_secs(1),
             deadline: Duration::from_secs(4),
+            wall_clock: || 0,
         }
     }
 }
@@ -71,6 +77,8 @@ pub struct GpuUse {
     pub busy_percent: Option<u32>,
     /// What each process holds there. Empty in containers that hide processes.
     pub processes: BTreeMap<u32, Bytes>,
+    /// Processes there of which the driver does not say what they hold.
+    pub untold: BTreeSet<u32>,
 }
 
 /// Looks at the GPUs of the machine until it is dropped.
@@ -103,6 +111,10 @@ struct Seen {
     heard: Option<Instant>,
     /// Why it is gone.
     lost: Option<String>,
+    /// What the driver has reported of it; `None` while nobody could listen.
+    xids: Option<Xids>,
+    /// When each of the last ones came.
+    xids_at: VecDeque<Instant>,
 }
 
 impl Gpus {
@@ -165,6 +177,70 @@ impl Gpus {
             .filter(|(index, seen)| self.shows(**index, seen) && seen.is_fresh(now, self.deadline));
         fresh.map(|(index, seen)| (*index, seen.used.clone())).collect()
     }
+
+    /// Returns what processes of one kind hold on each GPU, by UUID: on `devices` each, and on any other one
+    /// where they are. `None` where that is not known of every one of them.
+    pub fn held(
+        &self,
+        devices: &[String],
+        is_ours: impl Fn(u32) -> bool,
+        now: Instant,
+    ) -> Option<BTreeMap<String, Bytes>> {
+        // Copied out: who is asked about a process must not keep the readers waiting.
+        let seen: Vec<_> = {
+            let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+            let seen = board.values().map(|seen| {
+                let fresh = seen.is_fresh(now, self.deadline).then(|| seen.used.clone());
+                (seen.uuid.clone(), fresh)
+            });
+            seen.collect()
+        };
+        let mut held = BTreeMap::new();
+        for (uuid, used) in seen {
+            let is_told = devices.contains(&uuid);
+            let Some(used) = used else {
+                if is_told {
+                    return None;
+                }
+                continue;
+            };
+            if used.untold.iter().any(|process| is_ours(*process)) {
+                return None;
+            }
+            let ours = used.processes.iter().filter(|(process, _)| is_ours(**process));
+            match ours.map(|(_, bytes)| bytes.0).reduce(u64::saturating_add) {
+                Some(bytes) => drop(held.insert(uuid, Bytes(bytes))),
+                None if is_told => return None,
+                None => {}
+            }
+        }
+        Some(held).filter(|held| !held.is_empty())
+    }
+
+    /// Returns what is known of each GPU at `now`, for people. Never waits for a driver.
+    pub fn figures(&self, now: Instant) -> GpuFigures {
+        let readings = self.look(now).into_iter();
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let figure = |(index, reading): (u32, GpuReading)| {
+            let seen = board.get(&index);
+            let fresh = seen.filter(|seen| seen.is_fresh(now, self.deadline));
+            let busy_percent = fresh.and_then(|seen| seen.used.busy_percent);
+            let xids = seen.and_then(|seen| seen.xids.clone());
+            (index, GpuFigure { reading, busy_percent, xids })
+        };
+        readings.map(figure).collect()
+    }
+
+    /// Returns the Xids of these GPUs, named by UUID, of the last `window` before `now`; oldest first.
+    pub fn xids_on(&self, devices: &[String], window: Duration, now: Instant) -> Vec<XidBefore> {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_ours = board.iter().filter(|(_, seen)| devices.contains(&seen.uuid));
+        let mut found: Vec<_> =
+            of_ours.flat_map(|(gpu, seen)| seen.xids_before(*gpu, now)).collect();
+        found.retain(|xid| Duration::from_millis(xid.before_ms) <= window);
+        found.sort_by_key(|xid| std::cmp::Reverse(xid.before_ms));
+        found
+    }
 }
 
 impl Gpus {
@@ -180,11 +256,31 @@ impl Seen {
 
     fn reading(&self, now: Instant, deadline: Duration) -> GpuReading {
         let state = match (&self.lost, self.last) {
+            // A driver may go on telling what it knew before. Afterwards its answers count.
+            _ if self.is_off_the_bus(now, deadline) => {
+                GpuState::Lost { reason: format!("the driver reports {}", XidName(OFF_THE_BUS)) }
+            }
             (Some(reason), _) => GpuState::Lost { reason: reason.clone() },
             (None, Some(room)) if self.is_fresh(now, deadline) => GpuState::Present(room),
             (None, last) => GpuState::Silent { last },
         };
         GpuReading { uuid: self.uuid.clone(), name: self.name.clone(), state }
+    }
+
+    /// Tells whether the driver has reported within the deadline that it is gone.
+    fn is_off_the_bus(&self, now: Instant, deadline: Duration) -> bool {
+        let deadline = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let mut recent = self.xids_before(0, now);
+        recent.any(|xid| xid.code == OFF_THE_BUS && xid.before_ms <= deadline)
+    }
+
+    fn xids_before(&self, gpu: u32, now: Instant) -> impl Iterator<Item = XidBefore> {
+        let last = self.xids.iter().flat_map(|xids| &xids.last);
+        last.zip(&self.xids_at).map(move |(xid, at)| {
+            let before = now.saturating_duration_since(*at).as_millis();
+            let before_ms = u64::try_from(before).unwrap_or(u64::MAX);
+            XidBefore { gpu, code: xid.code, before_ms }
+        })
     }
 }
 

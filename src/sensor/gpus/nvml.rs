@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use nvml_wrapper::{
 
 use tokio::time::Instant;
 
-use super::{Board, GpuOptions, GpuUse, note};
+use super::{Board, GpuOptions, GpuUse, note, xid};
 use crate::spec::{Bytes, memory::Room};
 
 /// How long until the library is looked for again: the driver may come up after us.
@@ -39,13 +39,14 @@ pub(super) fn find(
         for index in u32::try_from(readers.len()).unwrap_or(u32::MAX)..count {
             note(board, index, |_| {});
             let (open, closed) = mpsc::channel();
+            let listener = listen(&nvml, index, board, options);
             let (nvml, board, options) = (Arc::clone(&nvml), Arc::clone(board), options.clone());
             let reader = thread::Builder::new()
                 .name(format!("gpu-{index}"))
                 .spawn(move || read(&nvml, index, &board, &options, &closed));
             // One that cannot be started is tried again: its GPU stays silent until then.
             match reader {
-                Ok(reader) => readers.push((open, reader)),
+                Ok(reader) => readers.push((open, reader, listener)),
                 Err(_) => break,
             }
         }
@@ -54,6 +55,21 @@ pub(super) fn find(
             return;
         }
     }
+}
+
+/// Listens for the faults of one GPU. Without a thread there is no news of them.
+fn listen(
+    nvml: &Arc<Nvml>,
+    index: u32,
+    board: &Board,
+    options: &GpuOptions,
+) -> Option<(mpsc::Sender<()>, JoinHandle<()>)> {
+    let (open, closed) = mpsc::channel();
+    let (nvml, board, options) = (Arc::clone(nvml), Arc::clone(board), options.clone());
+    let listener = thread::Builder::new()
+        .name(format!("xid-{index}"))
+        .spawn(move || xid::listen(&nvml, index, &board, &options, &closed));
+    Some((open, listener.ok()?))
 }
 
 fn load(is_counted: &AtomicBool, options: &GpuOptions, closed: &Receiver<()>) -> Option<Nvml> {
@@ -74,7 +90,7 @@ fn load(is_counted: &AtomicBool, options: &GpuOptions, closed: &Receiver<()>) ->
 }
 
 /// Waits, and tells whether nobody asks any more.
-fn is_closed(closed: &Receiver<()>, pause: Duration) -> bool {
+pub(super) fn is_closed(closed: &Receiver<()>, pause: Duration) -> bool {
     closed.recv_timeout(pause) != Err(RecvTimeoutError::Timeout)
 }
 
@@ -113,6 +129,11 @@ fn look(nvml: &Nvml, index: u32) -> Result<Looked, NvmlError> {
         // Some cards do not say.
         busy_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
         processes: processes.iter().filter_map(held).collect(),
+        untold: processes
+            .iter()
+            .filter(|process| held(process).is_none())
+            .map(|it| it.pid)
+            .collect(),
     };
     let room = Room { total: Bytes(memory.total), free: Bytes(memory.free) };
     Ok(Looked { uuid: device.uuid()?, name: device.name()?, room, used })

@@ -3,6 +3,7 @@
 use std::{fs, path::Path, process::Command};
 
 use super::*;
+use crate::spec::gpu::Xid;
 
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/sensor/gpus/fake_nvml.c");
 /// Far above what a look takes, on a machine that does other things as well.
@@ -48,9 +49,10 @@ impl Driver {
 fn start(library: &Path) -> Gpus {
     Gpus::start(&GpuOptions {
         library: Some(library.to_owned()),
-        visible: None,
         period: Duration::from_millis(5),
         deadline: PATIENCE,
+        wall_clock: || 7,
+        ..GpuOptions::default()
     })
 }
 
@@ -170,8 +172,90 @@ fn gpus_that_a_person_keeps_from_us_do_not_count() {
         visible: Some("GPU-00000001".to_owned()),
         period: Duration::from_millis(5),
         deadline: PATIENCE,
+        ..GpuOptions::default()
     });
     let seen = until(&gpus, |seen| is_present(seen, 1));
     assert_eq!(seen.keys().collect::<Vec<_>>(), [&1]);
     assert_eq!(gpus.uses(Instant::now()).keys().collect::<Vec<_>>(), [&1]);
+}
+
+/// Looks until the faults of GPUs are as `wanted`.
+fn until_xids(gpus: &Gpus, wanted: impl Fn(&GpuFigures) -> bool) -> GpuFigures {
+    let begun = Instant::now();
+    loop {
+        let seen = gpus.figures(Instant::now());
+        if wanted(&seen) {
+            return seen;
+        }
+        assert!(Instant::now() < begun + PATIENCE, "{seen:?}");
+        thread::yield_now();
+    }
+}
+
+fn xids(figures: &GpuFigures, index: u32) -> Option<&Xids> {
+    figures.get(&index)?.xids.as_ref()
+}
+
+#[test]
+fn an_xid_is_heard_once_with_its_gpu_and_its_time() {
+    let driver = Driver::new("present 100 50\npresent 100 50\n");
+    let gpus = driver.gpus();
+    until_xids(&gpus, |seen| xids(seen, 0).is_some() && xids(seen, 1).is_some());
+    driver.set("present 100 50\npresent 100 60 xid 31 1\n");
+    let heard = until_xids(&gpus, |seen| xids(seen, 1).unwrap().count == 1);
+    assert_eq!(xids(&heard, 1).unwrap().last, [Xid { code: 31, at_unix_ms: 7 }]);
+    assert_eq!(xids(&heard, 0), Some(&Xids::default()));
+    // The same one goes on standing there; another one comes.
+    driver.set("present 100 50\npresent 100 70 xid 13 2\n");
+    let heard = until_xids(&gpus, |seen| xids(seen, 1).unwrap().count > 1);
+    let codes: Vec<_> = xids(&heard, 1).unwrap().last.iter().map(|xid| xid.code).collect();
+    assert_eq!(codes, [31, 13]);
+
+    let (all, now) = (["GPU-00000000", "GPU-00000001"].map(str::to_owned), Instant::now());
+    let near: Vec<_> =
+        gpus.xids_on(&all, PATIENCE, now).iter().map(|xid| (xid.gpu, xid.code)).collect();
+    assert_eq!(near, [(1, 31), (1, 13)]);
+    assert_eq!(gpus.xids_on(&all[..1], PATIENCE, now), []);
+    assert_eq!(gpus.xids_on(&all, PATIENCE, now + PATIENCE + PATIENCE), []);
+}
+
+#[test]
+fn a_gpu_that_fell_off_the_bus_is_lost_whatever_its_driver_answers_next() {
+    let driver = Driver::new("present 100 50\n");
+    let gpus = driver.gpus();
+    until_xids(&gpus, |seen| xids(seen, 0).is_some());
+    driver.set("present 100 50 xid 79 1\n");
+    let seen = until(&gpus, |seen| matches!(seen[&0].state, GpuState::Lost { .. }));
+    let reason = "the driver reports Xid 79 (the GPU has fallen off the bus)".to_owned();
+    assert_eq!(seen[&0].state, GpuState::Lost { reason });
+    assert!(!is_present(&gpus.look(Instant::now()), 0));
+}
+
+#[test]
+fn faults_are_unknown_where_the_driver_cannot_tell_of_any() {
+    let driver = Driver::new("present 100 50 no-events\n");
+    let gpus = driver.gpus();
+    until(&gpus, |seen| is_present(seen, 0));
+    assert_eq!(xids(&gpus.figures(Instant::now()), 0), None);
+}
+
+#[test]
+fn what_processes_hold_is_told_of_each_gpu_or_of_none() {
+    let driver =
+        Driver::new("present 100 50 pid 10 7 pid 11 5 pid 20 3\npresent 100 50 pid 10 2\n");
+    let gpus = driver.gpus();
+    let both = ["GPU-00000000", "GPU-00000001"].map(str::to_owned);
+    let held = |devices: &[String]| {
+        let held = gpus.held(devices, |pid| pid < 20, Instant::now());
+        held.map(|held| held.values().map(|bytes| bytes.0 >> 20).collect::<Vec<_>>())
+    };
+    until(&gpus, |seen| is_present(seen, 0) && is_present(seen, 1));
+    assert_eq!(held(&both), Some(vec![12, 2]));
+    assert_eq!(held(&[]), Some(vec![12, 2]), "where it is not told, it is where it is");
+    driver.set("present 100 51 pid 10 7\npresent 100 51 pid 10 -\n");
+    until(&gpus, |seen| seen.values().all(|gpu| gpu.state == GpuState::Present(room(100, 51))));
+    assert_eq!(held(&both), None, "one of them is not told");
+    driver.set("present 100 52 pid 10 7\npresent 100 52\n");
+    until(&gpus, |seen| seen.values().all(|gpu| gpu.state == GpuState::Present(room(100, 52))));
+    assert_eq!((held(&both), held(&both[..1])), (None, Some(vec![7])));
 }

@@ -4,7 +4,7 @@
 
 mod words;
 
-use self::words::{describe, with_last_line};
+use self::words::{describe, with_last_line, with_xids};
 use crate::spec::death::{Confidence, Evidence, ExitStatus, KernelLog, LogCause, Phase, Verdict};
 
 /// What slotd itself had done to the child before it died.
@@ -34,7 +34,18 @@ pub(super) struct Judgement {
 /// 4. The engine's own exit code or last words say why.
 /// 5. Another signal: a crash.
 /// 6. Exit code 0, or a code without a known text.
+///
+/// What the driver reported of its GPUs is told beside it, and decides nothing: one fault has many effects,
+/// and a program's own mistake is reported as well.
 pub(super) fn judge(evidence: &Evidence, phase: Phase, ours: OurPart) -> Judgement {
+    let judged = judge_end(evidence, phase, ours);
+    match with_xids(&judged.reason, evidence) {
+        Some(reason) if ours != OurPart::Stopped => Judgement { reason, ..judged },
+        Some(_) | None => judged,
+    }
+}
+
+fn judge_end(evidence: &Evidence, phase: Phase, ours: OurPart) -> Judgement {
     let end = End::of(evidence.status);
     let how = describe(end.status, phase);
     let judged = |verdict, confidence, reason| Judgement { verdict, confidence, reason };

@@ -2,6 +2,7 @@ use super::*;
 use crate::spec::{
     Bytes,
     death::{LogFinding, MemorySample, MemoryTimeline},
+    gpu::XidBefore,
 };
 
 fn ended(status: ExitStatus) -> Evidence {
@@ -244,4 +245,16 @@ fn a_fault_in_the_kernels_log_is_told() {
     let judgement = judge(&evidence, Phase::Serving, OurPart::None);
     assert_eq!((judgement.verdict, judgement.confidence), (Verdict::Crash, Confidence::Certain));
     assert!(judgement.reason.ends_with("`llama-server[7]: segfault at 0 ip 0 sp 0 error 4`"));
+}
+
+#[test]
+fn a_fault_of_its_gpu_is_told_beside_the_verdict_and_does_not_change_it() {
+    let xids = vec![XidBefore { gpu: 1, code: 31, before_ms: 40 }];
+    let crashed = Evidence { xids, ..ended(ExitStatus::Signal(6)) };
+    let Judgement { verdict, reason, .. } = judge(&crashed, Phase::Serving, OurPart::None);
+    assert_eq!(verdict, Verdict::Crash);
+    let wanted = "; GPU 1 reported Xid 31 (GPU memory page fault) 40 ms before";
+    assert!(reason.ends_with(wanted), "{reason}");
+    let stopped = judge(&crashed, Phase::Serving, OurPart::Stopped).reason;
+    assert!(!stopped.contains("Xid"), "{stopped}");
 }

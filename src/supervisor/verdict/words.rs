@@ -1,6 +1,9 @@
 //! How an end is told.
 
-use crate::spec::death::{Evidence, ExitStatus, Phase};
+use crate::spec::{
+    death::{Evidence, ExitStatus, Phase},
+    gpu::{XidBefore, XidName},
+};
 
 /// Adds the last line of the log that says anything.
 pub(super) fn with_last_line(how: &str, evidence: &Evidence) -> String {
@@ -11,6 +14,16 @@ pub(super) fn with_last_line(how: &str, evidence: &Evidence) -> String {
         }
         None => format!("{how}; its log is empty"),
     }
+}
+
+/// Adds the last two faults that were reported of its GPUs, where there were some.
+pub(super) fn with_xids(reason: &str, evidence: &Evidence) -> Option<String> {
+    let told = evidence.xids.iter().rev().take(2).rev().map(|xid| {
+        let XidBefore { gpu, code, before_ms } = xid;
+        format!("GPU {gpu} reported {} {before_ms} ms before", XidName(*code))
+    });
+    let told = told.collect::<Vec<_>>().join(", ");
+    (!told.is_empty()).then(|| format!("{reason}; {told}"))
 }
 
 /// Says how and when it ended.

@@ -24,10 +24,9 @@ pub(super) fn narrow(schema: &mut Json) {
             let format = keys.get("format").and_then(Json::as_str);
             if matches!(format, Some("date" | "date-time")) {
                 let day = json!({ "pattern": DAYS });
-                match keys.entry("allOf").or_insert_with(|| json!([])) {
-                    Json::Array(all) => all.push(day),
-                    // No schema: the library says so.
-                    _ => {}
+                // What is no list is no schema: the library says so.
+                if let Json::Array(all) = keys.entry("allOf").or_insert_with(|| json!([])) {
+                    all.push(day);
                 }
             }
         }

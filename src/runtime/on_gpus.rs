@@ -1,0 +1,55 @@
+//! Which GPUs one engine is on, and what is known of it there.
+
+use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::engine_task::Tools;
+use crate::{
+    sensor::{Gpus, Processes, VISIBLE},
+    spec::{Bytes, gpu::XidBefore},
+};
+
+/// How long before a death a fault may have been reported to be told beside it.
+const BESIDE: Duration = Duration::from_secs(30);
+
+/// The GPUs of one engine.
+#[derive(Clone, Debug)]
+pub(super) struct OnGpus {
+    gpus: Option<Arc<Gpus>>,
+    /// Those that it was told to see, by UUID.
+    devices: Vec<String>,
+    began: Instant,
+}
+
+impl OnGpus {
+    /// Takes the GPUs that an engine is started on; empty where it was given none.
+    pub(super) fn new(tools: &Tools, devices: Vec<String>) -> Self {
+        Self { gpus: tools.gpus.clone(), devices, began: Instant::now() }
+    }
+
+    /// Takes the GPUs that an engine of an earlier daemon was told to see.
+    pub(super) fn of_running(tools: &Tools, pid: u32) -> Self {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let environment = String::from_utf8_lossy(&environment);
+        let told =
+            environment.split('\0').find_map(|pair| pair.strip_prefix(VISIBLE)?.strip_prefix('='));
+        let devices = told.unwrap_or_default().split(',').map(str::to_owned).collect();
+        Self::new(tools, devices)
+    }
+
+    /// Returns what the engine with this process group holds on each of its GPUs, by UUID; `None` where that
+    /// is not known of every one. Looks at a few small files of the kernel.
+    pub(super) fn held(&self, group: u32) -> Option<BTreeMap<String, Bytes>> {
+        let is_ours = |process| Processes::is_of_engine(process, group);
+        self.gpus.as_deref()?.held(&self.devices, is_ours, Instant::now())
+    }
+
+    /// Returns the faults of its GPUs in its last seconds; none of before its start.
+    pub(super) fn xids(&self) -> Vec<XidBefore> {
+        let now = Instant::now();
+        let window = BESIDE.min(now.saturating_duration_since(self.began));
+        let gpus = self.gpus.as_deref();
+        gpus.map(|gpus| gpus.xids_on(&self.devices, window, now)).unwrap_or_default()
+    }
+}
