@@ -21,7 +21,7 @@ use super::{
     clock,
     engine_task::{self, Reporter, Tools, Wanted},
     outside::{self, Outside},
-    survey,
+    sizing, survey,
 };
 use crate::{
     process::StopHandle,
@@ -195,7 +195,7 @@ impl Effects {
         match command {
             Command::Size { slot, generation, profile } => {
                 let reporter = self.reporter_for(slot.clone(), generation);
-                let task = engine_task::size(Arc::clone(&self.tools), profile, reporter);
+                let task = sizing::size(Arc::clone(&self.tools), profile, reporter);
                 self.run((slot, generation), task);
             }
             Command::Spawn { slot, generation, profile, rung, cores, devices } => {

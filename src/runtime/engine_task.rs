@@ -5,10 +5,8 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    error::Error,
     ffi::OsString,
     io,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -25,32 +23,30 @@ use super::{
     adopt::Adopted,
     clock,
     effects::{Handles, Report},
+    failure::Failure,
     farewell::Farewell,
     keep::Keeping,
     last_seconds::{Before, LastSeconds},
     on_gpus::OnGpus,
     peaks::PeakBook,
-    pulls::{Limits, Pulls},
+    pulls::Pulls,
+    sizing::{check, endpoint},
     thrift::Thrift,
     watch::{self, Begins, Watched},
 };
 use crate::{
     config::daemon::Settings,
-    engine::{self, CoreShare, Endpoint, EngineKind, Launch, Machine, wants_port},
-    models::{
-        Checked, Checks, Refused,
-        pull::{PullStatus, Reference, Stage},
-    },
-    process::{self, Child, ErrandSpec, SpawnFault, SpawnSpec, Spawner},
+    engine::{self, CoreShare, Endpoint, EngineKind, Launch, Machine},
+    models::{Checks, Refused},
+    process::{self, Child, ErrandSpec, SpawnSpec, Spawner},
     proxy::{Gate, Suspects, Uses},
     sensor::Gpus,
     spec::{
         Generation, SlotName,
-        death::{Evidence, ExitStatus, Verdict},
+        death::{Evidence, ExitStatus},
         identity::NONCE_VARIABLE,
         ladder::Rung,
-        memory::Need,
-        profile::{OnExit, Profile, Pull},
+        profile::{OnExit, Profile},
     },
     store::StateDir,
     supervisor::{ChildEvent, EngineInfo, StopSignal},
@@ -59,8 +55,6 @@ use crate::{
 /// Which GPUs a program of CUDA sees, by UUID, in the order in which it counts them.
 /// Source: CUDA C++ Programming Guide, "CUDA Environment Variables".
 const VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
-/// The longest that the checks before a spawn may take: a dead network mount must not hold a slot.
-const CHECKS_DEADLINE: Duration = Duration::from_secs(30);
 /// The longest that a death waits for its log to be read.
 const EVIDENCE_DEADLINE: Duration = Duration::from_secs(1);
 /// How many log lines the cause of a death is looked for in.
@@ -103,8 +97,8 @@ pub(super) struct Wanted {
 /// One child's line to the driver.
 #[derive(Clone, Debug)]
 pub(super) struct Reporter {
-    slot: SlotName,
-    generation: Generation,
+    pub(super) slot: SlotName,
+    pub(super) generation: Generation,
     to: mpsc::Sender<Report>,
 }
 
@@ -124,13 +118,6 @@ impl Reporter {
         // The driver is gone only once everything is stopped.
         drop(self.to.send(report).await);
     }
-}
-
-/// What a failed start tells.
-struct Failure {
-    verdict: Verdict,
-    reason: String,
-    engine: Option<EngineInfo>,
 }
 
 /// A child that runs.
@@ -159,76 +146,6 @@ struct Launched {
     stop: Vec<OsString>,
     /// What its peak of memory is remembered under; None where that cannot be told any more.
     key: Option<String>,
-}
-
-/// Checks what a start needs, and finds out what memory it takes.
-pub(super) async fn size(tools: Arc<Tools>, profile: Arc<Profile>, reporter: Reporter) {
-    let event = match sized(&tools, &profile, &reporter).await {
-        Ok((rungs, needs)) => ChildEvent::Sized { rungs, needs },
-        Err(Failure { verdict, reason, engine }) => {
-            ChildEvent::SpawnFailed { verdict, reason, at_unix_ms: clock::unix_ms(), engine }
-        }
-    };
-    reporter.tell(event).await;
-}
-
-async fn sized(
-    tools: &Arc<Tools>,
-    profile: &Arc<Profile>,
-    reporter: &Reporter,
-) -> Result<(Arc<[Rung]>, Arc<[Need]>), Failure> {
-    let endpoint =
-        endpoint(tools, profile, reporter).map_err(|fault| Failure::no_address(&fault))?;
-    let checked = match check(tools, profile, &endpoint).await {
-        Err(failure)
-            if matches!(failure.verdict, Verdict::MissingFile | Verdict::ModelNotFetched) =>
-        {
-            fetch(tools, profile, reporter, failure).await?;
-            check(tools, profile, &endpoint).await?
-        }
-        checked => checked?,
-    };
-    let rungs: Arc<[Rung]> = checked.ladder(profile, tools.machine.has_gpu).into();
-    let has_gpu = tools.machine.has_gpu;
-    // What a person has written down is believed, on every rung.
-    let need = |rung| {
-        let said = profile.residence.need();
-        said.unwrap_or_else(|| {
-            let peak = tools.peaks.of(checked.peak_key((profile, rung)).as_deref());
-            checked.estimate((profile, rung), has_gpu).corrected(peak).need()
-        })
-    };
-    let needs = rungs.iter().map(need).collect();
-    Ok((rungs, needs))
-}
-
-/// Fetches a model that is not whole, where the profile says so; else it stays at what was found missing.
-async fn fetch(
-    tools: &Tools,
-    profile: &Profile,
-    reporter: &Reporter,
-    missing: Failure,
-) -> Result<(), Failure> {
-    let wanted = profile.model.as_ref().and_then(Reference::of);
-    let Some(wanted) = wanted.filter(|_| profile.pull == Pull::Auto) else { return Err(missing) };
-    let (_, mut watched) = tools.pulls.start(wanted, Limits::default());
-    let mut told = None;
-    loop {
-        let status = watched.borrow_and_update().clone();
-        match status.stage {
-            Stage::Done => return Ok(()),
-            Stage::Failed | Stage::Cancelled => return Err(Failure::of_pull(status)),
-            Stage::Waiting | Stage::Asking | Stage::Downloading => {}
-        }
-        let percent = status.percent().unwrap_or(0);
-        if told != Some(percent) {
-            told = Some(percent);
-            reporter.tell(ChildEvent::Progressed { percent }).await;
-        }
-        if watched.changed().await.is_err() {
-            return Err(missing);
-        }
-    }
 }
 
 /// Runs one child and returns once nothing of it is left.
@@ -473,41 +390,6 @@ async fn start(
     }
 }
 
-/// Runs the checks off the threads that others wait for, and not for ever.
-async fn check(
-    tools: &Arc<Tools>,
-    profile: &Arc<Profile>,
-    endpoint: &Endpoint,
-) -> Result<Checked, Failure> {
-    let (checks, profile, endpoint) =
-        (Arc::clone(&tools.checks), Arc::clone(profile), endpoint.clone());
-    let checking = spawn_blocking(move || checks.run(&profile, &endpoint));
-    match timeout(CHECKS_DEADLINE, checking).await {
-        Ok(Ok(checked)) => checked.map_err(Failure::of_check),
-        Ok(Err(error)) => {
-            let reason = format!("the checks before the start broke off: {error}");
-            Err(Failure::new(Verdict::UnexpectedExit, reason))
-        }
-        Err(_) => {
-            let reason = format!(
-                "the model or the engine's program could not be read within {} s; is the disk or the mount there?",
-                CHECKS_DEADLINE.as_secs()
-            );
-            Err(Failure::new(Verdict::StartTimeout, reason))
-        }
-    }
-}
-
-/// A private socket of this generation, or a free port for a command that wants one.
-fn endpoint(tools: &Tools, profile: &Profile, reporter: &Reporter) -> io::Result<Endpoint> {
-    if wants_port(&profile.engine) {
-        // Freed again at once: the engine binds it. If somebody is faster, the next start takes another.
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        return Ok(Endpoint::Tcp(listener.local_addr()?));
-    }
-    Ok(Endpoint::Unix(tools.settings.engine_socket(&reporter.slot, reporter.generation)))
-}
-
 /// The log of this generation; those of old generations go.
 async fn log_of(tools: &Tools, reporter: &Reporter) -> PathBuf {
     let logs = tools.settings.state_dir.join("logs");
@@ -542,48 +424,6 @@ fn spec(
         socket,
         working_dir: tools.settings.state_dir.clone(),
         on_exit: OnExit::Stop,
-    }
-}
-
-impl Failure {
-    fn new(verdict: Verdict, reason: String) -> Self {
-        Self { verdict, reason, engine: None }
-    }
-
-    fn of_pull(status: PullStatus) -> Self {
-        let why = status.error.unwrap_or_default();
-        let reason = format!("model `{}` was not fetched: {why}", status.model);
-        // What may pass by itself is tried again; the rest needs a person.
-        match status.code.as_deref() {
-            Some("hub_unreachable" | "bad_answer") => Self::new(Verdict::StartTimeout, reason),
-            Some(_) | None => Self::new(Verdict::ModelNotFetched, reason),
-        }
-    }
-
-    fn no_address(fault: &io::Error) -> Self {
-        let reason = format!("no address could be had for the engine: {fault}");
-        Self::new(Verdict::SpawnFailed, reason)
-    }
-
-    fn of_check(refused: Refused) -> Self {
-        let engine = refused.engine.map(|(kind, program)| EngineInfo {
-            name: kind.as_str().to_owned(),
-            program: program.display().to_string(),
-            parallel: 0,
-            cores: 0,
-        });
-        Self { verdict: refused.verdict, reason: refused.reason, engine }
-    }
-
-    fn of_spawn(fault: &SpawnFault, info: EngineInfo) -> Self {
-        // What may be there the next time is tried again; the rest needs a person.
-        let verdict =
-            if fault.is_temporary() { Verdict::UnexpectedExit } else { Verdict::SpawnFailed };
-        let reason = match fault.source() {
-            Some(source) => format!("{fault}: {source}"),
-            None => fault.to_string(),
-        };
-        Self { verdict, reason, engine: Some(info) }
     }
 }
 

@@ -23,9 +23,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 pub(super) async fn watch(gpus: Arc<Gpus>, board: Board) -> Infallible {
     let mut told = Told::default();
     loop {
-        let figures = gpus.figures(Instant::now());
+        let figures = Arc::new(gpus.figures(Instant::now()));
+        // Whoever hears of a change finds it when it asks.
+        board.gpus.send_replace(Arc::clone(&figures));
         told.tell(&figures, &board.news);
-        board.gpus.send_replace(Arc::new(figures));
         sleep(PERIOD).await;
     }
 }

@@ -224,6 +224,16 @@ async fn a_death_beside_an_xid_is_told_with_it_and_so_are_status_metrics_and_eve
     assert_eq!(log.matches("gpu reported a fault").count(), 2, "{log}");
 }
 
+/// Asks until the daemon has read the GPU.
+async fn until_it_is_read(daemon: &Daemon, gpu: usize) {
+    let asking = async {
+        while daemon.daemon().await["gpus"][gpu]["state"] != "present" {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, asking).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_gpu_that_reports_that_it_fell_off_the_bus_is_lost_and_told() {
     let driver = Driver::new("present 8000 6000\n");
@@ -231,6 +241,7 @@ async fn a_gpu_that_reports_that_it_fell_off_the_bus_is_lost_and_told() {
     let mut events = daemon.events().await;
     daemon.order("small", "load").await;
     assert_eq!(visible_to(&daemon, "small").await, "GPU-00000000");
+    until_it_is_read(&daemon, 0).await;
     driver.set("lost 8000 0 xid 79 1\n");
     let told = events.until(|event| event["event"] == "gpu-changed").await;
     assert_eq!((&told["from"], &told["to"]), (&"present".into(), &"lost".into()));
