@@ -82,9 +82,9 @@ pub(super) async fn rerank(
 
 async fn pairs(engine: &Arc<Engine>, asked: Asked) -> Result<(Asked, Vec<Pair>), Refusal> {
     let (vocabulary, context) = (Arc::clone(&engine.vocabulary), engine.context);
-    // Held while it is waited for the pairs, and dropped with this future when the client leaves.
-    let (asker, _waiting) = oneshot::channel();
-    let made = blocking(move || made(&vocabulary, &asked, context, &asker).map(|it| (asked, it)));
+    // Dropped with this future when the client leaves: nobody waits for the pairs then.
+    let (client, _waiting) = oneshot::channel();
+    let made = blocking(move || made(&vocabulary, &asked, context, &client).map(|it| (asked, it)));
     let (asked, pairs) = made.await?.map_err(|error| Refusal::internal(error.to_string()))?;
     // What the tokenizer puts around two empty texts may be more than the context.
     match pairs.iter().find(|pair| pair.tokens.len() > context) {
@@ -98,10 +98,10 @@ fn made(
     vocabulary: &Vocabulary,
     asked: &Asked,
     context: usize,
-    asker: &oneshot::Sender<()>,
+    client: &oneshot::Sender<()>,
 ) -> Result<Vec<Pair>, tokenizers::Error> {
     let query = Query::new(vocabulary, &asked.query, context)?;
-    let documents = asked.documents.iter().take_while(|_| !asker.is_closed());
+    let documents = asked.documents.iter().take_while(|_| !client.is_closed());
     documents.map(|document| query.with(document)).collect()
 }
 
@@ -179,10 +179,10 @@ mod tests {
         let path = tiny::write(folder.path(), GgmlDType::F32);
         let vocabulary = Vocabulary::read(&Header::open(&path).unwrap()).unwrap();
         let asked = read(&json!({ "query": "q", "documents": ["a", "b"] })).unwrap();
-        let (asker, waiting) = oneshot::channel();
-        assert_eq!(made(&vocabulary, &asked, 9, &asker).unwrap().len(), 2);
+        let (client, waiting) = oneshot::channel();
+        assert_eq!(made(&vocabulary, &asked, 9, &client).unwrap().len(), 2);
         drop(waiting);
-        assert_eq!(made(&vocabulary, &asked, 9, &asker).unwrap(), []);
+        assert_eq!(made(&vocabulary, &asked, 9, &client).unwrap(), []);
     }
 
     #[test]
