@@ -33,7 +33,7 @@ use crate::{
         death::Verdict,
         memory::{Basis, GpuNeed, Need, Share},
     },
-    supervisor::{self, Purpose, SlotView},
+    supervisor::{self, Purpose, SlotView, StateView},
 };
 
 /// Puts a slot that serves this model beside the one that is named.
@@ -187,12 +187,15 @@ impl Told {
         }
     }
 
-    /// Waits until it no longer gets requests.
+    /// Waits until its engine is gone. One that is unready may come round.
     async fn serve(&mut self) -> StandInObject {
-        while self.view().is_some_and(|view| view.state.takes_requests()) {
+        let serves = |view: &SlotView| {
+            view.state.takes_requests() || matches!(view.state, StateView::Unready { .. })
+        };
+        while self.view().is_some_and(|view| serves(&view)) {
             self.changed().await;
         }
-        let reason = format!("`{}` no longer has a ready engine", self.stand_in.slot);
+        let reason = format!("`{}` no longer has an engine", self.stand_in.slot);
         StandInObject::last("gone", reason)
     }
 

@@ -96,11 +96,7 @@ impl Flights {
     ) -> Arc<Flight> {
         let id = self.next.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let owner = (id, Arc::clone(self));
-        // What is asked of a slot counts as its own, whichever engine stands in for it.
-        let meters = match slot.stands_in_for() {
-            Some(slot) => self.meters(&slot),
-            None => self.meters(slot),
-        };
+        let meters = self.meters(slot);
         let flight = Arc::new(Flight::new(owner, (slot.clone(), meters), on_client_gone, sender));
         self.part(id).insert(id, Arc::downgrade(&flight));
         flight
@@ -156,6 +152,10 @@ impl Flights {
 
     /// Returns the counters of a slot; they are made with its first request.
     pub(super) fn meters(&self, slot: &SlotName) -> Arc<Meters> {
+        // What is asked of a slot counts as its own, whichever engine stands in for it.
+        if let Some(slot) = slot.stands_in_for() {
+            return self.meters(&slot);
+        }
         if let Some(meters) = self.meters.load().get(slot) {
             return Arc::clone(meters);
         }

@@ -101,7 +101,12 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
             StateView::Present { .. } => info!(slot = %name, %generation, "slot became ready"),
             StateView::Failed => {
                 let reason = slot.deaths.last().map(|death| death.reason.as_str());
-                error!(slot = %name, %generation, reason, "slot failed");
+                if name.is_stand_in() {
+                    // Whether it starts is what was to be found out.
+                    warn!(slot = %name, %generation, reason, "slot failed");
+                } else {
+                    error!(slot = %name, %generation, reason, "slot failed");
+                }
             }
             StateView::Queued {
                 wait: wait @ (Wait::Never { .. } | Wait::TooLarge { .. }), ..

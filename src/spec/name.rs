@@ -47,6 +47,11 @@ impl SlotName {
         Self(format!("{self}{STAND_IN}").into())
     }
 
+    /// Tells whether it stands in for another slot.
+    pub fn is_stand_in(&self) -> bool {
+        self.0.ends_with(STAND_IN)
+    }
+
     /// Returns the slot that this one stands in for; `None` for a slot that has a profile's file.
     pub fn stands_in_for(&self) -> Option<Self> {
         self.0.strip_suffix(STAND_IN).map(|name| Self(name.into()))

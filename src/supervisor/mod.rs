@@ -330,10 +330,11 @@ impl Supervisor {
         });
     }
 
-    /// Sums up all slots, as far as the cores are concerned.
+    /// Sums up all slots, as far as the cores are concerned. One that stands in computes in its slot's place, of
+    /// which the earlier engine is about to go: for a moment two share it, and none keeps less for good.
     fn neighbours(&self) -> Neighbours {
         let mut neighbours = Neighbours::default();
-        for slot in self.slots.values() {
+        for (_, slot) in self.slots.iter().filter(|(name, _)| !name.is_stand_in()) {
             neighbours.add(slot, &self.policy);
         }
         neighbours

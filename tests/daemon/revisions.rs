@@ -92,10 +92,15 @@ fn open(daemon: &Daemon, door: &str) {
 
 /// Begins `slotd models use chat REVISION`.
 pub(crate) fn using(daemon: &Daemon, revision: &str) -> Child {
+    using_with(daemon, &[revision])
+}
+
+fn using_with(daemon: &Daemon, words: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_slotd"))
         .arg("--control")
         .arg(daemon.dir.path().join("state/run/control.sock"))
-        .args(["models", "use", "chat", revision])
+        .args(["models", "use", "chat"])
+        .args(words)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
@@ -262,6 +267,40 @@ async fn nobody_waits_while_a_slot_goes_over_to_another_revision() {
 }
 
 #[tokio::test]
+async fn requests_that_a_stand_in_serves_count_as_its_slots_own() {
+    // Requests with parameters added are relayed as a whole, others byte by byte.
+    let daemon = started("[params]\nset = { temperature = 0.5 }", "").await;
+    let command = using(&daemon, "v2");
+    open(&daemon, "stand-in");
+    daemon
+        .until("chat", "reloading", |slot| slot["state"] == "starting" && slot["generation"] == 2)
+        .await;
+    let answer = daemon.chat("chat").await;
+    assert_eq!(answer.headers()["x-slotd-slot"], "chat~new");
+    drop(answer.bytes().await.unwrap());
+    open(&daemon, "slot");
+    let (code, out, told) = ended(command).await;
+    assert_eq!(code, Some(0), "{out}{told}");
+    let metrics = daemon.client.get(format!("{}/metrics", daemon.url)).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    assert!(
+        metrics.contains("slotd_requests_total{slot=\"chat\",outcome=\"answered\"} 2\n"),
+        "{metrics}"
+    );
+    assert!(!metrics.contains("~new"), "{metrics}");
+}
+
+#[tokio::test]
+async fn an_engine_that_cannot_run_twice_goes_over_without_a_stand_in() {
+    let daemon = started("", "").await;
+    open(&daemon, "slot");
+    let (code, out, told) = ended(using_with(&daemon, &["v2", "--no-stand-in"])).await;
+    assert_eq!(code, Some(0), "{out}{told}");
+    assert!(out.starts_with("chat: serves `o/m@v2` after"), "{out}");
+    assert!(!daemon.log().contains("slot stands in"), "{}", daemon.log());
+}
+
+#[tokio::test]
 async fn a_command_that_is_killed_before_the_cut_over_changes_nothing() {
     let daemon = started("", "").await;
     let (before, text) = (daemon.slot("chat").await, profile(&daemon));
@@ -317,6 +356,7 @@ async fn a_revision_that_does_not_start_touches_nothing() {
         told.contains("exited with code 3") && told.contains("the profile is as it was"),
         "{told}"
     );
+    assert!(told.contains("`--no-stand-in` starts none beside the present one"), "{told}");
     alone(&daemon).await;
     assert_eq!(profile(&daemon), text);
     let after = daemon.slot("chat").await;

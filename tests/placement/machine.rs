@@ -67,6 +67,8 @@ pub(crate) struct Process {
     pub(crate) is_draining: bool,
     pub(crate) has_exited: bool,
     pub(crate) in_flight: u32,
+    /// What it was given to compute on.
+    pub(crate) cores: u32,
     is_spawned: bool,
     last_use: Monotime,
 }
@@ -386,7 +388,9 @@ impl Machine {
     fn perform(&mut self, command: Command) {
         match command {
             Command::Size { slot, generation, .. } => self.size(&slot, generation),
-            Command::Spawn { slot, generation, .. } => self.spawn(&slot, generation),
+            Command::Spawn { slot, generation, cores, .. } => {
+                self.spawn((&slot, generation), cores)
+            }
             Command::ReadMemory => {
                 let later = self.dice.millis(1, 30);
                 let event = self.reading();
@@ -460,7 +464,7 @@ impl Machine {
         self.report(later, (slot, generation), event);
     }
 
-    fn spawn(&mut self, slot: &SlotName, generation: Generation) {
+    fn spawn(&mut self, (slot, generation): (&SlotName, Generation), cores: u32) {
         self.figures.loads.push((self.now, slot.clone()));
         let truth = self.truths[slot].clone();
         let process = Process {
@@ -470,6 +474,7 @@ impl Machine {
             is_draining: false,
             has_exited: false,
             in_flight: 0,
+            cores,
             is_spawned: false,
             last_use: self.now,
         };
@@ -478,7 +483,7 @@ impl Machine {
             name: "engine".to_owned(),
             program: "engine".to_owned(),
             parallel: 1,
-            cores: 1,
+            cores,
         };
         let rungs = rungs(truth.needs.len());
         let spawned = ChildEvent::Spawned { pid: 1, engine, rungs };

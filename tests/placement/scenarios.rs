@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use slotd::{
+    engine,
     spec::{
-        Bytes,
+        Bytes, Generation,
         death::ExitStatus,
         profile::Profile,
         residence::{Asks, Residence, WhenFull},
@@ -143,6 +144,27 @@ fn nobody_is_touched_for_a_slot_that_can_never_start() {
         no_room.unwrap(),
         "it needs 8.7 GiB of memory, and 6.0 GiB can be had on this machine, whoever goes"
     );
+}
+
+#[test]
+fn a_slot_that_goes_over_to_another_revision_keeps_its_cores_and_so_does_who_stands_in() {
+    let cores = engine::Machine { cores: 8, has_gpu: false };
+    let policy = Policy { machine: cores, ..Policy::default() };
+    let mut machine = Machine::new(64 * GIB, &[], policy, 7);
+    let (chat, beside) = (slot("chat"), slot("chat~new"));
+    let needs = || works(vec![need(500, None)]);
+    machine.have([(profile("chat"), needs())]);
+    machine.request(&chat);
+    machine.settle();
+    assert_eq!(machine.processes[&chat].cores, 8);
+    machine.have([(profile("chat~new"), needs())]);
+    machine.request(&beside);
+    machine.settle();
+    assert_eq!(machine.processes[&beside].cores, 8, "it serves in the slot's place");
+    machine.ask(&chat, SlotEvent::RestartRequested);
+    machine.pass(Duration::from_mins(1));
+    assert_eq!(machine.view("chat").generation, Generation(2));
+    assert_eq!(machine.processes[&chat].cores, 8, "it has them for good");
 }
 
 #[test]

@@ -51,11 +51,21 @@ pub(super) async fn open<'a>(
         "failed" => {
             let (name, model) = (&slot.slot, slot.model.as_deref().unwrap_or_default());
             let verdict = last.verdict.map(|verdict| format!("{verdict}: ")).unwrap_or_default();
-            let unchanged = "the profile is as it was";
-            Err(refused(format!("{name}: stays at `{model}`: {verdict}{reason}; {unchanged}")))
+            Err(refused(format!(
+                "{name}: stays at `{model}`: {verdict}{reason}; the profile is as it was{}",
+                hint(slot)
+            )))
         }
         _ => Ok(without(slot, &reason)),
     }
+}
+
+/// What nobody but the admin can know: whether two engines of one command can run at once.
+fn hint(slot: &SlotObject) -> &'static str {
+    if slot.engine != "command" {
+        return "";
+    }
+    " (if two of its engines cannot run at once, `--no-stand-in` starts none beside the present one)"
 }
 
 /// Says that requests will wait, and why.

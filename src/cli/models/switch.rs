@@ -43,13 +43,16 @@ pub(super) struct Options {
     slot: SlotName,
     /// A branch, a tag, a commit or its beginning; it must be on this machine
     revision: String,
+    /// Start no engine beside the present one: requests wait while the slot loads
+    #[arg(long)]
+    no_stand_in: bool,
     /// Print the slot as JSON in the end
     #[arg(long)]
     json: bool,
 }
 
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
-    let Options { slot, revision, json } = options;
+    let Options { slot, revision, no_stand_in, json } = options;
     client.beside_daemon("slotd models use")?;
     let mut changes = client.watch(slot).await?;
     let before = changes.next().await?;
@@ -64,7 +67,7 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
     let edited = with_model(&text, &typed).ok_or_else(|| {
         refused(format!("`{}` has no `model` that could be changed", file.display()))
     })?;
-    let beside = stand_in::open(client, &before, &typed).await?;
+    let beside = if *no_stand_in { None } else { stand_in::open(client, &before, &typed).await? };
     // Whoever has changed it meanwhile is not to lose that.
     if beside.is_some() && fs::read_to_string(file).map_err(unread)? != text {
         let message = format!("`{}` was edited meanwhile and is left as it is", file.display());

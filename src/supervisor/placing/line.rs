@@ -285,19 +285,20 @@ impl Supervisor {
     fn admit(
         &mut self,
         name: &SlotName,
-        place: (usize, Share),
+        promised: (usize, Share),
         neighbours: &mut Option<Neighbours>,
         commands: &mut Vec<Command>,
     ) {
-        let gpus = place.1.gpus.keys().filter_map(|gpu| self.look.last.memory.gpus.get(gpu));
+        let gpus = promised.1.gpus.keys().filter_map(|gpu| self.look.last.memory.gpus.get(gpu));
         let devices = gpus.map(|gpu| gpu.uuid.clone()).collect();
         let mut others = neighbours.take().unwrap_or_else(|| self.neighbours());
-        if let Some(slot) = self.slots.get(name) {
+        let place = name.known_as();
+        if let Some(slot) = self.slots.get(&place) {
             others.remove(slot, &self.policy);
         }
         let seen = (devices, others);
-        self.with(name, commands, |slot, context| slot.admit(place, seen, context));
-        if let Some(slot) = self.slots.get(name) {
+        self.with(name, commands, |slot, context| slot.admit(promised, seen, context));
+        if let Some(slot) = self.slots.get(&place) {
             others.add(slot, &self.policy);
         }
         *neighbours = Some(others);
