@@ -105,24 +105,30 @@ fn shorten_beyond(log: &Path, limit: u64) -> io::Result<bool> {
 }
 
 /// Removes, in the folder of all slots' logs, the older parts of logs and those of all but the newest
-/// generation of each slot. For a disk that is nearly full.
+/// generation of each slot. For a disk that is nearly full: what cannot be removed keeps nothing else.
 ///
 /// # Errors
-/// Those of listing the directories and removing files; a directory that is not there is none.
+/// The first of listing the directories and removing files; a directory that is not there is none.
 pub fn drop_old_logs(logs: &Path) -> io::Result<()> {
     let slots = match fs::read_dir(logs) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         slots => slots?,
     };
+    let mut done = Ok(());
     for slot in slots {
-        let slot = slot?.path();
-        if slot.is_dir() {
-            prune_to(&slot, 1)?;
-            let newest = generations(&slot)?.pop().map(|newest| generation_path(&slot, newest));
-            newest.map_or(Ok(()), |newest| remove(&rotated(&newest)))?;
-        }
+        let dropped = slot.and_then(|slot| drop_old_logs_of(&slot.path()));
+        done = done.and(dropped);
     }
-    Ok(())
+    done
+}
+
+fn drop_old_logs_of(slot: &Path) -> io::Result<()> {
+    if !slot.is_dir() {
+        return Ok(());
+    }
+    let pruned = prune_to(slot, 1);
+    let newest = generations(slot)?.pop().map(|newest| generation_path(slot, newest));
+    pruned.and(newest.map_or(Ok(()), |newest| remove(&rotated(&newest))))
 }
 
 /// Removes the logs of all but the newest [`KEEP_GENERATIONS`] generations of a slot.
@@ -135,12 +141,12 @@ pub fn prune(slot_dir: &Path) -> io::Result<()> {
 
 fn prune_to(slot_dir: &Path, kept: usize) -> io::Result<()> {
     let generations = generations(slot_dir)?;
+    let mut done = Ok(());
     for generation in generations.iter().rev().skip(kept) {
         let log = generation_path(slot_dir, *generation);
-        remove(&rotated(&log))?;
-        remove(&log)?;
+        done = done.and(remove(&rotated(&log))).and(remove(&log));
     }
-    Ok(())
+    done
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -232,5 +238,24 @@ mod tests {
         engine.write_all(b"after").unwrap();
         assert_eq!(fs::read_to_string(&log).unwrap(), "after");
         drop_old_logs(&logs.path().join("none")).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_fails_does_not_keep_the_logs_of_the_others() {
+        let logs = tempfile::tempdir().unwrap();
+        for slot in ["a", "b", "c"].map(|slot| logs.path().join(slot)) {
+            // It cannot be removed, by nobody: in whatever order they are listed, the first fails.
+            fs::create_dir_all(slot.join("g2.log")).unwrap();
+            for name in ["g1.log", "g3.log", "g3.log.1"] {
+                fs::write(slot.join(name), "text").unwrap();
+            }
+        }
+        drop_old_logs(logs.path()).unwrap_err();
+        for slot in ["a", "b", "c"].map(|slot| logs.path().join(slot)) {
+            let names = fs::read_dir(&slot).unwrap().map(|entry| entry.unwrap().file_name());
+            let mut names: Vec<_> = names.collect();
+            names.sort();
+            assert_eq!(names, ["g2.log", "g3.log"], "{}", slot.display());
+        }
     }
 }

@@ -114,6 +114,19 @@ async fn what_a_proxy_refuses_is_said_without_what_it_was_shown() {
     assert!(world.hub.seen().await.is_empty());
 }
 
+#[tokio::test]
+async fn what_is_no_proxy_does_not_stop_a_pull_that_would_not_use_it() {
+    let world = world();
+    let mut command = world.command(&["pull", "o/r"]);
+    command.env("ALL_PROXY", "ftp://ada:canary@h").env("NO_PROXY", "127.0.0.1");
+    let end = crate::run(command).await;
+    assert_eq!(end.code, Some(0), "{}", end.said);
+    let mut command = world.command(&["pull", "o/r"]);
+    command.env("ALL_PROXY", "ftp://ada:canary@h").env("HF_HUB_OFFLINE", "1");
+    let end = crate::run(command).await;
+    assert_eq!(end.code, Some(0), "it is whole on this disk: {}", end.said);
+}
+
 /// An engine that listens on TCP, its health, its requests and the control API are never asked
 /// through a proxy; the daemon's pull is.
 #[tokio::test]

@@ -143,7 +143,7 @@ impl Client {
     }
 
     async fn send(&self, uri: Uri, origin: &Origin, from: u64) -> Result<Answer, Trouble> {
-        let proxy = self.site.proxies.before(&uri);
+        let proxy = self.site.proxies.before(&uri).map_err(Trouble::Lasting)?;
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = uri;
         let headers = request.headers_mut();

@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use hyper::{Uri, header::HeaderValue};
+use hyper::{Uri, header::HeaderValue, http::uri::Authority};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
     client::{
@@ -34,9 +34,18 @@ const VARIABLES: [[&str; 2]; 3] =
     [["https_proxy", "HTTPS_PROXY"], ["http_proxy", "HTTP_PROXY"], ["all_proxy", "ALL_PROXY"]];
 const EXCEPTIONS: [&str; 2] = ["no_proxy", "NO_PROXY"];
 
+/// Stands in the matcher where a value cannot be used, so that `NO_PROXY` is asked about its hosts, too.
+const UNUSABLE: &str = "http://unusable.invalid";
+
 /// Which proxy stands before which host. Its `Debug` shows no user and no password.
 #[derive(Clone, Debug)]
-pub(super) struct Proxies(Arc<Matcher>);
+pub(super) struct Proxies {
+    matcher: Arc<Matcher>,
+    /// Why the variable cannot be used that counts for hosts with TLS.
+    https: Option<String>,
+    /// The same of hosts without.
+    http: Option<String>,
+}
 
 /// Connects to hosts, or to the proxies before them.
 #[derive(Clone)]
@@ -57,36 +66,39 @@ pub(super) struct Link {
 type Failed = Box<dyn Error + Send + Sync>;
 
 impl Proxies {
-    /// Reads the environment.
+    /// Reads the environment. What cannot be used in it is a fault where it would be used.
     ///
-    /// # Errors
-    /// [`PullFault::Environment`]; its text holds no value, for that may be a password.
     /// Source: `getproxies_environment` of Python's `urllib.request`; curl's manual, "Environment".
-    pub(super) fn of_environment(text: &dyn Fn(&str) -> Option<String>) -> Result<Self, PullFault> {
+    pub(super) fn of_environment(text: &dyn Fn(&str) -> Option<String>) -> Self {
         let first = |names: &[&'static str]| {
             names.iter().find_map(|name| Some((*name, text(name)?.trim().to_owned())))
         };
-        let mut values = Vec::new();
-        for names in &VARIABLES {
-            let (name, value) = first(names).unwrap_or_default();
-            if !value.is_empty() && !is_proxy(&value) {
-                return Err(PullFault::Environment(format!(
-                    "`{name}` is no address of a proxy that slotd knows, such as `http://HOST:PORT`, \
-                     `https://…` or `socks5://…`"
-                )));
-            }
-            values.push(value);
-        }
-        let [https, http, all] = values.try_into().unwrap_or_default();
+        let [https, http, all] = VARIABLES.map(|names| {
+            let (name, value) = first(&names).filter(|(_, value)| !value.is_empty())?;
+            Some(usable(name, value))
+        });
+        let [https, http] = [https, http].map(|own| match own.or_else(|| all.clone()) {
+            Some(Ok(value)) => (value, None),
+            Some(Err(fault)) => (UNUSABLE.to_owned(), Some(fault)),
+            None => (String::new(), None),
+        });
         let (_, no) = first(&EXCEPTIONS).unwrap_or_default();
-        let matcher = Matcher::builder().https(https).http(http).all(all).no(no).build();
-        Ok(Self(Arc::new(matcher)))
+        let matcher = Matcher::builder().https(https.0).http(http.0).no(no).build();
+        Self { matcher: Arc::new(matcher), https: https.1, http: http.1 }
     }
 
     /// Returns the proxy before a host.
-    pub(super) fn before(&self, uri: &Uri) -> Option<Proxy> {
-        let found = self.0.intercept(uri)?;
-        Some(Proxy { found, is_tunnel: uri.scheme_str() == Some("https") })
+    ///
+    /// # Errors
+    /// [`PullFault::Environment`] where the variable that counts for the host cannot be used; its text
+    /// holds no value, for that may be a password.
+    pub(super) fn before(&self, uri: &Uri) -> Result<Option<Proxy>, PullFault> {
+        let Some(found) = self.matcher.intercept(uri) else { return Ok(None) };
+        let is_tunnel = uri.scheme_str() == Some("https");
+        match if is_tunnel { &self.https } else { &self.http } {
+            Some(fault) => Err(PullFault::Environment(fault.clone())),
+            None => Ok(Some(Proxy { found, is_tunnel })),
+        }
     }
 }
 
@@ -100,7 +112,8 @@ pub(super) struct Proxy {
 impl Proxy {
     /// Returns its host and port, as people are told of it.
     pub(super) fn name(&self) -> String {
-        self.found.uri().authority().map(ToString::to_string).unwrap_or_default()
+        let authority = self.found.uri().authority().map_or("", Authority::as_str);
+        after_user(authority).to_owned()
     }
 
     /// Returns what a request has to show that the proxy reads itself.
@@ -113,15 +126,44 @@ impl Proxy {
     }
 }
 
-/// SOCKS 4 knows no names of hosts.
-fn is_proxy(value: &str) -> bool {
+/// Returns the value as the matcher takes it, or what is wrong with that of variable `name`.
+fn usable(name: &str, value: String) -> Result<String, String> {
+    // As desktops write it, who try version 5 first.
+    let value = match value.strip_prefix("socks://") {
+        Some(rest) => format!("socks5://{rest}"),
+        None => value,
+    };
     let any = Uri::from_static("http://host.invalid");
-    let found = Matcher::builder().all(value.to_owned()).build().intercept(&any);
-    found.is_some_and(|proxy| {
+    let found = Matcher::builder().all(value.clone()).build().intercept(&any);
+    let authority = found.as_ref().filter(|proxy| {
+        // SOCKS 4 knows no names of hosts.
         let is_known =
             matches!(proxy.uri().scheme_str(), Some("http" | "https" | "socks5" | "socks5h"));
         is_known && proxy.uri().host().is_some_and(|host| !host.is_empty())
-    })
+    });
+    match authority.and_then(|proxy| proxy.uri().authority()) {
+        None => Err(format!(
+            "`{name}` is no address of a proxy that slotd knows, such as `http://HOST:PORT`, \
+             `https://…` or `socks5://…`"
+        )),
+        // What was found for its host begins within the password, or is the user.
+        Some(authority) if value.contains('@') && !is_host_of(authority.as_str(), &value) => {
+            Err(format!(
+                "`{name}` has a character in its user or password that ends them there; write `@` as \
+                 `%40`, `/` as `%2F`, `?` as `%3F` and `#` as `%23`"
+            ))
+        }
+        Some(_) => Ok(value),
+    }
+}
+
+/// Tells whether `host` is what stands after the last `@`.
+fn is_host_of(host: &str, value: &str) -> bool {
+    after_user(value).split(['/', '?', '#']).next() == Some(host)
+}
+
+fn after_user(text: &str) -> &str {
+    text.rsplit_once('@').map_or(text, |(_, host)| host)
 }
 
 impl Service<Uri> for Way {
@@ -135,14 +177,18 @@ impl Service<Uri> for Way {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let Some(proxy) = self.proxies.before(&uri) else {
-            let connecting = self.direct.call(uri);
-            return Box::pin(async move {
-                Ok(Link {
-                    stream: MaybeHttpsStream::Http(connecting.await?),
-                    is_read_by_proxy: false,
-                })
-            });
+        let proxy = match self.proxies.before(&uri) {
+            Ok(Some(proxy)) => proxy,
+            Ok(None) => {
+                let connecting = self.direct.call(uri);
+                return Box::pin(async move {
+                    Ok(Link {
+                        stream: MaybeHttpsStream::Http(connecting.await?),
+                        is_read_by_proxy: false,
+                    })
+                });
+            }
+            Err(fault) => return Box::pin(async move { Err(fault.into()) }),
         };
         let place = proxy.found.uri().clone();
         if proxy.is_socks() {
@@ -219,14 +265,22 @@ mod tests {
 
     use super::*;
 
-    fn proxies(variables: &[(&str, &str)]) -> Result<Proxies, PullFault> {
+    fn proxies(variables: &[(&str, &str)]) -> Proxies {
         let variables: BTreeMap<_, _> = variables.iter().copied().collect();
         Proxies::of_environment(&|name| variables.get(name).map(|value| (*value).to_owned()))
     }
 
     fn before(variables: &[(&str, &str)], url: &str) -> Option<String> {
-        let proxy = proxies(variables).unwrap().before(&url.parse().unwrap())?;
+        let proxy = proxies(variables).before(&url.parse().unwrap()).unwrap()?;
         Some(proxy.name())
+    }
+
+    fn fault(variables: &[(&str, &str)], url: &str) -> String {
+        let proxies = proxies(variables);
+        let Err(fault) = proxies.before(&url.parse().unwrap()) else {
+            panic!("a proxy is found for {url}")
+        };
+        format!("{fault}{}", if format!("{proxies:?}").contains("canary") { "canary" } else { "" })
     }
 
     #[test]
@@ -260,11 +314,12 @@ mod tests {
     #[test]
     fn credentials_are_shown_to_a_proxy_that_reads_the_request_and_printed_nowhere() {
         let variables = [("ALL_PROXY", "http://ada:canary@p:1")];
-        let found = proxies(&variables).unwrap();
-        let plain = found.before(&Uri::from_static("http://hub")).unwrap();
+        let found = proxies(&variables);
+        let before = |url| found.before(&Uri::from_static(url)).unwrap().unwrap();
+        let plain = before("http://hub");
         assert_eq!(plain.credentials().unwrap(), "Basic YWRhOmNhbmFyeQ==");
         assert!(plain.credentials().unwrap().is_sensitive());
-        let tunnel = found.before(&Uri::from_static("https://hub")).unwrap();
+        let tunnel = before("https://hub");
         assert_eq!(tunnel.credentials(), None, "they go with the order of the tunnel");
         let shown = format!("{found:?} {} {}", plain.name(), tunnel.name());
         assert!(!shown.contains("canary") && !shown.contains("YWRh"), "{shown}");
@@ -272,9 +327,44 @@ mod tests {
 
     #[test]
     fn what_is_no_proxy_is_refused_without_its_value() {
-        let fault = |value| proxies(&[("HTTPS_PROXY", value)]).unwrap_err().to_string();
+        let fault = |value| fault(&[("HTTPS_PROXY", value)], "https://hub");
         insta::assert_snapshot!(fault("ftp://ada:canary@p:1"), @"`HTTPS_PROXY` is no address of a proxy that slotd knows, such as `http://HOST:PORT`, `https://…` or `socks5://…`");
         assert_eq!(fault("socks4://p:1"), fault("http://"));
         assert_eq!(fault("http://a b:canary@p"), fault("ftp://ada:canary@p:1"));
+    }
+
+    #[test]
+    fn no_part_of_a_password_is_taken_for_the_proxys_host() {
+        let fault = |value| fault(&[("ALL_PROXY", value)], "https://hub");
+        let said = fault("http://ada:p@canary@proxy:3128");
+        insta::assert_snapshot!(said, @"`ALL_PROXY` has a character in its user or password that ends them there; write `@` as `%40`, `/` as `%2F`, `?` as `%3F` and `#` as `%23`");
+        for value in [
+            "ada:p@canary@proxy:3128",
+            "http://canary:1/2@proxy",
+            "http://canary:1?2@proxy",
+            "http://canary:1#2@proxy",
+            "socks5://ada:p@canary@proxy:3128/",
+        ] {
+            assert_eq!(fault(value), said, "{value}");
+        }
+        let written = [("ALL_PROXY", "http://ada:p%40canary@proxy:3128/")];
+        let proxy = proxies(&written).before(&Uri::from_static("http://hub")).unwrap().unwrap();
+        assert_eq!(proxy.name(), "proxy:3128");
+        assert_eq!(proxy.credentials().unwrap(), "Basic YWRhOnBAY2FuYXJ5");
+    }
+
+    #[test]
+    fn a_variable_that_cannot_be_used_stops_only_what_would_use_it() {
+        let both = [("HTTPS_PROXY", "http://p:1"), ("ALL_PROXY", "ftp://q:2")];
+        assert_eq!(before(&both, "https://hub").as_deref(), Some("p:1"));
+        assert!(fault(&both, "http://hub").starts_with("`ALL_PROXY` is no address"));
+        let own = [("https_proxy", "ftp://q:2"), ("ALL_PROXY", "http://p:1")];
+        assert_eq!(before(&own, "http://hub").as_deref(), Some("p:1"));
+        assert!(fault(&own, "https://hub").starts_with("`https_proxy` is no address"));
+        let excepted = [("ALL_PROXY", "ftp://q:2"), ("NO_PROXY", "hub")];
+        assert_eq!(before(&excepted, "https://hub"), None);
+        assert!(fault(&excepted, "https://cdn").starts_with("`ALL_PROXY` is no address"));
+        let desktop = [("ALL_PROXY", "socks://q:2/")];
+        assert_eq!(before(&desktop, "https://hub").as_deref(), Some("q:2"));
     }
 }

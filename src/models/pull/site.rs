@@ -71,7 +71,7 @@ impl Site {
         Ok(Self {
             endpoint,
             token: token.as_deref().and_then(cleaned).map(header).transpose()?,
-            proxies: Proxies::of_environment(&|name| environment(name)?.into_string().ok())?,
+            proxies: Proxies::of_environment(&|name| environment(name)?.into_string().ok()),
             cache,
             is_offline: is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE"),
             silence: silence.unwrap_or(USUAL_SILENCE),

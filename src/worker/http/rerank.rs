@@ -12,6 +12,7 @@ use axum::{
 };
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value as Json, json};
+use tokio::sync::oneshot;
 
 use super::{
     Served, blocking,
@@ -22,7 +23,7 @@ use crate::worker::{
     engine::Engine,
     job::{Event, Job},
     model::Purpose,
-    text::{Pair, Query},
+    text::{Pair, Query, Vocabulary},
 };
 
 /// What is asked.
@@ -81,18 +82,27 @@ pub(super) async fn rerank(
 
 async fn pairs(engine: &Arc<Engine>, asked: Asked) -> Result<(Asked, Vec<Pair>), Refusal> {
     let (vocabulary, context) = (Arc::clone(&engine.vocabulary), engine.context);
-    let made = blocking(move || {
-        let query = Query::new(&vocabulary, &asked.query, context)?;
-        let pairs = asked.documents.iter().map(|document| query.with(document));
-        let pairs = pairs.collect::<Result<Vec<_>, _>>()?;
-        Ok::<_, tokenizers::Error>((asked, pairs))
-    });
+    // Dropped with this future when the client leaves: nobody waits for the pairs then.
+    let (client, _waiting) = oneshot::channel();
+    let made = blocking(move || made(&vocabulary, &asked, context, &client).map(|it| (asked, it)));
     let (asked, pairs) = made.await?.map_err(|error| Refusal::internal(error.to_string()))?;
     // What the tokenizer puts around two empty texts may be more than the context.
     match pairs.iter().find(|pair| pair.tokens.len() > context) {
         Some(pair) => Err(Refusal::too_long("query", pair.tokens.len(), context)),
         None => Ok((asked, pairs)),
     }
+}
+
+/// Makes the pairs; stops early when nobody waits for them any more.
+fn made(
+    vocabulary: &Vocabulary,
+    asked: &Asked,
+    context: usize,
+    client: &oneshot::Sender<()>,
+) -> Result<Vec<Pair>, tokenizers::Error> {
+    let query = Query::new(vocabulary, &asked.query, context)?;
+    let documents = asked.documents.iter().take_while(|_| !client.is_closed());
+    documents.map(|document| query.with(document)).collect()
 }
 
 async fn one(engine: &Engine, pair: Pair) -> Result<f32, Refusal> {
@@ -153,11 +163,26 @@ impl Asked {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::quantized::GgmlDType;
+
     use super::*;
+    use crate::worker::model::{Header, tiny};
 
     fn read(body: &Json) -> Result<Asked, String> {
         let fields = Fields::parse(body.to_string().as_bytes()).unwrap();
         Asked::read(&fields).map_err(|refusal| refusal.body()["error"]["message"].to_string())
+    }
+
+    #[test]
+    fn no_pairs_are_made_for_a_client_that_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = tiny::write(folder.path(), GgmlDType::F32);
+        let vocabulary = Vocabulary::read(&Header::open(&path).unwrap()).unwrap();
+        let asked = read(&json!({ "query": "q", "documents": ["a", "b"] })).unwrap();
+        let (client, waiting) = oneshot::channel();
+        assert_eq!(made(&vocabulary, &asked, 9, &client).unwrap().len(), 2);
+        drop(waiting);
+        assert_eq!(made(&vocabulary, &asked, 9, &client).unwrap(), []);
     }
 
     #[test]
