@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::engine_task::Tools;
 use crate::{
-    sensor::{Gpus, Processes, VISIBLE},
+    sensor::{Gpus, Members, VISIBLE},
     spec::{Bytes, gpu::XidBefore},
 };
 
@@ -19,29 +19,30 @@ pub(super) struct OnGpus {
     gpus: Option<Arc<Gpus>>,
     /// Those that it was told to see, by UUID.
     devices: Vec<String>,
+    members: Members,
     began: Instant,
 }
 
 impl OnGpus {
     /// Takes the GPUs that an engine is started on; empty where it was given none.
-    pub(super) fn new(tools: &Tools, devices: Vec<String>) -> Self {
-        Self { gpus: tools.gpus.clone(), devices, began: Instant::now() }
+    pub(super) fn new(tools: &Tools, devices: Vec<String>, members: Members) -> Self {
+        Self { gpus: tools.gpus.clone(), devices, members, began: Instant::now() }
     }
 
     /// Takes the GPUs that an engine of an earlier daemon was told to see.
-    pub(super) fn of_running(tools: &Tools, pid: u32) -> Self {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    pub(super) fn of_running(tools: &Tools, members: Members) -> Self {
+        let environment = fs::read(format!("/proc/{}/environ", members.group)).unwrap_or_default();
         let environment = String::from_utf8_lossy(&environment);
         let told =
             environment.split('\0').find_map(|pair| pair.strip_prefix(VISIBLE)?.strip_prefix('='));
         let devices = told.unwrap_or_default().split(',').map(str::to_owned).collect();
-        Self::new(tools, devices)
+        Self::new(tools, devices, members)
     }
 
-    /// Returns what the engine with this process group holds on each of its GPUs, by UUID; `None` where that
-    /// is not known of every one. Looks at a few small files of the kernel.
-    pub(super) fn held(&self, group: u32) -> Option<BTreeMap<String, Bytes>> {
-        let is_ours = |process| Processes::is_of_engine(process, group);
+    /// Returns what the engine holds on each of its GPUs, by UUID; `None` where that is not known of every
+    /// one. Looks at a few small files of the kernel.
+    pub(super) fn held(&self) -> Option<BTreeMap<String, Bytes>> {
+        let is_ours = |process| self.members.have(process);
         self.gpus.as_deref()?.held(&self.devices, is_ours, Instant::now())
     }
 
