@@ -230,6 +230,7 @@ async fn attend(
     let stop = running.child.stop_handle();
     let key = running.launched.key.as_deref();
     let peak = tools.peaks.watch(running.child.pid(), &running.gpus, key);
+    let on_gpus = running.gpus.keep();
     let parting = async {
         running.farewell.asked().await;
         stop.signal(StopSignal::Terminate);
@@ -243,6 +244,7 @@ async fn attend(
         never = watch => match never {},
         never = running.last_seconds.keep() => match never {},
         never = peak => match never {},
+        never = on_gpus => match never {},
         never = parting => match never {},
     };
     match ended {
