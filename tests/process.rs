@@ -15,6 +15,7 @@ use nix::{
 };
 use slotd::{
     process::{Cgroups, SpawnFault, TAIL_BYTES, tail},
+    sensor::Members,
     spec::death::ExitStatus,
     supervisor::StopSignal,
 };
@@ -354,5 +355,23 @@ fn the_programs_of_these_tests_are_there() {
             "{}: `cargo build --examples` makes it",
             path.display()
         );
+    }
+}
+
+#[tokio::test]
+async fn who_shares_a_cgroup_that_was_not_made_for_an_engine_is_not_of_it() {
+    let (bench, stranger) = (Bench::new(Cgroups::Detect), Bench::new(Cgroups::Off));
+    let (engine, stranger) = (bench.spawn(&[]).await, stranger.spawn(&[]).await);
+    // As two programs of one session are, which is not the daemon's.
+    for dir in cgroup_dirs(engine.pid()) {
+        fs::write(dir.join("cgroup.procs"), stranger.pid().to_string()).unwrap();
+    }
+    let without = Members { group: engine.pid(), cell: None };
+    assert!(without.have(engine.pid()));
+    assert!(!without.have(stranger.pid()), "it shares the cgroup alone");
+    if let Some(cell) = engine.counters().cgroup_name().map(str::to_owned) {
+        let with = Members { cell: Some(cell), ..without };
+        assert!(with.have(engine.pid()) && with.have(stranger.pid()));
+        assert!(!with.have(std::process::id()));
     }
 }

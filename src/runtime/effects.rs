@@ -26,7 +26,7 @@ use super::{
 use crate::{
     process::StopHandle,
     proxy::{Blame, Gate},
-    sensor,
+    sensor::{self, Members},
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus, Verdict},
@@ -53,7 +53,7 @@ pub(super) struct Report {
 #[derive(Clone, Debug)]
 pub(super) struct Handles {
     pub(super) gate: Arc<Gate>,
-    pub(super) pid: u32,
+    pub(super) members: Members,
     pub(super) stop: StopHandle,
     /// Asks the child's task for the program that ends it, where there is one, before `SIGTERM`.
     pub(super) farewell: Option<Arc<Notify>>,
@@ -287,7 +287,7 @@ impl Effects {
     fn read_memory(&mut self) {
         let engines = self.live.iter().map(|(slot, live)| {
             let Live { generation, handles } = live;
-            (slot.clone(), (*generation, handles.pid))
+            (slot.clone(), (*generation, handles.members.clone()))
         });
         let engines = engines.collect();
         self.reading.spawn(survey::read(engines, self.tools.gpus.clone()));

@@ -40,7 +40,7 @@ use crate::{
     models::{Checks, Refused},
     process::{self, Child, ErrandSpec, SpawnSpec, Spawner},
     proxy::{Gate, Suspects, Uses},
-    sensor::Gpus,
+    sensor::{Gpus, Members},
     spec::{
         Generation, SlotName,
         death::{Evidence, ExitStatus},
@@ -193,7 +193,7 @@ pub(super) fn adopted(
     let last_seconds = Before::begin().of(child.pid(), child.counters());
     let env = engine::for_engine(&tools.environment, &profile.env);
     let farewell = farewell(&tools, &reporter, (&launched, env), (&log, profile));
-    let gpus = OnGpus::of_running(&tools, child.pid());
+    let gpus = OnGpus::of_running(&tools, members(&child));
     let running = Running { child, launched, log, last_seconds, gpus, nonce, leave, farewell };
     let handles = handles(&tools, &running, &reporter);
     let (profile, gate) = (Arc::clone(profile), Arc::clone(&handles.gate));
@@ -230,6 +230,7 @@ async fn attend(
     let stop = running.child.stop_handle();
     let key = running.launched.key.as_deref();
     let peak = tools.peaks.watch(running.child.pid(), &running.gpus, key);
+    let on_gpus = running.gpus.keep();
     let parting = async {
         running.farewell.asked().await;
         stop.signal(StopSignal::Terminate);
@@ -243,6 +244,7 @@ async fn attend(
         never = watch => match never {},
         never = running.last_seconds.keep() => match never {},
         never = peak => match never {},
+        never = on_gpus => match never {},
         never = parting => match never {},
     };
     match ended {
@@ -319,11 +321,15 @@ fn handles(tools: &Tools, running: &Running, reporter: &Reporter) -> Handles {
     gate.count_in(tools.uses.of(&reporter.slot.known_as()));
     Handles {
         gate,
-        pid: running.child.pid(),
+        members: members(&running.child),
         stop: running.child.stop_handle(),
         farewell: running.farewell.bell(),
         leave: Arc::clone(&running.leave),
     }
+}
+
+fn members(child: &Child) -> Members {
+    Members { group: child.pid(), cell: child.counters().cgroup_name().map(str::to_owned) }
 }
 
 fn farewell(
@@ -383,7 +389,7 @@ async fn start(
             let launched = Launched { kind, endpoint, info, rungs, model, stop, key };
             let farewell = farewell(tools, reporter, (&launched, env), (&log, profile));
             let leave = Arc::default();
-            let gpus = OnGpus::new(tools, devices.clone());
+            let gpus = OnGpus::new(tools, devices.clone(), members(&child));
             Ok(Running { child, launched, log, last_seconds, gpus, nonce, leave, farewell })
         }
         Err(fault) => Err(Failure::of_spawn(&fault, info)),

@@ -68,7 +68,7 @@ impl PeakBook {
             let gpus = gpus.clone();
             let look = move || {
                 let host = sensor::peak_of_group(group)?;
-                Some(Peak { host, gpus: gpus.held(group).unwrap_or_default() })
+                Some(Peak { host, gpus: gpus.held().unwrap_or_default() })
             };
             let Some(peak) = spawn_blocking(look).await.ok().flatten() else { continue };
             if is_more(&peak, &noted) {

@@ -98,15 +98,16 @@ impl Profiles {
 
     /// Puts a slot beside another, as it is wished for.
     pub(super) async fn put_beside(&mut self, asked: Asked, mailbox: &Mailbox) {
-        if let Some(made) = self.stand_ins.make(asked, self.keeper.profiles()).await {
+        if let Some(made) = self.stand_ins.make(asked, self.keeper.profiles()) {
             self.tell(mailbox).await;
             made.tell();
         }
     }
 
-    /// Waits until nobody holds on to one that stands in for another. Cancel-safe; [`Self::tell`] follows.
-    pub(super) async fn stand_in_ended(&mut self) {
-        self.stand_ins.ended().await;
+    /// Waits until nobody holds on to one that stands in for another, and [`Self::tell`] follows, or until
+    /// there is a place for one, and [`Self::put_beside`] does. Cancel-safe.
+    pub(super) async fn stand_in_turn(&mut self) -> Option<Asked> {
+        self.stand_ins.turn().await
     }
 
     /// Tells the core which slots there are to be.

@@ -49,10 +49,21 @@ pub(super) struct Asked {
 pub(super) struct StandIns {
     logs: PathBuf,
     profiles: BTreeMap<SlotName, Arc<Profile>>,
-    /// Each resolves when nobody holds on to the one that it names.
-    ends: FuturesUnordered<BoxFuture<'static, SlotName>>,
+    /// What is waited for.
+    turns: FuturesUnordered<BoxFuture<'static, Turn>>,
     /// Every one that there was in this life of the daemon.
     known: BTreeSet<SlotName>,
+    /// Those whose place is being cleared: they are wished for, and not there yet.
+    clearing: BTreeSet<SlotName>,
+}
+
+/// What may come about.
+#[derive(Debug)]
+enum Turn {
+    /// Nobody holds on to this one.
+    Ended(SlotName),
+    /// There is a place for this one.
+    Cleared(Asked),
 }
 
 /// Makes the way on which they are asked for.
@@ -78,8 +89,9 @@ impl StandIns {
         Self {
             logs,
             profiles: BTreeMap::new(),
-            ends: FuturesUnordered::new(),
+            turns: FuturesUnordered::new(),
             known: BTreeSet::new(),
+            clearing: BTreeSet::new(),
         }
     }
 
@@ -96,8 +108,9 @@ impl StandIns {
         profiles
     }
 
-    /// Makes one as it is wished for. Whoever asked is told by [`Made::tell`], once the core knows of it.
-    pub(super) async fn make(
+    /// Makes one as it is wished for. Whoever asked is told by [`Made::tell`], once the core knows of it. The
+    /// first of its name comes when [`Self::turn`] gives its wish back: what is in its place goes before.
+    pub(super) fn make(
         &mut self,
         asked: Asked,
         profiles: &BTreeMap<SlotName, Arc<Profile>>,
@@ -113,20 +126,37 @@ impl StandIns {
         };
         let name = slot.stand_in();
         if self.known.insert(name.clone()) {
-            self.forget_logs(&name).await;
+            let (logs, asked) = (self.logs.join(name.as_str()), Asked { slot, model, answer });
+            self.clearing.insert(name);
+            self.turns.push(
+                async {
+                    forget(logs).await;
+                    Turn::Cleared(asked)
+                }
+                .boxed(),
+            );
+            return None;
         }
         info!(slot = %name, model, "slot stands in");
         self.profiles.insert(name.clone(), Arc::new(profile));
         let (held, named) = (CancellationToken::new(), name.clone());
         let ended = held.clone().cancelled_owned();
-        self.ends.push(ended.map(|()| named).boxed());
+        self.turns.push(ended.map(|()| Turn::Ended(named)).boxed());
         Some(Made { stand_in: StandIn { slot: name, stay: held.drop_guard() }, answer })
     }
 
-    /// Waits until nobody holds on to one, and lets go of it. Cancel-safe.
-    pub(super) async fn ended(&mut self) {
-        match self.ends.next().await {
-            Some(name) => drop(self.profiles.remove(&name)),
+    /// Waits until nobody holds on to one, and lets go of it, or until there is a place for one, and returns
+    /// the wish for it. Cancel-safe.
+    pub(super) async fn turn(&mut self) -> Option<Asked> {
+        match self.turns.next().await {
+            Some(Turn::Ended(name)) => {
+                self.profiles.remove(&name);
+                None
+            }
+            Some(Turn::Cleared(asked)) => {
+                self.clearing.remove(&asked.slot.stand_in());
+                Some(asked)
+            }
             None => pending().await,
         }
     }
@@ -148,7 +178,8 @@ impl StandIns {
         if !profile.stop_command.is_empty() {
             return unfit("has a `stop_command`, which could end both of two engines");
         }
-        if self.profiles.contains_key(&slot.stand_in()) {
+        let name = slot.stand_in();
+        if self.profiles.contains_key(&name) || self.clearing.contains(&name) {
             return unfit("goes over to another revision already");
         }
         let Reference { repo, quant, revision } = model;
@@ -169,17 +200,16 @@ impl StandIns {
             ..(**profile).clone()
         })
     }
+}
 
-    /// Takes away what an earlier daemon's one of that name has written: its generations begin again.
-    async fn forget_logs(&self, name: &SlotName) {
-        let folder = self.logs.join(name.as_str());
-        let removed = spawn_blocking(move || match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err((folder, error)),
-            Ok(()) | Err(_) => Ok(()),
-        });
-        if let Ok(Err((path, error))) = removed.await {
-            warn!(path = %path.display(), %error, "logs of an earlier engine not removed");
-        }
+/// Takes away what an earlier daemon's one of that name has written: its generations begin again.
+async fn forget(folder: PathBuf) {
+    let removed = spawn_blocking(move || match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err((folder, error)),
+        Ok(()) | Err(_) => Ok(()),
+    });
+    if let Ok(Err((path, error))) = removed.await {
+        warn!(path = %path.display(), %error, "logs of an earlier engine not removed");
     }
 }
 
@@ -194,5 +224,49 @@ impl Made {
     /// Hands it out. One who has left lets go of it with that.
     pub(super) fn tell(self) {
         drop(self.answer.send(Ok(self.stand_in)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_waits_for_the_disk_while_logs_of_an_earlier_engine_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let slot: SlotName = "chat".parse().unwrap();
+        let logs = dir.path().join(slot.stand_in().as_str());
+        fs::create_dir(&logs).unwrap();
+        let profile: Profile = serde_json::from_value(json!({
+            "slot": slot, "source": "slot.toml", "engine": "Auto", "args": [], "env": {},
+            "aliases": [], "capabilities": [], "autostart": false, "essential": false,
+            "max_restarts": 3,
+            "start_timeout": { "secs": 60, "nanos": 0 }, "stop_timeout": { "secs": 9, "nanos": 0 },
+        }))
+        .unwrap();
+        let profiles = BTreeMap::from([(slot.clone(), Arc::new(profile))]);
+        let mut stand_ins = StandIns::new(dir.path().to_path_buf());
+        let wish = || {
+            let (answer, answered) = oneshot::channel();
+            (Asked { slot: slot.clone(), model: "org/repo@new".to_owned(), answer }, answered)
+        };
+
+        let ((first, mut told), (second, refused)) = (wish(), wish());
+        assert!(stand_ins.make(first, &profiles).is_none(), "it is not there yet");
+        assert!(stand_ins.make(second, &profiles).is_none());
+        assert!(matches!(refused.await, Ok(Err(NoStandIn::Unfit(_)))), "one of a name alone");
+        assert_eq!(stand_ins.added_to(profiles.clone()), profiles);
+        assert!(told.try_recv().is_err(), "nobody was told of it");
+
+        let wish = stand_ins.turn().await.unwrap();
+        assert!(!logs.exists());
+        let made = stand_ins.make(wish, &profiles).unwrap();
+        assert_eq!(stand_ins.added_to(profiles.clone()).len(), 2);
+        made.tell();
+        drop(told.await);
+        assert!(stand_ins.turn().await.is_none());
+        assert_eq!(stand_ins.added_to(profiles.clone()), profiles);
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use tokio::{task::spawn_blocking, time::Instant};
 
 use crate::{
-    sensor::{self, GpuUse, Gpus, Processes},
+    sensor::{self, GpuUse, Gpus, Members, Processes},
     spec::{
         Bytes, Generation, SlotName,
         memory::{EngineReading, MemoryReading},
@@ -19,10 +19,10 @@ pub(super) struct Surveyed {
     pub(super) engines: BTreeMap<SlotName, EngineReading>,
 }
 
-/// Reads the machine and `engines`, each by its generation and process group. A sensor that fails
+/// Reads the machine and `engines`, each by its generation and processes. A sensor that fails
 /// gives no figure, and a GPU's driver keeps nobody waiting.
 pub(super) async fn read(
-    engines: BTreeMap<SlotName, (Generation, u32)>,
+    engines: BTreeMap<SlotName, (Generation, Members)>,
     gpus: Option<Arc<Gpus>>,
 ) -> Surveyed {
     if let Some(gpus) = &gpus {
@@ -32,15 +32,15 @@ pub(super) async fn read(
     looked.await.unwrap_or_default()
 }
 
-fn look(engines: BTreeMap<SlotName, (Generation, u32)>, gpus: Option<&Gpus>) -> Surveyed {
+fn look(engines: BTreeMap<SlotName, (Generation, Members)>, gpus: Option<&Gpus>) -> Surveyed {
     let uses = gpus.map(|gpus| gpus.uses(Instant::now())).unwrap_or_default();
     let mut processes = Processes::new();
     if !engines.is_empty() {
         processes.refresh();
     }
-    let engines = engines.into_iter().map(|(slot, (generation, pid))| {
-        let host = processes.unreclaimable(pid);
-        let gpus = held_on(&uses, |process| Processes::is_of_engine(process, pid));
+    let engines = engines.into_iter().map(|(slot, (generation, members))| {
+        let host = processes.unreclaimable(members.group);
+        let gpus = held_on(&uses, |process| members.have(process));
         (slot, EngineReading { generation, host, gpus, ..EngineReading::default() })
     });
     let engines = engines.collect();

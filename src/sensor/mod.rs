@@ -23,7 +23,7 @@ pub use gpu::has_gpu;
 pub use gpus::{GpuOptions, GpuUse, Gpus, NVML_LIBRARY, VISIBLE};
 pub use host::{HostMemory, host_memory, machine_oom_kills};
 pub use memory::read_memory;
-pub use processes::{Processes, peak_of_group};
+pub use processes::{Members, Processes, peak_of_group};
 pub use room::{free_memory, host_room};
 pub use stall::{Stalls, stalls};
 pub use strain::{Figures, Gauges};

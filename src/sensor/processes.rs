@@ -7,6 +7,27 @@ use sysinfo::{Process, ProcessRefreshKind, ProcessesToUpdate, System};
 
 use crate::spec::Bytes;
 
+/// Which processes are of one engine.
+#[derive(Clone, Debug)]
+pub struct Members {
+    /// Its process group.
+    pub group: u32,
+    /// The name of the cgroup directory that was made for it alone. Without one its cgroup is that of whoever
+    /// started it, with strangers in it.
+    pub cell: Option<String>,
+}
+
+impl Members {
+    /// Tells whether a process is one of them now.
+    pub fn have(&self, pid: u32) -> bool {
+        let is_in_cell = |cell: &String| {
+            let of_process = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            is_below(&of_process, cell)
+        };
+        Processes::is_in_group(pid, self.group) || self.cell.as_ref().is_some_and(is_in_cell)
+    }
+}
+
 /// Reads memory of process groups. Keep one: it holds what is known of processes between two looks.
 #[derive(Debug)]
 pub struct Processes {
@@ -70,18 +91,6 @@ impl Processes {
             .is_ok_and(|group| number(pid).is_ok_and(|pid| getpgid(Some(pid)) == Ok(group)))
     }
 
-    /// Tells whether a process is of the engine that `leader` leads: in its process group, or in its cgroup
-    /// where it has one of its own.
-    pub fn is_of_engine(pid: u32, leader: u32) -> bool {
-        let cgroup = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).ok();
-        let is_in_cgroup = || {
-            let of_leader = cgroup(&leader.to_string())?;
-            let is_own = Some(&of_leader) != cgroup("self").as_ref();
-            Some(is_own && cgroup(&pid.to_string())? == of_leader)
-        };
-        Self::is_in_group(pid, leader) || is_in_cgroup() == Some(true)
-    }
-
     fn members(&self, group: u32) -> Option<impl Iterator<Item = (&sysinfo::Pid, &Process)>> {
         let group = Pid::from_raw(i32::try_from(group).ok()?);
         let of_group = move |(pid, _): &(&sysinfo::Pid, &Process)| {
@@ -105,6 +114,13 @@ pub fn peak_of_group(group: u32) -> Option<Bytes> {
         kibibytes(&status, "VmHWM:")?.checked_mul(1 << 10)
     });
     peaks.reduce(u64::saturating_add).map(Bytes)
+}
+
+/// Tells whether one of these cgroups is `cell`, or below it.
+/// Source: `cgroups(7)`, "/proc/PID/cgroup".
+fn is_below(cgroups: &str, cell: &str) -> bool {
+    let mut paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    paths.any(|path| path.split('/').any(|name| name == cell))
 }
 
 /// Sums up pages that no file stands behind.
@@ -135,9 +151,22 @@ mod tests {
         assert_eq!(processes.resident(u32::MAX), None);
         assert!(peak_of_group(own).is_some_and(|bytes| bytes.0 > 100 << 10));
         assert_eq!(peak_of_group(u32::MAX), None);
-        assert!(Processes::is_of_engine(std::process::id(), own));
-        assert!(!Processes::is_of_engine(1, own), "who shares our cgroup is no engine for that");
         assert!(processes.look_at(std::process::id()).is_some_and(|bytes| bytes.0 > 100 << 10));
         assert_eq!(processes.look_at(u32::MAX >> 1), None);
+    }
+
+    #[test]
+    fn a_cell_is_found_in_either_hierarchy_and_from_below() {
+        let cell = "slotd-1.chat.g1@4-5-6";
+        for own in [
+            format!("0::/system.slice/{cell}\n"),
+            format!("9:memory:/{cell}\n0::/session-3.scope\n"),
+            format!("0::/{cell}/worker\n"),
+        ] {
+            assert!(is_below(&own, cell), "{own}");
+        }
+        for other in ["0::/session-3.scope\n", "0::/slotd-1.chat.g1@4-5-67\n", ""] {
+            assert!(!is_below(other, cell), "{other}");
+        }
     }
 }

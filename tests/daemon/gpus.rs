@@ -283,3 +283,38 @@ async fn what_an_engine_took_on_a_gpu_is_remembered() {
     let wanted = serde_json::json!({ "GPU-00000000": 2000_u64 << 20 });
     assert_eq!(peaks_on_gpus(&daemon).await, wanted);
 }
+
+#[tokio::test]
+async fn an_xid_of_a_gpu_that_an_engine_took_by_itself_is_told_with_its_death() {
+    let driver = Driver::new("present 8000 6000\npresent 8000 1000\n");
+    let daemon = driver.daemon(&[("own", &fake("", ""))]).await;
+    let mut events = daemon.events().await;
+    daemon.order("own", "load").await;
+    assert_eq!(visible_to(&daemon, "own").await, "all");
+    let pid = daemon.slot("own").await["pid"].as_i64().unwrap();
+    // Read with its process, then reported: of the other GPU first.
+    driver.set(&format!("present 8000 4000 pid {pid} 2000\npresent 8000 1000\n"));
+    until_free(&daemon, 0, 4000).await;
+    driver.set(&format!("present 8000 4000 pid {pid} 2000 xid 79 1\npresent 8000 1000 xid 31 1\n"));
+    for _ in 0..2 {
+        events.until(|event| event["event"] == "gpu-fault").await;
+    }
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGABRT).unwrap();
+    let died = |view: &serde_json::Value| view["deaths"][0]["verdict"] == "crash";
+    let view = daemon.until("own", "dead", died).await;
+    let xids = &view["deaths"][0]["evidence"]["xids"];
+    assert_eq!((&xids[0]["gpu"], &xids[0]["code"]), (&0.into(), &79.into()), "{xids}");
+    assert_eq!(xids[1], serde_json::Value::Null, "on that GPU it is not");
+    let why = String::from_utf8(slotd(&daemon, "why own").await.stdout).unwrap();
+    assert!(why.contains("GPU 0 reported Xid 79"), "{why}");
+}
+
+/// Asks until the daemon has read so many MiB of free memory on a GPU.
+async fn until_free(daemon: &Daemon, gpu: usize, mib: u64) {
+    let asking = async {
+        while daemon.daemon().await["gpus"][gpu]["free_bytes"] != mib << 20 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, asking).await.unwrap();
+}

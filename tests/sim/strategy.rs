@@ -204,7 +204,8 @@ pub(crate) struct Player {
     memory: Memory,
 }
 
-/// What memory is like in a run. Left to chance few come as far as the end of a ladder, or up again.
+/// What memory is like in a run. Left to chance few come as far as the end of a ladder, or up again: the few
+/// runs that are not as usual are of one slot, which is tried often and starts unless it is for memory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Memory {
     Usual,
@@ -226,17 +227,19 @@ impl Player {
             same_cause_deaths: 2,
             ..Policy::default()
         };
-        let names: Vec<_> = ["a", "b", "c", "d"].iter().take(script.slots.len()).collect();
+        let memory = match script.seed % 16 {
+            0 => Memory::Cramped,
+            1 | 2 => Memory::Roomy,
+            _ => Memory::Usual,
+        };
+        let slots = if memory == Memory::Usual { script.slots.len() } else { 1 };
+        let names: Vec<_> = ["a", "b", "c", "d"].iter().take(slots).collect();
         let mut player = Self {
             checker: Checker::new(policy, script.seed),
             profiles: BTreeMap::new(),
             names: names.into_iter().map(|name| slot(name)).collect(),
             next_waiter: 0,
-            memory: match script.seed % 16 {
-                0..=5 => Memory::Cramped,
-                6..=11 => Memory::Roomy,
-                _ => Memory::Usual,
-            },
+            memory,
         };
         let result = player.run(script);
         (result, player.checker)
@@ -244,6 +247,12 @@ impl Player {
 
     fn run(&mut self, script: &Script) -> Result<(), String> {
         for (name, traits) in self.names.iter().zip(&script.slots) {
+            let traits = match self.memory {
+                Memory::Usual => *traits,
+                Memory::Cramped | Memory::Roomy => {
+                    Traits { max_restarts: 9, is_external: false, ..*traits }
+                }
+            };
             self.profiles.insert(name.clone(), Arc::new(traits.of(name)));
         }
         for (pick, traits) in &script.left {
@@ -368,7 +377,10 @@ impl Player {
         let event = match truth.child {
             Child::None => return None,
             Child::Queued => return Some(self.reading(choice)),
-            Child::Ordered { .. } if choice.is_multiple_of(4) => spawn_failed(choice),
+            Child::Sizing if self.memory != Memory::Usual => sized(None),
+            Child::Ordered { .. } if choice.is_multiple_of(4) && self.memory == Memory::Usual => {
+                spawn_failed(choice)
+            }
             Child::Sizing => while_sizing(choice),
             Child::Ordered { .. } => spawned(pid_of(truth.generation)),
             Child::Dead { .. } => ChildEvent::Reaped,

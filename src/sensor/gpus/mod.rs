@@ -217,6 +217,22 @@ impl Gpus {
         Some(held).filter(|held| !held.is_empty())
     }
 
+    /// Returns the GPUs, by UUID, on which processes of one kind were when each was read last, however long ago.
+    pub fn with(&self, is_ours: impl Fn(u32) -> bool) -> BTreeSet<String> {
+        // Copied out, as above.
+        let seen: Vec<_> = {
+            let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+            let seen = board.values().map(|seen| {
+                let told = seen.used.processes.keys().copied();
+                let all: Vec<u32> = told.chain(seen.used.untold.iter().copied()).collect();
+                (seen.uuid.clone(), all)
+            });
+            seen.collect()
+        };
+        let with = seen.into_iter().filter(|(_, all)| all.iter().any(|process| is_ours(*process)));
+        with.map(|(uuid, _)| uuid).collect()
+    }
+
     /// Returns what is known of each GPU at `now`, for people. Never waits for a driver.
     pub fn figures(&self, now: Instant) -> GpuFigures {
         let readings = self.look(now).into_iter();
@@ -232,7 +248,12 @@ impl Gpus {
     }
 
     /// Returns the Xids of these GPUs, named by UUID, of the last `window` before `now`; oldest first.
-    pub fn xids_on(&self, devices: &[String], window: Duration, now: Instant) -> Vec<XidBefore> {
+    pub fn xids_on(
+        &self,
+        devices: &BTreeSet<String>,
+        window: Duration,
+        now: Instant,
+    ) -> Vec<XidBefore> {
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
         let of_ours = board.iter().filter(|(_, seen)| devices.contains(&seen.uuid));
         let mut found: Vec<_> =

@@ -211,11 +211,12 @@ fn an_xid_is_heard_once_with_its_gpu_and_its_time() {
     let codes: Vec<_> = xids(&heard, 1).unwrap().last.iter().map(|xid| xid.code).collect();
     assert_eq!(codes, [31, 13]);
 
-    let (all, now) = (["GPU-00000000", "GPU-00000001"].map(str::to_owned), Instant::now());
+    let (first, now) = (BTreeSet::from(["GPU-00000000".to_owned()]), Instant::now());
+    let all = ["GPU-00000000", "GPU-00000001"].map(str::to_owned).into();
     let near: Vec<_> =
         gpus.xids_on(&all, PATIENCE, now).iter().map(|xid| (xid.gpu, xid.code)).collect();
     assert_eq!(near, [(1, 31), (1, 13)]);
-    assert_eq!(gpus.xids_on(&all[..1], PATIENCE, now), []);
+    assert_eq!(gpus.xids_on(&first, PATIENCE, now), []);
     assert_eq!(gpus.xids_on(&all, PATIENCE, now + PATIENCE + PATIENCE), []);
 }
 
@@ -258,4 +259,12 @@ fn what_processes_hold_is_told_of_each_gpu_or_of_none() {
     driver.set("present 100 52 pid 10 7\npresent 100 52\n");
     until(&gpus, |seen| seen.values().all(|gpu| gpu.state == GpuState::Present(room(100, 52))));
     assert_eq!((held(&both), held(&both[..1])), (None, Some(vec![7])));
+    driver.set("lost\npresent 100 53 pid 10 -\n");
+    until(&gpus, |seen| !is_present(seen, 0) && seen[&1].state == GpuState::Present(room(100, 53)));
+    assert_eq!(
+        gpus.with(|pid| pid < 20),
+        both.into(),
+        "where they were last, and where it is not told"
+    );
+    assert_eq!(gpus.with(|pid| pid > 20), BTreeSet::new());
 }
