@@ -80,10 +80,7 @@ pub(super) async fn attend(
                 }
             }
             Some(asked) = stand_ins.recv() => profiles.put_beside(asked, mailbox).await,
-            turn = profiles.stand_in_turn() => match turn {
-                Some(asked) => profiles.put_beside(asked, mailbox).await,
-                None => profiles.tell(mailbox).await,
-            },
+            turn = profiles.stand_in_turn() => profiles.take_turn(turn, mailbox).await,
             Some(()) = looks.recv() => {
                 if reload(signals, profiles, mailbox).await.is_none() {
                     return Reason::Stop;

@@ -104,10 +104,18 @@ impl Profiles {
         }
     }
 
-    /// Waits until nobody holds on to one that stands in for another, and [`Self::tell`] follows, or until
-    /// there is a place for one, and [`Self::put_beside`] does. Cancel-safe.
+    /// Waits until nobody holds on to one that stands in for another, or until there is a place for one, which it
+    /// returns; [`Self::take_turn`] follows. Cancel-safe.
     pub(super) async fn stand_in_turn(&mut self) -> Option<Asked> {
         self.stand_ins.turn().await
+    }
+
+    /// Does what there was to wait for.
+    pub(super) async fn take_turn(&mut self, turn: Option<Asked>, mailbox: &Mailbox) {
+        match turn {
+            Some(asked) => self.put_beside(asked, mailbox).await,
+            None => self.tell(mailbox).await,
+        }
     }
 
     /// Tells the core which slots there are to be.

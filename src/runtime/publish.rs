@@ -75,6 +75,17 @@ impl Publisher {
     }
 }
 
+fn log_failure(name: &SlotName, slot: &SlotView) {
+    let generation = slot.generation;
+    let reason = slot.deaths.last().map(|death| death.reason.as_str());
+    if name.is_stand_in() {
+        // Whether it starts is what was to be found out.
+        warn!(slot = %name, %generation, reason, "slot failed");
+    } else {
+        error!(slot = %name, %generation, reason, "slot failed");
+    }
+}
+
 /// One line for each change of state, one for each death.
 fn log_changes(before: &Snapshot, after: &Snapshot) {
     for (name, slot) in &after.slots {
@@ -99,15 +110,7 @@ fn log_changes(before: &Snapshot, after: &Snapshot) {
                 info!(slot = %name, %generation, state, reason, "slot changed state");
             }
             StateView::Present { .. } => info!(slot = %name, %generation, "slot became ready"),
-            StateView::Failed => {
-                let reason = slot.deaths.last().map(|death| death.reason.as_str());
-                if name.is_stand_in() {
-                    // Whether it starts is what was to be found out.
-                    warn!(slot = %name, %generation, reason, "slot failed");
-                } else {
-                    error!(slot = %name, %generation, reason, "slot failed");
-                }
-            }
+            StateView::Failed => log_failure(name, slot),
             StateView::Queued {
                 wait: wait @ (Wait::Never { .. } | Wait::TooLarge { .. }), ..
             } => {

@@ -389,7 +389,7 @@ impl Machine {
         match command {
             Command::Size { slot, generation, .. } => self.size(&slot, generation),
             Command::Spawn { slot, generation, cores, .. } => {
-                self.spawn((&slot, generation), cores)
+                self.spawn((&slot, generation), cores);
             }
             Command::ReadMemory => {
                 let later = self.dice.millis(1, 30);

@@ -26,6 +26,9 @@ use crate::worker::{
     text::{Pair, Query, Vocabulary},
 };
 
+/// The most documents of one request: each becomes a pair of up to a whole context before the first is judged.
+const MOST_DOCUMENTS: usize = 10_000;
+
 /// What is asked.
 #[derive(Clone, Debug, PartialEq)]
 struct Asked {
@@ -134,6 +137,12 @@ impl Asked {
         if documents.is_empty() {
             return Err(Refusal::field(name, "is empty"));
         }
+        if documents.len() > MOST_DOCUMENTS {
+            let count = documents.len();
+            let fault =
+                format!("has {count} documents, {MOST_DOCUMENTS} are judged at once; send parts");
+            return Err(Refusal::field(name, &fault));
+        }
         let text = |value: &Json| value.as_str().map(str::to_owned);
         let documents =
             documents.iter().map(|one| text(one).ok_or_else(|| wrong(name, TEXTS, one)));
@@ -216,6 +225,7 @@ mod tests {
         insta::assert_snapshot!(said(json!({ "query": "q", "documents": [] })), @r#""`documents` is empty""#);
         insta::assert_snapshot!(said(json!({ "query": "q", "texts": [] })), @r#""`texts` is empty""#);
         insta::assert_snapshot!(said(json!({ "query": "q", "documents": "a" })), @r#""`documents` is a string, expected a list of strings""#);
+        insta::assert_snapshot!(said(json!({ "query": "q", "documents": vec![""; 10_001] })), @r#""`documents` has 10001 documents, 10000 are judged at once; send parts""#);
         insta::assert_snapshot!(said(json!({ "query": "q", "documents": ["a", 1] })), @r#""`documents` is a number, expected a list of strings""#);
         insta::assert_snapshot!(said(json!({ "query": "q", "documents": ["a"], "top_n": -1 })), @r#""`top_n` is -1, expected 0 to 9223372036854775807""#);
     }
