@@ -3,7 +3,7 @@
 //! The token is shown to the hub's own origin alone: a redirect to another scheme, host or port goes
 //! without it, and one from TLS to none is not followed. What is said of an address is its host: a
 //! signed one holds a secret in its query. A proxy stands between where the environment says so
-//! ([`Proxies`]); what it is to be shown is shown to it alone.
+//! ([`Proxies`](super::proxies::Proxies)); what it is to be shown is shown to it alone.
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
