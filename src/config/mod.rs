@@ -28,6 +28,7 @@ mod replace;
 mod requests;
 mod residence;
 pub mod rules;
+mod scalars;
 mod schema;
 mod syntax;
 mod walk;

@@ -4,7 +4,7 @@
 //! goes on: all faults of a file come at once. What is known after the whole file has been seen
 //! (unknown keys, several keys together) is noted by the caller through [`Walk::refuse`].
 
-use std::{collections::BTreeSet, ops::RangeInclusive, path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path};
 
 use serde_json::{Number, Value};
 use toml::{
@@ -17,7 +17,6 @@ use super::{
     syntax::Mended,
     words::{cut, listed, nearest},
 };
-use crate::spec::{Bytes, parse_duration};
 
 /// The most faults that are noted of one file.
 const MOST: usize = 100;
@@ -33,14 +32,14 @@ pub(super) struct At<T> {
 }
 
 /// One value of the file, as the parser found it.
-type Found<'t> = &'t Spanned<DeValue<'t>>;
+pub(super) type Found<'t> = &'t Spanned<DeValue<'t>>;
 
 /// A walk over one file.
 #[derive(Debug)]
 pub(super) struct Walk<'t> {
     file: &'t Path,
     text: &'t str,
-    table: &'t DeTable<'t>,
+    pub(super) table: &'t DeTable<'t>,
     /// What the keys of `table` are below, `ladder[0].` say, and where it starts.
     below: (String, usize),
     /// At most [`MOST`]; `unnoted` counts the others.
@@ -320,153 +319,7 @@ impl<'t> Walk<'t> {
         Some(pairs.collect())
     }
 
-    /// Takes `true` or `false`.
-    pub(super) fn take_flag(&mut self, key: &str) -> Option<bool> {
-        let found = self.table.get(key)?;
-        let flag = found.get_ref().as_bool();
-        if flag.is_none() {
-            let hint = format!("write `{key} = true` or `{key} = false`, without quotes");
-            self.refuse_type(key, found, "`true` or `false`", &hint);
-        }
-        flag
-    }
-
-    /// Takes a whole number in `range`.
-    pub(super) fn take_number(
-        &mut self,
-        key: &str,
-        range: &RangeInclusive<u32>,
-        hint: &str,
-    ) -> Option<u32> {
-        let found = self.table.get(key)?;
-        let expected = format!("{}..={}", range.start(), range.end());
-        let Some(integer) = found.get_ref().as_integer() else {
-            let hint = match found.get_ref().as_str() {
-                Some(text) if text.parse::<u32>().is_ok() => {
-                    format!("leave the quotes out: `{key} = {text}`")
-                }
-                _ => hint.to_owned(),
-            };
-            self.refuse_type(key, found, &format!("a whole number in {expected}"), &hint);
-            return None;
-        };
-        // A number beyond 128 bits is out of every range.
-        let number = i128::from_str_radix(integer.as_str(), integer.radix()).ok();
-        let number = number.and_then(|number| u32::try_from(number).ok());
-        let in_range = number.filter(|number| range.contains(number));
-        if in_range.is_none() {
-            self.refuse_range(key, found, &expected, hint);
-        }
-        in_range
-    }
-
-    /// Takes a duration in `range`.
-    pub(super) fn take_duration(
-        &mut self,
-        key: &str,
-        range: &RangeInclusive<Duration>,
-    ) -> Option<Duration> {
-        let hint = "write a whole number and a unit: `\"90s\"`, `\"5m\"`";
-        let text = self.take_quantity(key, "a duration", hint)?;
-        let found = self.table.get(key)?;
-        match parse_duration(&cut(&text.value)) {
-            Ok(duration) if range.contains(&duration) => Some(duration),
-            Ok(_) => {
-                let expected = format!(
-                    "{}..={}",
-                    shown_duration(*range.start()),
-                    shown_duration(*range.end())
-                );
-                self.refuse_range(key, found, &expected, hint);
-                None
-            }
-            Err(fault) => {
-                self.refuse_value(&text, fault.to_string(), hint);
-                None
-            }
-        }
-    }
-
-    /// Takes a duration in `range`, `default` without one, or `off`, which is none.
-    pub(super) fn take_duration_or_off(
-        &mut self,
-        key: &str,
-        range: &RangeInclusive<Duration>,
-        default: Duration,
-    ) -> Option<Duration> {
-        let is_off =
-            self.table.get(key).is_some_and(|found| found.get_ref().as_str() == Some("off"));
-        (!is_off).then(|| self.take_duration(key, range).unwrap_or(default))
-    }
-
-    /// Takes a number of bytes in `range`.
-    pub(super) fn take_size(&mut self, key: &str, range: &RangeInclusive<Bytes>) -> Option<Bytes> {
-        let hint = "write a whole number and a unit: `\"32MiB\"`, `\"1GiB\"`";
-        let text = self.take_quantity(key, "a size", hint)?;
-        let found = self.table.get(key)?;
-        match cut(&text.value).parse::<Bytes>() {
-            Ok(size) if range.contains(&size) => Some(size),
-            Ok(_) => {
-                self.refuse_range(
-                    key,
-                    found,
-                    &format!("{}..={}", range.start(), range.end()),
-                    hint,
-                );
-                None
-            }
-            Err(fault) => {
-                self.refuse_value(&text, fault.to_string(), hint);
-                None
-            }
-        }
-    }
-
-    /// Takes one of the `known` words.
-    pub(super) fn take_choice<T: Copy>(&mut self, key: &str, known: &[(&str, T)]) -> Option<T> {
-        let text = self.take_text(key)?;
-        self.choice_of(&text, known)
-    }
-
-    /// Takes an array of the `known` words; one that is there twice counts once.
-    pub(super) fn take_choices<T: Copy + PartialEq>(
-        &mut self,
-        key: &str,
-        known: &[(&str, T)],
-    ) -> Option<Vec<T>> {
-        let mut chosen = Vec::new();
-        for text in self.take_texts(key, MayBeEmpty::No)? {
-            let choice = self.choice_of(&text, known);
-            chosen.extend(choice.filter(|choice| !chosen.contains(choice)));
-        }
-        Some(chosen)
-    }
-
-    fn choice_of<T: Copy>(&mut self, text: &At<String>, known: &[(&str, T)]) -> Option<T> {
-        if let Some((_, choice)) = known.iter().find(|(word, _)| *word == text.value) {
-            return Some(*choice);
-        }
-        let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
-        let hint = match nearest(&text.value, &words) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => "leave it out to use the default".to_owned(),
-        };
-        let message = format!("`{}` is not one of {}", cut(&text.value), listed(&words));
-        self.refuse_value(text, message, hint);
-        None
-    }
-
-    /// Takes the text of a quantity; a bare number gets the hint about units.
-    fn take_quantity(&mut self, key: &str, expected: &str, hint: &str) -> Option<At<String>> {
-        let found = self.table.get(key)?;
-        if found.get_ref().is_str() {
-            return self.text_of(key, found, expected, MayBeEmpty::No);
-        }
-        self.refuse_type(key, found, &format!("{expected} with a unit, in quotes"), hint);
-        None
-    }
-
-    fn text_of(
+    pub(super) fn text_of(
         &mut self,
         key: &str,
         found: Found<'t>,
@@ -503,12 +356,12 @@ impl<'t> Walk<'t> {
         Some(At { value: text.to_owned(), key: key.to_owned(), offset })
     }
 
-    fn refuse_type(&mut self, key: &str, found: Found<'t>, expected: &str, hint: &str) {
+    pub(super) fn refuse_type(&mut self, key: &str, found: Found<'t>, expected: &str, hint: &str) {
         let message = format!("expected {expected}, found {}", kind(found.get_ref()));
         self.refuse(found.span().start, key, message, hint);
     }
 
-    fn refuse_range(&mut self, key: &str, found: Found<'t>, expected: &str, hint: &str) {
+    pub(super) fn refuse_range(&mut self, key: &str, found: Found<'t>, expected: &str, hint: &str) {
         let shown = self.source(found);
         let message =
             format!("`{}` is out of range, expected {expected}", shown.trim_matches(['"', '\'']));
@@ -526,19 +379,6 @@ impl<'t> Walk<'t> {
 pub(super) enum MayBeEmpty {
     Yes,
     No,
-}
-
-/// Shows a duration in the largest unit that holds it whole.
-pub(super) fn shown_duration(duration: Duration) -> String {
-    let millis = duration.as_millis();
-    if millis == 0 {
-        return "0s".to_owned();
-    }
-    let (unit, scale) = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)]
-        .into_iter()
-        .find(|(_, scale)| millis.is_multiple_of(*scale))
-        .unwrap_or(("ms", 1));
-    format!("{}{unit}", millis / scale)
 }
 
 /// Returns the JSON of a value; `None` if JSON has none.

@@ -274,7 +274,7 @@ impl Checks {
         })
     }
 
-    fn hub(&self) -> &Path {
+    pub(super) fn hub(&self) -> &Path {
         self.places.hub_cache.as_deref().unwrap_or(Path::new(""))
     }
 

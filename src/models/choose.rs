@@ -5,6 +5,7 @@ use std::{env, ffi::OsStr, path::PathBuf};
 use super::{
     check::{Checks, Places, Refused},
     engines,
+    locate::{locate, locate_or_encoder},
 };
 use crate::{
     engine::{EngineKind, Flags},
@@ -23,7 +24,8 @@ pub(super) struct Engine {
 }
 
 impl Checks {
-    /// Chooses the engine of a profile: with `auto`, llama-server where there is one, else the worker.
+    /// Chooses the engine of a profile: with `auto`, llama-server where there is one, else the worker;
+    /// and the worker for what llama-server cannot read.
     pub(super) fn engine(&self, profile: &Profile) -> Result<Engine, Refused> {
         match &profile.engine {
             EngineChoice::LlamaServer => self.llama_server(),
@@ -34,6 +36,7 @@ impl Checks {
                 reason: format!("slotd does not start the engine at {}", external.endpoint.url()),
                 engine: None,
             }),
+            EngineChoice::Auto if self.is_for_worker_alone(profile) => self.candle(profile),
             // One that is there and broken is not passed by in silence.
             EngineChoice::Auto => match self.find_llama_server()? {
                 Some(_) => self.llama_server(),
@@ -41,6 +44,14 @@ impl Checks {
                 None => Err(self.no_llama_server()),
             },
         }
+    }
+
+    /// Says whether a profile's model is a folder that no other engine of slotd's serves.
+    fn is_for_worker_alone(&self, profile: &Profile) -> bool {
+        let is_folder = |source| {
+            locate(source, self.hub()).is_err() && locate_or_encoder(source, self.hub()).is_ok()
+        };
+        cfg!(feature = "worker") && profile.model.as_ref().is_some_and(is_folder)
     }
 
     /// Finds llama-server; a configured path is taken or refused, never passed by.

@@ -5,8 +5,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use futures_util::{StreamExt, stream::BoxStream};
 use tokio::{
     net::UnixListener,
     sync::{mpsc, oneshot, watch},
@@ -21,17 +19,18 @@ use super::{
     adopt::Adopted,
     attend::{self, Reason},
     clock::{self, Clock},
+    control::{hands, of_rules},
     driver::{Driver, Ended},
     effects::Effects,
     engine_task::Tools,
     gpus,
     listen::{Addresses, Keeper, Kept, Sockets},
-    memory, model_disk, models,
+    memory, model_disk,
     pressure::{self, Board},
     profiles::Profiles,
     publish::Publisher,
     remember,
-    rules::{self, Ear, Hands, Heard},
+    rules::{self, Ear, Heard},
     service_manager,
     signals::Signals,
     stand_ins,
@@ -43,14 +42,13 @@ use super::{
     whole,
 };
 use crate::{
-    admin::{self, Follow, LogRequest},
+    admin,
     config::{daemon::Settings, watch::Watch},
     engine::Machine,
     mailbox::{self, Mailbox},
-    process,
     proxy::{
-        self, AccessLog, ByteRelay, Control, Cores, FlightView, Flights, Limits, Listeners,
-        OllamaListener, Phase, RouteTable, Shared,
+        self, AccessLog, ByteRelay, Control, Cores, Flights, Limits, Listeners, OllamaListener,
+        Phase, RouteTable, Shared,
     },
     spec::SlotName,
     store::{Remembered, StateDir},
@@ -365,52 +363,6 @@ impl Daemon {
         self.tools.spawner.dismiss_guard().await;
         info!("daemon stopped");
     }
-
-    fn admin_state(
-        &self,
-        (mailbox, snapshots, board): (&Mailbox, &watch::Receiver<Arc<Snapshot>>, &Board),
-        (profiles, routes): (&Profiles, &Arc<ArcSwap<RouteTable>>),
-        flights: Arc<Flights>,
-        (ask, rules, stand_ins): (mpsc::Sender<upgrade::Asked>, admin::Rules, admin::StandIns),
-    ) -> admin::State {
-        let settings = &self.tools.settings;
-        let clock = self.clock;
-        let logs = settings.state_dir.join("logs");
-        let routes = Arc::clone(routes);
-        admin::State {
-            snapshots: snapshots.clone(),
-            mailbox: mailbox.clone(),
-            now: Arc::new(move || clock.now()),
-            in_flight: Arc::new(move |slot| routes.load().in_flight(slot)),
-            requests: listing(&flights),
-            cancel: Arc::new(move |id| flights.cancel(id)),
-            pulls: self.tools.pulls.for_admin(),
-            logs: Arc::new(move |slot, request| read_log(&logs, slot, request)),
-            strain: board.strain.subscribe(),
-            gpus: board.gpus.subscribe(),
-            storage: board.storage.subscribe(),
-            news: board.news.clone(),
-            rules,
-            stand_ins,
-            wall_clock: clock::unix_ms,
-            inventory: models::inventory(&self.tools, snapshots.clone()),
-            lack: models::lack(&self.tools),
-            faults: profiles.faults(),
-            upgrades: ask,
-            daemon: Arc::new(admin::Daemon {
-                version: env!("CARGO_PKG_VERSION"),
-                pid: std::process::id(),
-                started: clock.now(),
-                images: process::images(),
-                cores: self.tools.machine.cores,
-                listen: self.addresses.endpoint,
-                ollama_listen: self.addresses.ollama,
-                control: settings.control.clone(),
-                state_dir: settings.state_dir.clone(),
-                profile_dirs: settings.profile_dirs.clone(),
-            }),
-        }
-    }
 }
 
 /// What waits for a slot to come up waits for its engine next: one limit for both queues, so that
@@ -474,73 +426,5 @@ async fn close_the_door(parts: &mut Parts) {
     });
     if ended.await.is_err() {
         info!("requests are still in flight and are cut");
-    }
-}
-
-/// Puts together what rules work with.
-fn hands(board: &Board, mailbox: &Mailbox, routes: &Arc<ArcSwap<RouteTable>>) -> Hands {
-    let routes = Arc::clone(routes);
-    Hands {
-        mailbox: mailbox.clone(),
-        news: board.news.clone(),
-        idle_for: Arc::new(move |slot| routes.load().idle_for(slot)),
-        board: board.rules.clone(),
-    }
-}
-
-/// Makes the control API's ways to the rules.
-fn of_rules(ear: Ear, board: &Board) -> admin::Rules {
-    let (listed, acted) = (board.rules.clone(), board.rules.clone());
-    admin::Rules {
-        list: Arc::new(move || listed.rules()),
-        say: Arc::new(move |name| ear.say(name)),
-        act_on: Arc::new(move |slot| acted.act_on(slot)),
-    }
-}
-
-/// Shows requests in flight to the control API.
-fn listing(flights: &Arc<Flights>) -> admin::RequestList {
-    let flights = Arc::clone(flights);
-    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let show = move |flight: FlightView| admin::RequestObject {
-        id: flight.id,
-        request_id: flight.request_id,
-        slot: flight.slot,
-        state: flight.stage.as_str().to_owned(),
-        lane: flight.lane.as_str().to_owned(),
-        age_ms: ms(flight.age),
-        cold_start_ms: ms(flight.waits.0),
-        queue_ms: ms(flight.waits.1),
-        tokens: flight.tokens,
-        client: flight.peer,
-        agent: flight.agent,
-        key: flight.key,
-        is_abandoned: flight.is_abandoned,
-    };
-    Arc::new(move || flights.list().into_iter().map(show).collect())
-}
-
-/// Opens a slot's log for the control API.
-fn read_log(
-    logs: &std::path::Path,
-    slot: &SlotName,
-    request: LogRequest,
-) -> BoxStream<'static, Bytes> {
-    let folder = logs.join(slot.as_str());
-    let lines = |lines: Vec<process::LogLine>| {
-        let text: String = lines.into_iter().map(|line| line.text + "\n").collect();
-        Bytes::from(text)
-    };
-    match request.follow {
-        Follow::Yes => process::follow(folder, request.lines)
-            .take_while(|read| std::future::ready(read.is_ok()))
-            .filter_map(move |read| std::future::ready(read.ok().map(lines)))
-            .boxed(),
-        Follow::No => futures_util::stream::once(async move {
-            let reading =
-                tokio::task::spawn_blocking(move || process::read_tail(&folder, request.lines));
-            reading.await.ok().and_then(Result::ok).map(lines).unwrap_or_default()
-        })
-        .boxed(),
     }
 }

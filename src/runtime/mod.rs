@@ -9,6 +9,7 @@ mod access;
 mod adopt;
 mod attend;
 mod clock;
+mod control;
 mod daemon;
 mod driver;
 mod effects;

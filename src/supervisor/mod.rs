@@ -25,6 +25,7 @@ mod random;
 mod requests;
 mod restart;
 mod slot;
+mod slot_view;
 mod slots;
 mod snapshot;
 mod state;

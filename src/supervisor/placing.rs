@@ -21,6 +21,7 @@ mod kept_out;
 mod line;
 mod look;
 mod relief;
+mod turn;
 
 use std::{collections::BTreeMap, time::Duration};
 

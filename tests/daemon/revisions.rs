@@ -220,6 +220,12 @@ fn all_of(answers: &[Answer], slot: &str, digit: &str) -> bool {
     answers.iter().all(is_of)
 }
 
+/// Waits until the slot itself loads what its stand-in serves meanwhile.
+async fn reloading(daemon: &Daemon) {
+    let is_reloading = |slot: &Value| slot["state"] == "starting" && slot["generation"] == 2;
+    daemon.until("chat", "reloading", is_reloading).await;
+}
+
 #[tokio::test]
 async fn nobody_waits_while_a_slot_goes_over_to_another_revision() {
     let daemon = started("", "").await;
@@ -233,9 +239,7 @@ async fn nobody_waits_while_a_slot_goes_over_to_another_revision() {
     assert!(all_of(&answers, "chat", "1"), "{answers:?}");
 
     open(&daemon, "stand-in");
-    daemon
-        .until("chat", "reloading", |slot| slot["state"] == "starting" && slot["generation"] == 2)
-        .await;
+    reloading(&daemon).await;
     // The slot has no engine, and none of these waits for it.
     let answers = clients.more().await;
     assert!(all_of(&answers, "chat~new", "2"), "{answers:?}");
@@ -272,9 +276,7 @@ async fn requests_that_a_stand_in_serves_count_as_its_slots_own() {
     let daemon = started("[params]\nset = { temperature = 0.5 }", "").await;
     let command = using(&daemon, "v2");
     open(&daemon, "stand-in");
-    daemon
-        .until("chat", "reloading", |slot| slot["state"] == "starting" && slot["generation"] == 2)
-        .await;
+    reloading(&daemon).await;
     let answer = daemon.chat("chat").await;
     assert_eq!(answer.headers()["x-slotd-slot"], "chat~new");
     drop(answer.bytes().await.unwrap());
@@ -327,9 +329,7 @@ async fn a_command_that_is_interrupted_during_the_cut_over_leaves_nothing_behind
     let daemon = started("", "").await;
     let command = using(&daemon, "v2");
     open(&daemon, "stand-in");
-    daemon
-        .until("chat", "reloading", |slot| slot["state"] == "starting" && slot["generation"] == 2)
-        .await;
+    reloading(&daemon).await;
     let stand_in = daemon.slot("chat~new").await;
     let interrupted = i32::try_from(command.id().unwrap()).unwrap();
     kill(Pid::from_raw(interrupted), Signal::SIGINT).unwrap();
@@ -406,9 +406,7 @@ async fn no_next_daemon_has_a_stand_in() {
     let before = daemon.slot("chat").await;
     let command = using(&daemon, "v2");
     open(&daemon, "stand-in");
-    daemon
-        .until("chat", "reloading", |slot| slot["state"] == "starting" && slot["generation"] == 2)
-        .await;
+    reloading(&daemon).await;
     let stand_in = daemon.slot("chat~new").await;
     assert_eq!(stand_in["state"], "ready");
     open(&daemon, "slot");

@@ -134,6 +134,7 @@ fn the_worker_takes_a_folder_with_an_embedder_and_no_other_folder() {
     assert_eq!((checked.kind, checked.model), (EngineKind::Candle, Some(folder.clone())));
     machine.llama_server();
     assert!(machine.run(EngineChoice::LlamaServer).is_err(), "it serves GGUF files only");
+    assert_eq!(machine.run(EngineChoice::Auto).unwrap().kind, EngineKind::Candle);
 
     fs::remove_file(folder.join("model.safetensors")).unwrap();
     let index = r#"{"weight_map":{"a":"m-1.safetensors","b":"m-2.safetensors"}}"#;

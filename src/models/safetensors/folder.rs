@@ -76,7 +76,8 @@ pub fn read_model(path: &Path) -> Result<Model, HeaderFault> {
         names.extend(entry?.file_name().into_string().ok().filter(|name| is_of_model(name)));
     }
     names.sort();
-    let usual = ["model.safetensors.index.json", "model.safetensors"];
+    // The file with all weights first, where a folder has both, as those do that load it.
+    let usual = ["model.safetensors", "model.safetensors.index.json"];
     let usual = usual.into_iter().find(|usual| names.iter().any(|name| name == usual));
     let first_index = || names.iter().map(String::as_str).find(|name| name.ends_with(INDEX_ENDING));
     match usual.or_else(first_index) {

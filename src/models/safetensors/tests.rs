@@ -121,6 +121,11 @@ fn a_folder_is_all_that_its_index_names() {
     assert_eq!((model.bytes(), model.parameters(), model.parts.len()), (Bytes(8), 4, 2));
     assert_eq!(model.index, Some(index.clone()));
     assert_eq!(read_index(&index).unwrap().total, Some(Bytes(8)));
+    // A file with all weights is what is loaded of a folder with both.
+    let whole = folder.path().join("model.safetensors");
+    fs::write(&whole, file(TWO, 32)).unwrap();
+    assert_eq!(read_model(folder.path()).unwrap().bytes(), Bytes(32));
+    fs::remove_file(whole).unwrap();
     // Without an index it is all there is.
     fs::remove_file(index).unwrap();
     assert_eq!(read_model(folder.path()).unwrap().bytes(), Bytes(40));

@@ -15,6 +15,7 @@
 mod body;
 mod date;
 mod door;
+mod endings;
 mod framing;
 mod head;
 mod held;
