@@ -1,7 +1,5 @@
 //! What a request asks for is done, or refused with a reason; it is never passed over.
 
-#![expect(clippy::unwrap_used, reason = "a wrong shape is a failed test")]
-
 use std::fs;
 
 use serde_json::{Value, json};

@@ -20,12 +20,15 @@ pub(super) fn prepare(schema: &mut Json) -> Result<(), String> {
     match schema {
         Json::Object(keys) => {
             for (key, value) in keys.iter_mut() {
-                match value {
-                    _ if QUOTES.contains(&key.as_str()) => {}
-                    Json::Object(schemas) if NAMED.contains(&key.as_str()) => {
-                        schemas.values_mut().try_for_each(prepare)?;
-                    }
-                    value => prepare(value)?,
+                if QUOTES.contains(&key.as_str()) {
+                    continue;
+                }
+                if NAMED.contains(&key.as_str())
+                    && let Json::Object(schemas) = value
+                {
+                    schemas.values_mut().try_for_each(prepare)?;
+                } else {
+                    prepare(value)?;
                 }
             }
             drop_notes(keys);

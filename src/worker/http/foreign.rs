@@ -23,8 +23,11 @@ const CONSTRAINTS: [(&str, &str); 9] = [
     ("function_call", "tool_choice"),
 ];
 
-/// How tokens are drawn, and whether a number switches that on.
-const SAMPLING: [(&str, fn(f64) -> bool); 7] = [
+/// Says whether a number switches something on.
+type IsOn = fn(f64) -> bool;
+
+/// How tokens are drawn.
+const SAMPLING: [(&str, IsOn); 7] = [
     ("mirostat", |mode| mode > 0.0),
     ("typical_p", |mass| mass < 1.0),
     ("dynatemp_range", |range| range > 0.0),
