@@ -84,6 +84,14 @@ pub enum LocateFault {
         /// The folder of the repository's files.
         folder: PathBuf,
     },
+    /// The hub has told what the revision consists of, and that file is not among it.
+    #[error("model `{model}` is not in its repository, which has {found}; correct `model`")]
+    NotListed {
+        /// The model as the profile names it.
+        model: String,
+        /// The GGUF models that the repository has.
+        found: String,
+    },
 }
 
 /// Finds the GGUF file that `source` names. A repository is looked up in the cache at `hub`; nothing
@@ -113,7 +121,11 @@ pub(super) fn locate_any(source: &ModelSource, hub: &Path) -> Result<Located, Lo
     let path = match source {
         ModelSource::File { typed, candidates } => find(typed, candidates)?,
         ModelSource::Hub { quant, .. } => match hub::find_file(source, hub) {
-            Err(LocateFault::NotInRepo { .. }) if quant.is_none() => hub::snapshot(source, hub)?,
+            Err(LocateFault::NotInRepo { .. } | LocateFault::NotListed { .. })
+                if quant.is_none() =>
+            {
+                hub::snapshot(source, hub)?
+            }
             other => return other,
         },
     };

@@ -5,7 +5,10 @@ use clap::Args;
 use super::{inventory, note_faults};
 use crate::{
     cli::{client::Client, exit::Exit, failure::Failure, out},
-    models::inventory::{Entry, Hashes, Headers, Stores, Wholeness, scan},
+    models::{
+        inventory::{Entry, Hashes, Headers, Stores, Wholeness, scan},
+        name_commands,
+    },
 };
 
 /// Options of `slotd models verify`.
@@ -40,6 +43,7 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
             hashes.check(model);
         }
     }
+    name_commands(&mut found.models);
     if options.json {
         out::json(&found.models)?;
     } else {

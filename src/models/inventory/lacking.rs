@@ -12,7 +12,10 @@ use super::{
     hub::{Repo, choose, commit_of, is_model},
     tree::Tree,
 };
-use crate::spec::{Bytes, profile::ModelSource};
+use crate::{
+    models::hub::unlisted,
+    spec::{Bytes, profile::ModelSource},
+};
 
 /// What has to be fetched before a model can be loaded.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -45,6 +48,8 @@ pub fn lacking(source: &ModelSource, hub: &Path) -> Option<Lacking> {
                     Some(Lacking::of(source, &entry.gaps, entry.missing_bytes))
                 }
                 Ok(_) => None,
+                // Only that quantisation is asked for, and no pull brings it.
+                Err(_) if quant.is_some() && unlisted(source, hub).is_some() => None,
                 Err(gaps) => {
                     let sum = gaps
                         .iter()
@@ -136,6 +141,11 @@ fn in_repo(folder: &Path, quant: Option<&str>, revision: Option<&str>) -> Result
         None => Vec::new(),
     };
     entries.pop().ok_or_else(|| tree.map(|tree| told(&tree, quant)).unwrap_or_default())
+}
+
+/// The files of a commit as the hub told them; `None` where that is not kept.
+pub fn listed_files(folder: &Path, commit: &str) -> Option<Vec<String>> {
+    Tree::read(folder, commit).map(|tree| tree.files.into_keys().collect())
 }
 
 /// What the hub has told of a model of which nothing has come.

@@ -38,7 +38,7 @@ pub use self::{
     },
     entry::{Entry, Fault, Format, Gap, Inventory, Kind, Source, Store, Wholeness},
     headers::Headers,
-    lacking::{Lacking, lacking},
+    lacking::{Lacking, lacking, listed_files},
     stores::Stores,
     verify::Hashes,
 };
