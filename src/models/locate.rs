@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::{
     gguf::{self, shard_of},
-    hub,
+    hub, inventory,
 };
 use crate::spec::profile::ModelSource;
 
@@ -147,10 +147,11 @@ pub(super) fn locate_or_encoder(source: &ModelSource, hub: &Path) -> Result<Loca
     })
 }
 
-/// Says where a source's model is, or the folder that holds it; `None` where it is not there.
+/// Says where a source's model is, or the folder that holds it; of one that is not whole where it is to be.
+/// `None` where nothing of it is there.
 pub fn whereabouts(source: &ModelSource, hub: &Path) -> Option<PathBuf> {
     let located = locate(source, hub).or_else(|_| locate_any(source, hub));
-    located.ok().map(|located| located.path)
+    located.ok().map(|located| located.path).or_else(|| inventory::place_of(source, hub))
 }
 
 fn find(typed: &str, candidates: &[PathBuf]) -> Result<PathBuf, LocateFault> {
