@@ -158,3 +158,24 @@ async fn slots_outside_the_stores_and_slots_that_lack_files_had_no_model_to_veri
         assert!(text(&verified.stdout).contains(" of 1 whole"), "{verified:?}");
     }
 }
+
+#[tokio::test]
+async fn a_revision_that_a_profile_with_a_fault_names_was_cleaned_away() {
+    let profile = format!("model = \"org/real-GGUF@{COMMIT}\"\ncontxt = 4096\n");
+    let dir = home(&[("chat", &profile)]);
+    let dir = dir.path();
+    let clean = ["models", "clean", "--older-than", "0s", "--dry-run", "--revisions"];
+    let refused = run(dir, clean).await;
+    assert_eq!(refused.status.code(), Some(69), "{refused:?}");
+    let said = text(&refused.stderr);
+    assert!(said.contains("`slotd validate`") && said.contains("chat.toml:2"), "{said}");
+    let plain = run(dir, &clean[..5]).await;
+    assert!(text(&plain.stdout).starts_with("0 to remove"), "{plain:?}");
+    fs::write(dir.join(".config/slotd/profiles/chat.toml"), profile.replace("contxt", "context"))
+        .expect("a profile");
+    let kept = run(dir, clean).await;
+    assert!(text(&kept.stdout).contains("stays: a slot serves it"), "{kept:?}");
+    fs::remove_file(dir.join(".config/slotd/profiles/chat.toml")).expect("a profile");
+    let gone = run(dir, clean).await;
+    assert!(text(&gone.stdout).contains("revision"), "{gone:?}");
+}
