@@ -123,7 +123,7 @@ pub fn plan(stores: &Stores, wish: &Wish, served: &[PathBuf]) -> Plan {
         match source {
             Source::Hub => planning.hub(path),
             Source::Folder | Source::LlamaCpp | Source::LmStudio => planning.folder(path),
-            Source::Ollama => {}
+            Source::Ollama | Source::Profile => {}
         }
     }
     planning.plan

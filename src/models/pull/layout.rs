@@ -82,7 +82,7 @@ impl Layout {
         self.cache.repo(self.repo.clone()).pointer_path(commit)
     }
 
-    fn pointer(&self, commit: &str, path: &str) -> PathBuf {
+    pub(super) fn pointer(&self, commit: &str, path: &str) -> PathBuf {
         self.snapshot(commit).join(path)
     }
 
@@ -94,7 +94,8 @@ impl Layout {
         self.folder.join("refs").join(self.repo.revision())
     }
 
-    /// Tells whether a file's content is there, in its whole length. Its hash was checked as it came.
+    /// Tells whether a file's content is there, in its whole length. Its hash was checked as it came; what
+    /// became of it since `content` tells.
     pub(super) fn has_blob(&self, entry: &Entry) -> bool {
         fs::metadata(self.blob(&entry.hash))
             .is_ok_and(|found| found.is_file() && found.len() == entry.size)
