@@ -167,9 +167,13 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Worker(options) => worker::run(options),
         Command::Guard => guard::run(),
         Command::Validate(options) => end(validate::run(options)),
-        Command::Pull(options) => end(pull::run(&options)),
+        Command::Pull(options) => {
+            end(place.beside_daemon("`slotd pull`").and_then(|()| pull::run(&options)))
+        }
         Command::Schema => end(schema::run()),
-        Command::Key(options) => end(key::run(options)),
+        Command::Key(options) => {
+            end(place.beside_daemon("`slotd key`").and_then(|()| key::run(options)))
+        }
         Command::Completions(options) => end(completions::run(&options)),
         Command::Man(options) => end(man::run(options)),
         Command::Ps(options) => talk(&place, async |client| ps::run(&options, client).await),

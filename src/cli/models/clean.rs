@@ -30,6 +30,7 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
+    client.beside_daemon("`slotd models clean`")?;
     let known = inventory(client).await?;
     let revisions = if options.revisions { Revisions::Go } else { Revisions::Stay };
     let wish = Wish { older_than: options.older_than, revisions, now: since_1970() };

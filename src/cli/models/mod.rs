@@ -56,10 +56,12 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
     }
 }
 
-/// Asks the daemon, whose user and environment may see other models; looks itself where none answers.
+/// Asks the daemon, whose user and environment may see other models; looks itself where none answers here.
 async fn inventory(client: &Client) -> Result<Inventory, Failure> {
     match client.inventory().await {
-        Err(Failure::NoDaemon { .. } | Failure::Denied { .. }) => own_inventory(),
+        Err(Failure::NoDaemon { .. } | Failure::Denied { .. }) if client.is_beside() => {
+            own_inventory()
+        }
         answer => answer,
     }
 }

@@ -23,6 +23,7 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
+    client.beside_daemon("`slotd models verify`")?;
     // Which stores there are, and which slots use what, the daemon knows best.
     let known = inventory(client).await?;
     // Nothing is believed that was read before.
