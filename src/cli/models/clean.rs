@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::inventory;
 use crate::{
-    cli::{client::Client, exit::Exit, failure::Failure, out},
+    cli::{client::Client, exit::Exit, failure::Failure, out, text::one_line},
     models::inventory::{Plan, Revisions, Stores, Wish, clean_plan, remove},
     runtime::since_1970,
     spec::{Bytes, parse_duration},
@@ -69,10 +69,10 @@ fn told(plan: &Plan) -> String {
         lines.push(format!(
             "{what:<8}  {:>9}  {}",
             removal.bytes.to_string(),
-            removal.path.display()
+            one_line(&removal.path.display().to_string())
         ));
     }
-    lines.extend(plan.kept.iter().cloned());
+    lines.extend(plan.kept.iter().map(|kept| one_line(kept).into_owned()));
     lines.push(format!("{} to remove, {}\n", plan.removals.len(), plan.frees()));
     lines.join("\n")
 }

@@ -10,7 +10,7 @@ use std::{env, path::PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::{client::Client, exit::Exit, failure::Failure, out};
+use super::{client::Client, exit::Exit, failure::Failure, out, text::one_line};
 use crate::{
     config::{
         daemon::{Flags, Settings},
@@ -95,6 +95,6 @@ fn settings() -> Result<Settings, Failure> {
 /// Says on standard error what could not be read.
 fn note_faults(inventory: &Inventory) {
     for fault in &inventory.faults {
-        out::note(&format!("{fault}\n"));
+        out::note(&format!("{}\n", one_line(fault)));
     }
 }
