@@ -67,7 +67,7 @@ fn told(plan: &Plan) -> String {
     for removal in &plan.removals {
         let what = removal.what.as_str();
         lines.push(format!(
-            "{what:<8}  {:>9}  {}",
+            "{what:<10}  {:>9}  {}",
             removal.bytes.to_string(),
             one_line(&removal.path.display().to_string())
         ));

@@ -112,8 +112,11 @@ fn place<'a>(
 
 /// The model that a repository and a quantisation name; else what is known of it.
 fn in_repo(folder: &Path, quant: Option<&str>, revision: Option<&str>) -> Result<Entry, Vec<Gap>> {
-    let repo = Repo::read(folder, &mut Vec::new()).ok_or_else(Vec::new)?;
-    let commit = commit_of(folder, revision).ok_or_else(Vec::new)?;
+    let repo = Repo::read(folder).ok_or_else(Vec::new)?;
+    let known = commit_of(folder, revision);
+    let is_known = known.is_some();
+    // A branch is noted when all of it is there.
+    let commit = known.or_else(|| repo.begun_commit()).ok_or_else(Vec::new)?;
     let tree = Tree::read(folder, &commit);
     let files = repo.files_of(&commit, tree.as_ref());
     let root: PathBuf = folder.join("snapshots").join(&commit);
@@ -135,7 +138,12 @@ fn in_repo(folder: &Path, quant: Option<&str>, revision: Option<&str>) -> Result
         }
         None => Vec::new(),
     };
-    entries.pop().ok_or_else(|| tree.map(|tree| told(&tree, quant)).unwrap_or_default())
+    match entries.pop() {
+        // Another commit than is asked for, which somebody has fetched by itself.
+        Some(entry) if !is_known && entry.state != Wholeness::Incomplete => Err(Vec::new()),
+        Some(entry) => Ok(entry),
+        None => Err(tree.map(|tree| told(&tree, quant)).unwrap_or_default()),
+    }
 }
 
 /// What the hub has told of a model of which nothing has come.

@@ -12,6 +12,7 @@
 
 mod busy;
 mod clean;
+mod empty;
 mod entry;
 mod files;
 mod folders;
@@ -99,11 +100,16 @@ pub fn scan(stores: &Stores, headers: &mut Headers, users: &[User]) -> Inventory
                 folders::scan((*source, path), headers, &mut space, faults)
             }
         };
+        // Of one store every name is shown, those that share a file too.
+        let mut own = Vec::new();
         let is_new = |entry: &Entry| {
-            let identity = identity(&entry.path);
-            identity.is_none_or(|identity| shown.insert((entry.kept_as(), identity)))
+            let Some(identity) = identity(&entry.path) else { return true };
+            own.push((entry.revision.clone(), identity));
+            // Two revisions of one repository may be one file.
+            !shown.contains(&(entry.revision.clone(), identity))
         };
         let new: Vec<Entry> = found.into_iter().filter(is_new).collect();
+        shown.extend(own);
         if path.is_dir() {
             let store = Store { source: *source, path: path.clone(), models: new.len() };
             inventory.stores.push(store);
@@ -123,11 +129,6 @@ pub fn scan(stores: &Stores, headers: &mut Headers, users: &[User]) -> Inventory
 }
 
 impl Entry {
-    /// Two revisions of one repository may be one file; two stores that hold one file are one.
-    fn kept_as(&self) -> Option<String> {
-        self.revision.clone()
-    }
-
     fn find_users(&mut self, users: &[(&User, Option<(u64, u64)>)]) {
         let own = identity(&self.path);
         for (user, file) in users {
@@ -143,9 +144,12 @@ impl Entry {
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
+    Some(identity_of(&std::fs::metadata(path).ok()?))
+}
+
+fn identity_of(found: &std::fs::Metadata) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;
-    let found = std::fs::metadata(path).ok()?;
-    Some((found.dev(), found.ino()))
+    (found.dev(), found.ino())
 }
 
 #[cfg(test)]

@@ -1,3 +1,6 @@
+mod clean;
+mod found;
+
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
@@ -299,7 +302,7 @@ fn shared_files_count_once_and_slots_are_found() {
     assert_eq!(found.size_bytes, Bytes(llama().len().try_into().unwrap()));
     let slots: Vec<_> =
         found.models.iter().flat_map(|model| &model.slots).map(SlotName::as_str).collect();
-    assert_eq!((slots, found.models[0].is_loaded), (vec!["chat"], true));
+    assert_eq!((slots, found.models[1].is_loaded), (vec!["chat", "chat"], true), "by both names");
 }
 
 #[test]

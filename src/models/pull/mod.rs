@@ -156,7 +156,7 @@ async fn run(job: Job, board: &Arc<Board>) -> Result<Pulled, PullFault> {
         patience: job.patience,
         board: Arc::clone(board),
     };
-    fetch_all(Arc::new(work), picked, job.at_once).await?;
+    fetch_all(Arc::new(work), (entries.clone(), picked), job.at_once).await?;
     let (noting, of) = (layout.clone(), commit.clone());
     spawn_blocking(move || {
         // A revision of which other files are there unchanged keeps them.
@@ -192,10 +192,10 @@ fn offline(wanted: &Reference, layout: &Layout) -> Result<Pulled, PullFault> {
     Ok(Pulled { snapshot: layout.snapshot(&commit), commit, files })
 }
 
-/// Fetches files, `at_once` at a time, the largest first. The first fault ends all.
+/// Fetches the picked ones of a commit's files, `at_once` at a time, the largest first. The first fault ends all.
 async fn fetch_all(
     work: Arc<Work>,
-    mut picked: Vec<Entry>,
+    (entries, mut picked): (Vec<Entry>, Vec<Entry>),
     at_once: usize,
 ) -> Result<(), PullFault> {
     let looking = Arc::clone(&work);
@@ -223,6 +223,10 @@ async fn fetch_all(
     if size > there {
         work.room.check(Bytes(size - there))?;
     }
+    let beginning = Arc::clone(&work);
+    spawn_blocking(move || beginning.layout.begin(&beginning.commit, &entries))
+        .await
+        .map_err(broken)??;
     work.board.tell(|status| status.stage = Stage::Downloading);
     let mut waiting = counted.into_iter();
     let mut coming = JoinSet::new();
@@ -260,12 +264,10 @@ impl Asked<'_> {
         };
         let (layout, of) = (self.layout.clone(), commit.clone());
         let known = spawn_blocking(move || layout.read_tree(&of)).await.map_err(broken)?;
-        if let Some(entries) = known {
-            return Ok((commit, entries));
-        }
-        let entries = self.list(repo, &commit).await?;
-        let (layout, of, noted) = (self.layout.clone(), commit.clone(), entries.clone());
-        spawn_blocking(move || layout.write_tree(&of, &noted)).await.map_err(broken)??;
+        let entries = match known {
+            Some(entries) => entries,
+            None => self.list(repo, &commit).await?,
+        };
         Ok((commit, entries))
     }
 
