@@ -11,7 +11,7 @@ use axum::{
     },
     http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
+    routing::{MethodRouter, delete, get, post},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -46,38 +46,48 @@ pub(super) struct App {
 
 /// Puts the paths together.
 pub(super) fn router(app: App) -> Router {
-    Router::new()
-        .route("/v1/slots", get(slots))
-        .route("/v1/slots/{slot}", get(slot))
-        .route("/v1/slots/{slot}/load", post(load))
-        .route("/v1/slots/{slot}/unload", post(unload))
-        .route("/v1/slots/{slot}/restart", post(restart))
-        .route("/v1/slots/{slot}/pin", post(stay::pin))
-        .route("/v1/slots/{slot}/unpin", post(stay::unpin))
-        .route("/v1/slots/{slot}/offload", post(stay::offload))
-        .route("/v1/slots/{slot}/priority", post(stay::prioritise))
-        .route("/v1/slots/{slot}/stand-in", post(stand_in::stand_in))
-        .route("/v1/ensure", post(stay::ensure))
-        .route("/v1/fit", post(stay::fit))
-        .route("/v1/slots/{slot}/watch", get(watch_slot))
-        .route("/v1/slots/{slot}/logs", get(logs))
-        .route("/v1/rules", get(rules::rules))
-        .route("/v1/signals", post(rules::signal))
-        .route("/v1/events", get(follow_events))
-        .route("/v1/requests", get(requests))
-        .route("/v1/requests/{id}", delete(cancel))
-        .route("/v1/pulls", get(pull::list).post(pull::start))
-        .route("/v1/pulls/{id}", delete(pull::cancel))
-        .route("/v1/pulls/{id}/watch", get(pull::watch))
-        .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MOST_PLAN)))
-        .route("/v1/inventory", get(inventory))
-        .route("/v1/daemon", get(daemon))
-        .route("/v1/daemon/upgrade", post(upgrade))
-        .route("/healthz", get(|| async { "ok\n" }))
+    let router = Router::new().route("/healthz", get(|| async { "ok\n" }));
+    let with = |router: Router<App>, (path, answers)| router.route(path, answers);
+    let router = routes().into_iter().fold(router, with);
+    router
         .fallback(|uri: Uri| async move { Refusal::NoSuchPath(uri.path().to_owned()) })
         .method_not_allowed_fallback(|| async { Refusal::WrongMethod })
         .layer(DefaultBodyLimit::max(MOST_BODY))
         .with_state(app)
+}
+
+/// Every path with its answers; all are below [`ROOTS`], so that the endpoint knows them for orders.
+///
+/// [`ROOTS`]: crate::spec::control::ROOTS
+fn routes() -> [(&'static str, MethodRouter<App>); 26] {
+    [
+        ("/v1/slots", get(slots)),
+        ("/v1/slots/{slot}", get(slot)),
+        ("/v1/slots/{slot}/load", post(load)),
+        ("/v1/slots/{slot}/unload", post(unload)),
+        ("/v1/slots/{slot}/restart", post(restart)),
+        ("/v1/slots/{slot}/pin", post(stay::pin)),
+        ("/v1/slots/{slot}/unpin", post(stay::unpin)),
+        ("/v1/slots/{slot}/offload", post(stay::offload)),
+        ("/v1/slots/{slot}/priority", post(stay::prioritise)),
+        ("/v1/slots/{slot}/stand-in", post(stand_in::stand_in)),
+        ("/v1/ensure", post(stay::ensure)),
+        ("/v1/fit", post(stay::fit)),
+        ("/v1/slots/{slot}/watch", get(watch_slot)),
+        ("/v1/slots/{slot}/logs", get(logs)),
+        ("/v1/rules", get(rules::rules)),
+        ("/v1/signals", post(rules::signal)),
+        ("/v1/events", get(follow_events)),
+        ("/v1/requests", get(requests)),
+        ("/v1/requests/{id}", delete(cancel)),
+        ("/v1/pulls", get(pull::list).post(pull::start)),
+        ("/v1/pulls/{id}", delete(pull::cancel)),
+        ("/v1/pulls/{id}/watch", get(pull::watch)),
+        ("/v1/plan", post(plan).layer(DefaultBodyLimit::max(MOST_PLAN))),
+        ("/v1/inventory", get(inventory)),
+        ("/v1/daemon", get(daemon)),
+        ("/v1/daemon/upgrade", post(upgrade)),
+    ]
 }
 
 async fn slots(Extract(app): Extract<App>) -> Json<Vec<SlotObject>> {
@@ -243,5 +253,22 @@ impl App {
         let model = slot.model.as_deref().filter(|_| waits);
         let rule = (self.state.rules.act_on)(&slot.slot);
         SlotObject { pull: self.state.pulls.of(model), rule, ..slot }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::control::{ROOTS, is_below, is_control};
+
+    #[test]
+    fn the_endpoint_takes_every_path_of_the_control_api_for_one_of_orders() {
+        let paths = routes().map(|(path, _)| path);
+        for path in paths {
+            assert!(is_control(path), "an admin key does not open {path} at the endpoint");
+        }
+        for root in ROOTS {
+            assert!(paths.iter().any(|path| is_below(root, path)), "{root} answers nothing");
+        }
     }
 }

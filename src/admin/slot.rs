@@ -212,7 +212,7 @@ impl SlotObject {
             reason: last.map(|death| death.reason.clone()),
             aliases: profile.aliases.clone(),
             routes: profile.routes.clone(),
-            capabilities: Capability::ALL.into_iter().filter(|one| profile.offers(*one)).collect(),
+            capabilities: offered(view),
             program: engine.map(|engine| engine.program.clone()),
             since_ms: ms(since),
             pull: None,
@@ -248,6 +248,13 @@ impl SlotObject {
             loads_ms: view.loads.iter().copied().map(ms).collect(),
             deaths: view.deaths.iter().map(|death| DeathObject::of(death)).collect(),
         }
+    }
+}
+
+fn offered(view: &SlotView) -> Vec<Capability> {
+    match view.sole() {
+        Some(sole) => vec![sole],
+        None => Capability::ALL.into_iter().filter(|one| view.profile.offers(*one)).collect(),
     }
 }
 

@@ -297,6 +297,7 @@ async fn a_slot_is_shown_with_every_key() {
         program: "/usr/libexec/slotd/llama-server".to_owned(),
         parallel: 4,
         cores: 3,
+        sole: None,
     };
     let chat = SlotView { engine: Some(engine), deaths: vec![death()], ..view("chat", starting) };
     let api = Api::start(&[chat, view("embed", StateView::Offline)]);

@@ -58,6 +58,11 @@ impl Place {
         let given = self.url.clone().or_else(|| env::var("SLOTD_URL").ok());
         given.filter(|url| !url.is_empty() && self.control.is_none())
     }
+
+    /// Fails if a daemon was named whose files are not those of this machine, as far as can be told.
+    pub(super) fn beside_daemon(&self, order: &str) -> Result<(), Failure> {
+        self.url().map_or(Ok(()), |_| Err(elsewhere(order)))
+    }
 }
 
 /// A daemon to talk to.
@@ -149,7 +154,7 @@ impl Client {
 
     /// Returns where requests go.
     pub(super) async fn endpoint(&self) -> Result<String, Failure> {
-        if self.base != OVER_SOCKET {
+        if !self.is_beside() {
             return Ok(self.base.clone());
         }
         let listen = self.daemon().await?.listen;
@@ -166,7 +171,7 @@ impl Client {
 
     /// Returns where what is to be kept is kept: beside the daemon, or of one that is elsewhere here.
     pub(super) async fn state_dir(&self) -> Result<PathBuf, Failure> {
-        if self.base == OVER_SOCKET {
+        if self.is_beside() {
             return Ok(self.daemon().await?.state_dir);
         }
         let settings = Settings::resolve(&Flags::default(), &|name: &str| env::var_os(name));
@@ -175,12 +180,12 @@ impl Client {
 
     /// Fails unless the daemon's files are those of this machine, as far as can be told.
     pub(super) fn beside_daemon(&self, order: &str) -> Result<(), Failure> {
-        if self.base == OVER_SOCKET {
-            return Ok(());
-        }
-        let message =
-            format!("`{order}` changes a file beside the daemon: say it there, without `--url`");
-        Err(Failure::Refused { message })
+        if self.is_beside() { Ok(()) } else { Err(elsewhere(order)) }
+    }
+
+    /// Tells whether the daemon's files are those of this machine, as far as can be told.
+    pub(super) fn is_beside(&self) -> bool {
+        self.base == OVER_SOCKET
     }
 
     /// Returns the daemon.
@@ -413,6 +418,13 @@ impl Lines<'_> {
             self.buffer.extend_from_slice(&chunk);
         }
     }
+}
+
+fn elsewhere(order: &str) -> Failure {
+    let message = format!(
+        "{order} works on files of its own machine: say it beside the daemon, without `--url` (`SLOTD_URL`)"
+    );
+    Failure::Refused { message }
 }
 
 /// Returns what stands before each path.

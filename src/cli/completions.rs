@@ -15,6 +15,6 @@ pub(super) struct Options {
 pub(super) fn run(options: &Options) -> Result<Exit, Failure> {
     let mut script = Vec::new();
     generate(options.shell, &mut Cli::command(), "slotd", &mut script);
-    out::print(script)?;
+    out::exact(script)?;
     Ok(Exit::Success)
 }

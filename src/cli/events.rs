@@ -2,7 +2,13 @@
 
 use clap::Args;
 
-use super::{client::Client, exit::Exit, failure::Failure, out, text::utc};
+use super::{
+    client::Client,
+    exit::Exit,
+    failure::Failure,
+    out,
+    text::{one_line, utc},
+};
 use crate::admin::EventObject;
 
 /// Options of `slotd events`.
@@ -18,7 +24,7 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
     let mut events = client.events().await?;
     while let Some(line) = events.next().await? {
         if options.json {
-            out::print(format!("{line}\n"))?;
+            out::exact(format!("{line}\n"))?;
             continue;
         }
         let event: EventObject = serde_json::from_str(&line).map_err(Failure::Answer)?;
@@ -28,7 +34,7 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
 }
 
 fn told(event: &EventObject) -> String {
-    format!("{}  {}\n", utc(event.at_unix_ms), event.text)
+    format!("{}  {}\n", utc(event.at_unix_ms), one_line(&event.text))
 }
 
 #[cfg(test)]

@@ -38,12 +38,12 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
         is_empty = false;
         if options.json {
             unfinished.extend_from_slice(&chunk);
-            out::print(as_json(&options.slot, &whole_lines(&mut unfinished))?)?;
+            out::exact(as_json(&options.slot, &whole_lines(&mut unfinished))?)?;
         } else {
-            out::print(&chunk)?;
+            out::exact(&chunk)?;
         }
     }
-    out::print(as_json(&options.slot, &unfinished)?)?;
+    out::exact(as_json(&options.slot, &unfinished)?)?;
     if is_empty && options.lines > 0 {
         out::note(&format!("slotd: `{}` has not written anything yet\n", options.slot));
     }

@@ -167,9 +167,9 @@ fn dispatch(cli: Cli) -> ExitCode {
         Command::Worker(options) => worker::run(options),
         Command::Guard => guard::run(),
         Command::Validate(options) => end(validate::run(options)),
-        Command::Pull(options) => end(pull::run(&options)),
+        Command::Pull(options) => here(&place, "`slotd pull`", || pull::run(&options)),
         Command::Schema => end(schema::run()),
-        Command::Key(options) => end(key::run(options)),
+        Command::Key(options) => here(&place, "`slotd key`", || key::run(options)),
         Command::Completions(options) => end(completions::run(&options)),
         Command::Man(options) => end(man::run(options)),
         Command::Ps(options) => talk(&place, async |client| ps::run(&options, client).await),
@@ -224,6 +224,11 @@ fn dispatch(cli: Cli) -> ExitCode {
 /// Gives an order of one slot.
 fn give(place: &Place, order: Order, options: &order::Options) -> ExitCode {
     talk(place, async |client| order::run(order, options, client).await)
+}
+
+/// Does what is done here, unless a daemon elsewhere was named.
+fn here(place: &Place, order: &str, done: impl FnOnce() -> Result<Exit, Failure>) -> ExitCode {
+    end(place.beside_daemon(order).and_then(|()| done()))
 }
 
 /// Talks to the daemon.

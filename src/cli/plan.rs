@@ -79,6 +79,9 @@ enum Scope {
 }
 
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
+    if options.path.is_none() {
+        client.beside_daemon("`slotd plan` without a path")?;
+    }
     let daemon = match client.daemon().await {
         Ok(daemon) => Some(daemon),
         Err(Failure::NoDaemon { .. }) => None,

@@ -16,8 +16,6 @@ use crate::{
 const BAR: (usize, usize) = (10, 30);
 /// The terminal's width where it does not tell.
 const USUAL_WIDTH: usize = 80;
-/// Erases the terminal's present line.
-const ERASE: &str = "\r\x1b[2K";
 
 /// Shows progress.
 #[derive(Debug)]
@@ -56,8 +54,7 @@ impl Progress {
         }
         match &mut self.manner {
             Manner::Moving { width } => {
-                let line = moving_line(slot, age, *width);
-                out::note(&format!("{ERASE}{line}"));
+                out::replace_note(&moving_line(slot, age, *width));
             }
             Manner::Lines { last } => {
                 let line = step_line(slot);
@@ -72,7 +69,7 @@ impl Progress {
     /// Takes the moving line away.
     pub(super) fn clear(&self) {
         if let Manner::Moving { .. } = self.manner {
-            out::note(ERASE);
+            out::replace_note("");
         }
     }
 }

@@ -31,8 +31,6 @@ use crate::{
 const BAR: (usize, usize) = (10, 30);
 /// The terminal's width where it does not tell.
 const USUAL_WIDTH: usize = 80;
-/// Erases the terminal's present line.
-const ERASE: &str = "\r\x1b[2K";
 /// How long the speed is averaged over.
 const WINDOW: Duration = Duration::from_secs(5);
 
@@ -133,7 +131,7 @@ fn tell(
     options: &Options,
 ) -> Result<(), Failure> {
     if out::notes_are_seen() {
-        out::note(ERASE);
+        out::replace_note("");
     }
     if options.json {
         let pulled = end.as_ref().ok();
@@ -198,12 +196,14 @@ impl View {
         if status.trouble != self.told
             && let Some(trouble) = &status.trouble
         {
-            let erase = if self.width.is_some() { ERASE } else { "" };
-            out::note(&format!("{erase}{trouble}\n"));
+            if self.width.is_some() {
+                out::replace_note("");
+            }
+            out::note(&format!("{trouble}\n"));
             self.told.clone_from(&status.trouble);
         }
         if let Some(width) = self.width {
-            out::note(&format!("{ERASE}{}", moving(status, self.speed, width)));
+            out::replace_note(&moving(status, self.speed, width));
             return;
         }
         // Nothing is asked yet, and offline nothing will be.

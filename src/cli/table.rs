@@ -1,6 +1,6 @@
 //! Lines of columns that fit the terminal.
 
-use super::text::{Paint, Tone, cut};
+use super::text::{Paint, Tone, cut, one_line};
 
 /// The space between two columns.
 const GAP: &str = "  ";
@@ -33,15 +33,16 @@ pub(super) struct Cell {
 }
 
 impl From<String> for Cell {
+    /// What it says may come out of a file, or be the name of one: it is made one harmless line.
     fn from(text: String) -> Self {
-        Self { text, tone: Tone::Plain, is_empty: false }
+        Self { text: one_line(&text).into_owned(), tone: Tone::Plain, is_empty: false }
     }
 }
 
 impl From<Option<String>> for Cell {
     fn from(text: Option<String>) -> Self {
         let is_empty = text.is_none();
-        Self { text: text.unwrap_or_else(|| "-".to_owned()), tone: Tone::Plain, is_empty }
+        Self { is_empty, ..Self::from(text.unwrap_or_else(|| "-".to_owned())) }
     }
 }
 

@@ -91,7 +91,8 @@ pub(super) struct ProfileFile {
     pub(super) resume: bool,
 
     /// What the slot is offered for: `chat`, `completion`, `embed`, `rerank`, `transcribe`, `speech`,
-    /// `image`. Default: all that the engine can do; llama-server reranks only where it is named.
+    /// `image`. Default: what the engine can do, or what its model does alone once the files were looked at;
+    /// `rerank` is to be named.
     #[schemars(with = "Vec<String>", extend("items" = { "enum": ["chat", "completion", "embed", "rerank", "transcribe", "speech", "image"] }, "default" = []))]
     pub(super) capabilities: Vec<Capability>,
 

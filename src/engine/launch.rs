@@ -21,6 +21,8 @@ use crate::spec::{
 /// How many requests llama-server works on at once when nothing is said.
 /// Source: `server.cpp` of llama.cpp b11434: `n_parallel` -1 becomes 4, with a unified KV cache.
 const LLAMA_PARALLEL: u32 = 4;
+/// Pooling of models that give scores. Source: `enum llama_pooling_type`.
+const RANK: u32 = 4;
 /// Its own `--ubatch-size`, in tokens.
 const USUAL_BATCH: u32 = 512;
 /// How many requests the candle worker works on at once when nothing is said.
@@ -188,7 +190,10 @@ fn llama_server(
     if let Some(mmproj) = input.mmproj {
         args.option("--mmproj", mmproj)?;
     }
-    if profile.may(Capability::Rerank) {
+    // What nobody asked for is left out where the program does not know it.
+    let may_rank = profile.capabilities.is_empty() && input.flags.names("--reranking");
+    let is_ranker = may_rank && input.pooling == Some(RANK);
+    if profile.may(Capability::Rerank) || is_ranker {
         // Embeddings with a pooling of its own.
         args.switch("--reranking")?;
     } else if profile.offers(Capability::Embed) {

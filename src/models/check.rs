@@ -28,7 +28,7 @@ use crate::{
         death::Verdict,
         ladder::Rung,
         model::ModelFacts,
-        profile::{EngineChoice, ModelSource, Profile},
+        profile::{Capability, EngineChoice, ModelSource, Profile, Sole},
     },
 };
 
@@ -76,6 +76,8 @@ pub struct Checked {
     pub header: Option<Header>,
     /// What the folder of the worker's encoder says of itself.
     pub encoder: Option<ModelFacts>,
+    /// What the model does alone, by its header or its folder; not looked for where a command serves it.
+    pub sole: Option<Capability>,
     /// What the model's file takes on the disk; all parts of a split one.
     pub files: Option<Bytes>,
     /// What the projector takes there.
@@ -103,6 +105,12 @@ impl Checked {
             Some(path) if is_filled_in => Some(path.display().to_string()),
             Some(_) | None => profile.model.as_ref().map(ModelSource::typed),
         }
+    }
+
+    /// Returns what the model of `profile`, which was checked, does alone.
+    pub fn sole(&self, profile: &Profile) -> Option<Sole> {
+        let model = profile.model.as_ref()?.typed();
+        self.sole.map(|capability| Sole { model, capability })
     }
 
     fn layers(&self) -> Option<u32> {
@@ -261,6 +269,11 @@ impl Checks {
         let projector = mmproj.as_deref().and_then(size_of);
         let folder = model.as_deref().filter(|path| kind == EngineKind::Candle && path.is_dir());
         let encoder = folder.and_then(encoder::facts);
+        let sole = match (kind, &header) {
+            (EngineKind::Command, _) => None,
+            (_, Some(header)) => inventory::sole_of_header(header),
+            (_, None) => folder.and_then(inventory::sole_of_folder),
+        };
         Ok(Checked {
             kind,
             program,
@@ -270,6 +283,7 @@ impl Checks {
             mmproj,
             header,
             encoder,
+            sole,
             files,
             projector,
         })

@@ -63,7 +63,7 @@ fn entry(name: &str, route: &Route) -> Value {
     let profile = &route.profile;
     let capabilities: Vec<_> = Capability::ALL
         .into_iter()
-        .filter(|capability| profile.offers(*capability))
+        .filter(|capability| route.offers(*capability))
         .map(Capability::as_str)
         .collect();
     json!({

@@ -54,6 +54,8 @@ pub(super) struct Route {
     pub(super) profile: Arc<Profile>,
     pub(super) state: &'static str,
     pub(super) engine: Option<String>,
+    /// What its model does alone, where that is known and the profile does not say.
+    pub(super) sole: Option<Capability>,
     pub(super) percent: Option<u8>,
     pub(super) rung: Option<RungView>,
     /// Restarts after deaths, resident memory, requests that wait for the slot.
@@ -83,6 +85,16 @@ impl Route {
         let is_other =
             |gate: &&Arc<Gate>| self.own_gate.as_ref().is_none_or(|own| !Arc::ptr_eq(own, gate));
         self.own_gate.iter().chain(self.gate.iter().filter(is_other))
+    }
+
+    /// Tells whether the slot is offered for `capability`.
+    pub(super) fn offers(&self, capability: Capability) -> bool {
+        self.sole.map_or_else(|| self.profile.offers(capability), |sole| sole == capability)
+    }
+
+    /// Tells whether the slot is a likely one for `capability`.
+    fn may(&self, capability: Capability) -> bool {
+        self.sole.map_or_else(|| self.profile.may(capability), |sole| sole == capability)
     }
 
     /// Returns the word for its engine: the one that runs, else the profile's.
@@ -122,6 +134,7 @@ impl RouteTable {
                 profile: Arc::clone(&view.profile),
                 state: view.state.as_str(),
                 engine: view.engine.as_ref().map(|engine| engine.name.clone()),
+                sole: view.sole(),
                 percent,
                 rung: view.rung.clone(),
                 restarts: view.restarts,
@@ -235,9 +248,9 @@ impl RouteTable {
     fn name_capabilities(&mut self) {
         for capability in Capability::ALL {
             let best =
-                self.slots.values().filter(|route| route.profile.may(capability)).min_by_key(
-                    |route| (route.profile.capabilities.is_empty(), route.gate.is_none()),
-                );
+                self.slots.values().filter(|route| route.may(capability)).min_by_key(|route| {
+                    (route.profile.capabilities.is_empty(), route.gate.is_none())
+                });
             if let Some(slot) = best.map(|route| &route.slot) {
                 let leads = Name::alone(slot);
                 self.names.entry(capability.as_str().to_owned()).or_insert(leads);
@@ -265,15 +278,12 @@ impl RouteTable {
         is_fit: impl Fn(&Route) -> bool,
     ) -> Option<&Route> {
         let fit: Vec<&Route> = self.slots.values().filter(|route| is_fit(route)).collect();
-        let the_only = |is_meant: &dyn Fn(&Profile) -> bool| {
-            let mut meant = fit.iter().filter(|route| is_meant(&route.profile));
+        let the_only = |is_meant: &dyn Fn(&Route) -> bool| {
+            let mut meant = fit.iter().filter(|route| is_meant(route));
             meant.next().filter(|_| meant.next().is_none()).copied()
         };
-        the_only(&|profile| profile.capabilities.contains(&capability)).or_else(|| {
-            the_only(&|profile| {
-                profile.capabilities.contains(&capability) || profile.may(capability)
-            })
-        })
+        the_only(&|route| route.profile.capabilities.contains(&capability))
+            .or_else(|| the_only(&|route| route.may(capability)))
     }
 
     /// Returns the slots that are fit and offered for a capability.
@@ -282,7 +292,7 @@ impl RouteTable {
         capability: Capability,
         is_fit: impl Fn(&Route) -> bool,
     ) -> impl Iterator<Item = &Route> {
-        self.slots.values().filter(move |route| is_fit(route) && route.profile.offers(capability))
+        self.slots.values().filter(move |route| is_fit(route) && route.offers(capability))
     }
 
     /// Returns how many requests a slot's engine works on; `None` while none is ready.

@@ -45,7 +45,7 @@ use super::{
     target::decoded,
     throttle, trace,
 };
-use crate::spec::SlotName;
+use crate::spec::{SlotName, control::is_control};
 
 /// How long a client may take for a request's head, and a connection may idle.
 pub(super) const HEAD_DEADLINE: Duration = Duration::from_secs(10);
@@ -379,7 +379,7 @@ async fn route(
     {
         return Box::pin(ollama::answer((client, clock), phase, request)).await;
     }
-    if let Some(control) = client.shared.control.as_ref().filter(|_| access::is_control(path)) {
+    if let Some(control) = client.shared.control.as_ref().filter(|_| is_control(path)) {
         return (None, control.answer(request).await);
     }
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);

@@ -368,6 +368,7 @@ async fn start(
         program: checked.program.display().to_string(),
         parallel: launch.parallel,
         cores: launch.cores,
+        sole: checked.sole(profile),
     };
     let key = checked.peak_key((profile, &rung));
     let log = log_of(tools, reporter).await;

@@ -57,6 +57,7 @@ impl Failure {
             program: program.display().to_string(),
             parallel: 0,
             cores: 0,
+            sole: None,
         });
         Self { verdict: refused.verdict, reason: refused.reason, engine }
     }

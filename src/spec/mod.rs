@@ -3,6 +3,7 @@
 //! Owns the vocabulary that every layer shares: names, generations, quantities, what a profile
 //! means, why a child died. It never does I/O and depends on nothing above it.
 
+pub mod control;
 pub mod date;
 pub mod death;
 pub mod difference;

@@ -225,6 +225,15 @@ impl Capability {
     }
 }
 
+/// What a model does and nothing else, as its files say: an embedder's work, or a cross-encoder's.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Sole {
+    /// The model as the profile named it when its files were looked at.
+    pub model: String,
+    /// What it does.
+    pub capability: Capability,
+}
+
 impl Profile {
     /// Returns where the engine is, if somebody else runs it.
     pub fn external(&self) -> Option<&External> {
@@ -253,14 +262,23 @@ impl Profile {
         named.or_else(|| self.external()?.model.clone())
     }
 
-    /// Tells whether the slot is offered for `capability`.
+    /// Returns what its model does alone, by what is known of one: nothing where the profile says itself what the slot
+    /// is offered for, or names another model.
+    pub fn sole(&self, known: Option<&Sole>) -> Option<Capability> {
+        let known = known.filter(|_| self.capabilities.is_empty() && self.is_ours())?;
+        let model = self.model.as_ref().map(ModelSource::typed)?;
+        (known.model == model).then_some(known.capability)
+    }
+
+    fn is_ours(&self) -> bool {
+        let engine = &self.engine;
+        matches!(engine, EngineChoice::Auto | EngineChoice::LlamaServer | EngineChoice::Candle)
+    }
+
+    /// Tells whether the slot is offered for `capability`, as far as its profile says.
     pub fn offers(&self, capability: Capability) -> bool {
-        let is_ours = matches!(
-            self.engine,
-            EngineChoice::Auto | EngineChoice::LlamaServer | EngineChoice::Candle
-        );
         // What a foreign program can do is not known.
-        self.may(capability) || (self.capabilities.is_empty() && !is_ours)
+        self.may(capability) || (self.capabilities.is_empty() && !self.is_ours())
     }
 
     /// Tells whether the slot is a likely one for `capability`: its profile names it, or names none

@@ -199,23 +199,33 @@ impl Benches {
     }
 }
 
-/// Reads earlier benches. A file that cannot be understood is renamed to `bench.json.bad`, whose path is
-/// returned beside an empty history: figures are not worth a refusal, nor are they thrown away.
-pub fn read_benches(dir: &Path) -> (Benches, Option<PathBuf>) {
-    let path = dir.join(FILE);
-    let read = || -> io::Result<Benches> {
-        let bytes = read_bounded(&path, MAX_BYTES)?;
-        Ok(serde_json::from_slice(&bytes)?)
+/// Reads earlier benches, none where there is no file; changes nothing.
+///
+/// # Errors
+/// The file cannot be read, or not be understood.
+pub fn look_at_benches(dir: &Path) -> io::Result<Benches> {
+    let bytes = match read_bounded(&dir.join(FILE), MAX_BYTES) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Benches::default()),
+        read => read?,
     };
-    match read() {
-        Ok(benches) if benches.version == VERSION => (benches, None),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => (Benches::default(), None),
-        Ok(_) | Err(_) => {
-            let aside = dir.join(format!("{FILE}.bad"));
-            let moved = fs::rename(&path, &aside).is_ok();
-            (Benches::default(), Some(if moved { aside } else { path }))
+    let benches: Benches = serde_json::from_slice(&bytes)?;
+    match benches.version {
+        VERSION => Ok(benches),
+        other => {
+            Err(io::Error::other(format!("its version is {other}, this slotd writes {VERSION}")))
         }
     }
+}
+
+/// Reads earlier benches for one that is added. A file that cannot be understood is renamed to `bench.json.bad`, whose path is
+/// returned beside an empty history: figures are not worth a refusal, nor are they thrown away.
+pub fn read_benches(dir: &Path) -> (Benches, Option<PathBuf>) {
+    if let Ok(benches) = look_at_benches(dir) {
+        return (benches, None);
+    }
+    let (path, aside) = (dir.join(FILE), dir.join(format!("{FILE}.bad")));
+    let moved = fs::rename(&path, &aside).is_ok();
+    (Benches::default(), Some(if moved { aside } else { path }))
 }
 
 /// Writes benches: whole or not at all. Called with the lock held.
@@ -328,6 +338,20 @@ pub(crate) mod tests {
             assert_eq!(read, Benches::default());
             assert_eq!(fs::read_to_string(aside.unwrap()).unwrap(), broken);
             assert_eq!(read_benches(dir.path()), (Benches::default(), None));
+        }
+    }
+
+    #[test]
+    fn a_look_at_a_broken_history_says_why_and_leaves_it_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(look_at_benches(dir.path()).unwrap(), Benches::default());
+        for (broken, why) in [
+            ("{\"version\":1,", "EOF while parsing a value at line 1 column 13"),
+            ("{\"version\":7,\"benches\":[]}", "its version is 7, this slotd writes 1"),
+        ] {
+            fs::write(dir.path().join(FILE), broken).unwrap();
+            assert_eq!(look_at_benches(dir.path()).unwrap_err().to_string(), why);
+            assert_eq!(fs::read_to_string(dir.path().join(FILE)).unwrap(), broken);
         }
     }
 

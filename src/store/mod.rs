@@ -25,8 +25,8 @@ use crate::spec::{Generation, SlotName};
 #[cfg(test)]
 pub(crate) use bench::tests::record as bench_record;
 pub use bench::{
-    BenchFault, BenchHolder, BenchLock, BenchRecord, Benches, Load, Measure, Spread, read_benches,
-    save_benches,
+    BenchFault, BenchHolder, BenchLock, BenchRecord, Benches, Load, Measure, Spread,
+    look_at_benches, read_benches, save_benches,
 };
 pub use engines::{EngineRecord, EngineRecords};
 pub use memory::{Loaded, Remembered, SaveFault, SetAside, SlotMemory, VERSION};

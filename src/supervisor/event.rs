@@ -11,7 +11,7 @@ use crate::spec::{
     ladder::Rung,
     memory::{EngineReading, MemoryReading, Need},
     pressure::Strain,
-    profile::Profile,
+    profile::{Profile, Sole},
     residence::StayOrder,
 };
 
@@ -220,4 +220,7 @@ pub struct EngineInfo {
     /// How many CPU cores it is counted with: its threads; 1 where a GPU computes, 0 where nobody knows.
     #[serde(default)]
     pub cores: u32,
+    /// What its model does alone, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sole: Option<Sole>,
 }

@@ -11,7 +11,7 @@ use crate::spec::{
     edit::Edits,
     ladder::RungView,
     memory::{Need, Share},
-    profile::Profile,
+    profile::{Capability, Profile},
     residence::Orders,
 };
 
@@ -66,6 +66,13 @@ pub struct SlotView {
     pub deaths: Vec<Arc<Death>>,
     /// How long earlier loads took, oldest first; at most 8.
     pub loads: Vec<Duration>,
+}
+
+impl SlotView {
+    /// Returns what the slot's model does alone, once its files were looked at and the profile does not say.
+    pub fn sole(&self) -> Option<Capability> {
+        self.profile.sole(self.engine.as_ref()?.sole.as_ref())
+    }
 }
 
 /// The state of a slot, with what belongs to it.

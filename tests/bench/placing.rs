@@ -155,6 +155,7 @@ fn spawned() -> ChildEvent {
         program: "engine".to_owned(),
         parallel: 1,
         cores: 0,
+        sole: None,
     };
     ChildEvent::Spawned { pid: 1, engine, rungs: [Rung::default()].into() }
 }

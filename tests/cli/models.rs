@@ -179,3 +179,41 @@ async fn a_revision_that_a_profile_with_a_fault_names_was_cleaned_away() {
     let gone = run(dir, clean).await;
     assert!(text(&gone.stdout).contains("revision"), "{gone:?}");
 }
+
+/// A GGUF file without tensors and of this architecture.
+fn gguf_of(architecture: &str) -> Vec<u8> {
+    let length = |text: &str| u64::try_from(text.len()).expect("a length").to_le_bytes();
+    let mut file = b"GGUF\x03\0\0\0".to_vec();
+    file.extend([0_u64, 1].map(u64::to_le_bytes).concat());
+    let key = "general.architecture";
+    file.extend([&length(key)[..], key.as_bytes(), &8_u32.to_le_bytes()].concat());
+    file.extend([&length(architecture)[..], architecture.as_bytes()].concat());
+    file
+}
+
+#[tokio::test]
+async fn names_and_headers_of_model_files_do_not_steer_the_terminal() {
+    let dir = scratch(&[]);
+    let models = dir.path().join(".cache/slotd/models");
+    fs::create_dir_all(&models).expect("a folder");
+    let name = "evil\n\u{1b}[2Jwhole.gguf";
+    fs::write(models.join(name), gguf_of("\u{1b}[2Jm\u{202e}\u{9b}1m")).expect("a file");
+    fs::write(models.join("\u{1b}[2J.gguf.part"), [0; 9]).expect("a file");
+    for (order, lines) in [
+        (&["models"][..], 3),
+        (&["models", "verify"], 2),
+        (&["models", "clean", "--dry-run", "--older-than", "0s"], 2),
+    ] {
+        let said = run(dir.path(), order.iter().copied()).await;
+        let shown = text(&said.stdout) + &text(&said.stderr);
+        let is_odd = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!shown.contains(is_odd), "{order:?}: {shown:?}");
+        assert_eq!(shown.lines().count(), lines, "{order:?}: {shown}");
+        assert!(shown.contains(r"\u{1b}[2J"), "{order:?}: {shown}");
+    }
+    let json = run(dir.path(), ["models", "--json"]).await;
+    let found: Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    let model = &found["models"][0];
+    assert_eq!(model["architecture"], "\u{1b}[2Jm\u{202e}\u{9b}1m", "JSON is exact: {found:#}");
+    assert!(model["model"].as_str().is_some_and(|model| model.ends_with(name)), "{found:#}");
+}

@@ -209,7 +209,7 @@ fn begin(view: &mut SlotView) {
 
 fn become_ready(view: &mut SlotView) {
     let (name, program) = ("candle".to_owned(), "slotd".to_owned());
-    view.engine = Some(EngineInfo { name, program, parallel: 1, cores: 1 });
+    view.engine = Some(EngineInfo { name, program, parallel: 1, cores: 1, sole: None });
     view.loads.push(Duration::from_millis(1300));
     view.state = StateView::Ready { pid: 1 };
 }

@@ -82,6 +82,9 @@ async fn an_engine_without_times_of_its_own_is_timed_from_outside() {
     // Half a file: whatever was measured before, a bench goes on and begins anew.
     let text = fs::read(&history).unwrap();
     fs::write(&history, &text[..text.len() / 2]).unwrap();
+    let said = refusal(&bench(&daemon, &["--history", "chat"]).await, 69);
+    assert!(said.contains("earlier benches in ") && said.contains(" cannot be read: "), "{said}");
+    assert_eq!(fs::read(&history).unwrap(), text[..text.len() / 2], "a look changes nothing");
     let broken = bench(&daemon, &SHORT).await;
     assert_eq!(figures(&broken)["last"], Value::Null);
     let said = String::from_utf8_lossy(&broken.stderr).into_owned();

@@ -42,6 +42,10 @@ async fn an_admin_key_gives_orders_over_the_endpoint_and_no_other_does() {
         "GET /v1/slots/chat/logs",
         "GET /v1/requests",
         "GET /v1/daemon",
+        "GET /v1/inventory",
+        "GET /v1/pulls",
+        "GET /v1/rules",
+        "GET /v1/events",
     ] {
         assert_eq!(asked(&daemon, line, &[]).await.status(), 401, "{line}");
         let refused = asked(&daemon, line, &[("x-api-key", &infer)]).await;
@@ -81,6 +85,8 @@ async fn the_command_line_gives_orders_over_the_network_with_an_admin_key() {
     assert!(loaded.status.success(), "{loaded:?}");
     let shown = remote(&daemon, &admin, &["ps"]).await;
     assert!(String::from_utf8(shown.stdout).unwrap().contains("ready"));
+    let models = remote(&daemon, &admin, &["models", "--json"]).await;
+    assert!(models.status.success(), "{models:?}");
     let refused = remote(&daemon, &infer, &["ps"]).await;
     assert_eq!(refused.status.code(), Some(69));
     assert!(String::from_utf8(refused.stderr).unwrap().contains("`laptop` asks models"));
@@ -101,4 +107,31 @@ async fn the_command_line_gives_orders_over_the_network_with_an_admin_key() {
     command.args(["ps", "--url", &url]).env_clear().kill_on_drop(true);
     let nobody = timeout(Duration::from_secs(20), command.output()).await.unwrap().unwrap();
     assert!(said(nobody).contains(&format!("no daemon answers at {url}")));
+}
+
+#[tokio::test]
+async fn orders_that_work_on_files_do_nothing_here_in_the_name_of_a_daemon_elsewhere() {
+    let dir = scratch(&[("chat", &fake("", ""))]);
+    let admin = new_key(dir.path(), &["--admin", "ops"]).await;
+    let daemon = Daemon::start(dir).await;
+    for order in [
+        &["models", "clean"][..],
+        &["models", "verify"],
+        &["pull", "org/repo"],
+        &["fit", "chat"],
+        &["plan"],
+        &["key", "new", "bob"],
+    ] {
+        let refused = remote(&daemon, &admin, order).await;
+        assert_eq!(refused.status.code(), Some(69), "{order:?}: {refused:?}");
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(said.contains("works on files of its own machine"), "{order:?}: {said}");
+    }
+    // What lies here is no answer of a daemon that does not answer.
+    let url = daemon.url.clone();
+    drop(daemon.killed().await);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
+    command.args(["models", "--url", &url]).env("HOME", "/nowhere").kill_on_drop(true);
+    let nobody = timeout(DEADLINE, command.output()).await.unwrap().unwrap();
+    assert_eq!(nobody.status.code(), Some(69), "{nobody:?}");
 }

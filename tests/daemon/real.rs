@@ -15,7 +15,7 @@ use nix::{
 use serde_json::{Value, json};
 use tokio::{process::Command, time::timeout};
 
-use super::common::{DEADLINE, Daemon, is_alive, llama_server, model, scratch};
+use super::common::{DEADLINE, Daemon, fake, is_alive, llama_server, model, scratch};
 
 /// A profile of the real model on one engine.
 fn profile(engine: &str, keys: &str) -> String {
@@ -76,6 +76,26 @@ async fn openai_clients_are_served_by_llama_server() {
 #[tokio::test]
 async fn openai_clients_are_served_by_the_worker() {
     openai_clients_against("candle").await;
+}
+
+#[tokio::test]
+async fn models_that_embed_alone_are_offered_for_that_once_they_were_looked_at() {
+    let embedder = set("SLOTD_TEST_EMBEDDER");
+    let vectors = format!("model = {embedder:?}\nengine = \"candle\"\n");
+    let daemon = daemon(&[("vectors", &vectors), ("words", &fake("", ""))]).await;
+    let unnamed = json!({ "messages": [{ "role": "user", "content": "hello" }] });
+    let before = daemon.post("/v1/chat/completions", &unnamed).await;
+    assert_eq!(before.status(), 400, "it may be meant for either");
+    daemon.order("vectors", "load").await;
+    let slot = daemon.until_state("vectors", "ready").await;
+    assert_eq!(slot["capabilities"], json!(["embed"]), "{slot:#}");
+    let after = daemon.post("/v1/chat/completions", &unnamed).await;
+    assert_eq!(after.status(), 200);
+    assert_eq!(after.headers()["x-slotd-slot"], "words");
+    // It is known of the model, loaded or not.
+    daemon.order("vectors", "unload").await;
+    let slot = daemon.until_state("vectors", "offline").await;
+    assert_eq!(slot["capabilities"], json!(["embed"]), "{slot:#}");
 }
 
 #[tokio::test]

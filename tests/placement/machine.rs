@@ -484,6 +484,7 @@ impl Machine {
             program: "engine".to_owned(),
             parallel: 1,
             cores,
+            sole: None,
         };
         let rungs = rungs(truth.needs.len());
         let spawned = ChildEvent::Spawned { pid: 1, engine, rungs };

@@ -1,7 +1,7 @@
 //! `GET /v1/models`, and which name leads where.
 
 use serde_json::{Value, json};
-use slotd::spec::profile::{Capability, EngineChoice};
+use slotd::spec::profile::{Capability, EngineChoice, ModelSource};
 
 use crate::{
     client::chat,
@@ -87,4 +87,46 @@ async fn a_command_gets_the_model_that_its_profile_names() {
     let (_line, request) = engine.request().await;
     let sent = String::from_utf8(request.body).unwrap();
     assert_eq!(sent, r#"{ "messages":[{"model":"tool"}], "model" : "org/small", "n":1e3 }"#);
+}
+
+#[tokio::test]
+async fn an_embedder_and_a_cross_encoder_are_offered_for_what_they_do_once_that_is_known() {
+    let mut world = World::start(limits()).await;
+    for slot in ["words", "vectors", "scores"] {
+        world.make_slot(slot, |profile| {
+            profile.engine = EngineChoice::Candle;
+            profile.model = Some(ModelSource::File { typed: slot.to_owned(), candidates: vec![] });
+        });
+    }
+    world.set_sole("vectors", Capability::Embed);
+    world.set_sole("scores", Capability::Rerank);
+    let mut client = world.client().await;
+    let list = client.get("/v1/models").await.json();
+    let capabilities = |slot: &str| {
+        let entries = list["data"].as_array().unwrap();
+        entries.iter().find(|entry| entry["id"] == slot).unwrap()["capabilities"].clone()
+    };
+    assert_eq!(capabilities("words"), json!(["chat", "completion", "embed"]), "as before");
+    assert_eq!(capabilities("vectors"), json!(["embed"]));
+    assert_eq!(capabilities("scores"), json!(["rerank"]));
+
+    let refused = client.ask(chat("vectors", false)).await;
+    insta::assert_snapshot!(refused.error()["message"], @r#""slot `vectors` is not offered for `chat`; its model does `embed` alone; slots that can: `words`""#);
+    // Whoever names no model means the only one that can.
+    for (path, body, slot) in [
+        ("/v1/chat/completions", r#"{"messages":[]}"#, "words"),
+        ("/v1/rerank", r#"{"query":"q","documents":["d"]}"#, "scores"),
+    ] {
+        let mut asking = world.client().await;
+        let head =
+            format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}", body.len());
+        asking.send(format!("{head}\r\ncontent-type: application/json\r\n\r\n{body}")).await;
+        assert_eq!(world.demand().await.0, slot, "{path}");
+    }
+    // Of another model nothing is known.
+    world.change_profile("vectors", |profile| {
+        profile.model = Some(ModelSource::File { typed: "other".to_owned(), candidates: vec![] });
+    });
+    let one = world.client().await.get("/v1/models/vectors").await.json();
+    assert_eq!(one["capabilities"], json!(["chat", "completion", "embed"]));
 }

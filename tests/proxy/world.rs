@@ -19,11 +19,11 @@ use slotd::{
         Generation, Monotime, SlotName, WaiterId,
         edit::Edits,
         ladder::LadderChoice,
-        profile::{EngineChoice, ModelSource, OnExit, Profile, Pull},
+        profile::{Capability, EngineChoice, ModelSource, OnExit, Profile, Pull, Sole},
         requests::Requests,
         residence::{Orders, Residence},
     },
-    supervisor::{Event, Refusal, SlotEvent, SlotView, Snapshot, StateView},
+    supervisor::{EngineInfo, Event, Refusal, SlotEvent, SlotView, Snapshot, StateView},
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
@@ -176,6 +176,12 @@ impl World {
         self.publish();
     }
 
+    /// Edits a slot's profile.
+    pub(crate) fn change_profile(&mut self, slot: &str, change: impl FnOnce(&mut Profile)) {
+        change(Arc::make_mut(&mut self.view(slot).profile));
+        self.publish();
+    }
+
     /// Makes slots that share the route `pool`, offline.
     pub(crate) fn make_pool(&mut self, slots: &[&str]) {
         for slot in slots {
@@ -193,6 +199,16 @@ impl World {
     /// Lets a slot have taken this long to load.
     pub(crate) fn set_load(&mut self, slot: &str, load: Duration) {
         self.view(slot).expected_load = Some(load);
+        self.publish();
+    }
+
+    /// Lets a slot's engine have found that its model, which the profile names, does this alone.
+    pub(crate) fn set_sole(&mut self, slot: &str, capability: Capability) {
+        let view = self.view(slot);
+        let model = view.profile.model_name().unwrap();
+        let sole = Some(Sole { model, capability });
+        let (name, program) = (view.profile.engine.as_str().to_owned(), String::new());
+        view.engine = Some(EngineInfo { name, program, parallel: 1, cores: 1, sole });
         self.publish();
     }
 

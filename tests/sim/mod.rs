@@ -152,6 +152,7 @@ pub(crate) fn spawned(pid: u32) -> ChildEvent {
         program: "engine".to_owned(),
         parallel: 1,
         cores: 1,
+        sole: None,
     };
     ChildEvent::Spawned { pid, engine, rungs: rungs() }
 }

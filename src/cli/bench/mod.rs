@@ -38,11 +38,10 @@ use super::{
 use crate::{
     runtime::since_1970,
     spec::SlotName,
-    store::{BenchHolder, BenchLock, BenchRecord, Benches, Load, read_benches, save_benches},
+    store::{
+        BenchHolder, BenchLock, BenchRecord, Load, look_at_benches, read_benches, save_benches,
+    },
 };
-
-/// Erases the terminal's present line.
-const ERASE: &str = "\r\x1b[2K";
 
 /// Options of `slotd bench`.
 #[derive(Args, Debug)]
@@ -98,7 +97,7 @@ fn at_once(typed: &str) -> Result<NonZeroU32, String> {
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
     let state_dir = client.state_dir().await?;
     if options.history {
-        return show_history(options, &read_benches(&state_dir).0);
+        return show_history(options, &state_dir);
     }
     // Before anything is asked for: with the lock and its connections, all of it ends.
     let mut interrupts = signal(SignalKind::interrupt()).map_err(Failure::System)?;
@@ -158,11 +157,11 @@ async fn measure(options: &Options, target: &Target) -> Result<Vec<Round>, Failu
     let all = options.warm_up + options.runs;
     for number in 0..all {
         if out::notes_are_seen() {
-            out::note(&format!("{ERASE}run {} of {all}", number + 1));
+            out::replace_note(&format!("run {} of {all}", number + 1));
         }
         let round = asker.round(options.concurrency.get()).await;
         if out::notes_are_seen() {
-            out::note(ERASE);
+            out::replace_note("");
         }
         let round = round?;
         if number >= options.warm_up {
@@ -212,7 +211,14 @@ fn show(
     Ok(Exit::Success)
 }
 
-fn show_history(options: &Options, benches: &Benches) -> Result<Exit, Failure> {
+/// Shows what was measured; what cannot be read stays where it is.
+fn show_history(options: &Options, state_dir: &Path) -> Result<Exit, Failure> {
+    let benches = look_at_benches(state_dir).map_err(|error| Failure::Outcome {
+        message: format!(
+            "earlier benches in `{}` cannot be read: {error}; the next bench sets the file aside",
+            state_dir.display()
+        ),
+    })?;
     let records: Vec<_> = benches.of(&options.slot).collect();
     if options.json {
         out::json(&records)?;

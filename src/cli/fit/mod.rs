@@ -72,6 +72,7 @@ impl From<Cache> for CacheType {
 }
 
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
+    client.beside_daemon("`slotd fit`")?;
     let target = target::find(options)?;
     let needs = target.needs();
     let memory = MemoryReading { host: sensor::host_room(), gpus: gpus().await };

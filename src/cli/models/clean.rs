@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{inventory, profile_faults};
 use crate::{
-    cli::{client::Client, exit::Exit, failure::Failure, out},
+    cli::{client::Client, exit::Exit, failure::Failure, out, text::one_line},
     models::inventory::{Plan, Revisions, Stores, Wish, clean_plan, remove},
     runtime::since_1970,
     spec::{Bytes, parse_duration},
@@ -30,6 +30,7 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
+    client.beside_daemon("`slotd models clean`")?;
     if options.revisions {
         let faults = profile_faults(client).await?;
         refuse_with(&faults)?;
@@ -85,10 +86,10 @@ fn told(plan: &Plan) -> String {
         lines.push(format!(
             "{what:<10}  {:>9}  {}",
             removal.bytes.to_string(),
-            removal.path.display()
+            one_line(&removal.path.display().to_string())
         ));
     }
-    lines.extend(plan.kept.iter().cloned());
+    lines.extend(plan.kept.iter().map(|kept| one_line(kept).into_owned()));
     lines.push(format!("{} to remove, {}\n", plan.removals.len(), plan.frees()));
     lines.join("\n")
 }

@@ -10,7 +10,7 @@ use std::{env, path::PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::{client::Client, exit::Exit, failure::Failure, out};
+use super::{client::Client, exit::Exit, failure::Failure, out, text::one_line};
 use crate::{
     config::{
         daemon::{Flags, Settings},
@@ -56,10 +56,12 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
     }
 }
 
-/// Asks the daemon, whose user and environment may see other models; looks itself where none answers.
+/// Asks the daemon, whose user and environment may see other models; looks itself where none answers here.
 async fn inventory(client: &Client) -> Result<Inventory, Failure> {
     match client.inventory().await {
-        Err(Failure::NoDaemon { .. } | Failure::Denied { .. }) => own_inventory(),
+        Err(Failure::NoDaemon { .. } | Failure::Denied { .. }) if client.is_beside() => {
+            own_inventory()
+        }
         answer => answer,
     }
 }
@@ -105,6 +107,6 @@ fn settings() -> Result<Settings, Failure> {
 /// Says on standard error what could not be read.
 fn note_faults(inventory: &Inventory) {
     for fault in &inventory.faults {
-        out::note(&format!("{fault}\n"));
+        out::note(&format!("{}\n", one_line(fault)));
     }
 }

@@ -33,18 +33,24 @@ pub(super) async fn open<'a>(
         Err(Failure::Refused { message }) => return Ok(without(slot, &message)),
         Err(failure) => return Err(failure),
     };
-    let mut progress = Progress::new(slot);
+    // What an earlier one of its name died of is no news.
+    let mut progress = None;
     let last = loop {
         let Some(line) = lines.next().await? else {
             return Err(Failure::Gone { slot: slot.slot.clone() });
         };
         let told: StandInObject = serde_json::from_str(&line).map_err(Failure::Answer)?;
         match (&*told.state, &told.slot) {
-            ("starting", Some(stand_in)) => progress.show(stand_in, Duration::ZERO),
+            ("starting", Some(stand_in)) => {
+                let progress = progress.get_or_insert_with(|| Progress::new(stand_in));
+                progress.show(stand_in, Duration::ZERO);
+            }
             _ => break told,
         }
     };
-    progress.clear();
+    if let Some(progress) = &progress {
+        progress.clear();
+    }
     let reason = last.reason.unwrap_or_default();
     match &*last.state {
         "ready" => Ok(Some(lines)),

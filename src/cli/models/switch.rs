@@ -53,7 +53,7 @@ pub(super) struct Options {
 
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
     let Options { slot, revision, no_stand_in, json } = options;
-    client.beside_daemon("slotd models use")?;
+    client.beside_daemon("`slotd models use`")?;
     let mut changes = client.watch(slot).await?;
     let before = changes.next().await?;
     let wanted = wanted(&before, revision, &inventory(client).await?)?;

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{inventory, note_faults};
 use crate::{
-    cli::{client::Client, exit::Exit, failure::Failure, out},
+    cli::{client::Client, exit::Exit, failure::Failure, out, text::one_line},
     models::{
         inventory::{Entry, Hashes, Headers, Inventory, Stores, User, Wholeness, scan},
         name_commands,
@@ -26,6 +26,7 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
+    client.beside_daemon("`slotd models verify`")?;
     // Which stores there are, and which slots use what, the daemon knows best.
     let known = inventory(client).await?;
     // Nothing is believed that was read before.
@@ -81,14 +82,14 @@ fn told(models: &[Entry], hashes: Option<&Hashes>) -> String {
         lines.push(format!(
             "{:<10}  {}{}  ({} files, {})",
             model.state.as_str(),
-            model.model,
+            one_line(&model.model),
             revision.unwrap_or_default(),
             model.files,
             model.size_bytes
         ));
         lines.extend(model.gaps.iter().map(|gap| {
             let bytes = gap.bytes.map(|bytes| format!(" ({bytes} to fetch)")).unwrap_or_default();
-            format!("            {gap}{bytes}")
+            format!("            {}{bytes}", one_line(&gap.to_string()))
         }));
     }
     let whole = models.iter().filter(|model| model.state == Wholeness::Whole).count();

@@ -22,7 +22,8 @@ const HELP: &str = "-c,    --ctx-size N\n\
     -ctv,  --cache-type-v TYPE\n\
     -m,    --model FNAME\n\
     --ui,  --webui, --no-ui, --no-webui\n\
-    --embedding, --embeddings\n";
+    --embedding, --embeddings\n\
+    --rerank, --reranking\n";
 
 static FULL: Rung =
     Rung { name: None, gpu_layers: None, context: None, parallel: None, cache_type: None };
@@ -146,6 +147,25 @@ fn a_model_with_its_own_pooling_keeps_it() {
     let args = line(&profile, EngineKind::LlamaServer, &socket(), |input| input.pooling = Some(2));
     let args = args.unwrap();
     assert!(args.contains("--embeddings") && !args.contains("--pooling"), "{args}");
+}
+
+#[test]
+fn a_model_that_gives_scores_is_started_for_that_unless_the_profile_says_otherwise() {
+    let bare = profile(EngineChoice::Auto);
+    let args = line(&bare, EngineKind::LlamaServer, &socket(), |input| input.pooling = Some(4));
+    let args = args.unwrap();
+    assert!(args.contains("--reranking") && !args.contains("--embeddings"), "{args}");
+    let named = Profile { capabilities: vec![Capability::Embed], ..bare };
+    let args = line(&named, EngineKind::LlamaServer, &socket(), |input| input.pooling = Some(4));
+    let args = args.unwrap();
+    assert!(args.contains("--embeddings") && !args.contains("--reranking"), "{args}");
+    let old = Flags::parse(&HELP.replace("--rerank, --reranking", ""));
+    let bare = profile(EngineChoice::Auto);
+    let args = line(&bare, EngineKind::LlamaServer, &socket(), |input| {
+        input.pooling = Some(4);
+        input.flags = &old;
+    });
+    assert!(args.unwrap().contains("--embeddings"), "what nobody asked for is no reason to refuse");
 }
 
 #[test]

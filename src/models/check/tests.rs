@@ -237,6 +237,39 @@ fn a_model_that_is_missing_or_cut_is_refused_with_the_engine_that_was_chosen() {
 }
 
 #[test]
+fn a_model_that_embeds_or_ranks_alone_is_known_as_such_once_it_was_checked() {
+    let machine = Machine::new();
+    machine.llama_server();
+    machine.program("bin/serve", "");
+    let sole = |engine: EngineChoice| {
+        let profile = machine.profile(engine.clone());
+        machine.run(engine).unwrap().sole(&profile)
+    };
+    machine.model("bert");
+    let embeds = Sole { model: "a.gguf".into(), capability: Capability::Embed };
+    assert_eq!(sole(EngineChoice::Auto), Some(embeds.clone()));
+    let command = EngineChoice::Command(vec!["serve".into(), "{port}".into()]);
+    assert_eq!(sole(command), None, "what a foreign program does with it is not known");
+    machine.model("llama");
+    assert_eq!(sole(EngineChoice::Auto), None);
+
+    let folder = machine.path("models/a.gguf");
+    fs::remove_file(&folder).unwrap();
+    fs::create_dir(&folder).unwrap();
+    for file in ["tokenizer.json", "model.safetensors"] {
+        fs::write(folder.join(file), "{}").unwrap();
+    }
+    for (class, capability) in
+        [("BertModel", Capability::Embed), ("BertForSequenceClassification", Capability::Rerank)]
+    {
+        let config = format!(r#"{{"model_type":"bert","architectures":["{class}"]}}"#);
+        fs::write(folder.join("config.json"), config).unwrap();
+        let model = embeds.model.clone();
+        assert_eq!(sole(EngineChoice::Candle), Some(Sole { model, capability }));
+    }
+}
+
+#[test]
 fn a_commands_program_is_looked_up_and_its_model_may_be_anything() {
     let machine = Machine::new();
     let command = |program: &str| EngineChoice::Command(vec![program.into(), "{port}".into()]);

@@ -1,14 +1,44 @@
 //! What a model is for, by what its files say.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::entry::Kind;
+use crate::{models::gguf::Header, spec::profile::Capability};
 
 /// Pooling of models that give scores. Source: `enum llama_pooling_type`.
 const RANK: u32 = 4;
+
+/// Says what a model does alone, by the header of its file; nothing of one that writes text, or does something
+/// else. Names of files are no proof.
+pub(in crate::models) fn sole_of_header(header: &Header) -> Option<Capability> {
+    let general_type = header.general_type.as_deref();
+    sole(of_gguf(general_type, &header.architecture, header.pooling, ""))
+}
+
+/// Says what a model does alone, by the `config.json` of its folder.
+pub(in crate::models) fn sole_of_folder(folder: &Path) -> Option<Capability> {
+    let config = fs::read(folder.join("config.json")).ok()?;
+    let config: Config = serde_json::from_slice(&config).ok()?;
+    sole(config.kind(folder.join("modules.json").exists()))
+}
+
+fn sole(kind: Kind) -> Option<Capability> {
+    match kind {
+        Kind::Embed => Some(Capability::Embed),
+        Kind::Rerank => Some(Capability::Rerank),
+        Kind::Chat
+        | Kind::Whisper
+        | Kind::Speech
+        | Kind::Image
+        | Kind::Projector
+        | Kind::Adapter
+        | Kind::Draft
+        | Kind::Other => None,
+    }
+}
 
 /// What a `config.json` says that an inventory shows.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]

@@ -34,6 +34,7 @@ use std::{
 };
 
 use self::files::Stat;
+pub(super) use self::kinds::{sole_of_folder, sole_of_header};
 pub use self::{
     clean::{
         Plan, Removal, Revisions, Rubbish, USUAL_AGE, Wish, freeable, plan as clean_plan, remove,

@@ -23,12 +23,13 @@ pub(super) use self::{
     turns::Turn,
 };
 use super::{reply::Fault, tls::Certificate};
-use crate::config::keys::{Key, Keys, Role};
+use crate::{
+    config::keys::{Key, Keys, Role},
+    spec::control::is_control,
+};
 
 /// Paths that anybody may read: they tell whether the daemon lives, and nothing else.
 const OPEN: [&str; 5] = ["/", "/health", "/healthz", "/livez", "/readyz"];
-/// Paths of orders, and what is below them.
-const CONTROL: [&str; 4] = ["/v1/slots", "/v1/daemon", "/v1/requests", "/v1/plan"];
 /// What stands before a key among the protocols of a web socket.
 const SUBPROTOCOL_KEY: &[u8] = b"openai-insecure-api-key.";
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -168,13 +169,6 @@ fn needed(method: &Method, path: &str) -> Option<Role> {
     Some(if is_control(path) { Role::Admin } else { Role::Infer })
 }
 
-/// Tells whether a path is one of the control API's.
-pub(super) fn is_control(path: &str) -> bool {
-    CONTROL.iter().any(|control| {
-        path.strip_prefix(control).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    })
-}
-
 /// Returns the key in a value of `authorization`.
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, key) = value.split_at_checked(7)?;
@@ -240,6 +234,9 @@ mod tests {
             (Method::POST, "/v1/daemon/upgrade", Some(Role::Admin)),
             (Method::DELETE, "/v1/requests/3", Some(Role::Admin)),
             (Method::POST, "/v1/plan", Some(Role::Admin)),
+            (Method::GET, "/v1/inventory", Some(Role::Admin)),
+            (Method::DELETE, "/v1/pulls/3", Some(Role::Admin)),
+            (Method::POST, "/v1/fit", Some(Role::Admin)),
             (Method::GET, "/v1/slotsx", Some(Role::Infer)),
             (Method::GET, "/v1/../v1/slots", Some(Role::Infer)),
         ] {

@@ -39,7 +39,7 @@ pub(super) fn untagged(name: &str) -> &str {
 pub(super) fn tags(table: &RouteTable) -> Response<Body> {
     let models: Vec<Value> = table
         .listed()
-        .filter(|(_, route)| !capabilities(&route.profile).is_empty())
+        .filter(|(_, route)| !capabilities(route).is_empty())
         .map(|(name, route)| {
             let mut entry = entry(name, route);
             entry.insert("modified_at".to_owned(), rfc3339(UNKNOWN_TIME).into());
@@ -94,7 +94,7 @@ pub(super) fn show(table: &RouteTable, body: &[u8]) -> Result<Response<Body>, Fa
         "license": "",
         "details": details(profile),
         "model_info": info,
-        "capabilities": capabilities(profile),
+        "capabilities": capabilities(route),
         "modified_at": rfc3339(UNKNOWN_TIME),
     });
     Ok(json_response(StatusCode::OK, &shown))
@@ -151,18 +151,19 @@ fn details(profile: &Profile) -> Value {
 
 /// What a slot can do, in Ollama's words. Whether a model was taught tools only its template says;
 /// engines that take them pass for able.
-fn capabilities(profile: &Profile) -> Vec<&'static str> {
+fn capabilities(route: &Route) -> Vec<&'static str> {
+    let profile = &route.profile;
     let mut words = Vec::new();
-    if profile.offers(Capability::Chat) || profile.offers(Capability::Completion) {
+    if route.offers(Capability::Chat) || route.offers(Capability::Completion) {
         words.push("completion");
     }
-    if profile.offers(Capability::Chat) && profile.engine != EngineChoice::Candle {
+    if route.offers(Capability::Chat) && profile.engine != EngineChoice::Candle {
         words.push("tools");
     }
     if profile.args.iter().any(|arg| arg.starts_with("--mmproj")) {
         words.push("vision");
     }
-    if profile.offers(Capability::Embed) {
+    if route.offers(Capability::Embed) {
         words.push("embedding");
     }
     words
