@@ -13,7 +13,7 @@ use crate::{
         ladder::RungView,
         memory::{Basis, GpuNeed, Need, Share},
         profile::Capability,
-        residence::Orders,
+        residence::{Orders, Unmet},
     },
     supervisor::{Relieved, SlotView, StateView, Wait},
 };
@@ -82,6 +82,10 @@ pub struct SlotObject {
     /// While queued: it needs more than this machine has, whoever goes.
     #[serde(default)]
     pub too_large: bool,
+    /// What the machine has less of than its profile asks for under `[needs]`, one clause; `null` for a slot that is
+    /// not skipped for that, and while an engine is there.
+    #[serde(default)]
+    pub skipped: Option<String>,
     /// While queued: what it will take of the host's memory, where that is known.
     #[serde(default)]
     pub need_bytes: Option<Bytes>,
@@ -223,6 +227,7 @@ impl SlotObject {
             retry_in_ms: retry_in(&view.state, now),
             waits_for,
             too_large: is_too_large(&view.state),
+            skipped: None,
             need_bytes: need.map(|need| need.host),
             need_gpu_bytes: need.and_then(|need| need.gpu.as_ref()).map(GpuNeed::least),
             promised_bytes: view.promised.as_ref().map(|share| share.host),
@@ -272,6 +277,27 @@ fn progress(state: &StateView, since: Duration) -> (Option<u32>, Option<u8>, Opt
         (None, *percent, Some(ms(since)))
     } else {
         (None, None, None)
+    }
+}
+
+/// Returns what a slot without an engine is skipped for; `unmet` looks at the machine.
+pub(super) fn skipped(state: &StateView, unmet: impl FnOnce() -> Option<Unmet>) -> Option<Unmet> {
+    match state {
+        StateView::Queued { wait: Wait::Skipped { unmet }, .. } => Some(*unmet),
+        StateView::Offline
+        | StateView::Queued { .. }
+        | StateView::Backoff { .. }
+        | StateView::Failed => unmet(),
+        StateView::Starting { .. }
+        | StateView::Ready { .. }
+        | StateView::Unready { .. }
+        | StateView::Draining { .. }
+        | StateView::Stopping { .. }
+        | StateView::Reaping { .. }
+        | StateView::Absent { .. }
+        | StateView::Coming { .. }
+        | StateView::Present { .. }
+        | StateView::Parting => None,
     }
 }
 

@@ -173,9 +173,14 @@ impl Client {
         Ok(settings.map_err(Failure::Settings)?.state_dir)
     }
 
+    /// Tells whether the daemon's files are those of this machine, as far as can be told.
+    pub(super) fn is_beside_daemon(&self) -> bool {
+        self.base == OVER_SOCKET
+    }
+
     /// Fails unless the daemon's files are those of this machine, as far as can be told.
     pub(super) fn beside_daemon(&self, order: &str) -> Result<(), Failure> {
-        if self.base == OVER_SOCKET {
+        if self.is_beside_daemon() {
             return Ok(());
         }
         let message =

@@ -48,6 +48,7 @@ pub(super) fn ready() -> SlotObject {
         retry_in_ms: None,
         waits_for: None,
         too_large: false,
+        skipped: None,
         need_bytes: None,
         need_gpu_bytes: None,
         promised_bytes: None,
@@ -143,6 +144,16 @@ pub(super) fn giant() -> SlotObject {
         waiting: 0,
         source: PathBuf::from("/etc/slotd/profiles/giant.toml"),
         ..queued()
+    }
+}
+
+/// One that needs another machine.
+pub(super) fn skipped() -> SlotObject {
+    SlotObject {
+        slot: "elsewhere".parse().unwrap(),
+        skipped: Some("its profile needs `gpus` = 1, and 0 are there".to_owned()),
+        source: PathBuf::from("/etc/slotd/profiles/elsewhere.toml"),
+        ..offline()
     }
 }
 
@@ -315,6 +326,8 @@ pub(super) fn daemon() -> DaemonObject {
         control: PathBuf::from("/run/slotd/control.sock"),
         state_dir: PathBuf::from("/var/lib/slotd"),
         profile_dirs: vec![PathBuf::from("/etc/slotd/profiles")],
+        places: None,
+        memory_limit_bytes: None,
         pressure: Some(PressureObject {
             level: "elevated".to_owned(),
             throttle: 0.5,

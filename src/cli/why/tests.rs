@@ -449,3 +449,23 @@ fn a_kept_slot_that_pressure_keeps_out_says_what_it_waits_for() {
       - wait: it comes back by itself; the next request or `slotd load coder` loads it at once
     ");
 }
+
+/// It said that the next request loads it, and that a load does so at once.
+#[test]
+fn a_slot_that_needs_another_machine_says_so_at_rest_too() {
+    assert_snapshot!(text(&example::skipped()), @r"
+    elsewhere: offline
+
+    what happened
+      - it is skipped on this machine: its profile needs `gpus` = 1, and 0 are there
+
+    what you can do
+      - ask for less under `[needs]` in /etc/slotd/profiles/elsewhere.toml, or run it on a machine that has it
+    ");
+    let queued = SlotObject { state: "queued".to_owned(), ..example::skipped() };
+    let told = text(&queued);
+    assert!(
+        told.ends_with("has it; `slotd unload elsewhere` takes it out of the line\n"),
+        "{told}"
+    );
+}
