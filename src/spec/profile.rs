@@ -242,6 +242,11 @@ impl Profile {
         self.external().is_some()
     }
 
+    /// Tells whether it is kept loaded though nobody asks.
+    pub fn is_kept(&self) -> bool {
+        self.autostart || self.essential
+    }
+
     /// Returns the model as the profile names it.
     pub fn model_name(&self) -> Option<String> {
         let named = self.model.as_ref().map(ModelSource::typed);

@@ -54,7 +54,7 @@ impl Neighbours {
     fn alone(profile: &Profile, held: Option<u32>, policy: &Policy) -> Self {
         let mut one = Self::default();
         let need = CoreNeed::expected(profile, policy.machine);
-        let is_kept = is_kept(profile);
+        let is_kept = profile.is_kept();
         let others = match (held, need) {
             (Some(held), _) => held,
             (None, CoreNeed::Said(_) | CoreNeed::Feeder) if is_kept => need.counted(0),
@@ -78,7 +78,7 @@ impl Neighbours {
     /// is counted with until its engine is known.
     pub(super) fn share(&self, profile: &Profile, policy: &Policy) -> (u32, u32) {
         let free = policy.machine.cores.saturating_sub(self.taken);
-        let parts = self.expected(is_kept(profile)).saturating_add(1);
+        let parts = self.expected(profile.is_kept()).saturating_add(1);
         let share = free.div_ceil(parts).max(1);
         (share, CoreNeed::expected(profile, policy.machine).counted(share))
     }
@@ -89,10 +89,6 @@ impl Neighbours {
         let is_guest_due = self.visiting == 0 && self.away > 0 && (is_kept || others_kept == 0);
         self.coming + u32::from(is_guest_due)
     }
-}
-
-fn is_kept(profile: &Profile) -> bool {
-    profile.autostart || profile.essential
 }
 
 #[cfg(test)]

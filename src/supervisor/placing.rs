@@ -107,7 +107,8 @@ impl Supervisor {
         let is_waiting =
             is_anybody_out || line.iter().any(is_in_line) || self.slots.values().any(is_queued);
         let waited = served.is_urgent.then(|| self.waited(&line));
-        self.look.again(self.now, waited, is_waiting);
+        let back_after = self.is_anybody_away().then_some(self.policy.restore_after);
+        self.look.again(self.now, waited, (is_waiting, back_after));
     }
 
     /// Returns how long the first of those has waited that others make room for.

@@ -56,7 +56,7 @@ pub(super) fn next(
     if step == Step::BackDown {
         return Next::AtOnce; // (2)
     }
-    let resident = profile.autostart || profile.essential;
+    let resident = profile.is_kept();
     let earlier = *tally;
     tally.deaths = tally.deaths.saturating_add(1);
     let needs_person = death.verdict.needs_person() || step == Step::Exhausted; // (3)
@@ -77,7 +77,7 @@ pub(super) fn next(
 
 /// Tells whether somebody told an engine to end that nobody wants loaded for good.
 pub(super) fn was_a_wish(profile: &Profile, death: &Death) -> bool {
-    let resident = profile.autostart || profile.essential;
+    let resident = profile.is_kept();
     death.phase == Phase::Serving && !resident && was_told_to_end(death)
 }
 

@@ -170,8 +170,7 @@ impl Slot {
         self.generation = self.generation.next();
         self.rss = None;
         self.share = Share::default();
-        let is_kept = self.profile.autostart || self.profile.essential;
-        let cause = if is_kept { Cause::Keep } else { Cause::Demand };
+        let cause = if self.profile.is_kept() { Cause::Keep } else { Cause::Demand };
         if self.profile.residence.asks.is_any() {
             // Whether the machine is one for it comes before everything else: nothing is known of it yet.
             let (began, needs) = (context.now, Arc::default());

@@ -139,10 +139,7 @@ impl Slot {
 
     /// Returns why it is started, until it is.
     pub(super) fn cause(&self) -> Option<Cause> {
-        if let State::Sizing { cause, .. } | State::Queued(Queued { cause, .. }) = &self.state {
-            return Some(*cause);
-        }
-        None
+        self.state.cause()
     }
 
     /// Returns the kinds of work that it is counted for where those are limited.

@@ -142,6 +142,14 @@ pub(super) enum After {
 }
 
 impl State {
+    /// Says why a slot is started that is not yet.
+    pub(super) fn cause(&self) -> Option<Cause> {
+        if let Self::Sizing { cause, .. } | Self::Queued(Queued { cause, .. }) = self {
+            return Some(*cause);
+        }
+        None
+    }
+
     /// Says anew why a slot is started that is not yet.
     pub(super) fn set_cause(&mut self, to: Cause) {
         if let Self::Sizing { cause, .. } | Self::Queued(Queued { cause, .. }) = self {

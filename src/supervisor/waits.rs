@@ -49,6 +49,9 @@ pub enum Wait {
     Never {
         /// What is lacking.
         lack: Shortage,
+        /// Who holds memory, and makes room for nobody: pinned, or there until memory runs short.
+        #[serde(default)]
+        stayers: Arc<[Holder]>,
     },
     /// Nothing: it needs more than this machine has for engines, whoever goes.
     TooLarge {
@@ -160,8 +163,13 @@ impl Wait {
             Self::Room { lack } => {
                 format!("{}; no slot may make room for it", lack.clause())
             }
-            Self::Never { lack } => {
-                format!("{}, even if all that may go were gone", lack.clause())
+            Self::Never { lack, stayers } => {
+                let clause = format!("{}, even if all that may go were gone", lack.clause());
+                match stayers.len() {
+                    0 => clause,
+                    1 => format!("{clause}; {} makes room for nobody", held(lack, stayers)),
+                    _ => format!("{clause}; {} make room for nobody", held(lack, stayers)),
+                }
             }
             Self::TooLarge { lack } => {
                 format!("{} on this machine, whoever goes", lack.clause())

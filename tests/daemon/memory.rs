@@ -46,7 +46,7 @@ async fn a_slot_that_does_not_fit_waits_until_the_other_is_gone() {
     assert_eq!((&queued["state"], &queued["need_bytes"]), (&json!("queued"), &json!(60_u64 << 20)));
     assert_eq!(
         queued["waits_for"],
-        "it needs 60 MiB of memory, and 40 MiB can be had, even if all that may go were gone"
+        "it needs 60 MiB of memory, and 40 MiB can be had, even if all that may go were gone; held (60 MiB) makes room for nobody"
     );
     assert_eq!(daemon.slot("held").await["state"], "ready");
 

@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use slotd::{
-    spec::{death::ExitStatus, profile::Profile},
+    spec::{
+        death::ExitStatus,
+        profile::Profile,
+        residence::{Residence, WhenFull},
+    },
     supervisor::{Policy, SlotEvent, StateView, Wait},
 };
 
-use super::machine::{GIB, Machine, need, profile, slot, works};
+use super::machine::{GIB, Machine, need, profile, residence, slot, works};
 
 fn waits_for_room(machine: &Machine, name: &str) -> bool {
     matches!(machine.view(name).state, StateView::Queued { wait: Wait::Room { .. }, .. })
@@ -122,4 +126,69 @@ fn one_that_climbs_into_room_that_is_gone_goes_back_to_its_rung() {
     machine.strangers = 5 * GIB;
     machine.pass(Duration::from_mins(1));
     assert_eq!((machine.state("chat"), machine.view("chat").rung_index), ("ready", 1));
+}
+
+/// It came forward anew as one that nobody had asked for, and was taken out of the line without a word.
+#[test]
+fn an_edit_of_one_in_line_takes_back_no_order() {
+    let mut machine = Machine::new(8 * GIB, &[], Policy::default(), 7);
+    let works = || works(vec![need(5000, None)]);
+    let refusing = Residence { when_full: WhenFull::Refuse, ..Residence::default() };
+    let first = (profile("first"), works());
+    machine.have([first.clone(), (residence("second", refusing), works())]);
+    machine.request(&slot("first"));
+    machine.settle();
+    machine.pass(Duration::from_mins(2));
+    machine.ask(&slot("second"), SlotEvent::LoadRequested);
+    machine.pass(Duration::from_secs(5));
+    assert_eq!((machine.state("first"), machine.state("second")), ("ready", "queued"));
+    machine.have([first, (profile("second"), works())]);
+    machine.pass(Duration::from_secs(30));
+    assert_eq!((machine.state("first"), machine.state("second")), ("offline", "ready"));
+}
+
+/// Nobody said who would have to be let go.
+#[test]
+fn one_that_never_fits_names_those_that_make_room_for_nobody() {
+    let mut machine = Machine::new(8 * GIB, &[], Policy::default(), 7);
+    let works = |mib| works(vec![need(mib, None)]);
+    let pinned = Residence { pinned: true, ..Residence::default() };
+    machine.have([
+        (residence("first", pinned), works(4000)),
+        (profile("warm"), works(500)),
+        (profile("second"), works(5000)),
+    ]);
+    for name in ["first", "warm"] {
+        machine.request(&slot(name));
+        machine.settle();
+    }
+    machine.ask(&slot("second"), SlotEvent::LoadRequested);
+    machine.pass(Duration::from_mins(2));
+    let StateView::Queued { wait: Wait::Never { stayers, .. }, .. } = &machine.view("second").state
+    else {
+        panic!("{:?}", machine.view("second").state)
+    };
+    let named: Vec<_> = stayers.iter().map(|one| one.slot.as_str()).collect();
+    assert_eq!(named, ["first"]);
+}
+
+/// The next look was up to 15 s away, however soon it was to come back.
+#[test]
+fn who_was_displaced_comes_back_soon_after_the_other_one_has_rested() {
+    let policy = Policy {
+        restore_after: Duration::from_secs(4),
+        min_residency: Duration::from_secs(2),
+        ..Policy::default()
+    };
+    let mut machine = Machine::new(8 * GIB, &[], policy, 7);
+    let kept = Profile { autostart: true, ..profile("kept") };
+    let works = || works(vec![need(5000, None)]);
+    machine.have([(kept, works()), (profile("guest"), works())]);
+    machine.pass(Duration::from_mins(1));
+    machine.request(&slot("guest"));
+    machine.settle();
+    machine.pass(Duration::from_secs(1));
+    assert_eq!((machine.state("kept"), machine.state("guest")), ("offline", "ready"));
+    machine.pass(Duration::from_secs(9));
+    assert_ne!(machine.state("guest"), "ready", "it still has the room");
 }

@@ -151,8 +151,7 @@ impl Supervisor {
 impl Slot {
     /// Says when it comes back after it has made room.
     pub(super) fn restore(&self) -> Restore {
-        let is_kept = self.profile.autostart || self.profile.essential;
-        let usual = if is_kept { Restore::WhenIdle } else { Restore::WhenRoom };
+        let usual = if self.profile.is_kept() { Restore::WhenIdle } else { Restore::WhenRoom };
         self.profile.residence.restore.unwrap_or(usual)
     }
 }

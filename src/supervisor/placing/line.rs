@@ -63,7 +63,7 @@ pub(super) struct Served {
     pub(super) is_urgent: bool,
 }
 
-/// Those that may ever make room for another, on their way out or not.
+/// Those that may ever make room for another, on their way out or not; and those that may not.
 #[derive(Debug, Default)]
 pub(super) struct Goers {
     /// What they hold together.
@@ -73,6 +73,8 @@ pub(super) struct Goers {
     pub(super) kinds: BTreeMap<Capability, i64>,
     /// Those that are not on their way out.
     pub(super) holders: Arc<[Holder]>,
+    /// Those that make room for nobody.
+    pub(super) stayers: Arc<[Holder]>,
 }
 
 impl Supervisor {
@@ -249,20 +251,25 @@ impl Supervisor {
     /// Sums up those that may ever go.
     fn goers(&self) -> Goers {
         let mut goers = Goers::default();
-        let mut holders = Vec::new();
+        let (mut holders, mut stayers) = (Vec::new(), Vec::new());
         for (name, slot) in &self.slots {
-            let Some(share) = slot.held().filter(|_| slot.may_ever_go()) else { continue };
-            goers.share.add(&share);
+            let Some(share) = slot.held() else { continue };
             let gpus = share.gpus.values().fold(0_u64, |sum, one| sum.saturating_add(one.0));
+            let holder = Holder { slot: name.clone(), host: share.host, gpus: Bytes(gpus) };
+            if !slot.may_ever_go() {
+                stayers.push(holder);
+                continue;
+            }
+            goers.share.add(&share);
             goers.count = goers.count.saturating_add(1);
             for kind in slot.kinds() {
                 *goers.kinds.entry(*kind).or_default() += 1;
             }
             if !slot.is_leaving() {
-                holders.push(Holder { slot: name.clone(), host: share.host, gpus: Bytes(gpus) });
+                holders.push(holder);
             }
         }
-        goers.holders = holders.into();
+        (goers.holders, goers.stayers) = (holders.into(), stayers.into());
         goers
     }
 

@@ -14,7 +14,8 @@ const FRESH: Duration = Duration::from_millis(200);
 /// of the wait so far, so that no look is late by more than that. A look takes milliseconds.
 const URGENT: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(100);
-/// How often it is looked for room for those that wait until there is some, displaced ones among them.
+/// How often it is looked for room for those that wait until there is some; for displaced ones sooner where they come
+/// back sooner, so that few are late by more than a quarter of that.
 const CALM: Duration = Duration::from_secs(15);
 /// A reading that has not come after this time is asked for once more.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -89,15 +90,22 @@ impl Look {
         commands.push(Command::ReadMemory);
     }
 
-    /// Sets the time of the next look. `waited` is for how long others have been asked to make room.
-    pub(crate) fn again(&mut self, now: Monotime, waited: Option<Duration>, is_waiting: bool) {
+    /// Sets the time of the next look. `waited` is for how long others have been asked to make room, `back_after` for how
+    /// long others rest before displaced ones come back, where there are some.
+    pub(crate) fn again(
+        &mut self,
+        now: Monotime,
+        waited: Option<Duration>,
+        (is_waiting, back_after): (bool, Option<Duration>),
+    ) {
         self.is_due = false;
         if matches!(self.next, Next::Answer(_)) {
             return;
         }
+        let calm = back_after.map_or(CALM, |after| (after / 4).clamp(URGENT, CALM));
         self.next = match (waited, is_waiting) {
             (Some(waited), _) => Next::Look(now.after((waited / 4).clamp(SOON, URGENT))),
-            (None, true) => Next::Look(now.after(CALM)),
+            (None, true) => Next::Look(now.after(calm)),
             (None, false) => Next::Nothing,
         };
     }

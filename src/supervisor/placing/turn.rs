@@ -94,7 +94,7 @@ pub(super) fn why(
     if may_return || would_do(&stand.pools.without_strangers()) {
         return Wait::Room { lack };
     }
-    Wait::Never { lack }
+    Wait::Never { lack, stayers: Arc::clone(&goers.stayers) }
 }
 
 /// Finds a lower rung for one that left it to climb, where somebody else has taken the room meanwhile.

@@ -112,8 +112,7 @@ impl Slot {
             }
             Input::Edited { .. } => {
                 self.forgive();
-                let Profile { autostart, essential, .. } = *self.profile;
-                if autostart || essential || self.profile.is_external() {
+                if self.profile.is_kept() || self.profile.is_external() {
                     self.start(context)
                 } else {
                     State::Offline

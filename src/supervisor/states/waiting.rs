@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    spec::memory::Share,
+    spec::{memory::Share, profile::Profile},
     supervisor::{
         command::{Command, Refusal},
         cores::Neighbours,
@@ -122,13 +122,14 @@ impl Slot {
                 self.refuse_all(&Refusal::SlotGone, context);
                 State::Gone
             }
+            // The order that comes with it says for whom.
             Input::Restart => self.start(context),
-            Input::Edited { previous } if !self.profile.starts_same_engine(&previous) => {
-                self.start(context)
-            }
             // What it needs may be what was edited.
-            Input::Edited { previous } if self.profile.residence != previous.residence => {
-                self.start(context)
+            Input::Edited { previous }
+                if !self.profile.starts_same_engine(&previous)
+                    || self.profile.residence != previous.residence =>
+            {
+                self.begin_again(same.cause(), &previous, context)
             }
             Input::Edited { .. }
             | Input::Load(_)
@@ -149,6 +150,25 @@ impl Slot {
             | Input::Exited { .. }
             | Input::Reaped => same,
         }
+    }
+
+    /// Begins anew with the profile as it is now, for whoever asked: an edit takes back no order.
+    fn begin_again(
+        &mut self,
+        cause: Option<Cause>,
+        previous: &Profile,
+        context: &mut Context<'_>,
+    ) -> State {
+        let mut next = self.start(context);
+        match cause {
+            // Whether it is kept loaded is for the profile to say.
+            Some(Cause::Keep) if previous.is_kept() => {}
+            Some(cause @ (Cause::Order | Cause::Rule | Cause::Restore | Cause::Keep)) => {
+                next.set_cause(cause);
+            }
+            Some(Cause::Demand) | None => {}
+        }
+        next
     }
 
     /// Notes that a person or a rule wants it up, and others to make room for it. What a person has said stands.
