@@ -255,6 +255,48 @@ const TOOLS_TEMPLATE: &str = "{% if tools %}Call {{ tools | tojson }} as <tool_c
     {{ message.role }}: {{ message.content }}{% if message.tool_calls %}\
     {{ message.tool_calls[0].function.arguments.text }}{% endif %}\n{% endfor %}";
 
+#[tokio::test]
+async fn half_a_call_that_had_to_be_made_is_told_to_nobody() {
+    let folder = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
+    let model = random_model::write(folder.path(), &random_model::KINDS[0], Some(TOOLS_TEMPLATE));
+    let socket = folder.path().join("worker.sock");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
+    command.arg("worker").arg("--model").arg(&model).arg("--socket").arg(&socket);
+    let worker = Engine::start(command.args(["--context", "2048", "--threads", "1"]), socket).await;
+    let parameters = json!({
+        "type": "object", "properties": { "city": { "enum": ["Rome"] } },
+        "required": ["city"], "additionalProperties": false,
+    });
+    let tool =
+        json!({ "type": "function", "function": { "name": "go", "parameters": parameters } });
+    let mut body = json!({
+        "messages": [{ "role": "user", "content": "Go." }], "temperature": 0.7, "seed": 3,
+        "tools": [tool], "tool_choice": "required", "max_tokens": 5,
+    });
+    let cut = worker.post("/v1/chat/completions", body.clone()).await;
+    let choice = &cut["choices"][0];
+    assert_eq!(
+        (&choice["message"]["content"], &choice["finish_reason"]),
+        (&Value::Null, &json!("length")),
+        "{cut}"
+    );
+    assert!(choice["message"].get("tool_calls").is_none(), "{cut}");
+
+    body["stream"] = json!(true);
+    let request = worker.client.post("http://engine/v1/chat/completions").body(body.to_string());
+    let text = timeout(DEADLINE, request.send()).await.unwrap().unwrap().text().await.unwrap();
+    assert!(!text.contains("name") && text.contains("\"finish_reason\":\"length\""), "{text}");
+
+    body["stream"] = json!(false);
+    body["max_tokens"] = json!(400);
+    body["stop"] = json!(["city"]);
+    let whole = worker.post("/v1/chat/completions", body).await;
+    let choice = &whole["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{whole}");
+    let arguments = choice["message"]["tool_calls"][0]["function"]["arguments"].as_str().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(arguments).unwrap(), json!({ "city": "Rome" }));
+}
+
 /// A model of random weights calls nothing of itself: that it calls well is the grammar's doing.
 #[tokio::test]
 async fn a_tool_that_has_to_be_called_is_called_with_arguments_of_its_schema() {

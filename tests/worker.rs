@@ -21,6 +21,8 @@ use tokio::{
     time::timeout,
 };
 
+#[path = "worker/obeyed.rs"]
+mod obeyed;
 #[path = "worker/ranking.rs"]
 mod ranking;
 

@@ -79,6 +79,10 @@ pub struct PullRequest {
     /// What has to stay free on the disk; 1 GiB without it, or a twentieth of a smaller disk.
     #[serde(default)]
     pub reserve_bytes: Option<u64>,
+    /// Whether all of what is there is read, and what is damaged is fetched anew; without it only headers are
+    /// looked at.
+    #[serde(default)]
+    pub verify: bool,
 }
 
 /// Starts a pull and answers once it is known what is to be fetched, or why it is not; with a sentence

@@ -20,7 +20,8 @@ use super::{
 };
 use crate::{
     models::pull::{
-        Brake, Job, Patience, PullFault, PullStatus, Pulled, Reference, Site, Stage, pull,
+        Brake, Job, Manner, Patience, PullFault, PullStatus, Pulled, Reference, Scrutiny, Site,
+        Stage, pull,
     },
     runtime::since_1970,
     spec::Bytes,
@@ -50,9 +51,18 @@ pub(super) struct Options {
     /// What has to stay free on the disk [default: 1GiB, or a twentieth of a smaller disk]
     #[arg(long, value_name = "SIZE")]
     reserve: Option<Bytes>,
+    /// Read all of what is there, and fetch anew what is damaged; without it only headers are looked at
+    #[arg(long)]
+    verify: bool,
     /// Print what was fetched as JSON in the end
     #[arg(long)]
     json: bool,
+}
+
+impl Options {
+    fn scrutiny(&self) -> Scrutiny {
+        if self.verify { Scrutiny::Hashes } else { Scrutiny::Headers }
+    }
 }
 
 /// A pull as scripts see it.
@@ -95,6 +105,7 @@ async fn one(model: &Reference, options: &Options, site: Site) -> Result<(), Fai
         reserve: options.reserve,
         patience: Patience::default(),
         brake: Brake::none(),
+        manner: Manner { scrutiny: options.scrutiny(), ..Manner::default() },
         clock: since_1970,
     };
     let status = watched.clone();

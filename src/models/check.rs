@@ -15,6 +15,7 @@ use super::{
     gguf::{self, Header, HeaderFault},
     inventory,
     locate::{LocateFault, Located, locate, locate_any, locate_or_encoder},
+    mend::with_command,
     port, safetensors,
 };
 use crate::{
@@ -219,7 +220,7 @@ impl Checks {
         checked.map_err(|refused| {
             let (verdict, reason) = match self.to_be_fetched(profile, &refused) {
                 Some(reason) => (Verdict::ModelNotFetched, reason),
-                None => (refused.verdict, refused.reason),
+                None => (refused.verdict, with_remedy(profile, refused.reason)),
             };
             Refused { engine: Some(chosen), verdict, reason }
         })
@@ -293,10 +294,19 @@ impl Checks {
                 | LocateFault::Dangling(_)
                 | LocateFault::Unreadable { .. }
                 | LocateFault::NotInCache { .. }
-                | LocateFault::NotInRepo { .. } => Verdict::MissingFile,
+                | LocateFault::NotInRepo { .. }
+                | LocateFault::NotListed { .. } => Verdict::MissingFile,
             };
             Refused::new(verdict, whole(&fault))
         })
+    }
+}
+
+/// Adds the command that mends a damaged model of the hub.
+fn with_remedy(profile: &Profile, reason: String) -> String {
+    match &profile.model {
+        Some(source @ ModelSource::Hub { .. }) => with_command(reason, &source.typed()),
+        Some(ModelSource::File { .. }) | None => reason,
     }
 }
 

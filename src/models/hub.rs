@@ -10,6 +10,7 @@ use hf_hub::Repo;
 
 use super::{
     gguf::shard_of,
+    inventory::listed_files,
     locate::{LocateFault, Located},
 };
 use crate::spec::profile::ModelSource;
@@ -44,7 +45,7 @@ pub fn hub_cache_dir(environment: &dyn Fn(&str) -> Option<OsString>) -> Option<P
 
 /// Finds the GGUF file of a repository with a quantisation, and the projector beside it.
 pub(super) fn find_file(source: &ModelSource, hub: &Path) -> Result<Located, LocateFault> {
-    let snapshot = snapshot(source, hub)?;
+    let snapshot = snapshot(source, hub).map_err(|fault| unlisted(source, hub).unwrap_or(fault))?;
     let names = gguf_names(&snapshot);
     let models: Vec<&str> =
         names.iter().map(String::as_str).filter(|name| is_model(name)).collect();
@@ -52,10 +53,12 @@ pub(super) fn find_file(source: &ModelSource, hub: &Path) -> Result<Located, Loc
         ModelSource::Hub { quant, .. } => quant.as_deref(),
         ModelSource::File { .. } => None,
     };
-    let chosen = choose(&models, quant).ok_or_else(|| LocateFault::NotInRepo {
-        model: source.typed(),
-        found: listed(&models),
-        folder: snapshot.clone(),
+    let chosen = choose(&models, quant).ok_or_else(|| {
+        unlisted(source, hub).unwrap_or_else(|| LocateFault::NotInRepo {
+            model: source.typed(),
+            found: listed(&models),
+            folder: snapshot.clone(),
+        })
     })?;
     let path = snapshot.join(chosen);
     if !path.exists() {
@@ -64,6 +67,17 @@ pub(super) fn find_file(source: &ModelSource, hub: &Path) -> Result<Located, Loc
     }
     let mmproj = projector(&names, chosen).map(|name| snapshot.join(name));
     Ok(Located { path, mmproj: mmproj.filter(|path| path.exists()) })
+}
+
+/// Says that no pull brings the GGUF file of `source`: the hub's list of the revision is here and names none.
+pub(super) fn unlisted(source: &ModelSource, hub: &Path) -> Option<LocateFault> {
+    let ModelSource::Hub { repo, quant, revision } = source else { return None };
+    let folder = hub.join(Repo::model(repo.clone()).folder_name());
+    let names = listed_files(&folder, &commit_of(&folder, revision.as_deref())?)?;
+    let models: Vec<&str> =
+        names.iter().map(String::as_str).filter(|name| is_model(name)).collect();
+    let is_there = choose(&models, quant.as_deref()).is_some();
+    (!is_there).then(|| LocateFault::NotListed { model: source.typed(), found: listed(&models) })
 }
 
 /// Finds the folder that holds the files of a repository's revision.

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::{
     gguf::{self, shard_of},
-    hub,
+    hub, inventory,
 };
 use crate::spec::profile::ModelSource;
 
@@ -84,6 +84,14 @@ pub enum LocateFault {
         /// The folder of the repository's files.
         folder: PathBuf,
     },
+    /// The hub has told what the revision consists of, and that file is not among it.
+    #[error("model `{model}` is not in its repository, which has {found}; correct `model`")]
+    NotListed {
+        /// The model as the profile names it.
+        model: String,
+        /// The GGUF models that the repository has.
+        found: String,
+    },
 }
 
 /// Finds the GGUF file that `source` names. A repository is looked up in the cache at `hub`; nothing
@@ -113,7 +121,11 @@ pub(super) fn locate_any(source: &ModelSource, hub: &Path) -> Result<Located, Lo
     let path = match source {
         ModelSource::File { typed, candidates } => find(typed, candidates)?,
         ModelSource::Hub { quant, .. } => match hub::find_file(source, hub) {
-            Err(LocateFault::NotInRepo { .. }) if quant.is_none() => hub::snapshot(source, hub)?,
+            Err(LocateFault::NotInRepo { .. } | LocateFault::NotListed { .. })
+                if quant.is_none() =>
+            {
+                hub::snapshot(source, hub)?
+            }
             other => return other,
         },
     };
@@ -135,10 +147,11 @@ pub(super) fn locate_or_encoder(source: &ModelSource, hub: &Path) -> Result<Loca
     })
 }
 
-/// Says where a source's model is, or the folder that holds it; `None` where it is not there.
+/// Says where a source's model is, or the folder that holds it; of one that is not whole where it is to be.
+/// `None` where nothing of it is there.
 pub fn whereabouts(source: &ModelSource, hub: &Path) -> Option<PathBuf> {
     let located = locate(source, hub).or_else(|_| locate_any(source, hub));
-    located.ok().map(|located| located.path)
+    located.ok().map(|located| located.path).or_else(|| inventory::place_of(source, hub))
 }
 
 fn find(typed: &str, candidates: &[PathBuf]) -> Result<PathBuf, LocateFault> {

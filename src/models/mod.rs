@@ -11,6 +11,7 @@ pub mod gguf;
 mod hub;
 pub mod inventory;
 mod locate;
+mod mend;
 mod port;
 pub mod pull;
 pub mod safetensors;
@@ -20,6 +21,7 @@ pub use self::{
     engines::EngineBinary,
     hub::{hub_cache_dir, is_commit, usual_model},
     locate::{LocateFault, Located, locate, whereabouts},
+    mend::name_commands,
     port::{Holder, holder},
 };
 

@@ -35,6 +35,17 @@ impl Failure {
         }
     }
 
+    /// Says of a pull that has failed what it was for: a damaged model stays one.
+    pub(super) fn after(self, pull: Self) -> Self {
+        if self.verdict != Verdict::BadModel {
+            return pull;
+        }
+        let reason = format!("{}; {}", self.reason, pull.reason);
+        // Nobody waits for a model that is there.
+        let is_passing = pull.verdict == Verdict::StartTimeout;
+        Self { verdict: if is_passing { pull.verdict } else { self.verdict }, reason, ..self }
+    }
+
     pub(super) fn no_address(fault: &io::Error) -> Self {
         let reason = format!("no address could be had for the engine: {fault}");
         Self::new(Verdict::SpawnFailed, reason)

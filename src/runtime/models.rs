@@ -12,7 +12,7 @@ use super::{
 use crate::{
     admin,
     models::{
-        hub_cache_dir,
+        gguf, hub_cache_dir,
         inventory::{Headers, Inventory, Lacking, Stores, User, lacking, scan},
         whereabouts,
     },
@@ -63,6 +63,13 @@ pub(super) fn lack(tools: &Arc<Tools>) -> admin::LackReader {
         };
         Box::pin(async move { turn.at(PATIENCE, look).await.flatten() })
     })
+}
+
+/// Tells whether a slot's GGUF model is there and its header does not hold. Blocks on the disk.
+pub(super) fn is_damaged(tools: &Tools, profile: &Profile) -> bool {
+    let hub = hub_cache_dir(&|name| variable(tools, name)).unwrap_or_default();
+    let path = profile.model.as_ref().and_then(|source| whereabouts(source, &hub));
+    path.is_some_and(|path| path.is_file() && gguf::read(&path).is_err())
 }
 
 /// Says what a slot's model lacks. Blocks on the disk.

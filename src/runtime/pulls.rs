@@ -24,7 +24,8 @@ use super::clock::since_1970;
 use crate::{
     admin::{self, PullObject, PullRequest, ShortageObject},
     models::pull::{
-        Brake, Job, Patience, PullFault, PullStatus, Reference, Site, Stage, pull, said,
+        Brake, Formats, Job, Manner, Patience, PullFault, PullStatus, Reference, Scrutiny, Site,
+        Stage, pull, said,
     },
     spec::Bytes,
     store::{PullRecord, StateDir},
@@ -66,6 +67,36 @@ pub(super) struct Limits {
     rate: Bytes,
     /// What has to stay free on the disk, where that is not the usual.
     reserve: Option<Bytes>,
+    /// What it takes, and how it looks at what is there.
+    manner: Manner,
+}
+
+impl Limits {
+    /// Takes nothing but what an engine can load.
+    pub(super) fn of(formats: Formats) -> Self {
+        Self { manner: Manner { formats, ..Manner::default() }, ..Self::default() }
+    }
+
+    fn of_record(record: &PullRecord) -> Self {
+        let formats = if record.gguf_only { Formats::Gguf } else { Formats::Any };
+        let manner = Manner { scrutiny: scrutiny(record.verify), formats };
+        Self { rate: record.rate, reserve: record.reserve, manner }
+    }
+
+    fn record(self, model: String) -> PullRecord {
+        let Self { rate, reserve, manner } = self;
+        PullRecord {
+            model,
+            rate,
+            reserve,
+            verify: manner.scrutiny == Scrutiny::Hashes,
+            gguf_only: manner.formats == Formats::Gguf,
+        }
+    }
+}
+
+fn scrutiny(verify: bool) -> Scrutiny {
+    if verify { Scrutiny::Hashes } else { Scrutiny::Headers }
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +110,7 @@ struct Inner {
 #[derive(Debug)]
 struct Pull {
     wanted: Reference,
+    manner: Manner,
     watched: watch::Receiver<PullStatus>,
     cancel: CancellationToken,
 }
@@ -148,9 +180,9 @@ impl Pulls {
         }
         // All are there before the first begins: what that writes down names the others, too.
         self.under_way.take_over(begun.iter().map(|(_, record)| record.clone()).collect());
-        for (wanted, PullRecord { model, rate, reserve }) in begun {
-            info!(model, "pull goes on that an earlier daemon had begun");
-            self.start(wanted, Limits { rate, reserve });
+        for (wanted, record) in begun {
+            info!(model = record.model, "pull goes on that an earlier daemon had begun");
+            self.start(wanted, Limits::of_record(&record));
         }
     }
 
@@ -182,7 +214,7 @@ impl Pulls {
         self.inner().all.values().any(Pull::is_running)
     }
 
-    /// Starts a pull, or joins the one of the same model.
+    /// Starts a pull, or joins the one of the same model that takes the same and looks as closely.
     pub(super) fn start(
         &self,
         wanted: Reference,
@@ -190,7 +222,8 @@ impl Pulls {
     ) -> (u64, watch::Receiver<PullStatus>) {
         let mut inner = self.inner();
         while inner.tasks.try_join_next().is_some() {}
-        let running = inner.all.iter().find(|(_, pull)| pull.wanted == wanted && pull.is_running());
+        let is_same = |pull: &Pull| (&pull.wanted, pull.manner) == (&wanted, limits.manner);
+        let running = inner.all.iter().find(|(_, pull)| is_same(pull) && pull.is_running());
         if let Some((id, pull)) = running {
             return (*id, pull.watched.clone());
         }
@@ -202,8 +235,7 @@ impl Pulls {
             end(&shown, &PullFault::Cancelled);
             return (id, watched);
         }
-        let record =
-            PullRecord { model: wanted.to_string(), rate: limits.rate, reserve: limits.reserve };
+        let record = limits.record(wanted.to_string());
         let under_way = Arc::clone(&self.under_way);
         let brake = Brake::new(self.held.subscribe());
         let running = run(wanted.clone(), (limits, brake), shown, cancel.clone());
@@ -212,7 +244,7 @@ impl Pulls {
             running.await;
             under_way.forget(record).await;
         });
-        let pull = Pull { wanted, watched: watched.clone(), cancel };
+        let pull = Pull { wanted, manner: limits.manner, watched: watched.clone(), cancel };
         inner.all.insert(id, pull);
         inner.forget();
         self.begun.notify_one();
@@ -285,9 +317,10 @@ async fn run(
         }
     };
     let patience = Patience::default();
-    let Limits { rate: limit, reserve } = limits;
+    let Limits { rate: limit, reserve, manner } = limits;
     let clock = since_1970;
-    let job = Job { wanted, site, at_once: AT_ONCE, limit, reserve, patience, brake, clock };
+    let at_once = AT_ONCE;
+    let job = Job { wanted, site, at_once, limit, reserve, patience, brake, manner, clock };
     match pull(job, shown.clone(), cancel).await {
         Ok(_) => {
             let fetched_bytes = shown.borrow().fetched_bytes;
@@ -306,7 +339,8 @@ fn end(shown: &watch::Sender<PullStatus>, fault: &PullFault) {
 async fn ask(pulls: Arc<Pulls>, request: PullRequest) -> Result<PullObject, String> {
     let wanted: Reference = request.model.parse().map_err(|fault| format!("{fault}"))?;
     let reserve = request.reserve_bytes.map(Bytes);
-    let limits = Limits { rate: Bytes(request.limit_rate_bytes_per_s), reserve };
+    let manner = Manner { scrutiny: scrutiny(request.verify), ..Manner::default() };
+    let limits = Limits { rate: Bytes(request.limit_rate_bytes_per_s), reserve, manner };
     let (id, mut watched) = pulls.start(wanted, limits);
     let known =
         watched.wait_for(|status| status.stage.is_end() || status.stage == Stage::Downloading);
@@ -367,7 +401,7 @@ mod tests {
     use crate::spec::pressure::Thresholds;
 
     fn record(model: &str) -> PullRecord {
-        PullRecord { model: model.to_owned(), rate: Bytes(1), reserve: None }
+        Limits { rate: Bytes(1), ..Limits::default() }.record(model.to_owned())
     }
 
     #[tokio::test]
@@ -396,8 +430,12 @@ mod tests {
         let mut minding = JoinSet::new();
         minding.spawn(model_disk::follow(Arc::clone(&pulls), look, limits));
         let (shown, watched) = watch::channel(PullStatus::default());
-        let pull =
-            Pull { wanted: "o/a".parse().unwrap(), watched, cancel: CancellationToken::new() };
+        let pull = Pull {
+            wanted: "o/a".parse().unwrap(),
+            manner: Manner::default(),
+            watched,
+            cancel: CancellationToken::new(),
+        };
         pulls.inner().all.insert(1, pull);
         pulls.begun.notify_one();
         let mut held = pulls.held.subscribe();

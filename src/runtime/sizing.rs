@@ -13,19 +13,20 @@ use super::{
     clock,
     engine_task::{Reporter, Tools},
     failure::Failure,
+    models::is_damaged,
     pulls::Limits,
 };
 use crate::{
     engine::{Endpoint, wants_port},
     models::{
         Checked,
-        pull::{Reference, Stage},
+        pull::{Formats, Reference, Stage},
     },
     spec::{
         death::Verdict,
         ladder::Rung,
         memory::Need,
-        profile::{Profile, Pull},
+        profile::{EngineChoice, Profile, Pull},
     },
     supervisor::ChildEvent,
 };
@@ -52,13 +53,11 @@ async fn sized(
     let endpoint =
         endpoint(tools, profile, reporter).map_err(|fault| Failure::no_address(&fault))?;
     let checked = match check(tools, profile, &endpoint).await {
-        Err(failure)
-            if matches!(failure.verdict, Verdict::MissingFile | Verdict::ModelNotFetched) =>
-        {
+        Ok(checked) => checked,
+        Err(failure) => {
             fetch(tools, profile, reporter, failure).await?;
             check(tools, profile, &endpoint).await?
         }
-        checked => checked?,
     };
     let rungs: Arc<[Rung]> = checked.ladder(profile, tools.machine.has_gpu).into();
     let has_gpu = tools.machine.has_gpu;
@@ -74,22 +73,27 @@ async fn sized(
     Ok((rungs, needs))
 }
 
-/// Fetches a model that is not whole, where the profile says so; else it stays at what was found missing.
+/// Fetches a model that is not whole, or is damaged, where the profile says so; else it stays at what was found.
 async fn fetch(
-    tools: &Tools,
-    profile: &Profile,
+    tools: &Arc<Tools>,
+    profile: &Arc<Profile>,
     reporter: &Reporter,
-    missing: Failure,
+    found: Failure,
 ) -> Result<(), Failure> {
     let wanted = profile.model.as_ref().and_then(Reference::of);
-    let Some(wanted) = wanted.filter(|_| profile.pull == Pull::Auto) else { return Err(missing) };
-    let (_, mut watched) = tools.pulls.start(wanted, Limits::default());
+    let Some(wanted) = wanted.filter(|_| profile.pull == Pull::Auto) else { return Err(found) };
+    let is_missing = matches!(found.verdict, Verdict::MissingFile | Verdict::ModelNotFetched);
+    if !is_missing && (found.verdict != Verdict::BadModel || !damaged(tools, profile).await) {
+        return Err(found);
+    }
+    let limits = Limits::of(formats(&profile.engine));
+    let (_, mut watched) = tools.pulls.start(wanted, limits);
     let mut told = None;
     loop {
         let status = watched.borrow_and_update().clone();
         match status.stage {
             Stage::Done => return Ok(()),
-            Stage::Failed | Stage::Cancelled => return Err(Failure::of_pull(status)),
+            Stage::Failed | Stage::Cancelled => return Err(found.after(Failure::of_pull(status))),
             Stage::Waiting | Stage::Asking | Stage::Downloading => {}
         }
         let percent = status.percent().unwrap_or(0);
@@ -98,8 +102,27 @@ async fn fetch(
             reporter.tell(ChildEvent::Progressed { percent }).await;
         }
         if watched.changed().await.is_err() {
-            return Err(missing);
+            return Err(found);
         }
+    }
+}
+
+async fn damaged(tools: &Arc<Tools>, profile: &Arc<Profile>) -> bool {
+    let (tools, profile) = (Arc::clone(tools), Arc::clone(profile));
+    let looking = spawn_blocking(move || is_damaged(&tools, &profile));
+    timeout(CHECKS_DEADLINE, looking).await.is_ok_and(|looked| looked.unwrap_or(false))
+}
+
+/// Says what an engine may be fetched: nothing that it cannot load.
+fn formats(engine: &EngineChoice) -> Formats {
+    match engine {
+        EngineChoice::LlamaServer => Formats::Gguf,
+        // The worker takes embedders and rerankers in safetensors.
+        EngineChoice::Auto if !cfg!(feature = "worker") => Formats::Gguf,
+        EngineChoice::Auto
+        | EngineChoice::Candle
+        | EngineChoice::Command(_)
+        | EngineChoice::External(_) => Formats::Any,
     }
 }
 

@@ -22,6 +22,12 @@ pub struct PullRecord {
     pub rate: Bytes,
     /// What has to stay free on the disk, where that is not the usual.
     pub reserve: Option<Bytes>,
+    /// Whether all of what is there is read.
+    #[serde(default)]
+    pub verify: bool,
+    /// Whether nothing but a GGUF model is taken.
+    #[serde(default)]
+    pub gguf_only: bool,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -59,8 +65,13 @@ mod tests {
     fn downloads_are_found_again_until_there_are_none() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(load(folder.path()), []);
-        let pull =
-            PullRecord { model: "o/r:Q4".to_owned(), rate: Bytes(5), reserve: Some(Bytes(7)) };
+        let pull = PullRecord {
+            model: "o/r:Q4".to_owned(),
+            rate: Bytes(5),
+            reserve: Some(Bytes(7)),
+            verify: true,
+            gguf_only: true,
+        };
         save(folder.path(), std::slice::from_ref(&pull)).unwrap();
         assert_eq!(load(folder.path()), [pull]);
         save(folder.path(), &[]).unwrap();

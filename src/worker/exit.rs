@@ -2,7 +2,7 @@
 //!
 //! Source: the codes follow `sysexits.h` where it has one that fits (64, 65, 66, 69, 71).
 
-use std::{fmt, io, io::Write as _, process::ExitCode};
+use std::{fmt, io, io::Write as _, path::Path, process::ExitCode};
 
 /// Ended by `SIGTERM` or `SIGINT`.
 pub const STOPPED: u8 = 0;
@@ -61,6 +61,15 @@ impl Ending {
         }
     }
 
+    /// Names the file of a bad model, unless the sentence does.
+    pub(super) fn of(mut self, path: &Path) -> Self {
+        let path = path.display().to_string();
+        if self.code == BAD_MODEL && !self.sentence.contains(&path) {
+            self.sentence = format!("`{path}`: {}", self.sentence);
+        }
+        self
+    }
+
     #[cfg(test)]
     pub(super) fn code(&self) -> u8 {
         self.code
@@ -113,6 +122,16 @@ mod tests {
     fn a_device_allocation_failure_is_out_of_memory() {
         assert!(is_out_of_memory("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"));
         assert!(!is_out_of_memory("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS)"));
+    }
+
+    #[test]
+    fn a_bad_model_is_named_once_and_other_endings_are_left_alone() {
+        let path = Path::new("/m.gguf");
+        assert_eq!(Ending::bad_model("no tokens").of(path).to_string(), "`/m.gguf`: no tokens");
+        let named = Ending::bad_model("`/m.gguf` is truncated");
+        assert_eq!(named.clone().of(path), named);
+        let other = Ending::out_of_memory("out of memory");
+        assert_eq!(other.clone().of(path), other);
     }
 
     #[test]

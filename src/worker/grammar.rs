@@ -1,6 +1,7 @@
 //! Answers that keep to a JSON schema: which tokens may come next.
 
 mod calendar;
+mod schema;
 
 use std::{
     fmt,
@@ -31,6 +32,9 @@ pub(super) enum Sentence {
     Whole,
 }
 
+/// Characters of a pattern that are told.
+const MOST_QUOTED: usize = 60;
+
 /// White space that may stand between two parts: enough to indent, too little to fill an answer.
 const SPACE: &str = r"[ \n\t]{1,24}";
 
@@ -45,17 +49,19 @@ impl Grammars {
                 return Err("a schema is an object".to_owned());
             }
         };
-        schema.insert("x-guidance".to_owned(), json!({ "whitespace_pattern": SPACE }));
+        // Branches of a `oneOf` that cannot be told apart are kept to as an `anyOf`.
+        let options = json!({ "whitespace_pattern": SPACE, "coerce_one_of": true });
+        schema.insert("x-guidance".to_owned(), options);
         let mut schema = Json::Object(schema);
-        calendar::narrow(&mut schema);
+        schema::prepare(&mut schema)?;
         let grammar = TopLevelGrammar::from_json_schema(schema);
         let mut matcher = Matcher::new(factory.create_parser(grammar));
         match matcher.get_error() {
-            Some(fault) => Err(first_line(&fault)),
+            Some(fault) => Err(reason(&fault)),
             // The first mask finds faults that compiling does not.
             None => match matcher.compute_mask() {
                 Ok(_) => Ok(Grammar(matcher)),
-                Err(fault) => Err(first_line(&fault.to_string())),
+                Err(fault) => Err(reason(&fault.to_string())),
             },
         }
     }
@@ -68,7 +74,7 @@ impl Grammar {
         logits: &mut [f32],
         vocabulary: &Vocabulary,
     ) -> Result<(), String> {
-        let mask = self.0.compute_mask_or_eos().map_err(|fault| first_line(&fault.to_string()))?;
+        let mask = self.0.compute_mask_or_eos().map_err(|fault| reason(&fault.to_string()))?;
         let may_end = mask.is_allowed(vocabulary.end());
         for (id, logit) in (0_u32..).zip(logits) {
             let is_known = usize::try_from(id).is_ok_and(|id| id < vocabulary.len());
@@ -83,7 +89,7 @@ impl Grammar {
 
     /// Takes the token that was chosen.
     pub(super) fn take(&mut self, id: u32) -> Result<Sentence, String> {
-        self.0.consume_token(id).map_err(|fault| first_line(&fault.to_string()))?;
+        self.0.consume_token(id).map_err(|fault| reason(&fault.to_string()))?;
         Ok(if self.0.is_stopped() { Sentence::Whole } else { Sentence::GoesOn })
     }
 }
@@ -128,8 +134,26 @@ fn factory(vocabulary: &Vocabulary) -> Result<ParserFactory, String> {
     Ok(factory)
 }
 
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().trim().to_owned()
+/// Gives a fault of the library as one sentence.
+fn reason(fault: &str) -> String {
+    // Its word for "no token is allowed".
+    if fault.contains("NoExtensionBias") {
+        return "no text can go on as it asks".to_owned();
+    }
+    if fault.contains("too many expressions") {
+        return "a pattern of it is too large".to_owned();
+    }
+    let lines: Vec<&str> = fault.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let regex = lines.iter().position(|line| line.ends_with("regex parse error:"));
+    match (regex.and_then(|at| lines.get(at.saturating_add(1))), lines.as_slice()) {
+        (Some(pattern), [.., problem]) => {
+            let pattern: String = pattern.chars().take(MOST_QUOTED).collect();
+            let problem = problem.trim_start_matches("error: ");
+            format!("the pattern `{pattern}` cannot be used: {problem}")
+        }
+        (_, [first, ..]) => (*first).to_owned(),
+        (_, []) => String::new(),
+    }
 }
 
 #[cfg(test)]
@@ -230,6 +254,95 @@ mod tests {
                 assert!(after(&schema, &call(unit, other)).is_err());
             }
         }
+    }
+
+    #[test]
+    fn a_choice_of_objects_told_apart_by_a_reference_is_one_of_them() {
+        let pet = |kind: &str, of: &str| {
+            json!({
+                "type": "object",
+                "properties": { "kind": { "const": kind }, "n": { "type": of } },
+                "required": ["kind", "n"],
+                "additionalProperties": false,
+            })
+        };
+        let schema = json!({
+            "oneOf": [{ "$ref": "#/$defs/Cat" }, { "$ref": "#/$defs/Dog" }],
+            "discriminator": { "propertyName": "kind", "mapping": { "cat": "#/$defs/Cat" } },
+            "$defs": { "Cat": pet("cat", "integer"), "Dog": pet("dog", "boolean") },
+        });
+        assert!(after(&schema, "{\"kind\":\"cat\",\"n\":1}").unwrap().1);
+        assert!(after(&schema, "{\"kind\":\"dog\",\"n\":true}").unwrap().1);
+        assert!(after(&schema, "{\"kind\":\"cat\",\"n\":true").is_err());
+    }
+
+    #[test]
+    fn a_format_that_nobody_knows_is_a_note() {
+        for format in ["password", "binary", "path", "nope"] {
+            let schema = json!({ "type": "string", "format": format, "maxLength": 3 });
+            assert!(after(&schema, "\"abc\"").unwrap().1, "{format}");
+            assert!(after(&schema, "\"abcd").is_err(), "{format}");
+        }
+        let named = json!({
+            "properties": { "default": { "type": "string", "format": "path" }, "format": { "const": "path" } },
+            "required": ["default", "format"],
+            "additionalProperties": false,
+        });
+        assert!(after(&named, "{\"default\":\"x\",\"format\":\"path\"}").unwrap().1);
+    }
+
+    #[test]
+    fn each_format_that_is_kept_is_one_that_the_library_knows() {
+        for format in schema::FORMATS {
+            let schema = json!({ "type": "string", "format": format });
+            assert!(after(&schema, "\"( ").is_err(), "{format}");
+        }
+    }
+
+    #[test]
+    fn an_object_cannot_reach_its_size_with_one_name_twice() {
+        let free = |least: u64, required: &Json| {
+            json!({
+                "type": "object",
+                "patternProperties": { "^x_a$": { "type": "boolean" } },
+                "additionalProperties": false,
+                "minProperties": least,
+                "required": required,
+            })
+        };
+        let fault = after(&free(2, &json!([])), "").unwrap_err();
+        assert_eq!(
+            fault,
+            "`minProperties` is 2 with 0 names in `required`: of more than one other nothing makes \
+             sure that they differ"
+        );
+        assert!(after(&free(1, &json!([])), "{\"x_a\":true}").unwrap().1);
+        assert!(!after(&free(1, &json!([])), "{").unwrap().0.contains('}'));
+    }
+
+    #[test]
+    fn a_schema_that_is_refused_says_what_is_wrong_in_words_of_its_own() {
+        let told = |schema: Json| after(&schema, "").unwrap_err();
+        assert_eq!(
+            told(json!({ "type": "string", "pattern": "([" })),
+            "the pattern `([` cannot be used: unclosed character class"
+        );
+        assert!(
+            told(json!({ "pattern": "^(?=a)b" }))
+                .ends_with("look-around, including look-ahead and look-behind, is not supported")
+        );
+        assert_eq!(told(json!({ "$ref": "#" })), "no text can go on as it asks");
+        for (key, value) in [
+            ("uniqueItems", json!(true)),
+            ("not", json!({ "type": "string" })),
+            ("if", json!({ "type": "string" })),
+            ("contains", json!({ "const": 1 })),
+            ("propertyNames", json!({ "maxLength": 3 })),
+            ("dependentRequired", json!({ "a": ["b"] })),
+        ] {
+            assert_eq!(told(json!({ key: value })), format!("Unimplemented keys: [\"{key}\"]"));
+        }
+        assert!(after(&json!({ "type": "array", "uniqueItems": false }), "[").is_ok());
     }
 
     #[test]

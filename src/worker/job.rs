@@ -50,6 +50,8 @@ pub(super) enum Event {
     Embedding(Vec<f32>),
     Score(f32),
     Failed(ComputeFault),
+    /// The answer cannot go on as its schema asks, and why: the client's to mend.
+    Unkept(String),
 }
 
 /// Text with the tokens it was made from.

@@ -57,9 +57,21 @@ pub(super) fn load(
     gpu: Option<(Device, usize)>,
     fatal: mpsc::Sender<Ending>,
 ) -> Result<Engine, Ending> {
-    if options.model.is_dir() {
-        return load_encoder(options, served, gpu.as_ref(), fatal);
-    }
+    let loaded = if options.model.is_dir() {
+        load_encoder(options, served, gpu.as_ref(), fatal)
+    } else {
+        load_text(options, served, gpu, fatal)
+    };
+    loaded.map_err(|ending| ending.of(&options.model))
+}
+
+/// Loads a model that writes, from a file.
+fn load_text(
+    options: &Options,
+    served: &Served,
+    gpu: Option<(Device, usize)>,
+    fatal: mpsc::Sender<Ending>,
+) -> Result<Engine, Ending> {
     let header = Header::open(&options.model)?;
     let shape = Shape::read(&header)?;
     let context = context(options.context, shape.trained_context)?;

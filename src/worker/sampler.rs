@@ -3,7 +3,7 @@
 //! Source: the order of the steps and their defaults are those of llama.cpp's server: bias,
 //! penalties, top-k, top-p, min-p, temperature.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
@@ -18,6 +18,8 @@ pub(super) struct Sampling {
     pub(super) min_p: f32,
     /// 1 leaves repeated tokens as they are.
     pub(super) repeat_penalty: f32,
+    /// How many tokens back the penalties look.
+    pub(super) recent: usize,
     pub(super) presence_penalty: f32,
     pub(super) frequency_penalty: f32,
     /// Added to the logits of single tokens.
@@ -43,11 +45,8 @@ pub(super) struct Sampler {
     sampling: Sampling,
     random: StdRng,
     /// Recent tokens, newest last, prompt included: what the penalties look at.
-    recent: Vec<u32>,
+    recent: VecDeque<u32>,
 }
-
-/// How far back the penalties look.
-const RECENT: usize = 64;
 
 impl Default for Sampling {
     fn default() -> Self {
@@ -57,6 +56,7 @@ impl Default for Sampling {
             top_p: 0.95,
             min_p: 0.05,
             repeat_penalty: 1.0,
+            recent: 64,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             bias: Vec::new(),
@@ -68,7 +68,7 @@ impl Default for Sampling {
 
 impl Sampler {
     pub(super) fn new(sampling: Sampling, prompt: &[u32]) -> Self {
-        let recent = prompt.iter().rev().take(RECENT).rev().copied().collect();
+        let recent = prompt.iter().rev().take(sampling.recent).rev().copied().collect();
         Self { random: StdRng::seed_from_u64(sampling.seed), sampling, recent }
     }
 
@@ -84,10 +84,10 @@ impl Sampler {
         }
         self.penalise(logits);
         let id = if self.sampling.temperature <= 0.0 { best(logits) } else { self.draw(logits) };
-        if self.recent.len() >= RECENT {
-            self.recent.remove(0);
+        self.recent.push_back(id);
+        if self.recent.len() > self.sampling.recent {
+            self.recent.pop_front();
         }
-        self.recent.push(id);
         let scored = before.map(|logits| score(logits, id, self.sampling.logprobs.unwrap_or(0)));
         (id, scored)
     }
@@ -230,6 +230,19 @@ mod tests {
         assert_eq!(run(Sampling { bias: vec![(3, 100.0)], ..greedy.clone() }, 1), [3]);
         assert_eq!(run(Sampling { presence_penalty: 1.5, ..greedy.clone() }, 3), [1, 4, 2]);
         assert_eq!(run(Sampling { repeat_penalty: 2.0, ..greedy }, 3), [1, 4, 2]);
+    }
+
+    #[test]
+    fn penalties_look_as_far_back_as_is_asked() {
+        let greedy = |recent| Sampling {
+            temperature: 0.0,
+            presence_penalty: 1.5,
+            recent,
+            ..Sampling::default()
+        };
+        assert_eq!(run(greedy(0), 3), [1, 1, 1]);
+        assert_eq!(run(greedy(1), 3), [1, 4, 1]);
+        assert_eq!(run(greedy(usize::MAX), 3), [1, 4, 2]);
     }
 
     #[test]

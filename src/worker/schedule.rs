@@ -401,7 +401,8 @@ mod tests {
                     other @ (Event::PromptScores(_)
                     | Event::Embedding(_)
                     | Event::Score(_)
-                    | Event::Failed(_)) => {
+                    | Event::Failed(_)
+                    | Event::Unkept(_)) => {
                         panic!("{other:?}")
                     }
                 }

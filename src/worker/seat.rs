@@ -262,9 +262,9 @@ impl Running {
         match step {
             Step::On => Some(Self { client, phase: Phase::Answer(answer) }),
             Step::Left => None,
-            Step::Failed(fault) => {
+            Step::Unkept(fault) => {
                 // The client may be gone already.
-                drop(client.events.try_send(Event::Failed(fault)));
+                drop(client.events.try_send(Event::Unkept(fault)));
                 None
             }
             Step::Over(reason) => {
@@ -330,7 +330,8 @@ enum Step {
     Over(Reason),
     /// The client has left.
     Left,
-    Failed(ComputeFault),
+    /// The grammar failed.
+    Unkept(String),
 }
 
 impl Answer {
@@ -362,7 +363,7 @@ impl Answer {
         if let Some(grammar) = &mut self.generate.grammar
             && let Err(fault) = grammar.mask(logits, vocabulary)
         {
-            return Step::Failed(ComputeFault(format!("the answer's grammar failed: {fault}")));
+            return Step::Unkept(fault);
         }
         let (id, scored) = self.sampler.choose(logits, before.as_deref());
         self.completion_tokens = self.completion_tokens.saturating_add(1);
@@ -372,9 +373,7 @@ impl Answer {
         let sentence = match self.generate.grammar.as_mut().map(|grammar| grammar.take(id)) {
             None => Sentence::GoesOn,
             Some(Ok(sentence)) => sentence,
-            Some(Err(fault)) => {
-                return Step::Failed(ComputeFault(format!("the answer's grammar failed: {fault}")));
-            }
+            Some(Err(fault)) => return Step::Unkept(fault),
         };
         self.has_new_line |= vocabulary.bytes(id).contains(&b'\n');
         let (piece, going) = self.outgoing.push(vocabulary.bytes(id), scored);

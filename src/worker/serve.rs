@@ -1,6 +1,6 @@
 //! The life of the worker: listen, load, serve, end.
 
-use std::{pin::pin, sync::Arc, thread, time::Duration};
+use std::{path::Path, pin::pin, sync::Arc, thread, time::Duration};
 
 use candle_core::Device;
 use tokio::{
@@ -55,7 +55,10 @@ pub(super) async fn serve(options: Options, address: Address) -> Result<(), Endi
                     say(format_args!("ready in {} ms", started.elapsed().as_millis()));
                 }
                 Ok(Err(ending)) => break Err(ending),
-                Err(_) => break Err(Ending::bad_model("the model is damaged: loading it panicked")),
+                Err(_) => {
+                    let panicked = Ending::bad_model("the model is damaged: loading it panicked");
+                    break Err(panicked.of(Path::new(&served.model_path)));
+                }
             },
         }
     };

@@ -1,6 +1,9 @@
 //! `slotd models` without a daemon: what this user sees.
 
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde_json::Value;
 
@@ -68,4 +71,111 @@ async fn models_are_listed_verified_and_cleaned_without_a_daemon() {
     let wet = run(dir, ["models", "clean", "--older-than", "0s"]).await;
     assert!(wet.status.success() && !models.join("other.gguf.part").exists(), "{wet:?}");
     assert!(models.join("split-00001-of-00002.gguf").exists());
+}
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// A home with profiles; the hub's cache in it has one whole model, by a commit that no branch names.
+fn home(profiles: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = scratch(&[]);
+    let folder = dir.path().join(".config/slotd/profiles");
+    fs::create_dir_all(&folder).expect("a folder");
+    for (slot, text) in profiles {
+        fs::write(folder.join(format!("{slot}.toml")), text).expect("a profile");
+    }
+    let snapshot = repo(dir.path(), "org--real-GGUF").join("snapshots").join(COMMIT);
+    fs::create_dir_all(&snapshot).expect("a folder");
+    fs::write(snapshot.join("real-Q8_0.gguf"), gguf(1)).expect("a file");
+    dir
+}
+
+fn repo(home: &Path, name: &str) -> PathBuf {
+    home.join(".cache/huggingface/hub").join(format!("models--{name}"))
+}
+
+#[tokio::test]
+async fn slots_outside_the_stores_and_slots_that_lack_files_had_no_model_to_verify() {
+    let dir = home(&[("big", "model = \"org/big-GGUF:Q8_0\"\n")]);
+    let dir = dir.path();
+    let elsewhere = dir.join("elsewhere");
+    fs::create_dir_all(elsewhere.join("odd")).expect("a folder");
+    fs::write(elsewhere.join("a.gguf"), gguf(1)).expect("a file");
+    fs::write(elsewhere.join("odd/voice.onnx"), "onnx").expect("a file");
+    let profile = |slot: &str, path: &str| {
+        let text = format!(
+            "model = {:?}\nengine = \"command\"\ncommand = [\"true\", \"{{socket}}\"]\n",
+            elsewhere.join(path).display().to_string()
+        );
+        fs::write(dir.join(format!(".config/slotd/profiles/{slot}.toml")), text)
+            .expect("a profile");
+    };
+    profile("wk", "a.gguf");
+    profile("same", "a.gguf");
+    profile("odd", "odd");
+    // Nothing but the beginning of a download.
+    let big = repo(dir, "org--big-GGUF");
+    for folder in ["blobs", "refs", "trees"] {
+        fs::create_dir_all(big.join(folder)).expect("a folder");
+    }
+    fs::create_dir_all(big.join("snapshots").join(COMMIT)).expect("a folder");
+    fs::write(big.join("refs/main"), COMMIT).expect("a file");
+    fs::write(big.join("blobs/7.incomplete"), [0; 10]).expect("a file");
+    let files = serde_json::json!({ "big-Q8_0.gguf": { "size": 5000, "blob_id": "7" } });
+    let tree = serde_json::json!({ "format_version": 1, "files": files });
+    fs::write(big.join(format!("trees/{COMMIT}.json")), tree.to_string()).expect("a file");
+
+    let json = run(dir, ["models", "--json"]).await;
+    let found: Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    let shown: Vec<_> = found["models"]
+        .as_array()
+        .expect("models")
+        .iter()
+        .map(|model| {
+            let name = model["model"].as_str().unwrap_or_default();
+            let name = name.rsplit('/').next().unwrap_or_default();
+            let (source, state) = (model["source"].as_str(), model["state"].as_str());
+            format!(
+                "{name} {} {} {}",
+                source.unwrap_or_default(),
+                state.unwrap_or_default(),
+                model["slots"]
+            )
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "a.gguf profile whole [\"same\",\"wk\"]",
+            "odd profile whole [\"odd\"]",
+            "big-GGUF:Q8_0 hub incomplete [\"big\"]",
+            "real-GGUF:Q8_0 hub whole []",
+        ],
+        "{found:#}"
+    );
+    for (slot, code) in [("wk", 0), ("odd", 0), ("big", 1)] {
+        let verified = run(dir, ["models", "verify", slot]).await;
+        assert_eq!(verified.status.code(), Some(code), "{slot}: {verified:?}");
+        assert!(text(&verified.stdout).contains(" of 1 whole"), "{verified:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_revision_that_a_profile_with_a_fault_names_was_cleaned_away() {
+    let profile = format!("model = \"org/real-GGUF@{COMMIT}\"\ncontxt = 4096\n");
+    let dir = home(&[("chat", &profile)]);
+    let dir = dir.path();
+    let clean = ["models", "clean", "--older-than", "0s", "--dry-run", "--revisions"];
+    let refused = run(dir, clean).await;
+    assert_eq!(refused.status.code(), Some(69), "{refused:?}");
+    let said = text(&refused.stderr);
+    assert!(said.contains("`slotd validate`") && said.contains("chat.toml:2"), "{said}");
+    let plain = run(dir, &clean[..5]).await;
+    assert!(text(&plain.stdout).starts_with("0 to remove"), "{plain:?}");
+    fs::write(dir.join(".config/slotd/profiles/chat.toml"), profile.replace("contxt", "context"))
+        .expect("a profile");
+    let kept = run(dir, clean).await;
+    assert!(text(&kept.stdout).contains("stays: a slot serves it"), "{kept:?}");
+    fs::remove_file(dir.join(".config/slotd/profiles/chat.toml")).expect("a profile");
+    let gone = run(dir, clean).await;
+    assert!(text(&gone.stdout).contains("revision"), "{gone:?}");
 }

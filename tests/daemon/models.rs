@@ -57,11 +57,21 @@ async fn a_model_that_is_not_whole_is_not_loaded_and_what_it_lacks_is_told() {
     daemon.order("small", "load").await;
     daemon.until_state("small", "ready").await;
     let found = daemon.inventory().await;
-    let big = &found["models"][0];
+    let of = |name: &str| {
+        let mut models = found["models"].as_array().unwrap().iter();
+        models.find(|model| model["model"].as_str().unwrap().ends_with(name)).unwrap()
+    };
+    let big = of("org/big-GGUF:Q8_0");
     assert_eq!(
         (&big["model"], &big["state"]),
         (&json!("org/big-GGUF:Q8_0"), &json!("incomplete")),
         "{found:#}"
     );
     assert_eq!((&big["slots"], &big["is_loaded"]), (&json!(["big"]), &json!(false)), "{found:#}");
+    let small = of("profiles/small.gguf");
+    assert_eq!(
+        (&small["source"], &small["slots"], &small["is_loaded"]),
+        (&json!("profile"), &json!(["small"]), &json!(true)),
+        "{found:#}"
+    );
 }

@@ -116,14 +116,14 @@ impl Daemon {
         answer.json().await.unwrap()
     }
 
-    async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let sent = self.control.post(format!("http://slotd{path}")).json(body).send().await;
         let answer = sent.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap())
     }
 
     /// Every line of a stream to its end, or to the first that is wanted.
-    async fn watch(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
+    pub(crate) async fn watch(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut answer = self.control.get(format!("http://slotd{path}")).send().await.unwrap();
         let (mut seen, mut buffer) = (Vec::new(), Vec::new());
         let reading = async {

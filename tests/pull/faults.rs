@@ -180,6 +180,7 @@ async fn what_has_no_room_is_not_begun() {
     assert_eq!(end.code, Some(69));
     assert!(end.said.contains("3.0 MiB more are needed with"), "{}", end.said);
     assert!(world.hub.fetches().await.is_empty());
+    assert!(!folder(&world.cache(), "o/r").exists());
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 )]
 
 mod between;
+mod damage;
 mod daemon;
 mod faults;
 mod once;

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::{
     World,
-    world::{blobs, content, snapshot},
+    world::{blobs, content, folder, snapshot},
 };
 
 const FILES: [&str; 7] = [
@@ -116,4 +116,7 @@ async fn what_is_not_there_is_said() {
     insta::assert_snapshot!(said("o/r:Q2_K").await, @"slotd: `o/r:Q2_K` names no model in its repository, which has `Q8_0/m-Q8_0-00001-of-00002.gguf`, `m-Q4_K_M.gguf`; correct its name");
     let end = world.pull(&["../x"]).await;
     assert_eq!(end.code, Some(64));
+    for repo in ["o/x", "o/r"] {
+        assert!(!folder(&world.cache(), repo).exists(), "nothing is left of `{repo}`");
+    }
 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 
-use super::inventory;
+use super::{inventory, profile_faults};
 use crate::{
     cli::{client::Client, exit::Exit, failure::Failure, out},
     models::inventory::{Plan, Revisions, Stores, Wish, clean_plan, remove},
@@ -30,6 +30,10 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
+    if options.revisions {
+        let faults = profile_faults(client).await?;
+        refuse_with(&faults)?;
+    }
     let known = inventory(client).await?;
     let revisions = if options.revisions { Revisions::Go } else { Revisions::Stay };
     let wish = Wish { older_than: options.older_than, revisions, now: since_1970() };
@@ -61,12 +65,25 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
     Ok(if failed == 0 { Exit::Success } else { Exit::Faults })
 }
 
+/// A profile with a fault may name a revision that nobody else does.
+fn refuse_with(faults: &[String]) -> Result<(), Failure> {
+    if faults.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "no revision is removed while profiles have faults, for nobody knows which ones they name; mend \
+         them (`slotd validate`), or leave `--revisions` out:\n{}",
+        faults.join("\n")
+    );
+    Err(Failure::Refused { message })
+}
+
 fn told(plan: &Plan) -> String {
     let mut lines = Vec::new();
     for removal in &plan.removals {
         let what = removal.what.as_str();
         lines.push(format!(
-            "{what:<8}  {:>9}  {}",
+            "{what:<10}  {:>9}  {}",
             removal.bytes.to_string(),
             removal.path.display()
         ));

@@ -85,6 +85,18 @@ fn users(settings: &Settings) -> Vec<User> {
     users.collect()
 }
 
+/// The faults of profiles, whose slots nobody knows all of: as the daemon tells them, else as they are found here.
+async fn profile_faults(client: &Client) -> Result<Vec<String>, Failure> {
+    match client.daemon().await {
+        Err(Failure::NoDaemon { .. } | Failure::Denied { .. }) => {
+            let settings = settings()?;
+            let faults = load(&settings.profile_dirs, &settings.context()).faults;
+            Ok(faults.iter().map(ToString::to_string).collect())
+        }
+        answer => Ok(answer?.faults.into_iter().map(|fault| fault.text).collect()),
+    }
+}
+
 fn settings() -> Result<Settings, Failure> {
     let settings = Settings::resolve(&Flags::default(), &|name: &str| env::var_os(name));
     settings.map_err(Failure::Settings)

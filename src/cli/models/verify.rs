@@ -5,7 +5,10 @@ use clap::Args;
 use super::{inventory, note_faults};
 use crate::{
     cli::{client::Client, exit::Exit, failure::Failure, out},
-    models::inventory::{Entry, Hashes, Headers, Stores, Wholeness, scan},
+    models::{
+        inventory::{Entry, Hashes, Headers, Inventory, Stores, User, Wholeness, scan},
+        name_commands,
+    },
 };
 
 /// Options of `slotd models verify`.
@@ -26,10 +29,10 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
     // Which stores there are, and which slots use what, the daemon knows best.
     let known = inventory(client).await?;
     // Nothing is believed that was read before.
-    let mut found = scan(&Stores::named_in(&known), &mut Headers::default(), &[]);
+    let mut found = scan(&Stores::named_in(&known), &mut Headers::default(), &users_in(&known));
     note_faults(&found);
     let asked = options.model.as_deref();
-    found.models.retain(|model| asked.is_none_or(|asked| is_meant(model, asked, &known.models)));
+    found.models.retain(|model| asked.is_none_or(|asked| is_meant(model, asked)));
     if let (Some(asked), true) = (asked, found.models.is_empty()) {
         let message = format!("no model `{asked}` is on disk; `slotd models` lists what is there");
         return Err(Failure::Refused { message });
@@ -40,6 +43,7 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
             hashes.check(model);
         }
     }
+    name_commands(&mut found.models);
     if options.json {
         out::json(&found.models)?;
     } else {
@@ -49,18 +53,24 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
     Ok(if is_whole { Exit::Success } else { Exit::Faults })
 }
 
-/// By its name, its repository, its path, its commit, or a slot that serves it.
-fn is_meant(model: &Entry, asked: &str, known: &[Entry]) -> bool {
-    let repo = |name: &str| name.split_once(':').map_or(name, |(repo, _)| repo).to_owned();
-    let is_served = || {
-        let same = known.iter().find(|it| it.path == model.path && it.revision == model.revision);
-        same.is_some_and(|it| it.slots.iter().any(|slot| slot.as_str() == asked))
+/// Which slots serve what, as an inventory tells it.
+fn users_in(known: &Inventory) -> Vec<User> {
+    let of_model = |model: &Entry| {
+        let (path, is_loaded) = (model.path.clone(), model.is_loaded);
+        let slots = model.slots.clone().into_iter();
+        slots.map(move |slot| User { slot, path: path.clone(), is_loaded })
     };
+    known.models.iter().flat_map(of_model).collect()
+}
+
+/// By its name, its repository, its path, its commit, or a slot that serves it.
+fn is_meant(model: &Entry, asked: &str) -> bool {
+    let repo = |name: &str| name.split_once(':').map_or(name, |(repo, _)| repo).to_owned();
     model.model == asked
         || repo(&model.model) == asked
         || model.path.as_os_str() == asked
         || model.revision.as_deref() == Some(asked)
-        || is_served()
+        || model.slots.iter().any(|slot| slot.as_str() == asked)
 }
 
 fn told(models: &[Entry], hashes: Option<&Hashes>) -> String {

@@ -297,6 +297,32 @@ fn the_workers_encoder_keeps_nothing_and_computes_whole_texts() {
 }
 
 #[test]
+fn a_damaged_count_of_layers_asks_the_workers_machine_for_no_more_than_the_most() {
+    let need = |layers: u64| {
+        let numbers = [
+            ("block_count", layers),
+            ("embedding_length", 576),
+            ("attention.head_count", 9),
+            ("context_length", 8192),
+        ];
+        let profile = profile("{}");
+        let facts = facts("llama", 49_152, &numbers);
+        need(&NeedInput {
+            profile: &profile,
+            rung: &Rung::default(),
+            kind: EngineKind::Candle,
+            flags: &Flags::parse(""),
+            facts: Some(&facts),
+            files: None,
+            projector: None,
+            has_gpu: false,
+        })
+    };
+    assert_eq!(need(4_000_000_000).host.cache, need(1024).host.cache);
+    assert!(need(1024).host.cache > need(30).host.cache);
+}
+
+#[test]
 fn layers_that_are_offloaded_are_counted_where_they_are() {
     let first = Rung::default();
     let all = estimate(r#"{"context": 2048, "parallel": 1}"#, &first, true);

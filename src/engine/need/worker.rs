@@ -19,6 +19,9 @@ const USUAL_CONTEXT: u64 = 4096;
 const ROWS: u64 = 256;
 /// The program, its heap and its threads.
 const PROGRAM: u64 = 20 << 20;
+/// A model of more layers is damaged: the worker says so when it is started, and takes nothing.
+/// Source: `MOST_LAYERS` in `worker/model/shape.rs`.
+const MOST_LAYERS: u64 = 1024;
 /// What a token of the vocabulary takes, its text and its places in tables, and what a merge does.
 const TOKEN: u64 = 230;
 const MERGE: u64 = 150;
@@ -33,7 +36,7 @@ pub(super) fn estimate(input: &NeedInput<'_>, facts: &ModelFacts) -> Estimate {
         return encoder(input, facts);
     }
     let number = |key: &str| facts.number(key).unwrap_or_default();
-    let layers = number("block_count");
+    let layers = number("block_count").min(MOST_LAYERS);
     let width = number("embedding_length");
     let heads = number("attention.head_count").max(1);
     let head = facts.number("attention.key_length").unwrap_or(width / heads);

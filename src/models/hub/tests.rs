@@ -95,6 +95,25 @@ fn what_is_not_downloaded_comes_with_the_command_that_does_it() {
 }
 
 #[test]
+fn a_pull_that_is_refused_was_advised_for_a_quantisation_that_the_hub_has_not() {
+    let hub = files(&["m-Q4_K_M.gguf", "config.json"]);
+    let list = |files: &[&str]| {
+        let leaves = files.iter().map(|file| format!(r#""{file}":{{"size":1,"blob_id":"0"}}"#));
+        let leaves = leaves.collect::<Vec<_>>().join(",");
+        let trees = hub.path().join("models--org--repo/trees");
+        fs::create_dir_all(&trees).unwrap();
+        let text = format!(r#"{{"format_version":1,"files":{{{leaves}}}}}"#);
+        fs::write(trees.join("abc123.json"), text).unwrap();
+    };
+    list(&["m-Q4_K_M.gguf", "m-Q8_0.gguf", "config.json"]);
+    insta::assert_snapshot!(found(hub.path(), Some("Q5_K_S")), @"model `org/repo:Q5_K_S` is not in its repository, which has `m-Q4_K_M.gguf`, `m-Q8_0.gguf`; correct `model`");
+    insta::assert_snapshot!(found(hub.path(), Some("Q8_0")), @"model `org/repo:Q8_0` is not in `HUB/models--org--repo/snapshots/abc123`, which has `m-Q4_K_M.gguf`; correct `model`, or fetch it with `slotd pull org/repo:Q8_0`");
+    fs::remove_file(hub.path().join("models--org--repo/snapshots/abc123/m-Q4_K_M.gguf")).unwrap();
+    list(&["model.safetensors", "config.json"]);
+    insta::assert_snapshot!(found(hub.path(), None), @"model `org/repo` is not in its repository, which has no GGUF file; correct `model`");
+}
+
+#[test]
 fn a_file_whose_blob_is_gone_is_said_to_be_gone() {
     let hub = files(&["m-Q4_K_M.gguf"]);
     fs::remove_file(hub.path().join("models--org--repo/blobs/0")).unwrap();

@@ -1,8 +1,9 @@
 //! What may go from the stores: unfinished downloads, locks that nobody holds, blobs that nothing names,
-//! and revisions that no branch names.
+//! revisions that no branch names, and repositories with nothing in them.
 //!
 //! Nothing goes that is younger than asked for, that a slot's profile names, that a process has open or
-//! mapped, or whose lock somebody holds. Ollama's store is never touched, nor a cache's shared blobs.
+//! mapped, or whose lock somebody holds. A repository that was not seen whole keeps its blobs and revisions,
+//! one behind a link keeps everything. Ollama's store is never touched, nor a cache's shared blobs.
 
 use std::{
     collections::BTreeSet,
@@ -13,13 +14,15 @@ use std::{
 };
 
 use fs2::FileExt;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{
     Source, Stores,
     busy::Busy,
+    empty,
     files::{Seen, Stat, list},
     folders::{is_partial, may_enter},
+    group::read_text,
     hub::{PARTIAL, Repo, folders, repos},
 };
 use crate::spec::Bytes;
@@ -59,6 +62,8 @@ pub enum Rubbish {
     Blob,
     /// A revision that no branch or tag names.
     Revision,
+    /// A repository without a branch, a revision or a blob.
+    Repository,
 }
 
 impl Rubbish {
@@ -69,6 +74,7 @@ impl Rubbish {
             Self::Lock => "lock",
             Self::Blob => "blob",
             Self::Revision => "revision",
+            Self::Repository => "repository",
         }
     }
 }
@@ -79,12 +85,18 @@ pub struct Removal {
     /// What it is.
     pub what: Rubbish,
     /// The file or folder.
+    #[serde(serialize_with = "lossily")]
     pub path: PathBuf,
     /// What it frees.
     pub bytes: Bytes,
     /// A lock that must be held while it goes.
     #[serde(skip)]
     lock: Option<PathBuf>,
+}
+
+/// Writes a path as it is shown; JSON has no other names than UTF-8.
+fn lossily<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 /// What may go, and what does not though it looks like it.
@@ -111,7 +123,7 @@ pub fn plan(stores: &Stores, wish: &Wish, served: &[PathBuf]) -> Plan {
         match source {
             Source::Hub => planning.hub(path),
             Source::Folder | Source::LlamaCpp | Source::LmStudio => planning.folder(path),
-            Source::Ollama => {}
+            Source::Ollama | Source::Profile => {}
         }
     }
     planning.plan
@@ -131,10 +143,16 @@ pub fn freeable(hub: &Path, now: Duration) -> Bytes {
 pub fn remove(removal: &Removal) -> io::Result<()> {
     let busy = || io::Error::new(io::ErrorKind::ResourceBusy, "somebody uses it");
     let lock = removal.lock.as_ref().map(File::open).transpose()?;
-    if let Some(lock) = &lock {
+    if let (Some(lock), Some(path)) = (&lock, &removal.lock) {
         FileExt::try_lock_exclusive(lock).map_err(|_| busy())?;
+        // Another has removed it since, and a third may hold a new one.
+        if super::identity(path) != Some(super::identity_of(&lock.metadata()?)) {
+            return Err(busy());
+        }
     }
-    let done = if removal.path.is_dir() && !removal.path.is_symlink() {
+    let done = if removal.what == Rubbish::Repository {
+        empty::remove(&removal.path)
+    } else if removal.path.is_dir() && !removal.path.is_symlink() {
         fs::remove_dir_all(&removal.path)
     } else {
         fs::remove_file(&removal.path)
@@ -159,9 +177,17 @@ impl Planning<'_> {
         let mut faults = Vec::new();
         for repo in repos(hub, &mut faults) {
             let name = repo.folder.file_name().map(PathBuf::from).unwrap_or_default();
-            self.repo(&repo, &hub.join(".locks").join(name));
+            if repo.is_linked() {
+                let path = repo.folder.display();
+                self.plan.kept.push(format!("`{path}` is left alone: a link leads out of it"));
+            } else {
+                self.repo(&repo, &hub.join(".locks").join(name));
+            }
+            faults.extend(repo.faults);
         }
-        for folder in folders(&hub.join(".locks"), &mut faults) {
+        let is_own = |folder: &String| !hub.join(".locks").join(folder).is_symlink();
+        let locks = folders(&hub.join(".locks"), |_| true, &mut faults);
+        for folder in locks.into_iter().filter(is_own) {
             for lock in list(&hub.join(".locks").join(folder), |_| true, &mut faults) {
                 self.lock(&lock);
             }
@@ -170,7 +196,15 @@ impl Planning<'_> {
     }
 
     fn repo(&mut self, repo: &Repo, locks: &Path) {
-        let gone = self.revisions(repo);
+        // What could not be looked at may use any blob.
+        let is_known = repo.is_seen_whole();
+        if !is_known {
+            let path = repo.folder.display();
+            self.plan.kept.push(format!(
+                "`{path}` keeps its blobs and revisions: not all of it could be looked at"
+            ));
+        }
+        let gone = if is_known { self.revisions(repo) } else { BTreeSet::new() };
         let staying = repo.snapshots.iter().filter(|(commit, _)| !gone.contains(*commit));
         let files = staying.flat_map(|(_, files)| files);
         let used: BTreeSet<_> = files.filter_map(|file| Some(file.stat()?.identity)).collect();
@@ -185,13 +219,28 @@ impl Planning<'_> {
             let lock = Some(locks.join(format!("{etag}.lock"))).filter(|lock| lock.exists());
             if blob.name.ends_with(PARTIAL) {
                 self.take(Rubbish::Partial, &blob.path, stat, lock);
-            } else if !used.contains(&stat.identity) {
+            } else if is_known && !used.contains(&stat.identity) {
                 // With its revision goes what nothing else names, whatever its age.
                 let is_freed = freed.contains(&stat.identity);
                 if is_freed || self.is_old(stat) {
                     self.take_now(Rubbish::Blob, &blob.path, stat, lock);
                 }
             }
+        }
+        let is_empty = repo.refs.is_empty() && repo.snapshots.is_empty() && repo.blobs.is_empty();
+        if is_known && is_empty {
+            self.empty(&repo.folder, locks);
+        }
+    }
+
+    fn empty(&mut self, repo: &Path, locks: &Path) {
+        let Some(left) = empty::left_in(repo) else { return };
+        let is_old =
+            |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|found| self.is_old_file(&found));
+        if left.paths.iter().all(is_old) {
+            let lock = Some(locks.join("slotd.lock")).filter(|lock| lock.exists());
+            let (what, bytes) = (Rubbish::Repository, Bytes(left.bytes));
+            self.plan.removals.push(Removal { what, path: repo.to_owned(), bytes, lock });
         }
     }
 
@@ -249,7 +298,7 @@ impl Planning<'_> {
             let file = File::open(&lock.path);
             file.is_ok_and(|file| FileExt::try_lock_exclusive(&file).is_err())
         };
-        if Path::new(&lock.name).extension().is_none_or(|kind| kind != "lock") || stat.size > 0 {
+        if !is_lock(lock, stat) {
             return;
         }
         if is_held() {
@@ -287,6 +336,16 @@ impl Planning<'_> {
         let changed = Duration::from_secs(u64::try_from(found.mtime()).unwrap_or_default());
         self.wish.now.saturating_sub(changed) >= self.wish.older_than
     }
+}
+
+/// Tells whether a file is a lock: an empty one, or with the name of a slotd that held it.
+fn is_lock(file: &Seen, stat: &Stat) -> bool {
+    let is_own = |text: String| {
+        let pid = text.trim_end().strip_suffix(" slotd").map(str::parse::<u32>);
+        matches!(pid, Some(Ok(_)))
+    };
+    Path::new(&file.name).extension().is_some_and(|kind| kind == "lock")
+        && (stat.size == 0 || read_text(&file.path).is_ok_and(is_own))
 }
 
 /// Every file that slots serve; of a folder, all in it.

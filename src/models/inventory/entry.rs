@@ -146,6 +146,8 @@ pub enum Source {
     LmStudio,
     /// Ollama.
     Ollama,
+    /// A slot's profile, which names a path outside all of these.
+    Profile,
 }
 
 /// How a model is stored.
@@ -290,6 +292,7 @@ impl Source {
             Self::LlamaCpp => "llama-cpp",
             Self::LmStudio => "lm-studio",
             Self::Ollama => "ollama",
+            Self::Profile => "profile",
         }
     }
 }

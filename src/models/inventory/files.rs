@@ -180,8 +180,11 @@ impl Walk<'_> {
             Ok(found) => self.entered.insert((found.dev(), found.ino())),
             Err(error) => return self.fault(folder, &error),
         };
-        if !is_new || depth == 0 {
+        if !is_new {
             return;
+        }
+        if depth == 0 {
+            return self.faults.push(format!("`{}` lies too deep", folder.display()));
         }
         let entries = match fs::read_dir(folder) {
             Ok(entries) => entries,
@@ -200,7 +203,8 @@ impl Walk<'_> {
         });
         for entry in found {
             if self.files.len() >= MAX_FILES {
-                return;
+                let sentence = format!("`{}` has too many files", folder.display());
+                return self.faults.push(sentence);
             }
             self.take(&entry, inside, depth);
         }

@@ -426,11 +426,11 @@ pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T
     read().ok()
 }
 
-/// Reads a short text; `None` for one that is long, or none.
-pub(super) fn read_text(path: &Path) -> Option<String> {
+/// Reads a short text, or the beginning of a long one.
+pub(super) fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path).ok()?.take(MAX_TEXT).read_to_string(&mut text).ok()?;
-    Some(text)
+    File::open(path)?.take(MAX_TEXT).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The folders that files of a store lie in, each with its own files.

@@ -4,12 +4,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use super::{
-    entry::{Entry, Fault, Format, Gap, Kind, Source},
+    entry::{Entry, Fault, Format, Gap, Kind, Source, Wholeness},
     files::{Known, Presence, Seen, list, list_links},
     group::{Place, read_text},
     hands::in_turns,
@@ -34,28 +34,79 @@ pub(super) struct Repo {
     /// The files of each commit.
     pub(super) snapshots: BTreeMap<String, Vec<Seen>>,
     pub(super) blobs: Vec<Seen>,
+    /// Commits whose files could not all be listed.
+    unread: BTreeSet<String>,
+    /// What could not be looked at, one sentence each.
+    pub(super) faults: Vec<String>,
 }
 
 impl Repo {
     /// Reads what there is of a repository, and opens none of its large files.
-    pub(super) fn read(folder: &Path, faults: &mut Vec<String>) -> Option<Self> {
+    pub(super) fn read(folder: &Path) -> Option<Self> {
         let name = folder.file_name()?.to_str()?.strip_prefix(START)?.replace("--", "/");
-        let enter = |_: &str| true;
-        let mut refs: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for file in list(&folder.join("refs"), enter, faults) {
-            // Some tools end the line.
-            let Some(commit) = read_text(&file.path) else { continue };
-            refs.entry(commit.trim().to_owned()).or_default().push(file.name);
-        }
+        let mut faults = Vec::new();
         let blob_folder = folder.join("blobs");
-        let blobs = list(&blob_folder, enter, faults);
-        let known = Known::of(&blob_folder, &blobs);
-        let mut snapshots = BTreeMap::new();
-        for commit in folders(&folder.join("snapshots"), faults) {
-            let snapshot = folder.join("snapshots").join(&commit);
-            snapshots.insert(commit, list_links(&snapshot, &known, faults));
+        let blobs = list(&blob_folder, |_| true, &mut faults);
+        let mut repo = Self {
+            name,
+            folder: folder.to_owned(),
+            refs: read_refs(&folder.join("refs"), &mut faults),
+            snapshots: BTreeMap::new(),
+            blobs: Vec::new(),
+            unread: BTreeSet::new(),
+            faults,
+        };
+        repo.read_snapshots(&Known::of(&blob_folder, &blobs));
+        repo.blobs = blobs;
+        Some(repo)
+    }
+
+    fn read_snapshots(&mut self, known: &Known<'_>) {
+        let root = self.folder.join("snapshots");
+        let is_linked = root.is_symlink();
+        let mut faults = Vec::new();
+        for commit in folders(&root, |_| true, &mut faults) {
+            let snapshot = root.join(&commit);
+            let mut unlisted = Vec::new();
+            // Behind a link `..` leads elsewhere than its letters say.
+            let files = if is_linked || snapshot.is_symlink() {
+                list(&snapshot, |_| true, &mut unlisted)
+            } else {
+                list_links(&snapshot, known, &mut unlisted)
+            };
+            if !unlisted.is_empty() {
+                self.unread.insert(commit.clone());
+                self.faults.append(&mut unlisted);
+            }
+            self.snapshots.insert(commit, files);
         }
-        Some(Self { name, folder: folder.to_owned(), refs, snapshots, blobs })
+        if !faults.is_empty() {
+            let absent = self.refs.keys().filter(|commit| !self.snapshots.contains_key(*commit));
+            self.unread.extend(absent.cloned());
+            self.faults.append(&mut faults);
+        }
+    }
+
+    /// Tells whether everything of it could be looked at: what was not seen may name any blob.
+    pub(super) fn is_seen_whole(&self) -> bool {
+        let mut files = self.snapshots.values().flatten();
+        self.faults.is_empty()
+            && !files.any(|file| matches!(file.presence, Presence::Unreadable(_)))
+    }
+
+    /// Tells whether some of it lies elsewhere, where others than this cache may use it.
+    pub(super) fn is_linked(&self) -> bool {
+        let is_link = |part: &str| self.folder.join(part).is_symlink();
+        self.folder.is_symlink() || ["blobs", "refs", "snapshots"].into_iter().any(is_link)
+    }
+
+    /// The commit of an interrupted first pull: the only one of which there is a list, and that no branch names.
+    pub(super) fn begun_commit(&self) -> Option<String> {
+        let trees = list(&self.folder.join("trees"), |_| false, &mut Vec::new());
+        let commits = trees.iter().filter_map(|tree| tree.name.strip_suffix(".json"));
+        let mut begun = commits.filter(|commit| !self.refs.contains_key(*commit));
+        let only = begun.next()?.to_owned();
+        begun.next().is_none().then_some(only)
     }
 
     /// Finds the models of every revision.
@@ -70,12 +121,17 @@ impl Repo {
             models.push(self.lost_revision(commit, refs, headers));
         }
         if models.is_empty() && self.blobs.iter().any(|blob| blob.name.ends_with(PARTIAL)) {
-            let gap = Gap::new(
-                "snapshots",
-                Fault::Partial,
-                "has no revision, only an unfinished download",
-            );
-            models.push(self.bare(None, &[], vec![gap]));
+            if let Some(commit) = self.begun_commit() {
+                models = self.of_revision(&commit, &[], headers);
+            }
+            if models.is_empty() {
+                let message = "has no revision, only an unfinished download";
+                models.push(self.bare(
+                    None,
+                    &[],
+                    vec![Gap::new("snapshots", Fault::Partial, message)],
+                ));
+            }
         }
         models
     }
@@ -93,7 +149,23 @@ impl Repo {
             tree: tree.as_ref(),
             files,
         };
-        place.models(headers)
+        let mut models = place.models(headers);
+        if let Some(gap) = self.unlisted(commit) {
+            for entry in models.iter_mut().filter(|entry| entry.state != Wholeness::Whole) {
+                entry.set_gaps([std::slice::from_ref(&gap), &entry.gaps].concat());
+            }
+            if models.is_empty() {
+                let refs = self.refs.get(commit).map(Vec::as_slice).unwrap_or_default();
+                models.push(self.bare(Some(commit), refs, vec![gap]));
+            }
+        }
+        models
+    }
+
+    /// Says that what a commit lacks may be there.
+    fn unlisted(&self, commit: &str) -> Option<Gap> {
+        let message = "has a folder that cannot be listed";
+        self.unread.contains(commit).then(|| Gap::new(commit, Fault::Unreadable, message))
     }
 
     /// The files of a commit, those that somebody has begun to fetch among them.
@@ -179,8 +251,25 @@ impl Repo {
 
 /// The repositories of a cache.
 pub(super) fn repos(hub: &Path, faults: &mut Vec<String>) -> Vec<Repo> {
-    let names = folders(hub, faults).into_iter().filter(|name| name.starts_with(START));
-    names.filter_map(|name| Repo::read(&hub.join(name), faults)).collect()
+    let names = folders(hub, is_of_models, faults);
+    names.into_iter().filter_map(|name| Repo::read(&hub.join(name))).collect()
+}
+
+/// Reads which branches and tags name which commits.
+fn read_refs(folder: &Path, faults: &mut Vec<String>) -> BTreeMap<String, Vec<String>> {
+    let mut refs: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in list(folder, |_| true, faults) {
+        match read_text(&file.path) {
+            // Some tools end the line.
+            Ok(commit) => refs.entry(commit.trim().to_owned()).or_default().push(file.name),
+            // What is no text names no commit.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+            Err(error) => {
+                faults.push(format!("`{}` cannot be read: {error}", file.path.display()));
+            }
+        }
+    }
+    refs
 }
 
 /// What a cache holds: its models, and by device and inode what takes room and what of it is used.
@@ -190,8 +279,7 @@ pub(super) fn scan(
     space: &mut super::Room,
     faults: &mut Vec<String>,
 ) -> Vec<Entry> {
-    let names = folders(hub, faults);
-    let names: Vec<_> = names.iter().filter(|name| name.starts_with(START)).collect();
+    let names = folders(hub, is_of_models, faults);
     let looks = in_turns(&names, |names| {
         let mut look = Look { headers: headers.beside(), ..Look::default() };
         for name in names {
@@ -220,30 +308,65 @@ struct Look {
 
 impl Look {
     fn take(&mut self, folder: &Path) {
-        let Some(repo) = Repo::read(folder, &mut self.faults) else { return };
-        let used = repo.used();
-        for stat in repo.stored().filter_map(Seen::stat) {
-            self.space.add(stat, used.contains(&stat.identity));
+        let Some(mut repo) = Repo::read(folder) else { return };
+        let (used, is_known) = (repo.used(), repo.is_seen_whole());
+        for file in repo.stored() {
+            let Some(stat) = file.stat() else { continue };
+            // What was not seen may use any blob.
+            let may_be_used = !is_known && !file.name.ends_with(PARTIAL);
+            self.space.add(stat, may_be_used || used.contains(&stat.identity));
         }
+        self.faults.append(&mut repo.faults);
         self.models.extend(repo.models(&mut self.headers));
     }
 }
 
-/// The names of the folders in a folder, sorted; links are none.
-pub(super) fn folders(folder: &Path, faults: &mut Vec<String>) -> Vec<String> {
+fn is_of_models(name: &str) -> bool {
+    name.starts_with(START)
+}
+
+/// The names of the folders in a folder that are `wanted`, sorted; what a link leads to is one too.
+pub(super) fn folders(
+    folder: &Path,
+    wanted: fn(&str) -> bool,
+    faults: &mut Vec<String>,
+) -> Vec<String> {
+    let mut unlisted = |path: &Path, why: &dyn std::fmt::Display| {
+        faults.push(format!("`{}` cannot be listed: {why}", path.display()));
+    };
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) => {
-            if error.kind() != std::io::ErrorKind::NotFound {
-                faults.push(format!("`{}` cannot be listed: {error}", folder.display()));
+            if error.kind() != io::ErrorKind::NotFound {
+                unlisted(folder, &error);
             }
             return Vec::new();
         }
     };
-    let is_folder = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-    let found = entries.flatten().filter(is_folder);
-    let mut names: Vec<_> =
-        found.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                unlisted(folder, &error);
+                continue;
+            }
+        };
+        if !wanted(&entry.file_name().to_string_lossy()) {
+            continue;
+        }
+        match (is_folder(&entry), entry.file_name().into_string()) {
+            (Ok(false), _) => {}
+            (Ok(true), Ok(name)) => names.push(name),
+            (Ok(true), Err(_)) => unlisted(&entry.path(), &"its name is not UTF-8"),
+            (Err(error), _) => unlisted(&entry.path(), &error),
+        }
+    }
     names.sort();
     names
+}
+
+fn is_folder(entry: &fs::DirEntry) -> io::Result<bool> {
+    let kind = entry.file_type()?;
+    Ok(kind.is_dir() || (kind.is_symlink() && fs::metadata(entry.path())?.is_dir()))
 }

@@ -12,7 +12,10 @@ use super::{
     hub::{Repo, choose, commit_of, is_model},
     tree::Tree,
 };
-use crate::spec::{Bytes, profile::ModelSource};
+use crate::{
+    models::hub::unlisted,
+    spec::{Bytes, profile::ModelSource},
+};
 
 /// What has to be fetched before a model can be loaded.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -34,17 +37,19 @@ pub fn lacking(source: &ModelSource, hub: &Path) -> Option<Lacking> {
     match source {
         ModelSource::File { candidates, .. } => {
             let path = candidates.iter().find(|path| path.symlink_metadata().is_ok())?;
-            let entry = beside(path)?;
+            let entry = beside((Source::Folder, path), &mut Headers::default())?;
             (entry.state == Wholeness::Incomplete)
                 .then(|| Lacking::of(source, &entry.gaps, entry.missing_bytes))
         }
         ModelSource::Hub { repo, quant, revision } => {
-            let folder = hub.join(format!("models--{}", repo.replace('/', "--")));
+            let folder = folder_of(hub, repo);
             match in_repo(&folder, quant.as_deref(), revision.as_deref()) {
                 Ok(entry) if entry.state == Wholeness::Incomplete => {
                     Some(Lacking::of(source, &entry.gaps, entry.missing_bytes))
                 }
                 Ok(_) => None,
+                // Only that quantisation is asked for, and no pull brings it.
+                Err(_) if quant.is_some() && unlisted(source, hub).is_some() => None,
                 Err(gaps) => {
                     let sum = gaps
                         .iter()
@@ -76,7 +81,7 @@ impl Lacking {
 }
 
 /// The model that a path names, with its other parts.
-fn beside(path: &Path) -> Option<Entry> {
+pub(super) fn beside((source, path): (Source, &Path), headers: &mut Headers) -> Option<Entry> {
     let is_folder = path.is_dir();
     let root: &Path = if is_folder { path } else { path.parent()? };
     let mut files = list(root, |_| false, &mut Vec::new());
@@ -84,8 +89,8 @@ fn beside(path: &Path) -> Option<Entry> {
         let name = path.file_name()?.to_str()?;
         files.retain(|file| is_same_model(&file.name, name));
     }
-    let place = place((Source::Folder, root), None, None, files);
-    let mut models = place.models(&mut Headers::default());
+    let place = place((source, root), None, None, files);
+    let mut models = place.models(headers);
     // A folder is whole by its weights; GGUF files in it are models of their own.
     models.retain(|entry| !is_folder || entry.format != Format::Gguf);
     models.pop().filter(|_| models.is_empty())
@@ -112,8 +117,11 @@ fn place<'a>(
 
 /// The model that a repository and a quantisation name; else what is known of it.
 fn in_repo(folder: &Path, quant: Option<&str>, revision: Option<&str>) -> Result<Entry, Vec<Gap>> {
-    let repo = Repo::read(folder, &mut Vec::new()).ok_or_else(Vec::new)?;
-    let commit = commit_of(folder, revision).ok_or_else(Vec::new)?;
+    let repo = Repo::read(folder).ok_or_else(Vec::new)?;
+    let known = commit_of(folder, revision);
+    let is_known = known.is_some();
+    // A branch is noted when all of it is there.
+    let commit = known.or_else(|| repo.begun_commit()).ok_or_else(Vec::new)?;
     let tree = Tree::read(folder, &commit);
     let files = repo.files_of(&commit, tree.as_ref());
     let root: PathBuf = folder.join("snapshots").join(&commit);
@@ -135,7 +143,35 @@ fn in_repo(folder: &Path, quant: Option<&str>, revision: Option<&str>) -> Result
         }
         None => Vec::new(),
     };
-    entries.pop().ok_or_else(|| tree.map(|tree| told(&tree, quant)).unwrap_or_default())
+    match entries.pop() {
+        // Another commit than is asked for, which somebody has fetched by itself.
+        Some(entry) if !is_known && entry.state != Wholeness::Incomplete => Err(Vec::new()),
+        Some(entry) => Ok(entry),
+        None => Err(tree.map(|tree| told(&tree, quant)).unwrap_or_default()),
+    }
+}
+
+/// Says where the model of `source` is to be, though not all of it is there; `None` where nothing of it is.
+pub fn place_of(source: &ModelSource, hub: &Path) -> Option<PathBuf> {
+    match source {
+        ModelSource::File { candidates, .. } => {
+            candidates.iter().find(|path| path.symlink_metadata().is_ok()).cloned()
+        }
+        ModelSource::Hub { repo, quant, revision } => {
+            let folder = folder_of(hub, repo);
+            let found = in_repo(&folder, quant.as_deref(), revision.as_deref());
+            found.map_or_else(|_| folder.is_dir().then_some(folder), |entry| Some(entry.path))
+        }
+    }
+}
+
+fn folder_of(hub: &Path, repo: &str) -> PathBuf {
+    hub.join(format!("models--{}", repo.replace('/', "--")))
+}
+
+/// The files of a commit as the hub told them; `None` where that is not kept.
+pub fn listed_files(folder: &Path, commit: &str) -> Option<Vec<String>> {
+    Tree::read(folder, commit).map(|tree| tree.files.into_keys().collect())
 }
 
 /// What the hub has told of a model of which nothing has come.

@@ -12,6 +12,7 @@
 
 mod busy;
 mod clean;
+mod empty;
 mod entry;
 mod files;
 mod folders;
@@ -22,6 +23,7 @@ mod hub;
 mod kinds;
 mod lacking;
 mod ollama;
+mod outside;
 mod stores;
 mod tree;
 mod verify;
@@ -38,7 +40,7 @@ pub use self::{
     },
     entry::{Entry, Fault, Format, Gap, Inventory, Kind, Source, Store, Wholeness},
     headers::Headers,
-    lacking::{Lacking, lacking},
+    lacking::{Lacking, lacking, listed_files, place_of},
     stores::Stores,
     verify::Hashes,
 };
@@ -54,6 +56,9 @@ pub struct User {
     /// Whether an engine has it in memory.
     pub is_loaded: bool,
 }
+
+/// One with the device and inode of the model, where that is there.
+type Identified<'a> = (&'a User, Option<(u64, u64)>);
 
 /// Files that take room, each once.
 #[derive(Debug, Default)]
@@ -94,15 +99,22 @@ pub fn scan(stores: &Stores, headers: &mut Headers, users: &[User]) -> Inventory
         let found = match source {
             Source::Hub => hub::scan(path, headers, &mut space, faults),
             Source::Ollama => ollama::scan(path, headers, &mut space, faults),
+            // No store is one of a profile's.
+            Source::Profile => Vec::new(),
             Source::Folder | Source::LmStudio | Source::LlamaCpp => {
                 folders::scan((*source, path), headers, &mut space, faults)
             }
         };
+        // Of one store every name is shown, those that share a file too.
+        let mut own = Vec::new();
         let is_new = |entry: &Entry| {
-            let identity = identity(&entry.path);
-            identity.is_none_or(|identity| shown.insert((entry.kept_as(), identity)))
+            let Some(identity) = identity(&entry.path) else { return true };
+            own.push((entry.revision.clone(), identity));
+            // Two revisions of one repository may be one file.
+            !shown.contains(&(entry.revision.clone(), identity))
         };
         let new: Vec<Entry> = found.into_iter().filter(is_new).collect();
+        shown.extend(own);
         if path.is_dir() {
             let store = Store { source: *source, path: path.clone(), models: new.len() };
             inventory.stores.push(store);
@@ -110,6 +122,7 @@ pub fn scan(stores: &Stores, headers: &mut Headers, users: &[User]) -> Inventory
         inventory.models.extend(new);
     }
     let users: Vec<_> = users.iter().map(|user| (user, identity(&user.path))).collect();
+    outside::add(&mut inventory.models, &users, stores, (headers, &mut space));
     for entry in inventory.models.iter_mut().filter(|_| !users.is_empty()) {
         entry.find_users(&users);
     }
@@ -122,29 +135,29 @@ pub fn scan(stores: &Stores, headers: &mut Headers, users: &[User]) -> Inventory
 }
 
 impl Entry {
-    /// Two revisions of one repository may be one file; two stores that hold one file are one.
-    fn kept_as(&self) -> Option<String> {
-        self.revision.clone()
-    }
-
-    fn find_users(&mut self, users: &[(&User, Option<(u64, u64)>)]) {
-        let own = identity(&self.path);
-        for (user, file) in users {
-            let is_same = self.parts.contains(&user.path)
-                || user.path == self.path
-                || (own.is_some() && own == *file);
-            if is_same {
-                self.slots.push(user.slot.clone());
-                self.is_loaded |= user.is_loaded;
+    fn find_users(&mut self, users: &[Identified<'_>]) {
+        for used in users {
+            if self.is_used_by(used) {
+                self.slots.push(used.0.slot.clone());
+                self.is_loaded |= used.0.is_loaded;
             }
         }
+    }
+
+    fn is_used_by(&self, (user, file): &Identified<'_>) -> bool {
+        self.parts.contains(&user.path)
+            || user.path == self.path
+            || (file.is_some() && identity(&self.path) == *file)
     }
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
+    Some(identity_of(&std::fs::metadata(path).ok()?))
+}
+
+fn identity_of(found: &std::fs::Metadata) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;
-    let found = std::fs::metadata(path).ok()?;
-    Some((found.dev(), found.ino()))
+    (found.dev(), found.ino())
 }
 
 #[cfg(test)]

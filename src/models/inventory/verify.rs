@@ -16,7 +16,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::{
-    entry::{Entry, Fault, Gap},
+    entry::{Entry, Fault, Gap, Source},
     files::look,
     tree::Tree,
 };
@@ -64,8 +64,10 @@ impl Hashes {
             let Some(promise) = promise else { continue };
             match self.of(path, &promise) {
                 Ok(Some(found)) => {
+                    // A pull puts another in the place of what the hub's cache has; others take what is there.
+                    let first = if entry.source == Source::Hub { "" } else { "remove it and " };
                     let words = format!(
-                        "has the content of {found}, and should be {promise}; remove it and download it again"
+                        "has the content of {found}, and should be {promise}; {first}download it again"
                     );
                     gaps.push(Gap::new(&name, Fault::WrongHash, words));
                 }

@@ -82,7 +82,7 @@ impl Layout {
         self.cache.repo(self.repo.clone()).pointer_path(commit)
     }
 
-    fn pointer(&self, commit: &str, path: &str) -> PathBuf {
+    pub(super) fn pointer(&self, commit: &str, path: &str) -> PathBuf {
         self.snapshot(commit).join(path)
     }
 
@@ -94,7 +94,8 @@ impl Layout {
         self.folder.join("refs").join(self.repo.revision())
     }
 
-    /// Tells whether a file's content is there, in its whole length. Its hash was checked as it came.
+    /// Tells whether a file's content is there, in its whole length. Its hash was checked as it came; what
+    /// became of it since `content` tells.
     pub(super) fn has_blob(&self, entry: &Entry) -> bool {
         fs::metadata(self.blob(&entry.hash))
             .is_ok_and(|found| found.is_file() && found.len() == entry.size)
@@ -112,17 +113,24 @@ impl Layout {
         if found > entry.size { 0 } else { found }
     }
 
-    /// Makes the folders, and marks the cache as one for programs that back disks up.
+    /// Makes the folder of the locks, and marks the cache as one for programs that back disks up. Of a
+    /// repository that the hub may not have there is nothing yet.
     pub(super) fn prepare(&self) -> Result<(), PullFault> {
-        for folder in [self.blobs(), self.locks()] {
-            fs::create_dir_all(&folder).map_err(unusable(&folder))?;
-        }
+        let folder = self.locks();
+        fs::create_dir_all(&folder).map_err(unusable(&folder))?;
         let tag = self.hub().join("CACHEDIR.TAG");
         if !tag.exists() {
             // A comfort for others, nothing more.
             drop(fs::write(&tag, TAG));
         }
         Ok(())
+    }
+
+    /// Makes the folder of what is fetched, and notes what the commit consists of, where it is not noted.
+    pub(super) fn begin(&self, commit: &str, entries: &[Entry]) -> Result<(), PullFault> {
+        let folder = self.blobs();
+        fs::create_dir_all(&folder).map_err(unusable(&folder))?;
+        if self.read_tree(commit).is_none() { self.write_tree(commit, entries) } else { Ok(()) }
     }
 
     /// Returns the commit that the revision was at when it was pulled last.
@@ -155,7 +163,7 @@ impl Layout {
     }
 
     /// Notes what a commit consists of: an interrupted pull is known as such without the network.
-    pub(super) fn write_tree(&self, commit: &str, entries: &[Entry]) -> Result<(), PullFault> {
+    fn write_tree(&self, commit: &str, entries: &[Entry]) -> Result<(), PullFault> {
         let files: BTreeMap<String, Listed> =
             entries.iter().map(|entry| (entry.path.clone(), entry.listed.clone())).collect();
         let tree = Tree { format_version: TREE_FORMAT, files };
@@ -229,6 +237,8 @@ mod tests {
         let layout = Layout::new(hub.path(), &"org/re.po".parse().unwrap());
         let (commit, entry) = ("c".repeat(40), entry("sub/x.gguf"));
         layout.prepare().unwrap();
+        assert!(!hub.path().join("models--org--re.po").exists());
+        layout.begin(&commit, std::slice::from_ref(&entry)).unwrap();
         fs::write(layout.blob(&entry.hash), "x").unwrap();
         assert!(layout.has_blob(&entry) && !layout.has(&commit, &entry));
         layout.link(&commit, &entry).unwrap();

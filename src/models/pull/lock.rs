@@ -1,11 +1,12 @@
-//! One writer at a time, across processes and programs: `flock(2)` on files that stay.
+//! One writer at a time, across processes and programs: `flock(2)` on files of their own.
 //!
-//! A lock's file is never removed: another could lock a new one while the first is still held.
+//! A lock's file is removed only by who holds it (`slotd models clean`), and one that was removed since it was
+//! opened is no lock: another could hold a new one.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Seek, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
     time::Duration,
 };
@@ -49,19 +50,33 @@ pub(super) async fn wait(
 
 /// Takes a lock and writes this process into its file, or returns whose it is.
 fn take(path: &Path) -> io::Result<Result<Held, Option<Holder>>> {
+    loop {
+        let file = open(path)?;
+        if let Some(taken) = take_opened(file)? {
+            return Ok(taken);
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     // Others of the group may share the cache. Never truncated: the holder stands in it.
     options.read(true).write(true).create(true).truncate(false).mode(0o664);
-    let mut file = options.open(path)?;
+    options.open(path)
+}
+
+/// Takes a lock by its file; `None` where that was removed since it was opened.
+fn take_opened(mut file: File) -> io::Result<Option<Result<Held, Option<Holder>>>> {
     match FileExt::try_lock_exclusive(&file) {
+        Ok(()) if file.metadata()?.nlink() == 0 => Ok(None),
         Ok(()) => {
             let name = format!("{} slotd\n", std::process::id());
             // The lock is what counts: a full disk leaves the next one without a name.
             drop(file.set_len(0).and_then(|()| file.write_all(name.as_bytes())));
-            Ok(Ok(Held(file)))
+            Ok(Some(Ok(Held(file))))
         }
         Err(error) if error.kind() == fs2::lock_contended_error().kind() => {
-            Ok(Err(holder(&mut file)))
+            Ok(Some(Err(holder(&mut file))))
         }
         Err(error) => Err(error),
     }
@@ -103,6 +118,17 @@ mod tests {
         assert_eq!((holder.pid, holder.name.as_str()), (std::process::id(), "slotd"));
         drop(held);
         assert!(is_free(&path) && take(&path).unwrap().is_ok());
+    }
+
+    #[test]
+    fn a_lock_whose_file_was_removed_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.lock");
+        let late = open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let held = take(&path).unwrap().unwrap();
+        assert!(take_opened(late).unwrap().is_none());
+        drop(held);
     }
 
     #[tokio::test]

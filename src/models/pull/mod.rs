@@ -14,6 +14,7 @@
 mod brake;
 mod catalog;
 mod client;
+mod content;
 mod fault;
 mod layout;
 mod lock;
@@ -40,8 +41,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     brake::Brake,
+    content::Scrutiny,
     fault::{PullFault, said},
     patience::Patience,
+    pick::Formats,
     progress::{PullStatus, Shortage, Stage},
     reference::{Reference, ReferenceFault},
     site::Site,
@@ -82,8 +85,19 @@ pub struct Job {
     pub patience: Patience,
     /// What may hold it for a while.
     pub brake: Brake,
+    /// What it takes of a repository, and how it looks at what is there.
+    pub manner: Manner,
     /// Tells the time since 1970, for the age of what could be freed.
     pub clock: fn() -> Duration,
+}
+
+/// What a pull takes of a repository, and how it looks at what is there.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Manner {
+    /// How closely it looks at the files that are there.
+    pub scrutiny: Scrutiny,
+    /// What it takes.
+    pub formats: Formats,
 }
 
 /// A model that is whole on the disk.
@@ -131,7 +145,7 @@ pub async fn pull(
 async fn run(job: Job, board: &Arc<Board>) -> Result<Pulled, PullFault> {
     let layout = Layout::new(job.site.cache(), &job.wanted);
     if job.site.is_offline {
-        return spawn_blocking(move || offline(&job.wanted, &layout)).await.map_err(broken)?;
+        return offline(job, layout).await;
     }
     let preparing = layout.clone();
     spawn_blocking(move || preparing.prepare()).await.map_err(broken)??;
@@ -142,7 +156,8 @@ async fn run(job: Job, board: &Arc<Board>) -> Result<Pulled, PullFault> {
     let client = spawn_blocking(move || Client::new(site)).await.map_err(broken)??;
     let asked = Asked { client: &client, job: &job, layout: &layout, board };
     let (commit, entries) = asked.commit_and_files().await?;
-    let picked: Vec<Entry> = pick(&entries, &job.wanted)?.into_iter().cloned().collect();
+    let picked: Vec<Entry> =
+        pick(&entries, &job.wanted, job.manner.formats)?.into_iter().cloned().collect();
     let room = Arc::new(Room::new(layout.hub(), job.reserve, job.clock)?);
     let files = picked.iter().map(|entry| entry.path.clone()).collect();
     let work = Work {
@@ -154,9 +169,10 @@ async fn run(job: Job, board: &Arc<Board>) -> Result<Pulled, PullFault> {
         rate: Rate::new(job.limit),
         brake: job.brake,
         patience: job.patience,
+        scrutiny: job.manner.scrutiny,
         board: Arc::clone(board),
     };
-    fetch_all(Arc::new(work), picked, job.at_once).await?;
+    fetch_all(Arc::new(work), (entries.clone(), picked), job.at_once).await?;
     let (noting, of) = (layout.clone(), commit.clone());
     spawn_blocking(move || {
         // A revision of which other files are there unchanged keeps them.
@@ -175,12 +191,31 @@ fn broken(error: JoinError) -> PullFault {
     PullFault::Broken(error.to_string())
 }
 
-/// Finds a model that is whole without asking anybody.
-fn offline(wanted: &Reference, layout: &Layout) -> Result<Pulled, PullFault> {
+/// Finds a model that is whole and sound without asking anybody.
+async fn offline(job: Job, layout: Layout) -> Result<Pulled, PullFault> {
+    let Job { wanted, manner, .. } = job;
+    let (of, at) = (wanted.clone(), layout.clone());
+    let finding = spawn_blocking(move || whole_offline((&of, manner.formats), &at));
+    let (pulled, picked) = finding.await.map_err(broken)??;
+    for entry in picked {
+        let path = layout.pointer(&pulled.commit, &entry.path);
+        if !content::is_right((&path, &entry), manner.scrutiny, |_| {}).await? {
+            let missing = format!(": `{}` is damaged", entry.path);
+            return Err(PullFault::Offline { model: wanted.to_string(), missing });
+        }
+    }
+    Ok(pulled)
+}
+
+/// Finds a model whose files are there in their whole length, and says which they are.
+fn whole_offline(
+    (wanted, formats): (&Reference, Formats),
+    layout: &Layout,
+) -> Result<(Pulled, Vec<Entry>), PullFault> {
     let fault = |missing| PullFault::Offline { model: wanted.to_string(), missing };
     let commit = layout.known_commit().ok_or_else(|| fault(String::new()))?;
     let entries = layout.read_tree(&commit).ok_or_else(|| fault(String::new()))?;
-    let picked = pick(&entries, wanted)?;
+    let picked = pick(&entries, wanted, formats)?;
     let absent: Vec<_> = picked.iter().filter(|entry| !layout.has(&commit, entry)).collect();
     if !absent.is_empty() {
         let bytes = absent.iter().fold(0_u64, |sum, entry| sum.saturating_add(entry.size));
@@ -189,13 +224,14 @@ fn offline(wanted: &Reference, layout: &Layout) -> Result<Pulled, PullFault> {
         return Err(fault(missing));
     }
     let files = picked.iter().map(|entry| entry.path.clone()).collect();
-    Ok(Pulled { snapshot: layout.snapshot(&commit), commit, files })
+    let picked = picked.into_iter().cloned().collect();
+    Ok((Pulled { snapshot: layout.snapshot(&commit), commit, files }, picked))
 }
 
-/// Fetches files, `at_once` at a time, the largest first. The first fault ends all.
+/// Fetches the picked ones of a commit's files, `at_once` at a time, the largest first. The first fault ends all.
 async fn fetch_all(
     work: Arc<Work>,
-    mut picked: Vec<Entry>,
+    (entries, mut picked): (Vec<Entry>, Vec<Entry>),
     at_once: usize,
 ) -> Result<(), PullFault> {
     let looking = Arc::clone(&work);
@@ -207,29 +243,36 @@ async fn fetch_all(
             .map(|entry| {
                 let is_there = looking.layout.has_blob(&entry);
                 let there = if is_there { entry.size } else { looking.layout.begun(&entry) };
-                (entry, there)
+                // What is read to its end counts as it is read.
+                let is_read = is_there && looking.scrutiny == Scrutiny::Hashes;
+                (entry, there, if is_read { 0 } else { there })
             })
             .collect();
         (counted, size)
     })
     .await
     .map_err(broken)?;
-    let there = counted.iter().fold(0_u64, |sum, (_, there)| sum.saturating_add(*there));
+    let there = counted.iter().fold(0_u64, |sum, (_, there, _)| sum.saturating_add(*there));
+    let known = counted.iter().fold(0_u64, |sum, (_, _, known)| sum.saturating_add(*known));
     work.board.tell(|status| {
         status.commit = Some(work.commit.clone());
         (status.files, status.size_bytes) = (counted.len(), size);
     });
-    work.board.count_resumed(there);
+    work.board.count_resumed(known);
     if size > there {
         work.room.check(Bytes(size - there))?;
     }
+    let beginning = Arc::clone(&work);
+    spawn_blocking(move || beginning.layout.begin(&beginning.commit, &entries))
+        .await
+        .map_err(broken)??;
     work.board.tell(|status| status.stage = Stage::Downloading);
     let mut waiting = counted.into_iter();
     let mut coming = JoinSet::new();
     loop {
         while coming.len() < at_once.max(1) {
-            let Some((entry, there)) = waiting.next() else { break };
-            coming.spawn(fetch(Arc::clone(&work), entry, there));
+            let Some((entry, _, known)) = waiting.next() else { break };
+            coming.spawn(fetch(Arc::clone(&work), entry, known));
         }
         match coming.join_next().await {
             None => return Ok(()),
@@ -260,12 +303,10 @@ impl Asked<'_> {
         };
         let (layout, of) = (self.layout.clone(), commit.clone());
         let known = spawn_blocking(move || layout.read_tree(&of)).await.map_err(broken)?;
-        if let Some(entries) = known {
-            return Ok((commit, entries));
-        }
-        let entries = self.list(repo, &commit).await?;
-        let (layout, of, noted) = (self.layout.clone(), commit.clone(), entries.clone());
-        spawn_blocking(move || layout.write_tree(&of, &noted)).await.map_err(broken)??;
+        let entries = match known {
+            Some(entries) => entries,
+            None => self.list(repo, &commit).await?,
+        };
         Ok((commit, entries))
     }
 

@@ -13,6 +13,16 @@ use crate::models::{
     hub::{choose, has_gguf_ending, is_model, listed},
 };
 
+/// What may be taken of a repository.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Formats {
+    /// A GGUF model, else a model that is loaded as a folder.
+    #[default]
+    Any,
+    /// A GGUF model: llama-server loads nothing else.
+    Gguf,
+}
+
 /// Endings of weights that nobody needs where there are `.safetensors` of them.
 const OTHER_WEIGHTS: [&str; 12] = [
     "bin",
@@ -35,6 +45,7 @@ const OTHER_FOLDERS: [&str; 6] = ["onnx/", "original/", "openvino/", "coreml/", 
 pub(super) fn pick<'a>(
     entries: &'a [Entry],
     wanted: &Reference,
+    formats: Formats,
 ) -> Result<Vec<&'a Entry>, PullFault> {
     let mut models: Vec<&str> =
         entries.iter().map(|entry| entry.path.as_str()).filter(|path| is_model(path)).collect();
@@ -45,10 +56,14 @@ pub(super) fn pick<'a>(
             entries.iter().filter(|entry| is_part_of(&entry.path, chosen)).collect();
         files.extend(projector(entries, chosen));
         files
-    } else if quant.is_none() && is_folder_model(entries) {
+    } else if quant.is_none() && formats == Formats::Any && is_folder_model(entries) {
         entries.iter().filter(|entry| belongs_to_folder(&entry.path)).collect()
     } else {
-        return Err(PullFault::NoModel { model: wanted.to_string(), found: listed(&models) });
+        let mut found = listed(&models);
+        if formats == Formats::Gguf && models.is_empty() {
+            found.push_str(", and llama-server loads no other");
+        }
+        return Err(PullFault::NoModel { model: wanted.to_string(), found });
     };
     picked.sort_by(|one, other| one.path.cmp(&other.path));
     picked.dedup_by(|one, other| one.path == other.path);
@@ -142,7 +157,7 @@ mod tests {
 
     fn picked(paths: &[&str], wanted: &str) -> String {
         let entries = entries(paths);
-        match pick(&entries, &wanted.parse().unwrap()) {
+        match pick(&entries, &wanted.parse().unwrap(), Formats::Any) {
             Ok(files) => files.iter().map(|file| file.path.as_str()).collect::<Vec<_>>().join(" "),
             Err(fault) => fault.to_string(),
         }
@@ -210,6 +225,15 @@ mod tests {
              model-00002-of-00002.safetensors model.safetensors.index.json tokenizer.json tokenizer.model"
         );
         insta::assert_snapshot!(picked(&paths, "o/r:Q8_0"), @"`o/r:Q8_0` names no model in its repository, which has no GGUF file; correct its name");
+    }
+
+    #[test]
+    fn for_llama_server_a_repository_without_gguf_was_fetched_whole() {
+        let entries = entries(&["config.json", "model.safetensors"]);
+        let wanted = "o/r".parse().unwrap();
+        assert_eq!(pick(&entries, &wanted, Formats::Any).unwrap().len(), 2);
+        let fault = pick(&entries, &wanted, Formats::Gguf).unwrap_err();
+        insta::assert_snapshot!(fault, @"`o/r` names no model in its repository, which has no GGUF file, and llama-server loads no other; correct its name");
     }
 
     #[test]

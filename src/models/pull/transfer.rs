@@ -8,6 +8,7 @@ use super::{
     brake::Brake,
     catalog::Entry,
     client::{Answer, Client, Trouble, encoded},
+    content::{Scrutiny, is_right},
     fault::PullFault,
     layout::{Layout, unusable},
     lock,
@@ -17,6 +18,7 @@ use super::{
     space::Room,
     writer::{Spec, Writer},
 };
+use crate::spec::Bytes;
 
 /// What all files of a pull share.
 #[derive(Debug)]
@@ -29,21 +31,27 @@ pub(super) struct Work {
     pub(super) rate: Option<Rate>,
     pub(super) brake: Brake,
     pub(super) patience: Patience,
+    pub(super) scrutiny: Scrutiny,
     pub(super) board: Arc<Board>,
 }
 
 /// Sees to it that `entry` is there as the commit's. `counted` is how much of it was seen before.
-pub(super) async fn fetch(work: Arc<Work>, entry: Entry, counted: u64) -> Result<(), PullFault> {
+pub(super) async fn fetch(
+    work: Arc<Work>,
+    entry: Entry,
+    mut counted: u64,
+) -> Result<(), PullFault> {
     let board = Arc::clone(&work.board);
     let lock = work.layout.blob_lock(&entry.hash);
     let held = Arc::new(lock::wait(&lock, |holder| board.held_by(holder)).await?);
     board.held_by_nobody();
-    if work.layout.has_blob(&entry) {
+    let mut is_whole = work.has_sound(&entry, &mut counted).await?;
+    if is_whole {
         // Another may have written it since it was counted.
         board.count_resumed(entry.size.saturating_sub(counted));
     }
     let mut is_second = false;
-    while !work.layout.has_blob(&entry) {
+    while !is_whole {
         let from = work.layout.begun(&entry);
         // Another may have written on since it was counted.
         if !is_second {
@@ -66,6 +74,7 @@ pub(super) async fn fetch(work: Arc<Work>, entry: Entry, counted: u64) -> Result
         let found = written.ok_or_else(|| PullFault::Broken("a file ended early".to_owned()))?;
         if found == entry.hash.name() {
             keep(&work, &entry).await?;
+            is_whole = true;
         } else {
             let partial = work.layout.partial(&entry.hash);
             fs::remove_file(&partial).map_err(unusable(&partial))?;
@@ -87,7 +96,7 @@ pub(super) async fn fetch(work: Arc<Work>, entry: Entry, counted: u64) -> Result
     Ok(())
 }
 
-/// Gives a whole file its name.
+/// Gives a whole file its name. Whoever has the file open that bore it before keeps that one.
 async fn keep(work: &Arc<Work>, entry: &Entry) -> Result<(), PullFault> {
     let (work, entry) = (Arc::clone(work), entry.clone());
     let kept = spawn_blocking(move || {
@@ -101,6 +110,29 @@ async fn keep(work: &Arc<Work>, entry: &Entry) -> Result<(), PullFault> {
 }
 
 impl Work {
+    /// Tells whether a file is there and what it should be; counts what it reads. One that is not stays until
+    /// another has come.
+    async fn has_sound(&self, entry: &Entry, counted: &mut u64) -> Result<bool, PullFault> {
+        if !self.layout.has_blob(entry) {
+            return Ok(false);
+        }
+        let blob = self.layout.blob(&entry.hash);
+        let count = |read: u64| {
+            let new = read.saturating_sub(*counted);
+            *counted = counted.saturating_add(new);
+            self.board.count_resumed(new);
+        };
+        if is_right((&blob, entry), self.scrutiny, count).await? {
+            return Ok(true);
+        }
+        self.board.tell(|status| {
+            let trouble = format!("`{}` is damaged on this disk; it is fetched anew", entry.path);
+            status.trouble = Some(trouble);
+        });
+        self.room.check(Bytes(entry.size.saturating_sub(self.layout.begun(entry))))?;
+        Ok(false)
+    }
+
     /// Fetches what is missing, however often the way there breaks, as long as something comes.
     async fn download(&self, entry: &Entry, writer: &mut Writer) -> Result<(), PullFault> {
         let mut borne = Borne::new(self.patience);

@@ -118,13 +118,13 @@ fn write(
 }
 
 /// A hash that grows.
-enum Sum {
+pub(super) enum Sum {
     Sha256(Sha256),
     Git(Sha1),
 }
 
 impl Sum {
-    fn new(hash: &Hash, size: u64) -> Self {
+    pub(super) fn new(hash: &Hash, size: u64) -> Self {
         match hash {
             Hash::Sha256(_) => Self::Sha256(Sha256::new()),
             // Source: git hashes the kind and the size before the content.
@@ -132,7 +132,7 @@ impl Sum {
         }
     }
 
-    fn add(&mut self, bytes: &[u8]) {
+    pub(super) fn add(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(sum) => sum.update(bytes),
             Self::Git(sum) => sum.update(bytes),
@@ -153,7 +153,7 @@ impl Sum {
         }
     }
 
-    fn hex(self) -> String {
+    pub(super) fn hex(self) -> String {
         let bytes = match self {
             Self::Sha256(sum) => sum.finalize().to_vec(),
             Self::Git(sum) => sum.finalize().to_vec(),

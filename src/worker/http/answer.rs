@@ -36,7 +36,7 @@ pub(super) struct Request {
     /// Whether the text of a choice begins with its prompt.
     pub(super) echo: Echo,
     /// How calls of tools are looked for.
-    pub(super) calls: Option<CallStyle>,
+    pub(super) calls: Calls,
     pub(super) delivery: Delivery,
 }
 
@@ -45,6 +45,37 @@ pub(super) struct Request {
 pub(super) enum Echo {
     No,
     Prompt,
+}
+
+/// Which calls of tools an answer may have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Calls {
+    None,
+    /// What is none is text.
+    Sought(CallStyle),
+    /// The answer is a call, or the half of one, which is told to nobody.
+    Forced(CallStyle),
+}
+
+impl Calls {
+    fn style(self) -> Option<CallStyle> {
+        match self {
+            Self::None => None,
+            Self::Sought(style) | Self::Forced(style) => Some(style),
+        }
+    }
+
+    /// Takes the calls out of a text; `None` where nothing is said beside them.
+    fn divide(self, text: &str) -> (Option<String>, Vec<Call>) {
+        match self {
+            Self::None => (Some(text.to_owned()), Vec::new()),
+            Self::Sought(style) => {
+                let (said, calls) = style.divide(text);
+                (Some(said).filter(|said| !said.is_empty() || calls.is_empty()), calls)
+            }
+            Self::Forced(style) => (None, style.divide(text).1),
+        }
+    }
 }
 
 impl Request {
@@ -89,11 +120,13 @@ impl Request {
                 }
                 Event::Done(done) => {
                     let logprobs = self.logprobs(job, &scores, 0);
-                    let (said, calls) = self.divided(&text);
-                    let choice = self.envelope.choice(index, (&said, &calls), &logprobs, &done);
+                    let (said, calls) = self.calls.divide(&text);
+                    let answer = (said.as_deref(), calls.as_slice());
+                    let choice = self.envelope.choice(index, answer, &logprobs, &done);
                     return Ok((choice, done));
                 }
                 Event::Failed(fault) => return Err(fault.into()),
+                Event::Unkept(fault) => return Err(Refusal::unkept(&fault)),
                 Event::Begun | Event::Embedding(_) | Event::Score(_) => break,
             }
         }
@@ -119,7 +152,7 @@ impl Request {
             // As many at once as there are seats.
             events: stream::iter(choices).flatten_unordered(self.engine.parallel).boxed(),
             offsets: vec![0; self.jobs.len()],
-            screens: vec![self.calls.map(CallScreen::new); self.jobs.len()],
+            screens: vec![self.calls.style().map(CallScreen::new); self.jobs.len()],
             usage: Usage::default(),
             ready: VecDeque::new(),
             is_over: false,
@@ -135,11 +168,6 @@ impl Request {
             ("x-accel-buffering", "no"),
         ];
         Ok((head, Body::from_stream(body)).into_response())
-    }
-
-    /// Takes the calls of tools out of a text.
-    fn divided(&self, text: &str) -> (String, Vec<Call>) {
-        self.calls.map_or_else(|| (text.to_owned(), Vec::new()), |style| style.divide(text))
     }
 
     fn prompt_text(&self, job: &Generate) -> String {
@@ -198,7 +226,9 @@ impl Choice {
             }),
             Self::Begun(answer) => Some((Ok(Event::Begun), Self::Told(answer))),
             Self::Told(mut answer) => Some(match answer.recv().await {
-                Some(event @ (Event::Done(_) | Event::Failed(_))) => (Ok(event), Self::Over),
+                Some(event @ (Event::Done(_) | Event::Failed(_) | Event::Unkept(_))) => {
+                    (Ok(event), Self::Over)
+                }
                 Some(event) => (Ok(event), Self::Told(answer)),
                 None => (Err(Refusal::stopping()), Self::Over),
             }),
@@ -264,8 +294,8 @@ impl Streaming {
             Event::Done(done) => {
                 let screen = self.screens.get_mut(index).and_then(Option::as_mut);
                 let held = screen.map(CallScreen::finish).unwrap_or_default();
-                let (said, calls) = self.request.divided(&held);
-                if !said.is_empty() {
+                let (said, calls) = self.request.calls.divide(&held);
+                if let Some(said) = said.filter(|said| !said.is_empty()) {
                     self.text(index, &said, &[]);
                 }
                 for choice in Envelope::call_deltas(index, &calls) {
@@ -277,6 +307,7 @@ impl Streaming {
                 self.usage.add(&done, is_new_prompt);
             }
             Event::Failed(fault) => self.break_off(&Refusal::from(fault)),
+            Event::Unkept(fault) => self.break_off(&Refusal::unkept(&fault)),
             Event::Embedding(_) | Event::Score(_) => {
                 self.break_off(&Refusal::internal("an answer came out of order"));
             }

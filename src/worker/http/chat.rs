@@ -40,14 +40,18 @@ pub(super) async fn chat(
     let tools = Tools::read(&fields, &engine)?;
     let calls = tools.calls();
     let (opening, forced) = tools.forced().unzip();
+    if forced.is_some() {
+        // A stop string inside a call would cut it in half.
+        choices.stops.clear();
+    }
     let prompt = {
         let engine = Arc::clone(&engine);
         blocking(move || prompt(&fields, (&tools.shown, opening.unwrap_or_default()), &engine))
             .await??
     };
     let mut jobs = choices.jobs("messages", &prompt, engine.context)?;
-    let of = if forced.is_some() { "tools" } else { "response_format" };
-    let grammar = grammar(&engine, of, forced.or(choices.schema.take())).await?;
+    let forced = forced.map(|schema| ("tools", schema));
+    let grammar = grammar(&engine, forced.or(choices.schema.take())).await?;
     for job in &mut jobs {
         job.grammar.clone_from(&grammar);
     }
@@ -73,11 +77,13 @@ fn prompt(
     if messages.is_empty() {
         return Err(Refusal::field("messages", "is empty"));
     }
+    check_last(messages)?;
     let mut messages = (0..)
         .zip(messages)
         .map(|(at, message)| read(at, message, &engine.vocabulary))
         .collect::<Result<Vec<_>, _>>()?;
-    // An answer that has begun is continued where it stands, as llama.cpp's server does.
+    // An answer that has begun is continued where it stands. The answer is the rest alone; llama.cpp's server
+    // repeats what was begun.
     let begun = match messages.last().and_then(|last| last.get("role")?.as_str()) {
         Some("assistant") => messages.pop(),
         _ => None,
@@ -91,6 +97,18 @@ fn prompt(
     }
     text.push_str(opening);
     engine.vocabulary.encode(&text).map_err(Refusal::internal)
+}
+
+/// Calls that nobody answered cannot be continued: llama.cpp's server refuses them, too.
+fn check_last(messages: &[Json]) -> Result<(), Refusal> {
+    let Some((last, before)) = messages.split_last() else { return Ok(()) };
+    let calls = last.get("tool_calls").and_then(Json::as_array);
+    let is_answer = last.get("role").and_then(Json::as_str) == Some("assistant");
+    if is_answer && calls.is_some_and(|calls| !calls.is_empty()) {
+        let place = format!("messages[{}].tool_calls", before.len());
+        return Err(Refusal::field(place, "cannot be continued, their results have to follow"));
+    }
+    Ok(())
 }
 
 /// Checks a message and makes its content plain text.
@@ -113,6 +131,10 @@ fn read(at: usize, message: &Json, vocabulary: &Vocabulary) -> Result<Json, Refu
     };
     let mut message = message.clone();
     message.insert("content".to_owned(), Json::String(content));
+    // OpenAI's newer word for it; templates know the older one.
+    if role == "developer" {
+        message.insert("role".to_owned(), Json::String("system".to_owned()));
+    }
     tools::open_arguments(&mut message);
     Ok(disarmed(&Json::Object(message), vocabulary))
 }

@@ -10,7 +10,7 @@ use axum::{
 
 use super::{
     Served,
-    answer::{Echo, Request},
+    answer::{Calls, Echo, Request},
     blocking,
     fields::Fields,
     grammar,
@@ -49,7 +49,7 @@ pub(super) async fn completion(
     for prompt in &prompts {
         jobs.extend(choices.jobs("prompt", prompt, engine.context)?);
     }
-    let grammar = grammar(&engine, "response_format", choices.schema.take()).await?;
+    let grammar = grammar(&engine, choices.schema.take()).await?;
     for job in &mut jobs {
         job.grammar.clone_from(&grammar);
         job.score_prompt = echo == Echo::Prompt && job.sampling.logprobs.is_some();
@@ -59,7 +59,7 @@ pub(super) async fn completion(
         answers_each: jobs.len() / prompts.len().max(1),
         jobs,
         echo,
-        calls: None,
+        calls: Calls::None,
         delivery: choices.delivery,
         engine,
     };

@@ -98,7 +98,8 @@ async fn one(engine: &Engine, tokens: Vec<u32>) -> Result<Vec<f32>, Refusal> {
             | Event::PromptScores(_)
             | Event::Text(_)
             | Event::Score(_)
-            | Event::Done(_),
+            | Event::Done(_)
+            | Event::Unkept(_),
         )
         | None => Err(Refusal::stopping()),
     }
@@ -109,6 +110,10 @@ fn encoding(fields: &Fields) -> Result<Encoding, Refusal> {
         None => Ok(Encoding::Floats),
         Some(Json::String(word)) if word == "float" => Ok(Encoding::Floats),
         Some(Json::String(word)) if word == "base64" => Ok(Encoding::Base64),
+        Some(Json::String(word)) => Err(Refusal::field(
+            "encoding_format",
+            format!("is `{word}`, expected `float` or `base64`"),
+        )),
         Some(other) => Err(wrong("encoding_format", "`float` or `base64`", other)),
     }
 }

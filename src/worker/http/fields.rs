@@ -1,5 +1,5 @@
 //! The fields of a request, asked for by name and type; a wrong type is a refusal that names the
-//! field. `null` counts as absent, and unknown fields are not looked at.
+//! field. `null` counts as absent, and unknown fields are not looked at (`foreign` looks at some).
 
 use std::ops::RangeInclusive;
 
@@ -56,7 +56,7 @@ impl Fields {
         range: RangeInclusive<i64>,
     ) -> Result<Option<i64>, Refusal> {
         let Some(value) = self.any(name) else { return Ok(None) };
-        let number = value.as_i64().ok_or_else(|| wrong(name, "a whole number", value))?;
+        let number = whole(value).ok_or_else(|| not_whole(name, value))?;
         if !range.contains(&number) {
             let (low, high) = range.into_inner();
             return Err(Refusal::field(name, format!("is {number}, expected {low} to {high}")));
@@ -84,6 +84,27 @@ impl Fields {
         let Some(value) = self.any(name) else { return Ok(None) };
         value.as_object().map(Some).ok_or_else(|| wrong(name, "an object", value))
     }
+}
+
+/// Reads a whole number, also where it is written as a float (`3.0`).
+pub(super) fn whole(value: &Json) -> Option<i64> {
+    const MOST: f64 = 9_007_199_254_740_992.0;
+    let float = || value.as_f64().filter(|float| float.fract() == 0.0 && float.abs() <= MOST);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::as_conversions,
+        reason = "whole, and up to 2^53 exact"
+    )]
+    value.as_i64().or_else(|| float().map(|float| float as i64))
+}
+
+/// Refuses what is no whole number; a number is named.
+pub(super) fn not_whole(name: &str, found: &Json) -> Refusal {
+    const EXPECTED: &str = "a whole number";
+    if found.is_number() {
+        return Refusal::field(name, format!("is {found}, expected {EXPECTED}"));
+    }
+    wrong(name, EXPECTED, found)
 }
 
 /// Refuses a field whose value is not what was expected.

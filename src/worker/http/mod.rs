@@ -5,6 +5,7 @@ mod chat;
 mod completion;
 mod embedding;
 mod fields;
+mod foreign;
 mod monitor;
 mod options;
 mod prompt;
@@ -113,13 +114,12 @@ fn writer(served: &Served) -> Result<Arc<Engine>, Refusal> {
     Err(Refusal::unsupported("model", only))
 }
 
-/// Gives the grammar of an answer's schema, which field `of` asks for.
+/// Gives the grammar of an answer's schema, with the field that asks for it.
 async fn grammar(
     engine: &Arc<Engine>,
-    of: &str,
-    schema: Option<Json>,
+    asked: Option<(&str, Json)>,
 ) -> Result<Option<Grammar>, Refusal> {
-    let Some(schema) = schema else { return Ok(None) };
+    let Some((of, schema)) = asked else { return Ok(None) };
     let engine = Arc::clone(engine);
     let made = blocking(move || engine.grammars.json(&schema, &engine.vocabulary)).await?;
     let refused = |fault| Refusal::field(of, format!("cannot be kept to: {fault}"));

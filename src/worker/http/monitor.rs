@@ -116,7 +116,7 @@ fn params(asked: Option<&Asked>) -> Json {
         "xtc_probability": 0.0,
         "xtc_threshold": 0.1,
         "typical_p": 1.0,
-        "repeat_last_n": 64,
+        "repeat_last_n": i64::try_from(sampling.recent).unwrap_or(-1),
         "repeat_penalty": sampling.repeat_penalty,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,

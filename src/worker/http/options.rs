@@ -5,7 +5,8 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use serde_json::{Value as Json, json};
 
 use super::{
-    fields::{Fields, wrong},
+    fields::{Fields, not_whole, whole, wrong},
+    foreign,
     refusal::Refusal,
 };
 use crate::worker::{job::Generate, sampler::Sampling};
@@ -17,8 +18,8 @@ pub(super) struct Choices {
     /// `None` goes on to the end of the context.
     pub(super) most_tokens: Option<usize>,
     pub(super) stops: Vec<String>,
-    /// What the answer must keep to.
-    pub(super) schema: Option<Json>,
+    /// What the answer must keep to, and the field that says so.
+    pub(super) schema: Option<(&'static str, Json)>,
     pub(super) ignore_end: bool,
     /// A seed was given, or nothing is drawn.
     is_repeatable: bool,
@@ -36,17 +37,25 @@ pub(super) enum Delivery {
     StreamWithUsage,
 }
 
+/// The names of the length, the one that wins first; the last is llama.cpp's.
+const LENGTHS: [&str; 3] = ["max_completion_tokens", "max_tokens", "n_predict"];
+/// What OpenAI's API calls certain. Beyond it a sum with a logit could become no number.
+const MOST_BIAS: f64 = 100.0;
 const MOST_COUNT: i64 = 8;
 const MOST_STOPS: usize = 16;
+const FORMAT: &str = "response_format";
+const SCHEMA: &str = "json_schema";
 const MOST_ALTERNATIVES: i64 = 20;
 
 impl Choices {
     /// Reads what both kinds share; `logprobs` differ and are left out.
     pub(super) fn read(fields: &Fields) -> Result<Self, Refusal> {
-        let most_tokens = match fields.whole("max_completion_tokens", -1..=i64::MAX)? {
-            Some(most) => Some(most),
-            None => fields.whole("max_tokens", -1..=i64::MAX)?,
-        };
+        foreign::check(fields)?;
+        let mut most_tokens = None;
+        for name in LENGTHS {
+            let most = fields.whole(name, -1..=i64::MAX)?;
+            most_tokens = most_tokens.or(most);
+        }
         let count = fields.whole("n", 1..=MOST_COUNT)?.unwrap_or(1);
         let sampling = sampling(fields)?;
         Ok(Self {
@@ -79,7 +88,7 @@ impl Choices {
         }
         let room = context.saturating_sub(prompt.len());
         if room == 0 {
-            return Err(Refusal::too_long(param, prompt.len(), context));
+            return Err(Refusal::no_room(param, prompt.len(), context));
         }
         let job = |number: u64| Generate {
             prompt: prompt.to_vec(),
@@ -112,6 +121,10 @@ fn sampling(fields: &Fields) -> Result<Sampling, Refusal> {
         top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(usual.top_p),
         min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(usual.min_p),
         repeat_penalty: repeat_penalty.unwrap_or(usual.repeat_penalty),
+        // -1 is llama.cpp's word for all.
+        recent: fields
+            .whole("repeat_last_n", -1..=i64::MAX)?
+            .map_or(usual.recent, |count| usize::try_from(count).unwrap_or(usize::MAX)),
         presence_penalty: fields.number("presence_penalty", -100.0..=100.0)?.unwrap_or(0.0),
         frequency_penalty: fields.number("frequency_penalty", -100.0..=100.0)?.unwrap_or(0.0),
         bias: bias(fields)?,
@@ -124,11 +137,11 @@ fn sampling(fields: &Fields) -> Result<Sampling, Refusal> {
 fn seed(fields: &Fields) -> Result<u64, Refusal> {
     match fields.any("seed") {
         None => Ok(random()),
-        Some(value) => match (value.as_u64(), value.as_i64()) {
+        Some(value) => match (value.as_u64(), whole(value)) {
             (Some(seed), _) => Ok(seed),
             (None, Some(-1)) => Ok(random()),
             (None, Some(seed)) => Ok(seed.cast_unsigned()),
-            (None, None) => Err(wrong("seed", "a whole number", value)),
+            (None, None) => Err(not_whole("seed", value)),
         },
     }
 }
@@ -154,7 +167,8 @@ fn bias(fields: &Fields) -> Result<Vec<(u32, f32)>, Refusal> {
             | Json::Array(_)
             | Json::Object(_)) => value
                 .as_f64()
-                .ok_or_else(|| wrong("logit_bias", "a number for each token", value))?,
+                .ok_or_else(|| wrong("logit_bias", "a number for each token", value))?
+                .clamp(-MOST_BIAS, MOST_BIAS),
         };
         #[expect(
             clippy::cast_possible_truncation,
@@ -204,10 +218,16 @@ fn delivery(fields: &Fields) -> Result<Delivery, Refusal> {
     })
 }
 
+/// A JSON schema and the field that asks for it; `json_schema` is llama.cpp's own.
+fn schema(fields: &Fields) -> Result<Option<(&'static str, Json)>, Refusal> {
+    let format = format(fields)?.map(|schema| (FORMAT, schema));
+    let own = || fields.any(SCHEMA).map(|schema| (SCHEMA, schema.clone()));
+    Ok(format.or_else(own))
+}
+
 /// What `response_format` asks for: a JSON schema, or nothing.
-fn schema(fields: &Fields) -> Result<Option<Json>, Refusal> {
-    const FIELD: &str = "response_format";
-    let Some(format) = fields.object(FIELD)? else { return Ok(None) };
+fn format(fields: &Fields) -> Result<Option<Json>, Refusal> {
+    let Some(format) = fields.object(FORMAT)? else { return Ok(None) };
     match format.get("type").and_then(Json::as_str) {
         None | Some("text") => Ok(None),
         Some("json_object") => {
@@ -228,7 +248,7 @@ fn schema(fields: &Fields) -> Result<Option<Json>, Refusal> {
             }
         }
         Some(other) => Err(Refusal::unsupported(
-            FIELD,
+            FORMAT,
             format!("is `{other}`, this engine knows `text`, `json_object` and `json_schema`"),
         )),
     }
@@ -275,11 +295,12 @@ mod tests {
         let schema =
             |format: Json| read(&json!({ "response_format": format })).map(|read| read.schema);
         assert_eq!(schema(json!({"type": "text"})), Ok(None));
-        let object = Some(json!({"type": "object"}));
-        assert_eq!(schema(json!({"type": "json_object"})), Ok(object.clone()));
+        let object = json!({"type": "object"});
+        let asked = Some(("response_format", object.clone()));
+        assert_eq!(schema(json!({"type": "json_object"})), Ok(asked.clone()));
         let wrapped =
             json!({"type": "json_schema", "json_schema": {"name": "x", "schema": object}});
-        assert_eq!(schema(wrapped), Ok(object));
+        assert_eq!(schema(wrapped), Ok(asked));
         let refusal = schema(json!({"type": "json_schema"})).unwrap_err();
         assert_eq!(refusal.body()["error"]["param"], "response_format.json_schema.schema");
         let refusal = schema(json!({"type": "xml"})).unwrap_err();
@@ -299,5 +320,40 @@ mod tests {
         let choices = read(&json!({"max_tokens": 5, "max_completion_tokens": 3})).unwrap();
         assert_eq!(choices.most_tokens, Some(3));
         assert_eq!(read(&json!({"max_tokens": -1})).unwrap().most_tokens, None);
+    }
+
+    #[test]
+    fn length_and_schema_under_the_names_of_llama_server_are_not_passed_over() {
+        let own = read(&json!({"n_predict": 2, "json_schema": {"type": "boolean"}})).unwrap();
+        assert_eq!(own.most_tokens, Some(2));
+        assert_eq!(own.schema, Some(("json_schema", json!({"type": "boolean"}))));
+        assert_eq!(read(&json!({"n_predict": -1})).unwrap().most_tokens, None);
+        assert_eq!(read(&json!({"n_predict": 9, "max_tokens": 3})).unwrap().most_tokens, Some(3));
+        let both = json!({"json_schema": true, "response_format": {"type": "json_object"}});
+        assert_eq!(read(&both).unwrap().schema.unwrap().0, "response_format");
+    }
+
+    #[test]
+    fn a_float_without_a_fraction_is_a_whole_number() {
+        let choices = read(&json!({"max_tokens": 3.0, "seed": 7.0})).unwrap();
+        assert_eq!((choices.most_tokens, choices.sampling.seed), (Some(3), 7));
+        assert_eq!(
+            message(&json!({"max_tokens": 3.7})),
+            "`max_tokens` is 3.7, expected a whole number"
+        );
+        assert_eq!(message(&json!({"seed": 0.5})), "`seed` is 0.5, expected a whole number");
+        assert_eq!(
+            message(&json!({"max_tokens": "3"})),
+            "`max_tokens` is a string, expected a whole number"
+        );
+    }
+
+    #[test]
+    fn no_bias_is_so_large_that_a_logit_becomes_no_number() {
+        let bias =
+            |value: Json| read(&json!({"logit_bias": {"100": value}})).unwrap().sampling.bias;
+        assert_eq!(bias(json!(1e300)), [(100, 100.0)]);
+        assert_eq!(bias(json!(-1e300)), [(100, -100.0)]);
+        assert_eq!(bias(json!(false)), [(100, f32::NEG_INFINITY)]);
     }
 }

@@ -68,12 +68,22 @@ impl Refusal {
         }
     }
 
-    /// Prompt and context do not fit.
+    /// A text does not fit into the context.
     pub(super) fn too_long(param: &str, tokens: usize, context: usize) -> Self {
-        let problem = format!(
-            "has {tokens} tokens, the context holds {context} with at least one of the answer"
-        );
+        let problem = format!("has {tokens} tokens, the context holds {context}");
         Self { code: Code::Word("context_length_exceeded"), ..Self::field(param, problem) }
+    }
+
+    /// A prompt leaves no room for an answer.
+    pub(super) fn no_room(param: &str, tokens: usize, context: usize) -> Self {
+        let refusal = Self::too_long(param, tokens, context);
+        let message = format!("{} with at least one of the answer", refusal.message);
+        Self { message, ..refusal }
+    }
+
+    /// An answer cannot go on as its schema asks.
+    pub(super) fn unkept(fault: &str) -> Self {
+        Self::request(format!("the answer cannot be kept to its schema: {fault}"))
     }
 
     pub(super) fn not_found(message: impl Into<String>, code: &'static str) -> Self {

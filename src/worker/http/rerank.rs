@@ -118,7 +118,8 @@ async fn one(engine: &Engine, pair: Pair) -> Result<f32, Refusal> {
             | Event::PromptScores(_)
             | Event::Text(_)
             | Event::Embedding(_)
-            | Event::Done(_),
+            | Event::Done(_)
+            | Event::Unkept(_),
         )
         | None => Err(Refusal::stopping()),
     }

@@ -119,7 +119,7 @@ impl Envelope {
     pub(super) fn choice(
         &self,
         index: usize,
-        (text, calls): (&str, &[Call]),
+        (text, calls): (Option<&str>, &[Call]),
         logprobs: &Json,
         done: &Done,
     ) -> Json {
@@ -128,15 +128,14 @@ impl Envelope {
             Api::Chat => {
                 let mut message = json!({ "role": "assistant", "content": text, "refusal": null });
                 if let (Some(message), false) = (message.as_object_mut(), calls.is_empty()) {
-                    if text.is_empty() {
-                        message.insert("content".to_owned(), Json::Null);
-                    }
                     let calls = calls.iter().map(tool_call).collect();
                     message.insert("tool_calls".to_owned(), calls);
                 }
                 choice(index, ("message", message), logprobs, reason)
             }
-            Api::Completion => choice(index, ("text", json!(text)), logprobs, reason),
+            Api::Completion => {
+                choice(index, ("text", json!(text.unwrap_or_default())), logprobs, reason)
+            }
         }
     }
 

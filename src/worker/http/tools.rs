@@ -3,6 +3,7 @@
 use serde_json::{Map, Value as Json};
 
 use super::{
+    answer::Calls,
     fields::{Fields, wrong},
     refusal::Refusal,
 };
@@ -72,8 +73,12 @@ impl Tools {
     }
 
     /// Gives how calls are looked for in the answer.
-    pub(super) fn calls(&self) -> Option<CallStyle> {
-        self.style.map(|style| if self.forced.is_empty() { style } else { style.opened() })
+    pub(super) fn calls(&self) -> Calls {
+        match self.style {
+            None => Calls::None,
+            Some(style) if self.forced.is_empty() => Calls::Sought(style),
+            Some(style) => Calls::Forced(style.opened()),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use slotd_kernels::{Activations, Gate, Heads, Pool, Span, add, attend, gate, shi
 
 use super::{
     Part, Purpose, Want,
+    load::other_shape,
     matrix::{HostMatrix, pool, products},
     tensors::Tensors,
 };
@@ -54,6 +55,8 @@ pub(crate) struct Config {
     #[serde(default)]
     position_embedding_type: Option<String>,
 }
+
+const MOST_NUMBER: usize = 1 << 20;
 
 /// What becomes of the rows of a text.
 #[derive(Debug)]
@@ -287,11 +290,24 @@ impl Config {
         if config.position_embedding_type.as_deref().is_some_and(|kind| kind != "absolute") {
             return fault("the model's positions are not absolute".to_owned());
         }
-        let fits = |number: usize| (1..=1 << 20).contains(&number);
-        let numbers = [config.width, config.inner, config.heads, config.layers, config.positions];
-        if !numbers.into_iter().all(fits) || !config.width.is_multiple_of(config.heads) {
+        let numbers = [
+            ("hidden_size", config.width),
+            ("intermediate_size", config.inner),
+            ("num_attention_heads", config.heads),
+            ("num_hidden_layers", config.layers),
+            ("max_position_embeddings", config.positions),
+        ];
+        for (key, number) in numbers {
+            if !(1..=MOST_NUMBER).contains(&number) {
+                return fault(format!(
+                    "`{key}` of `config.json` is {number}, expected 1 to {MOST_NUMBER}"
+                ));
+            }
+        }
+        let Self { width, heads, .. } = config;
+        if !width.is_multiple_of(heads) {
             return fault(format!(
-                "the numbers of `config.json` contradict themselves: {config:?}"
+                "`hidden_size` of `config.json` is {width}, expected a multiple of the {heads} heads"
             ));
         }
         Ok(config)
@@ -398,8 +414,11 @@ impl Load<'_> {
         let name = format!("{name}.weight");
         let (file, extent) = self.tensors.place(&name)?;
         let wrong = || {
-            let dims = &extent.dims;
-            Ending::bad_model(format!("tensor `{name}` has the unexpected shape {dims:?}"))
+            let expected = match dims {
+                Some((rows, width)) => format!("[{rows}, {width}]"),
+                None => format!("rows of {}", self.config.width),
+            };
+            other_shape(&name, &extent.dims, &expected)
         };
         let is_right = match dims {
             Some((rows, width)) => extent.dims == [rows, width],

@@ -51,11 +51,15 @@ impl Header {
         }
         let mut reader = Counted { inner: BufReader::with_capacity(1 << 20, &file), position: 0 };
         let content = gguf_file::Content::read(&mut reader).map_err(|error| {
-            Ending::bad_model(format!(
-                "`{}` is not a whole GGUF file: {}",
-                path.display(),
-                first_line(&error)
-            ))
+            let problem = match (metadata.len(), first_line(&error)) {
+                (0, _) => "it is empty".to_owned(),
+                (_, text) if text.contains("failed to fill whole buffer") => {
+                    "it ends too early".to_owned()
+                }
+                (_, text) => text,
+            };
+            let path = path.display();
+            Ending::bad_model(format!("`{path}` is not a whole GGUF file: {problem}"))
         })?;
         let file = Arc::new(map(&file).map_err(unreadable)?);
         let header = Self { content, file };

@@ -163,8 +163,9 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
             Some(dims) => self.matrix(name, dims)?,
             None => self.extent(name)?,
         };
-        if extent.dims.last() != Some(&dims.map_or(self.shape.width, |(_, width)| width)) {
-            return Err(wrong_shape(name, &extent));
+        let width = dims.map_or(self.shape.width, |(_, width)| width);
+        if extent.dims.last() != Some(&width) {
+            return Err(other_shape(name, &extent.dims, &format!("rows of {width}")));
         }
         self.mapped(name, &extent, read)
     }
@@ -231,7 +232,7 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
     fn floats(&self, name: &str, length: usize) -> std::result::Result<Vec<f32>, Ending> {
         let extent = self.extent(name)?;
         if extent.dims != [length] {
-            return Err(wrong_shape(name, &extent));
+            return Err(other_shape(name, &extent.dims, &format!("[{length}]")));
         }
         let bytes = self.header.bytes(&extent).to_vec();
         let floats = extent.dtype.from_data(bytes.into()).dequantize(length);
@@ -335,7 +336,10 @@ impl<F: FnMut(u64, u64)> Loading<'_, F> {
 
     fn matrix(&self, name: &str, dims: (usize, usize)) -> std::result::Result<Extent, Ending> {
         let extent = self.extent(name)?;
-        if extent.dims == [dims.0, dims.1] { Ok(extent) } else { Err(wrong_shape(name, &extent)) }
+        if extent.dims == [dims.0, dims.1] {
+            return Ok(extent);
+        }
+        Err(other_shape(name, &extent.dims, &format!("[{}, {}]", dims.0, dims.1)))
     }
 
     fn extent(&self, name: &str) -> std::result::Result<Extent, Ending> {
@@ -380,6 +384,11 @@ impl Order {
         }
         ordered
     }
+}
+
+/// Refuses a tensor that is not what the metadata let one expect.
+pub(super) fn other_shape(name: &str, dims: &[usize], expected: &str) -> Ending {
+    Ending::bad_model(format!("tensor `{name}` has the shape {dims:?}, expected {expected}"))
 }
 
 fn wrong_shape(name: &str, extent: &Extent) -> Ending {

@@ -146,7 +146,7 @@ impl Shape {
         };
         let rotated = number("rope.dimension_count").unwrap_or(head_width);
         let value_width = number("attention.value_length").unwrap_or(head_width);
-        shape.check(rotated, value_width)?;
+        shape.check(architecture, (rotated, value_width))?;
         Ok(shape)
     }
 
@@ -202,20 +202,39 @@ impl Shape {
         (place.saturating_add(1) < window.period).then_some(window.length)
     }
 
-    fn check(&self, rotated: usize, value_width: usize) -> Result<(), Ending> {
-        let fits = |number: usize, most: usize| (1..=most).contains(&number);
-        let possible = fits(self.layers, MOST_LAYERS)
-            && fits(self.width, MOST_WIDTH)
-            && fits(self.feed_forward, MOST_WIDTH)
-            && fits(self.heads, MOST_WIDTH)
-            && fits(self.kv_heads, self.heads)
-            && fits(self.head_width, MOST_WIDTH)
-            && self.trained_context > 0
-            && self.heads.is_multiple_of(self.kv_heads)
-            && self.head_width.is_multiple_of(2);
-        if !possible {
+    fn check(
+        &self,
+        architecture: &str,
+        (rotated, value_width): (usize, usize),
+    ) -> Result<(), Ending> {
+        let wrong = |key: &str, number: usize, expected: String| {
+            let key = format!("`{architecture}.{key}`");
+            Err(Ending::bad_model(format!("{key} is {number}, expected {expected}")))
+        };
+        let ranges = [
+            ("block_count", self.layers, MOST_LAYERS),
+            ("embedding_length", self.width, MOST_WIDTH),
+            ("feed_forward_length", self.feed_forward, MOST_WIDTH),
+            ("attention.head_count", self.heads, self.width),
+            ("attention.head_count_kv", self.kv_heads, self.heads),
+            ("attention.key_length", self.head_width, MOST_WIDTH),
+        ];
+        for (key, number, most) in ranges {
+            if !(1..=most).contains(&number) {
+                return wrong(key, number, format!("1 to {most}"));
+            }
+        }
+        if self.trained_context == 0 {
+            return wrong("context_length", 0, "at least 1".to_owned());
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let expected = format!("a multiple of the {} of keys", self.kv_heads);
+            return wrong("attention.head_count", self.heads, expected);
+        }
+        if !self.head_width.is_multiple_of(2) {
             return Err(Ending::bad_model(format!(
-                "the model's metadata contradict themselves: {self:?}"
+                "the model's heads are {} wide, expected an even number",
+                self.head_width
             )));
         }
         if rotated != self.head_width || value_width != self.head_width {
@@ -238,5 +257,38 @@ impl Shape {
         [self.layers, self.kv_width(), context, 2, size_of::<f32>()]
             .iter()
             .fold(1, |product, n| product.saturating_mul(u64::try_from(*n).unwrap_or(u64::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::gguf_file::Value;
+
+    use super::*;
+    use crate::worker::model::tiny;
+
+    #[test]
+    fn a_number_that_cannot_be_is_named_with_its_range() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = |key: &'static str, number: u32| {
+            let path = tiny::write_with(folder.path(), key, Value::U32(number));
+            Shape::read(&Header::open(&path).unwrap()).unwrap_err().to_string()
+        };
+        assert_eq!(
+            told("llama.block_count", 4_000_000_000),
+            "`llama.block_count` is 4000000000, expected 1 to 1024"
+        );
+        assert_eq!(
+            told("llama.attention.head_count", 0),
+            "`llama.attention.head_count` is 0, expected 1 to 64"
+        );
+        assert_eq!(
+            told("llama.attention.head_count_kv", 3),
+            "`llama.attention.head_count` is 4, expected a multiple of the 3 of keys"
+        );
+        assert_eq!(
+            told("llama.context_length", 0),
+            "`llama.context_length` is 0, expected at least 1"
+        );
     }
 }

@@ -15,7 +15,10 @@ use memmap2::Mmap;
 use serde::Deserialize;
 use serde_json::Value as Json;
 
-use super::header::{Extent, map};
+use super::{
+    header::{Extent, map},
+    load::other_shape,
+};
 use crate::worker::exit::Ending;
 
 /// All tensors of a model; every one lies inside its file.
@@ -160,10 +163,7 @@ impl Tensors {
     pub(super) fn numbers(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Ending> {
         let (file, extent) = self.place(name)?;
         if extent.dims != shape {
-            return Err(Ending::bad_model(format!(
-                "tensor `{name}` has the unexpected shape {:?}",
-                extent.dims
-            )));
+            return Err(other_shape(name, &extent.dims, &format!("{shape:?}")));
         }
         let bytes = extent.range().and_then(|range| file.get(range)).unwrap_or_default();
         let floats =

@@ -15,8 +15,19 @@ use crate::worker::text::byte_alphabet;
 
 /// Writes a model of two layers and 256 + 3 byte tokens into `folder`.
 pub(crate) fn write(folder: &Path, dtype: GgmlDType) -> PathBuf {
+    write_as(folder, &metadata("llama"), dtype)
+}
+
+/// Writes that model with one value of its metadata replaced.
+pub(crate) fn write_with(folder: &Path, key: &'static str, value: Value) -> PathBuf {
+    let mut metadata = metadata("llama");
+    metadata.retain(|(known, _)| *known != key);
+    metadata.push((key, value));
+    write_as(folder, &metadata, GgmlDType::F32)
+}
+
+fn write_as(folder: &Path, metadata: &[(&str, Value)], dtype: GgmlDType) -> PathBuf {
     let path = folder.join("tiny.gguf");
-    let metadata = metadata("llama");
     let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
     let tensors = tensors(dtype);
     let tensors: Vec<(&str, &QTensor)> =

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     path::Path,
 };
 
@@ -126,9 +127,9 @@ impl Vocabulary {
     /// is left out: texts are taken whole or refused.
     pub(crate) fn of_folder(folder: &Path) -> Result<Self, Ending> {
         let path = folder.join("tokenizer.json");
-        if !path.is_file() {
-            return Err(Ending::missing_file(format!("cannot read `{}`", path.display())));
-        }
+        File::open(&path).map_err(|error| {
+            Ending::missing_file(format!("cannot read `{}`: {error}", path.display()))
+        })?;
         let fault = |error: tokenizers::Error| {
             Ending::bad_model(format!("`{}` cannot be used: {error}", path.display()))
         };
