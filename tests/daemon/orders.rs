@@ -95,6 +95,9 @@ async fn the_command_line_gives_orders_over_the_network_with_an_admin_key() {
     let odd = remote(&daemon, "", &["ps", "--url", "https://box:7568"]).await;
     assert_eq!(odd.status.code(), Some(64));
     assert!(said(odd).contains("is not `http://HOST:PORT`"));
+    // Its profile is beside the daemon.
+    let far = said(remote(&daemon, &admin, &["fit", "chat"]).await);
+    assert!(far.contains("`slotd fit chat` reads the slot's profile beside the daemon"), "{far}");
     let url = daemon.url.clone();
     drop(daemon.killed().await);
     let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
