@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::{GpuObject, State, slot::ms};
 use crate::{
     config::{Fault, rules},
-    spec::pressure::{Pressure, Strain},
+    spec::{
+        Bytes,
+        pressure::{Pressure, Strain},
+    },
 };
 
 /// The answer of `GET /v1/daemon`.
@@ -36,6 +39,12 @@ pub struct DaemonObject {
     pub state_dir: PathBuf,
     /// Where profiles are read.
     pub profile_dirs: Vec<PathBuf>,
+    /// Where models and engines are found; `null` where an older daemon does not tell.
+    #[serde(default)]
+    pub places: Option<PlacesObject>,
+    /// What all engines together may take of the host's memory (`memory_limit`).
+    #[serde(default)]
+    pub memory_limit_bytes: Option<Bytes>,
     /// How short the machine is of what engines live on; `null` where an older daemon does not tell.
     #[serde(default)]
     pub pressure: Option<PressureObject>,
@@ -47,6 +56,23 @@ pub struct DaemonObject {
     pub storage: Vec<StorageObject>,
     /// What is wrong with profiles: what worked before is in force in their place.
     pub faults: Vec<FaultObject>,
+}
+
+/// Where the daemon finds models and engines: what a name in a profile means depends on it.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct PlacesObject {
+    /// The `slotd.toml` that was read, if there is one.
+    pub config: Option<PathBuf>,
+    /// What `~/` stands for.
+    pub home: Option<PathBuf>,
+    /// Where model files are looked up.
+    pub model_dirs: Vec<PathBuf>,
+    /// Its cache, with engines in it.
+    pub cache_dir: PathBuf,
+    /// The Hugging Face cache.
+    pub hub_cache: Option<PathBuf>,
+    /// The `llama-server` to use before any other.
+    pub llama_server: Option<PathBuf>,
 }
 
 /// Something that slotd writes to, and that takes nothing.
@@ -109,6 +135,8 @@ impl DaemonObject {
             control: daemon.control.clone(),
             state_dir: daemon.state_dir.clone(),
             profile_dirs: daemon.profile_dirs.clone(),
+            places: Some(daemon.places.clone()),
+            memory_limit_bytes: daemon.memory_limit,
             pressure: Some(PressureObject::of(&state.strain.borrow())),
             gpus: GpuObject::all(&state.gpus.borrow()),
             storage: state.storage.borrow().clone(),

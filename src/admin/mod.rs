@@ -65,7 +65,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::{
-    daemon::{DaemonObject, FaultObject, PressureObject, StorageObject},
+    daemon::{DaemonObject, FaultObject, PlacesObject, PressureObject, StorageObject},
     event::{EventObject, News, news},
     gpu::{GpuObject, XidObject},
     plan::{Action, OtherObject, PlanObject, PlanRequest, PlannedObject},
@@ -81,7 +81,13 @@ pub use self::{
 use crate::{
     config::Fault,
     mailbox::Mailbox,
-    spec::{Monotime, SlotName, gpu::GpuFigures, pressure::Strain, profile::Profile},
+    spec::{
+        self, Monotime, SlotName,
+        gpu::GpuFigures,
+        pressure::Strain,
+        profile::Profile,
+        residence::{Asks, Unmet},
+    },
     supervisor::Snapshot,
 };
 
@@ -105,6 +111,9 @@ pub type InventoryReader = Arc<dyn Fn() -> BoxFuture<'static, Value> + Send + Sy
 
 /// Says what a slot's model lacks before it can be loaded; nothing for a whole one.
 pub type LackReader = Arc<dyn Fn(Arc<Profile>) -> BoxFuture<'static, Option<Value>> + Send + Sync>;
+
+/// Says what this machine has less of than a profile asks for; nothing where it has all of it.
+pub type UnmetReader = Arc<dyn Fn(&Asks) -> Option<Unmet> + Send + Sync>;
 
 /// What the control API works with; made by `runtime`.
 #[derive(Clone)]
@@ -143,6 +152,8 @@ pub struct State {
     pub inventory: InventoryReader,
     /// Looks at the model of one slot.
     pub lack: LackReader,
+    /// Looks at the machine.
+    pub unmet: UnmetReader,
     /// What is wrong with profiles at present.
     pub faults: Arc<ArcSwap<Vec<Fault>>>,
     /// Takes wishes to go on with the program on disk; answered with what it calls itself, or why
@@ -175,6 +186,10 @@ pub struct Daemon {
     pub state_dir: PathBuf,
     /// Where profiles are read.
     pub profile_dirs: Vec<PathBuf>,
+    /// Where models and engines are found.
+    pub places: PlacesObject,
+    /// What all engines together may take of the host's memory.
+    pub memory_limit: Option<spec::Bytes>,
 }
 
 /// Which part of a slot's log is wanted.

@@ -21,12 +21,14 @@ use super::{
     DaemonObject, Follow, LogRequest, PlanObject, PlanRequest, RequestObject, SlotObject, State,
     pull,
     refusal::Refusal,
-    rules, stand_in, stay,
+    rules,
+    slot::skipped,
+    stand_in, stay,
     streams::{changes, events, log},
 };
 use crate::{
     spec::SlotName,
-    supervisor::{SlotEvent, Snapshot},
+    supervisor::{SlotEvent, SlotView, Snapshot},
 };
 
 /// Profiles to be compared may be many.
@@ -94,7 +96,7 @@ async fn slots(Extract(app): Extract<App>) -> Json<Vec<SlotObject>> {
     let snapshot = app.state.snapshots.borrow().clone();
     let now = (app.state.now)();
     let shown = snapshot.slots.iter().map(|(name, view)| {
-        app.with_company(SlotObject::of(name, view, now, (app.state.in_flight)(name)))
+        app.with_company(view, SlotObject::of(name, view, now, (app.state.in_flight)(name)))
     });
     Json(shown.collect())
 }
@@ -244,15 +246,17 @@ impl App {
     pub(super) fn show(&self, snapshot: &Snapshot, name: &SlotName) -> Option<SlotObject> {
         let view = snapshot.slots.get(name)?;
         let in_flight = (self.state.in_flight)(name);
-        Some(self.with_company(SlotObject::of(name, view, (self.state.now)(), in_flight)))
+        Some(self.with_company(view, SlotObject::of(name, view, (self.state.now)(), in_flight)))
     }
 
-    /// Adds the download that a slot waits for, and what a rule did to it.
-    fn with_company(&self, slot: SlotObject) -> SlotObject {
+    /// Adds the download that a slot waits for, what it is skipped for, and what a rule did to it.
+    fn with_company(&self, view: &SlotView, slot: SlotObject) -> SlotObject {
         let waits = slot.state == "starting" && slot.pid.is_none();
         let model = slot.model.as_deref().filter(|_| waits);
         let rule = (self.state.rules.act_on)(&slot.slot);
-        SlotObject { pull: self.state.pulls.of(model), rule, ..slot }
+        let unmet = || (self.state.unmet)(&view.profile.residence.asks);
+        let skipped = skipped(&view.state, unmet).map(|unmet| unmet.clause());
+        SlotObject { pull: self.state.pulls.of(model), skipped, rule, ..slot }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
         ladder::RungView,
         memory::{Basis, GpuNeed, Need, Share},
         profile::Capability,
-        residence::Orders,
+        residence::{Orders, Unmet},
     },
     supervisor::{Relieved, SlotView, StateView, Wait},
 };
@@ -82,6 +82,13 @@ pub struct SlotObject {
     /// While queued: it needs more than this machine has, whoever goes.
     #[serde(default)]
     pub too_large: bool,
+    /// While queued for room that nobody who may go could make: the slots that hold memory and make room for nobody.
+    #[serde(default)]
+    pub held_by: Vec<SlotName>,
+    /// What the machine has less of than its profile asks for under `[needs]`, one clause; `null` for a slot that is
+    /// not skipped for that, and while an engine is there.
+    #[serde(default)]
+    pub skipped: Option<String>,
     /// While queued: what it will take of the host's memory, where that is known.
     #[serde(default)]
     pub need_bytes: Option<Bytes>,
@@ -223,6 +230,8 @@ impl SlotObject {
             retry_in_ms: retry_in(&view.state, now),
             waits_for,
             too_large: is_too_large(&view.state),
+            held_by: held_by(&view.state),
+            skipped: None,
             need_bytes: need.map(|need| need.host),
             need_gpu_bytes: need.and_then(|need| need.gpu.as_ref()).map(GpuNeed::least),
             promised_bytes: view.promised.as_ref().map(|share| share.host),
@@ -267,6 +276,13 @@ fn is_too_large(state: &StateView) -> bool {
     matches!(state, StateView::Queued { wait: Wait::TooLarge { .. }, .. })
 }
 
+fn held_by(state: &StateView) -> Vec<SlotName> {
+    let StateView::Queued { wait: Wait::Never { stayers, .. }, .. } = state else {
+        return Vec::new();
+    };
+    stayers.iter().map(|one| one.slot.clone()).collect()
+}
+
 fn kept_out(relieved: &Relieved) -> Option<String> {
     relieved.kept_out.as_ref().map(|why| why.sentence(relieved.source))
 }
@@ -279,6 +295,27 @@ fn progress(state: &StateView, since: Duration) -> (Option<u32>, Option<u8>, Opt
         (None, *percent, Some(ms(since)))
     } else {
         (None, None, None)
+    }
+}
+
+/// Returns what a slot without an engine is skipped for; `unmet` looks at the machine.
+pub(super) fn skipped(state: &StateView, unmet: impl FnOnce() -> Option<Unmet>) -> Option<Unmet> {
+    match state {
+        StateView::Queued { wait: Wait::Skipped { unmet }, .. } => Some(*unmet),
+        StateView::Offline
+        | StateView::Queued { .. }
+        | StateView::Backoff { .. }
+        | StateView::Failed => unmet(),
+        StateView::Starting { .. }
+        | StateView::Ready { .. }
+        | StateView::Unready { .. }
+        | StateView::Draining { .. }
+        | StateView::Stopping { .. }
+        | StateView::Reaping { .. }
+        | StateView::Absent { .. }
+        | StateView::Coming { .. }
+        | StateView::Present { .. }
+        | StateView::Parting => None,
     }
 }
 

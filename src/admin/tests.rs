@@ -45,6 +45,30 @@ struct Api {
     _dir: TempDir,
 }
 
+fn daemon() -> Daemon {
+    Daemon {
+        version: "1.2.3",
+        pid: 7,
+        images: 0,
+        cores: 4,
+        started: Monotime::from_start(Duration::from_secs(40)),
+        listen: "127.0.0.1:7568".parse().unwrap(),
+        ollama_listen: None,
+        control: PathBuf::from("/run/slotd/control.sock"),
+        state_dir: PathBuf::from("/var/lib/slotd"),
+        profile_dirs: vec![PathBuf::from("/etc/slotd/profiles")],
+        places: PlacesObject {
+            config: Some(PathBuf::from("/etc/slotd/slotd.toml")),
+            home: None,
+            model_dirs: vec![PathBuf::from("/var/cache/slotd/models")],
+            cache_dir: PathBuf::from("/var/cache/slotd"),
+            hub_cache: None,
+            llama_server: None,
+        },
+        memory_limit: Some(MemoryBytes(8 << 30)),
+    }
+}
+
 impl Api {
     fn start(slots: &[SlotView]) -> Self {
         Self::start_with(slots, Arc::new(|_, _| Box::pin(ready(Err(NoStandIn::Ending)))))
@@ -87,21 +111,15 @@ impl Api {
                 let lacks = profile.slot.as_str() == "lacking";
                 Box::pin(ready(lacks.then_some(missing)))
             }),
+            // A machine without GPUs.
+            unmet: Arc::new(|asks| {
+                let asked = asks.gpus.filter(|asked| *asked > 0)?;
+                Some(Unmet::Gpus { asked, found: 0 })
+            }),
             faults: Arc::new(ArcSwap::from_pointee(vec![fault()])),
             // Nobody reads it: the daemon is on its way out.
             upgrades: mpsc::channel(1).0,
-            daemon: Arc::new(Daemon {
-                version: "1.2.3",
-                pid: 7,
-                images: 0,
-                cores: 4,
-                started: Monotime::from_start(Duration::from_secs(40)),
-                listen: "127.0.0.1:7568".parse().unwrap(),
-                ollama_listen: None,
-                control: PathBuf::from("/run/slotd/control.sock"),
-                state_dir: PathBuf::from("/var/lib/slotd"),
-                profile_dirs: vec![PathBuf::from("/etc/slotd/profiles")],
-            }),
+            daemon: Arc::new(daemon()),
         };
         let (close, closed) = oneshot::channel::<()>();
         let runtime = tokio::runtime::Handle::current();
@@ -336,6 +354,7 @@ async fn a_slot_is_shown_with_every_key() {
       "retry_in_ms": null,
       "waits_for": null,
       "too_large": false,
+      "skipped": null,
       "need_bytes": null,
       "need_gpu_bytes": null,
       "promised_bytes": null,
@@ -424,6 +443,17 @@ async fn the_daemon_tells_of_itself_and_of_bad_profiles() {
       "profile_dirs": [
         "/etc/slotd/profiles"
       ],
+      "places": {
+        "config": "/etc/slotd/slotd.toml",
+        "home": null,
+        "model_dirs": [
+          "/var/cache/slotd/models"
+        ],
+        "cache_dir": "/var/cache/slotd",
+        "hub_cache": null,
+        "llama_server": null
+      },
+      "memory_limit_bytes": 8589934592,
       "pressure": {
         "level": "normal",
         "throttle": 1.0,

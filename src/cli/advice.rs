@@ -13,6 +13,9 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
     if let Some(url) = &slot.url {
         return next_step_outside(slot, url);
     }
+    if slot.skipped.is_some() {
+        return on_another_machine(slot);
+    }
     match slot.state.as_str() {
         "ready" if slot.rejected_edit.is_some() => after_rejection(slot),
         "ready" if slot.displaced_by.is_some() => {
@@ -29,6 +32,13 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
              `slotd unload {name}` takes it out of the line",
             slot.source.display()
         ),
+        "queued" if !slot.held_by.is_empty() => {
+            let other = slot.held_by.iter().map(|other| format!("`slotd unload {other}`"));
+            format!(
+                "{} makes room, or `slotd unpin` for one that is pinned; `slotd unload {name}` takes it out of the line",
+                other.take(3).collect::<Vec<_>>().join(" or ")
+            )
+        }
         "queued" => format!(
             "wait: it is loaded as soon as there is room; `slotd unload {name}` takes it out of the line"
         ),
@@ -58,6 +68,16 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
         "failed" => after_failure(slot),
         _ => "wait: it is on its way down".to_owned(),
     }
+}
+
+/// The same for one that its machine is not made for: neither a request nor an order loads it.
+fn on_another_machine(slot: &SlotObject) -> String {
+    let (name, source) = (&slot.slot, slot.source.display());
+    let leave = match slot.state.as_str() {
+        "queued" => format!("; `slotd unload {name}` takes it out of the line"),
+        _ => String::new(),
+    };
+    format!("ask for less under `[needs]` in {source}, or run it on a machine that has it{leave}")
 }
 
 /// The same for an engine that somebody else runs.

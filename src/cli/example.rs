@@ -48,6 +48,8 @@ pub(super) fn ready() -> SlotObject {
         retry_in_ms: None,
         waits_for: None,
         too_large: false,
+        held_by: Vec::new(),
+        skipped: None,
         need_bytes: None,
         need_gpu_bytes: None,
         promised_bytes: None,
@@ -143,6 +145,30 @@ pub(super) fn giant() -> SlotObject {
         waiting: 0,
         source: PathBuf::from("/etc/slotd/profiles/giant.toml"),
         ..queued()
+    }
+}
+
+/// One that those stand in the way of who make room for nobody.
+pub(super) fn blocked() -> SlotObject {
+    SlotObject {
+        slot: "guest".parse().unwrap(),
+        waits_for: Some(
+            "it needs 60 GiB of memory, and 40 GiB can be had, even if all that may go were gone; chat (18 GiB), \
+             embed (2.0 GiB) make room for nobody"
+                .to_owned(),
+        ),
+        held_by: ["chat", "embed"].map(|name| name.parse().unwrap()).to_vec(),
+        ..queued()
+    }
+}
+
+/// One that needs another machine.
+pub(super) fn skipped() -> SlotObject {
+    SlotObject {
+        slot: "elsewhere".parse().unwrap(),
+        skipped: Some("its profile needs `gpus` = 1, and 0 are there".to_owned()),
+        source: PathBuf::from("/etc/slotd/profiles/elsewhere.toml"),
+        ..offline()
     }
 }
 
@@ -315,6 +341,8 @@ pub(super) fn daemon() -> DaemonObject {
         control: PathBuf::from("/run/slotd/control.sock"),
         state_dir: PathBuf::from("/var/lib/slotd"),
         profile_dirs: vec![PathBuf::from("/etc/slotd/profiles")],
+        places: None,
+        memory_limit_bytes: None,
         pressure: Some(PressureObject {
             level: "elevated".to_owned(),
             throttle: 0.5,

@@ -61,6 +61,14 @@ pub(super) enum Failure {
         "understand the daemon's answer; `slotd status` shows whether it is of another version"
     )]
     Answer(#[source] serde_json::Error),
+    /// The profile of a slot may not be read.
+    #[error("you may not read `{}`, the profile of `{slot}`; ask as the daemon's user or as root", path.display())]
+    Unreadable {
+        /// The slot.
+        slot: SlotName,
+        /// Its file.
+        path: PathBuf,
+    },
     /// A change was waited for and can no longer come.
     #[error("`{slot}` is gone: its profile was removed, or the daemon ended")]
     Gone {
@@ -135,7 +143,7 @@ impl Failure {
             {
                 Exit::NoPermission
             }
-            Self::Denied { .. } => Exit::NoPermission,
+            Self::Denied { .. } | Self::Unreadable { .. } => Exit::NoPermission,
             Self::Settings(_)
             | Self::Key(EditFault::Faults(_))
             | Self::NoKey { .. }
@@ -175,6 +183,7 @@ impl Failure {
             Self::Key(EditFault::Name(_) | EditFault::Taken { .. })
             | Self::NoDaemon { .. }
             | Self::Denied { .. }
+            | Self::Unreadable { .. }
             | Self::Url { .. }
             | Self::NoKey { .. }
             | Self::Refused { .. }

@@ -37,6 +37,8 @@ enum Outcome {
     Absent,
     /// It needs more than this machine has.
     TooLarge,
+    /// Its profile asks for another machine.
+    Skipped,
 }
 
 /// Options of `slotd load`, `slotd unload` and `slotd restart`.
@@ -68,7 +70,8 @@ pub(super) async fn run(order: Order, options: &Options, client: &Client) -> Res
         | Outcome::Unloaded
         | Outcome::Loaded
         | Outcome::Absent
-        | Outcome::TooLarge => {
+        | Outcome::TooLarge
+        | Outcome::Skipped => {
             if options.json {
                 out::json(&now)?;
             }
@@ -90,7 +93,8 @@ pub(super) async fn bring(
         | Outcome::Unloaded
         | Outcome::Loaded
         | Outcome::Absent
-        | Outcome::TooLarge => Err(Failure::Outcome { message: undone(outcome, &now) }),
+        | Outcome::TooLarge
+        | Outcome::Skipped => Err(Failure::Outcome { message: undone(outcome, &now) }),
     }
 }
 
@@ -189,6 +193,7 @@ fn judge(order: Order, before: &SlotObject, now: &SlotObject) -> Option<Outcome>
             Some(Outcome::Failed)
         }
         (Order::Load | Order::Restart, "queued") if now.too_large => Some(Outcome::TooLarge),
+        (Order::Load | Order::Restart, "queued") if now.skipped.is_some() => Some(Outcome::Skipped),
         // Each look for somebody else's engine is a generation.
         (Order::Load | Order::Restart, "offline") if now.url.is_some() => {
             (is_new_engine && now.absence.is_some()).then_some(Outcome::Absent)
@@ -234,6 +239,10 @@ fn undone(outcome: Outcome, now: &SlotObject) -> String {
         Outcome::TooLarge => {
             let reason = now.waits_for.as_deref().unwrap_or("this machine has too little memory");
             format!("{slot} can never be loaded here: {reason}\n  next: {}", next_step(now))
+        }
+        Outcome::Skipped => {
+            let unmet = now.skipped.as_deref().unwrap_or("its profile needs another one");
+            format!("{slot} is skipped on this machine: {unmet}\n  next: {}", next_step(now))
         }
         Outcome::Unloaded => {
             format!("{slot} was unloaded meanwhile, by somebody else or because the daemon stops")
@@ -297,6 +306,21 @@ mod tests {
         assert_snapshot!(undone(Outcome::TooLarge, &giant), @r"
         giant can never be loaded here: it needs 200 GiB of memory, and 62 GiB can be had on this machine, whoever goes
           next: give it less in /etc/slotd/profiles/giant.toml (a shorter `context`, a smaller model), or engines more (`memory_limit` of the daemon); `slotd unload giant` takes it out of the line
+        ");
+    }
+
+    /// It waited for ever.
+    #[test]
+    fn a_load_of_what_needs_another_machine_ends_at_once() {
+        let before = example::skipped();
+        assert_eq!(judge(Order::Load, &before, &before), None, "the order is not taken yet");
+        let queued = SlotObject { state: "queued".to_owned(), ..before.clone() };
+        assert_eq!(judge(Order::Load, &before, &queued), Some(Outcome::Skipped));
+        assert_eq!(judge(Order::Restart, &before, &queued), Some(Outcome::Skipped));
+        assert_eq!(judge(Order::Unload, &queued, &queued), None);
+        assert_snapshot!(undone(Outcome::Skipped, &queued), @r"
+        elsewhere is skipped on this machine: its profile needs `gpus` = 1, and 0 are there
+          next: ask for less under `[needs]` in /etc/slotd/profiles/elsewhere.toml, or run it on a machine that has it; `slotd unload elsewhere` takes it out of the line
         ");
     }
 

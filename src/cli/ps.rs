@@ -8,7 +8,7 @@ use super::{
     failure::Failure,
     out,
     table::{Cell, Column, Keep, render},
-    text::{Paint, Tone, brief},
+    text::{Paint, Tone, brief, cut},
 };
 use crate::admin::SlotObject;
 
@@ -53,7 +53,24 @@ pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Fail
 
 fn table(slots: &[SlotObject], width: Option<usize>, paint: Paint) -> String {
     let rows: Vec<_> = slots.iter().map(row).collect();
-    render(&COLUMNS, &rows, width, paint)
+    let mut text = render(&COLUMNS, &rows, width, paint);
+    let mut notes = slots.iter().filter_map(note).peekable();
+    if notes.peek().is_some() {
+        text.push('\n');
+    }
+    for note in notes {
+        text.push_str(&width.map_or_else(|| note.clone(), |width| cut(&note, width)));
+        text.push('\n');
+    }
+    text
+}
+
+/// What a slot that is not loaded waits for, or is skipped for.
+fn note(slot: &SlotObject) -> Option<String> {
+    let name = &slot.slot;
+    let skipped = slot.skipped.as_ref();
+    let skipped = skipped.map(|unmet| format!("{name}: it is skipped on this machine: {unmet}"));
+    skipped.or_else(|| Some(format!("{name}: {}", slot.waits_for.as_ref()?)))
 }
 
 fn row(slot: &SlotObject) -> [Cell; COLUMNS.len()] {
@@ -85,6 +102,9 @@ fn state(slot: &SlotObject) -> String {
 fn figure(slot: &SlotObject) -> String {
     if slot.asleep == Some(true) {
         return format!("{} asleep", slot.state);
+    }
+    if slot.skipped.is_some() {
+        return format!("{} skipped", slot.state);
     }
     match (slot.percent, slot.retry_in_ms) {
         (Some(percent), _) => format!("{} {percent}%", slot.state),
@@ -162,6 +182,28 @@ mod tests {
         assert_snapshot!(table(&[example::queued()], None, Paint::Never), @r"
         SLOT   STATE   ENGINE        MODEL                            PID  MEM  REQ  WAIT  RUNG  PROFILE  RESTARTS  VERDICT  SINCE
         coder  queued  llama-server  SmolLM2-135M-Instruct.Q4_1.gguf  -    -    -    2     -     -        0         -        4.2s
+
+        coder: it needs 20 GiB of memory, and 6.5 GiB can be had; it waits for chat
+        ");
+        let narrow = table(&[example::queued()], Some(60), Paint::Never);
+        assert!(
+            narrow.ends_with("\ncoder: it needs 20 GiB of memory, and 6.5 GiB can be had; i…\n")
+        );
+    }
+
+    /// It was offline like any other.
+    #[test]
+    fn one_that_needs_another_machine_says_so() {
+        let waits = Some("it is skipped on this machine: its profile needs more".to_owned());
+        let queued =
+            SlotObject { state: "queued".to_owned(), waits_for: waits, ..example::skipped() };
+        assert_snapshot!(table(&[example::skipped(), queued], Some(100), Paint::Never), @r"
+        SLOT       STATE            ENGINE  MODEL       PID  MEM  RUNG  PROFILE  RESTARTS  VERDICT  SINCE
+        elsewhere  offline skipped  auto    small.gguf  -    -    -     -        0         -        3d 4h
+        elsewhere  queued skipped   auto    small.gguf  -    -    -     -        0         -        3d 4h
+
+        elsewhere: it is skipped on this machine: its profile needs `gpus` = 1, and 0 are there
+        elsewhere: it is skipped on this machine: its profile needs `gpus` = 1, and 0 are there
         ");
     }
 

@@ -73,7 +73,8 @@ fn slot_text(slot: &SlotObject, log: &[String], paint: Paint) -> String {
     text.field("address", slot.url.clone());
     text.field("offline", slot.absence.clone());
     text.field("stands in", slot.stands_in_for.as_ref().map(|other| format!("for {other}")));
-    text.field("queued", slot.waits_for.clone());
+    text.field("queued", slot.waits_for.clone().filter(|_| slot.skipped.is_none()));
+    text.field("skipped", slot.skipped.clone());
     text.field("made room", slot.displaced_by.as_ref().map(|other| format!("for {other}")));
     text.field(
         "made room",
@@ -200,7 +201,8 @@ fn daemon_text(daemon: &DaemonObject, slots: &[SlotObject], paint: Paint) -> Str
     text.line("");
     let of_gpus = daemon.gpus.iter().filter_map(|gpu| gpus::ailment(gpu, paint));
     let ailing = slots.iter().filter_map(|slot| ailment(slot, paint));
-    let ailing: Vec<_> = ailing.chain(of_gpus).collect();
+    let short = daemon.pressure.as_ref().and_then(|pressure| strain(pressure, paint));
+    let ailing: Vec<_> = ailing.chain(of_gpus).chain(short).collect();
     if ailing.is_empty() && daemon.faults.is_empty() && daemon.storage.is_empty() {
         text.line(&format!("health: {}", paint.apply(Tone::Good, "all is well")));
         return text.0;
@@ -232,8 +234,28 @@ fn pressure(pressure: &PressureObject) -> Option<String> {
     (!short.is_empty()).then(|| format!("{}; throttle {throttle}", short.join(", ")))
 }
 
+/// What the machine has next to nothing left of; nothing for one that gets by.
+fn strain(pressure: &PressureObject, paint: Paint) -> Option<String> {
+    let critical = pressure.sources.iter().filter(|(_, level)| *level == "critical");
+    let sources: Vec<_> = critical.map(|(source, _)| source.as_str()).collect();
+    let (what, throttle) = (paint.apply(Tone::Bad, "next to nothing is left"), pressure.throttle);
+    (!sources.is_empty()).then(|| {
+        let sources = sources.join(", ");
+        format!("{what} of {sources}: clients that can wait are asked to hold back (throttle {throttle})")
+    })
+}
+
 /// What is wrong with a slot; nothing for one that is well, on its way, or at rest.
 fn ailment(slot: &SlotObject, paint: Paint) -> Option<String> {
+    let name = &slot.slot;
+    if let Some(unmet) = &slot.skipped {
+        let what = paint.apply(Tone::Wary, "is skipped on this machine");
+        return Some(format!("{name} {what}: {unmet}"));
+    }
+    if slot.too_large {
+        let what = paint.apply(Tone::Bad, "can never be loaded here");
+        return Some(format!("{name} {what}; `slotd status {name}` says why"));
+    }
     let what = match slot.state.as_str() {
         "failed" => "has failed",
         "backoff" => "waits to start again",
@@ -467,6 +489,38 @@ mod tests {
           loads in  about 1.3s
 
         next: wait: it is loaded as soon as there is room; `slotd unload coder` takes it out of the line
+        ");
+    }
+
+    #[test]
+    fn a_slot_that_needs_another_machine_is_told() {
+        assert_snapshot!(slot_text(&example::skipped(), &[], Paint::Never), @r"
+        elsewhere: offline for 3d 4h
+          model     small.gguf
+          engine    auto
+          skipped   its profile needs `gpus` = 1, and 0 are there
+          profile   /etc/slotd/profiles/elsewhere.toml
+
+        next: ask for less under `[needs]` in /etc/slotd/profiles/elsewhere.toml, or run it on a machine that has it
+        ");
+    }
+
+    /// All was well.
+    #[test]
+    fn what_can_never_be_loaded_and_a_machine_at_its_end_are_not_well() {
+        let sources = [("memory", "critical"), ("cpu", "normal"), ("gpu-0", "critical")];
+        let sources = sources.map(|(source, level)| (source.to_owned(), level.to_owned())).into();
+        let level = "critical".to_owned();
+        let pressure = Some(PressureObject { level, throttle: 0.0, sources });
+        let well = DaemonObject { faults: Vec::new(), storage: Vec::new(), ..example::daemon() };
+        let strained = DaemonObject { pressure, ..well };
+        let slots = [example::giant(), example::skipped(), example::queued()];
+        let told = daemon_text(&strained, &slots, Paint::Never);
+        assert_snapshot!(told.split_once("\n\n").unwrap().1, @r"
+        health:
+          - giant can never be loaded here; `slotd status giant` says why
+          - elsewhere is skipped on this machine: its profile needs `gpus` = 1, and 0 are there
+          - next to nothing is left of gpu-0, memory: clients that can wait are asked to hold back (throttle 0)
         ");
     }
 

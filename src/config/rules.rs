@@ -110,10 +110,11 @@ fn take_when(walk: &mut Walk<'_>, slots: &BTreeSet<SlotName>) -> Option<When> {
     let at = walk.take_text("at").and_then(|times| schedule(walk, &times));
     let signal = walk.take_text("signal").map(|name| When::Signal(name.value));
     let source = walk.take_text("source").and_then(|typed| source(walk, typed));
-    let pressure = walk.take_choice("pressure", &LEVELS).map(|level| When::Pressure(level, source));
+    let level = walk.take_choice_or("pressure", &LEVELS, "write the level that the rule fires on");
+    let pressure = level.map(|level| When::Pressure(level, source));
     let slot = walk.take_text("slot").and_then(|typed| slot_of(walk, &typed, slots));
     let states = STATES.map(|state| (state, state));
-    let becomes = walk.take_choice("becomes", &states);
+    let becomes = walk.take_choice_or("becomes", &states, "write the state that the rule fires on");
     let idle = walk.take_duration("idle_for", &IDLE);
     let typed: Vec<&str> =
         OCCASIONS.into_iter().filter(|key| walk.offset_of_key(key).is_some()).collect();
@@ -313,6 +314,18 @@ mod tests {
         ] {
             assert!(faults.contains(told), "{told}\nis not in\n{faults}");
         }
+    }
+
+    /// They were told to leave it out to use the default, and there is none.
+    #[test]
+    fn what_a_rule_fires_on_has_no_default_to_be_left_out_for() {
+        let rule = |text: &str| checked(&format!("[[rule]]\n{text}\n")).unwrap_err();
+        assert_snapshot!(rule("pressure = \"high\"\ndo = [\"unload chat\"]"), @r"
+        /etc/slotd/rules.toml:2:12: rule[0].pressure: `high` is not one of `normal`, `elevated`, `critical`
+          hint: write the level that the rule fires on
+        ");
+        let becomes = rule("slot = \"chat\"\nbecomes = \"gone\"\ndo = [\"load coder\"]");
+        assert!(becomes.ends_with("  hint: write the state that the rule fires on\n"), "{becomes}");
     }
 
     #[test]

@@ -113,8 +113,18 @@ impl Walk<'_> {
 
     /// Takes one of the `known` words.
     pub(super) fn take_choice<T: Copy>(&mut self, key: &str, known: &[(&str, T)]) -> Option<T> {
+        self.take_choice_or(key, known, "leave it out to use the default")
+    }
+
+    /// Takes one of the `known` words; `hint` says what to do about one that is near none of them.
+    pub(super) fn take_choice_or<T: Copy>(
+        &mut self,
+        key: &str,
+        known: &[(&str, T)],
+        hint: &str,
+    ) -> Option<T> {
         let text = self.take_text(key)?;
-        self.choice_of(&text, known)
+        self.choice_of(&text, known, hint)
     }
 
     /// Takes an array of the `known` words; one that is there twice counts once.
@@ -125,20 +135,25 @@ impl Walk<'_> {
     ) -> Option<Vec<T>> {
         let mut chosen = Vec::new();
         for text in self.take_texts(key, MayBeEmpty::No)? {
-            let choice = self.choice_of(&text, known);
+            let choice = self.choice_of(&text, known, "leave it out to use the default");
             chosen.extend(choice.filter(|choice| !chosen.contains(choice)));
         }
         Some(chosen)
     }
 
-    fn choice_of<T: Copy>(&mut self, text: &At<String>, known: &[(&str, T)]) -> Option<T> {
+    fn choice_of<T: Copy>(
+        &mut self,
+        text: &At<String>,
+        known: &[(&str, T)],
+        hint: &str,
+    ) -> Option<T> {
         if let Some((_, choice)) = known.iter().find(|(word, _)| *word == text.value) {
             return Some(*choice);
         }
         let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
         let hint = match nearest(&text.value, &words) {
             Some(near) => format!("did you mean `{near}`?"),
-            None => "leave it out to use the default".to_owned(),
+            None => hint.to_owned(),
         };
         let message = format!("`{}` is not one of {}", cut(&text.value), listed(&words));
         self.refuse_value(text, message, hint);

@@ -1,6 +1,6 @@
 //! What the control API is given of the running daemon: its views, and its ways to those who act.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{env, path::Path, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -18,10 +18,13 @@ use super::{
 };
 use crate::{
     admin::{self, Follow, LogRequest},
+    config::daemon::Settings,
     mailbox::Mailbox,
+    models::hub_cache_dir,
     process,
     proxy::{FlightView, Flights, RouteTable},
-    spec::SlotName,
+    sensor,
+    spec::{SlotName, memory::MemoryReading},
     supervisor::Snapshot,
 };
 
@@ -55,6 +58,7 @@ impl Daemon {
             wall_clock: clock::unix_ms,
             inventory: models::inventory(&self.tools, snapshots.clone()),
             lack: models::lack(&self.tools),
+            unmet: self.unmet(),
             faults: profiles.faults(),
             upgrades: ask,
             daemon: Arc::new(admin::Daemon {
@@ -68,8 +72,35 @@ impl Daemon {
                 control: settings.control.clone(),
                 state_dir: settings.state_dir.clone(),
                 profile_dirs: settings.profile_dirs.clone(),
+                places: places(settings),
+                memory_limit: settings.memory.limit,
             }),
         }
+    }
+
+    /// Looks at what a profile asks for as the core does; a profile that asks for nothing costs nothing.
+    fn unmet(&self) -> admin::UnmetReader {
+        let (has_gpu, gpus) = (self.tools.machine.has_gpu, self.tools.gpus.clone());
+        Arc::new(move |asks| {
+            if !asks.is_any() {
+                return None;
+            }
+            let host = asks.memory.and_then(|_| sensor::host_room());
+            let gpus = gpus.as_ref().map(|gpus| gpus.look_now()).unwrap_or_default();
+            asks.unmet(&MemoryReading { host, gpus }, has_gpu)
+        })
+    }
+}
+
+/// Says where models and engines are found.
+fn places(settings: &Settings) -> admin::PlacesObject {
+    admin::PlacesObject {
+        config: settings.file.clone(),
+        home: settings.home.clone(),
+        model_dirs: settings.model_dirs.clone(),
+        cache_dir: settings.cache_dir.clone(),
+        hub_cache: hub_cache_dir(&|name| env::var_os(name)),
+        llama_server: settings.llama_server.clone(),
     }
 }
 

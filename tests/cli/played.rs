@@ -118,6 +118,7 @@ impl Played {
             logs: Arc::new(|_, _| stream::iter([Bytes::from("a line of the log\n")]).boxed()),
             inventory: Arc::new(|| Box::pin(std::future::ready(serde_json::json!({})))),
             lack: Arc::new(|_| Box::pin(std::future::ready(None))),
+            unmet: Arc::new(|_| None),
             faults: Arc::new(ArcSwap::from_pointee(Vec::new())),
             daemon: Arc::new(admin::Daemon {
                 images: 0,
@@ -130,6 +131,8 @@ impl Played {
                 control: socket.clone(),
                 state_dir: dir.path().join("state"),
                 profile_dirs: vec![dir.path().join("profiles")],
+                places: admin::PlacesObject::default(),
+                memory_limit: None,
             }),
         };
         let mut tasks = JoinSet::new();

@@ -1,7 +1,7 @@
 //! Slots that do not fit at once: who waits, who makes room, who comes back. Fake engines, and figures
 //! of a person's own.
 
-use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
+use std::{fs, os::unix::fs::symlink, path::Path, process::Output, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     common::{DEADLINE, Daemon, fake, scratch},
-    stay::slotd,
+    stay::{said, slotd},
 };
 
 /// A directory whose daemon lets engines have 100 MiB together.
@@ -177,12 +177,17 @@ async fn a_slot_that_needs_another_machine_is_skipped_and_not_failed() {
     assert!(daemon.log().contains("slot skipped"), "{}", daemon.log());
 }
 
-/// What an admin reads of a slot that is to be loaded; `settings` stand in the daemon's folder.
-async fn fit(dir: &Path, line: &str) -> String {
+/// A command of somebody whose own folders are `home`.
+async fn slotd_of(home: &Path, dir: &Path, line: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
     command.arg("--control").arg(dir.join("state/run/control.sock")).args(line.split(' '));
-    command.env("XDG_CONFIG_HOME", dir).env("HOME", dir).kill_on_drop(true);
-    let output = timeout(DEADLINE, command.output()).await.unwrap().unwrap();
+    command.env("XDG_CONFIG_HOME", home).env("HOME", home).kill_on_drop(true);
+    timeout(DEADLINE, command.output()).await.unwrap().unwrap()
+}
+
+/// What an admin reads of a slot that is to be loaded; `settings` stand in the daemon's folder.
+async fn fit(dir: &Path, line: &str) -> String {
+    let output = slotd_of(dir, dir, line).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8(output.stdout).unwrap();
     // The machine's own figure is not ours.
@@ -211,7 +216,8 @@ async fn fit_counts_by_the_rules_of_the_daemon() {
     daemon.order("held", "load").await;
     daemon.until_state("held", "ready").await;
     let told = fit(daemon.dir.path(), "fit wanted").await;
-    assert_eq!(told, says("no", "40 MiB can be had; no rung fits"));
+    let held = "no rung fits, even if all that may go were gone; `held` is pinned: unpinned, it could make room";
+    assert_eq!(told, says("no", &format!("40 MiB can be had; {held}")));
     assert_eq!(fit(daemon.dir.path(), "fit held").await, free, "what it has itself is free for it");
     slotd(&daemon, "unpin held").await;
     daemon.until("held", "unpinned", |view| view["pinned"] == false).await;
@@ -230,6 +236,80 @@ async fn fit_counts_by_the_rules_of_the_daemon() {
     // Without a daemon its settings count.
     let dir = daemon.killed().await;
     assert_eq!(fit(dir.path(), "fit wanted").await, free);
+}
+
+/// It read the caller's own folders: it knew no slot of a daemon that has others, or summed up another one of that
+/// name without a word.
+#[tokio::test]
+async fn fit_reads_the_profile_that_the_daemon_has() {
+    let daemon = Daemon::start(small(&[("wanted", &needs("60MiB", ""))])).await;
+    let home = tempfile::tempdir().unwrap();
+    let fit = async |line| slotd_of(home.path(), daemon.dir.path(), line).await;
+    let text = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let told = fit("fit wanted").await;
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    assert!(text(&told).contains("as written  60 MiB  -    yes"), "{}", text(&told));
+    let limit = "100 MiB of the 100 MiB that engines may take (`memory_limit`) can be had\n";
+    assert!(text(&told).ends_with(limit), "{}", text(&told));
+
+    let own = home.path().join("slotd/profiles");
+    fs::create_dir_all(&own).unwrap();
+    fs::write(own.join("wanted.toml"), needs("5MiB", "")).unwrap();
+    fs::write(own.join("late.toml"), needs("5MiB", "")).unwrap();
+    fs::write(home.path().join("slotd/slotd.toml"), "memory_limit = \"7MiB\"\n").unwrap();
+    assert_eq!(text(&fit("fit wanted").await), text(&told));
+    let late = fit("fit late").await;
+    assert!(text(&late).ends_with(limit), "{}", text(&late));
+    let noted = String::from_utf8_lossy(&late.stderr).into_owned();
+    assert!(noted.starts_with("the daemon has no slot `late`; its profile is "), "{noted}");
+    let unknown = String::from_utf8_lossy(&fit("fit nowhere").await.stderr).into_owned();
+    assert!(unknown.contains("`nowhere` is neither a slot of the daemon or in `"), "{unknown}");
+}
+
+/// The type was ignored, and stood in the name of the rung.
+#[tokio::test]
+async fn a_type_of_caches_that_the_engine_does_not_know_is_refused() {
+    let daemon = Daemon::start(small(&[("wanted", &needs("60MiB", ""))])).await;
+    let refused = slotd(&daemon, "fit wanted --cache-type q8_0").await;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(69), "{told}");
+    assert_eq!(
+        told,
+        "slotd: `--cache-type` is of llama-server only, and the engine of `wanted` is command\n"
+    );
+}
+
+/// It was `offline` like any other, a load of it waited for ever, and all was well.
+#[tokio::test]
+async fn a_slot_that_needs_another_machine_is_told_so_everywhere() {
+    let asking = needs("10MiB", "[needs]\nmemory = \"1024TiB\"\n");
+    let daemon = Daemon::start(small(&[("elsewhere", &asking)])).await;
+    let unmet = "its profile needs `memory` = 1024 TiB, and there is ";
+    let skipped = format!("it is skipped on this machine: {unmet}");
+    assert_eq!(daemon.chat("elsewhere").await.status(), 503);
+    let view = daemon.until_state("elsewhere", "offline").await;
+    assert!(view["skipped"].as_str().unwrap().starts_with(unmet), "{view}");
+
+    for (command, told) in [
+        ("ps", format!("\nelsewhere: {skipped}")),
+        ("ps", "offline skipped".to_owned()),
+        ("status", format!("elsewhere is skipped on this machine: {unmet}")),
+        ("status elsewhere", format!("  skipped   {unmet}")),
+        ("status elsewhere", "next: ask for less under `[needs]` in ".to_owned()),
+        ("why elsewhere", format!("  - {skipped}")),
+        ("why elsewhere", "  - ask for less under `[needs]` in ".to_owned()),
+        ("fit elsewhere", format!("\n{skipped}")),
+    ] {
+        let said = said(&daemon, command).await;
+        assert!(said.contains(&told), "{command}: {told}\nis not in\n{said}");
+    }
+    let load =
+        timeout(DEADLINE, slotd(&daemon, "load elsewhere")).await.expect("it waits for ever");
+    let told = String::from_utf8_lossy(&load.stderr).into_owned();
+    assert_eq!(load.status.code(), Some(69), "{told}");
+    assert!(told.contains(&format!("elsewhere is skipped on this machine: {unmet}")), "{told}");
+    let said = said(&daemon, "why elsewhere").await;
+    assert!(said.contains("; `slotd unload elsewhere` takes it out of the line"), "{said}");
 }
 
 /// Waits until a peak of `more_than` bytes is on the disk, and returns the most that is there.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::target::Target;
+use super::{pinned, sources::Sources, target::Target};
 use crate::{
     admin::{FitObject, RoomObject},
     config::daemon::MemorySettings,
@@ -25,6 +25,8 @@ pub(super) struct Ledger {
     /// One for each need.
     fits: Vec<Fits>,
     would_make_room: Vec<SlotName>,
+    /// Why there can be no room for any of them, whoever of those goes that may.
+    refused: Option<String>,
 }
 
 impl Ledger {
@@ -32,8 +34,11 @@ impl Ledger {
     pub(super) fn of_daemon(fit: FitObject) -> Self {
         let is_free = |room: &RoomObject| room.refused.is_none() && room.going.is_empty();
         let fits = fit.needs.iter().map(|room| if is_free(room) { Fits::Yes } else { Fits::No });
+        let first = fit.needs.first().and_then(|room| room.refused.clone());
+        let is_refused = fit.needs.iter().all(|room| room.refused.is_some());
         Self {
             fits: fits.collect(),
+            refused: first.filter(|_| is_refused),
             free: fit.host_bytes,
             gpus: fit.gpu_bytes,
             would_make_room: fit
@@ -63,7 +68,7 @@ impl Ledger {
         });
         let gpus = gpus.collect();
         let fits = needs.iter().map(|need| fits(need, free, &gpus)).collect();
-        Self { free, gpus, fits, would_make_room: Vec::new() }
+        Self { free, gpus, fits, would_make_room: Vec::new(), refused: None }
     }
 }
 
@@ -82,10 +87,18 @@ pub(super) struct Answer {
     pub(super) free_bytes: Option<Bytes>,
     /// All of it.
     pub(super) total_bytes: Option<Bytes>,
+    /// What all engines together may take of it (`memory_limit`).
+    pub(super) limit_bytes: Option<Bytes>,
     pub(super) gpus: Vec<GpuRoom>,
     pub(super) rungs: Vec<RungObject>,
     /// Slots that would make room for the first rung, if room is short and they can make it.
     pub(super) would_make_room: Vec<SlotName>,
+    /// Why no rung can have room, even if all that may go were gone: of the first one, with the numbers.
+    pub(super) refused: Option<String>,
+    /// Then: pinned slots that hold what is lacking, where all slots together hold enough of it.
+    pub(super) pinned: Vec<SlotName>,
+    /// What the machine has less of than the profile asks for, one clause: no rung is started.
+    pub(super) skipped: Option<String>,
 }
 
 /// What is known of one GPU's memory.
@@ -141,13 +154,21 @@ pub(super) enum Fits {
 
 impl Answer {
     pub(super) fn of(
-        target: &Target,
+        (target, sources): (&Target, &Sources),
         memory: &MemoryReading,
         (needs, ledger): (&[Need], Ledger),
     ) -> Self {
         let estimates = target.estimates();
         let first = estimates.first().map(|(_, first)| first.clone()).unwrap_or_default();
-        let Ledger { free, gpus, fits, would_make_room } = ledger;
+        let Ledger { free, gpus, fits, would_make_room, refused } = ledger;
+        let slots = sources.daemon.slots().iter();
+        let others: Vec<_> =
+            slots.filter(|other| Some(&other.slot) != target.slot.as_ref()).collect();
+        let on_gpus = gpus.values().fold(0, |sum: u64, bytes| sum.saturating_add(bytes.0));
+        let pinned = match refused {
+            Some(_) => pinned::in_the_way(needs, (free, Bytes(on_gpus)), &others),
+            None => Vec::new(),
+        };
         let basis = match needs.first().map(|need| need.basis) {
             Some(Basis::Profile) => Basis::Profile,
             Some(basis @ (Basis::Unknown | Basis::Files)) => basis,
@@ -170,6 +191,10 @@ impl Answer {
             gpus: seen.map(|(index, gpu)| GpuRoom::of(gpu, gpus.get(index).copied())).collect(),
             rungs: rungs.collect(),
             would_make_room,
+            refused,
+            pinned,
+            skipped: target.skipped.clone(),
+            limit_bytes: sources.memory.limit,
             host: HostObject::of(&first.host),
             gpu: first.gpu.as_ref().map(GpuObject::of),
             free_bytes: free,
@@ -297,5 +322,9 @@ mod tests {
         assert_eq!(ledger.fits, [Fits::No, Fits::No, Fits::Yes]);
         assert_eq!(ledger.would_make_room, ["old".parse().unwrap()]);
         assert_eq!(ledger.free, Some(Bytes(7)));
+        assert_eq!(ledger.refused, None, "the last one fits");
+        let needs = vec![room(&[], Some("too little")), room(&[], Some("still too little"))];
+        let fit = FitObject { host_bytes, gpu_bytes: BTreeMap::new(), needs };
+        assert_eq!(Ledger::of_daemon(fit).refused.as_deref(), Some("too little"));
     }
 }

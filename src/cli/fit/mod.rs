@@ -1,6 +1,8 @@
 //! `slotd fit`: how much memory a model will take, before anything is loaded.
 
 mod answer;
+mod pinned;
+mod sources;
 mod target;
 mod text;
 
@@ -9,7 +11,10 @@ use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum};
 use tokio::time::{Instant, sleep};
 
-use self::answer::{Answer, Ledger};
+use self::{
+    answer::{Answer, Ledger},
+    sources::Sources,
+};
 use super::{client::Client, exit::Exit, failure::Failure, out};
 use crate::{
     admin::{FitObject, FitWish},
@@ -73,18 +78,19 @@ impl From<Cache> for CacheType {
 
 pub(super) async fn run(options: &Options, client: &Client) -> Result<Exit, Failure> {
     client.beside_daemon("`slotd fit`")?;
-    let target = target::find(options)?;
-    let needs = target.needs();
+    let sources = Sources::find(client).await?;
     let memory = MemoryReading { host: sensor::host_room(), gpus: gpus().await };
+    let target = target::find(options, &sources, &memory)?;
+    let needs = target.needs();
     let ledger = match asked(client, target.slot.clone(), &needs).await {
         Ok(Some(fit)) => Ledger::of_daemon(fit),
         // Without a daemon that knows this there is nothing that could go.
         Ok(None) | Err(Failure::NoDaemon { .. } | Failure::Denied { .. }) => {
-            Ledger::of_settings(&target.memory, &memory, &needs)
+            Ledger::of_settings(&sources.memory, &memory, &needs)
         }
         Err(failure) => return Err(failure),
     };
-    let answer = Answer::of(&target, &memory, (&needs, ledger));
+    let answer = Answer::of((&target, &sources), &memory, (&needs, ledger));
     if options.json {
         out::json(&answer)?;
     } else {

@@ -8,7 +8,7 @@ use crate::{
         table::{Cell, Column, Keep, render},
         text::{Paint, Tone},
     },
-    spec::{Bytes, memory::Basis},
+    spec::{Bytes, SlotName, memory::Basis},
 };
 
 const RUNGS: [Column; 4] = [
@@ -42,6 +42,10 @@ pub(super) fn shown(answer: &Answer) -> String {
     text.push_str(&render(&RUNGS, &rows, None, Paint::for_stdout()));
     text.push('\n');
     text.push_str(&free(answer));
+    if let Some(unmet) = &answer.skipped {
+        let line = format!("it is skipped on this machine: {unmet}\n");
+        text.push_str(&line);
+    }
     text
 }
 
@@ -96,21 +100,31 @@ fn free(answer: &Answer) -> String {
     let (Some(free), Some(total)) = (answer.free_bytes, answer.total_bytes) else {
         return "how much memory can be had is not known\n".to_owned();
     };
-    let mut text = format!("{free} of {total} can be had");
-    let is_short = answer.rungs.first().is_some_and(|rung| rung.fits == Fits::No);
-    let going: Vec<String> =
-        answer.would_make_room.iter().map(|slot| format!("`{slot}`")).collect();
-    if is_short {
+    // What engines may have of it is what counts, where that is less.
+    let limit = answer.limit_bytes.filter(|limit| *limit < total);
+    let all = match limit {
+        Some(limit) => format!("the {limit} that engines may take (`memory_limit`)"),
+        None => total.to_string(),
+    };
+    let mut text = format!("{free} of {all} can be had");
+    if answer.rungs.first().is_some_and(|rung| rung.fits == Fits::No) {
         let end = match answer.rungs.iter().find(|rung| rung.fits == Fits::Yes) {
             Some(rung) => format!("; the rung `{}` fits", rung.name),
-            None => "; no rung fits".to_owned(),
+            None => format!("; {}", none_fits(answer, free, limit.unwrap_or(total))),
         };
         text.push_str(&end);
     }
-    if !going.is_empty() {
-        let words = format!("; unloading {} would make room for the first", going.join(" and "));
+    if !answer.would_make_room.is_empty() {
+        let going = joined(&answer.would_make_room);
+        let words = format!("; unloading {going} would make room for the first");
         text.push_str(&words);
     }
+    let pinned = match answer.pinned.as_slice() {
+        [] => String::new(),
+        [one] => format!("; `{one}` is pinned: unpinned, it could make room"),
+        more => format!("; {} are pinned: unpinned, they could make room", joined(more)),
+    };
+    text.push_str(&pinned);
     text.push('\n');
     for (index, gpu) in answer.gpus.iter().enumerate() {
         let room = match (gpu.free_bytes, gpu.total_bytes) {
@@ -121,6 +135,25 @@ fn free(answer: &Answer) -> String {
         text.push_str(&line);
     }
     text
+}
+
+/// Says that no rung fits, and whether that can change.
+fn none_fits(answer: &Answer, free: Bytes, most: Bytes) -> String {
+    let first = answer.rungs.first();
+    let is_enough = first.is_some_and(|rung| rung.host_bytes <= free && rung.gpu_bytes.is_none());
+    match &answer.refused {
+        // It is not memory that is short.
+        Some(refused) if is_enough => refused.clone(),
+        _ if answer.rungs.iter().all(|rung| rung.host_bytes > most) => {
+            "no rung fits, whoever goes".to_owned()
+        }
+        Some(_) => "no rung fits, even if all that may go were gone".to_owned(),
+        None => "no rung fits".to_owned(),
+    }
+}
+
+fn joined(slots: &[SlotName]) -> String {
+    slots.iter().map(|slot| format!("`{slot}`")).collect::<Vec<_>>().join(" and ")
 }
 
 #[cfg(test)]
@@ -166,6 +199,10 @@ mod tests {
                 rung("q8_0 cache", 420, None, Fits::Yes),
             ],
             would_make_room: vec!["embed".parse().unwrap()],
+            limit_bytes: None,
+            refused: None,
+            pinned: Vec::new(),
+            skipped: None,
         }
     }
 
@@ -204,6 +241,47 @@ mod tests {
     fn shown_of_a_command(measured_bytes: Option<Bytes>) -> String {
         let engine = EngineKind::Command;
         shown(&Answer { measured_bytes, engine, basis: Basis::Measured, ..answer() })
+    }
+
+    fn last_lines(answer: &Answer) -> String {
+        shown(answer).rsplit_once("\n\n").unwrap().1.to_owned()
+    }
+
+    /// It said `23 GiB` where engines might have 420 MiB of them, and nothing of what can never fit.
+    #[test]
+    fn what_engines_may_take_counts_and_whether_anybody_could_help() {
+        let short = |host: u64| Answer {
+            rungs: vec![rung("as written", host, None, Fits::No)],
+            free_bytes: Some(mebibytes(100)),
+            limit_bytes: Some(mebibytes(420)),
+            would_make_room: Vec::new(),
+            ..answer()
+        };
+        let refused = Some("300 MiB of memory cannot be had".to_owned());
+        let held = Answer { refused, ..short(300) };
+        assert_snapshot!(last_lines(&held), @"100 MiB of the 420 MiB that engines may take (`memory_limit`) can be had; no rung fits, even if all that may go were gone");
+        let pinned = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
+        assert_snapshot!(last_lines(&Answer { pinned: pinned(&["chat"]), ..held }), @"100 MiB of the 420 MiB that engines may take (`memory_limit`) can be had; no rung fits, even if all that may go were gone; `chat` is pinned: unpinned, it could make room");
+        let two = Answer { pinned: pinned(&["chat", "embed"]), ..short(300) };
+        assert_snapshot!(last_lines(&two), @"100 MiB of the 420 MiB that engines may take (`memory_limit`) can be had; no rung fits; `chat` and `embed` are pinned: unpinned, they could make room");
+        assert_snapshot!(last_lines(&short(2048)), @"100 MiB of the 420 MiB that engines may take (`memory_limit`) can be had; no rung fits, whoever goes");
+        let places = "as many slots are loaded as may be, and none of them may go".to_owned();
+        assert_snapshot!(last_lines(&Answer { refused: Some(places), ..short(90) }), @"100 MiB of the 420 MiB that engines may take (`memory_limit`) can be had; as many slots are loaded as may be, and none of them may go");
+        let roomy = Answer { limit_bytes: Some(mebibytes(30_000)), ..short(300) };
+        assert_snapshot!(last_lines(&roomy), @"100 MiB of 23 GiB can be had; no rung fits");
+    }
+
+    /// It spoke of memory alone.
+    #[test]
+    fn what_is_meant_for_another_machine_says_so() {
+        let skipped = Some("its profile needs `gpus` = 1, and 0 are there".to_owned());
+        let told = last_lines(&Answer { skipped, ..answer() });
+        assert!(
+            told.ends_with(
+                "\nit is skipped on this machine: its profile needs `gpus` = 1, and 0 are there\n"
+            ),
+            "{told}"
+        );
     }
 
     #[test]

@@ -144,19 +144,19 @@ impl<'a> Story<'a> {
     }
 }
 
-/// Says what a slot in line waits for.
+/// Says what a slot in line waits for, or that it can never come up here.
 fn waiting(slot: &SlotObject) -> Option<String> {
     if let (Some(source), Some(kept_out)) = (&slot.unloaded_for, &slot.kept_out) {
         return Some(format!(
             "it was unloaded because the machine ran short of {source}; {kept_out}"
         ));
     }
+    if let Some(unmet) = &slot.skipped {
+        return Some(format!("it is skipped on this machine: {unmet}"));
+    }
     let waits_for = slot.waits_for.as_ref()?;
     if slot.too_large {
         return Some(format!("it does not fit: {waits_for}"));
-    }
-    if waits_for.starts_with("it is skipped") {
-        return Some(waits_for.clone());
     }
     Some(format!("it waits for memory: {waits_for}; {} in line", brief(slot.since_ms)))
 }
@@ -251,6 +251,7 @@ fn did(slot: &SlotObject, death: &DeathObject) -> Vec<String> {
             "it gave up after {} in a row",
             counted(usize::try_from(slot.tally).unwrap_or(usize::MAX), "death")
         ),
+        "offline" if slot.skipped.is_some() => "it left the slot at rest".to_owned(),
         "offline" => "it left the slot at rest; requests load it".to_owned(),
         other => format!("the slot is {other}, for {since}"),
     });

@@ -438,6 +438,19 @@ fn a_slot_that_can_never_fit_says_so() {
 }
 
 #[test]
+fn a_slot_that_pinned_ones_keep_out_is_not_told_to_wait() {
+    assert_snapshot!(text(&example::blocked()), @r"
+    guest: queued
+
+    what happened
+      - it waits for memory: it needs 60 GiB of memory, and 40 GiB can be had, even if all that may go were gone; chat (18 GiB), embed (2.0 GiB) make room for nobody
+
+    what you can do
+      - `slotd unload chat` or `slotd unload embed` makes room, or `slotd unpin` for one that is pinned; `slotd unload guest` takes it out of the line
+    ");
+}
+
+#[test]
 fn a_kept_slot_that_pressure_keeps_out_says_what_it_waits_for() {
     assert_snapshot!(text(&example::kept_out()), @r"
     coder: offline
@@ -448,4 +461,24 @@ fn a_kept_slot_that_pressure_keeps_out_says_what_it_waits_for() {
     what you can do
       - wait: it comes back by itself; the next request or `slotd load coder` loads it at once
     ");
+}
+
+/// It said that the next request loads it, and that a load does so at once.
+#[test]
+fn a_slot_that_needs_another_machine_says_so_at_rest_too() {
+    assert_snapshot!(text(&example::skipped()), @r"
+    elsewhere: offline
+
+    what happened
+      - it is skipped on this machine: its profile needs `gpus` = 1, and 0 are there
+
+    what you can do
+      - ask for less under `[needs]` in /etc/slotd/profiles/elsewhere.toml, or run it on a machine that has it
+    ");
+    let queued = SlotObject { state: "queued".to_owned(), ..example::skipped() };
+    let told = text(&queued);
+    assert!(
+        told.ends_with("has it; `slotd unload elsewhere` takes it out of the line\n"),
+        "{told}"
+    );
 }
