@@ -199,10 +199,9 @@ impl SlotObject {
         let profile = &view.profile;
         let engine = view.engine.as_ref();
         let last = view.deaths.last();
-        let since = now.since(view.since);
         let (absence, asleep) = outside(&view.state);
         let (waits_for, need) = waiting(&view.state);
-        let (attempt, percent, elapsed_ms) = progress(&view.state, since);
+        let (attempt, percent, elapsed_ms) = progress(&view.state, now.since(view.since));
         Self {
             slot: name.clone(),
             stands_in_for: name.stands_in_for(),
@@ -221,7 +220,7 @@ impl SlotObject {
             routes: profile.routes.clone(),
             capabilities: offered(view),
             program: engine.map(|engine| engine.program.clone()),
-            since_ms: ms(since),
+            since_ms: ms(now.since(view.since)),
             pull: None,
             attempt,
             percent,
