@@ -354,6 +354,7 @@ async fn a_slot_is_shown_with_every_key() {
       "retry_in_ms": null,
       "waits_for": null,
       "too_large": false,
+      "held_by": [],
       "skipped": null,
       "need_bytes": null,
       "need_gpu_bytes": null,
