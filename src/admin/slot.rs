@@ -82,7 +82,8 @@ pub struct SlotObject {
     /// While queued: it needs more than this machine has, whoever goes.
     #[serde(default)]
     pub too_large: bool,
-    /// While queued for room that nobody who may go could make: the slots that hold memory and make room for nobody.
+    /// While queued for room that nobody who may go could make: the slots that hold some of what is lacking, and make
+    /// room for nobody; most first.
     #[serde(default)]
     pub held_by: Vec<SlotName>,
     /// What the machine has less of than its profile asks for under `[needs]`, one clause; `null` for a slot that is
@@ -276,10 +277,8 @@ fn is_too_large(state: &StateView) -> bool {
 }
 
 fn held_by(state: &StateView) -> Vec<SlotName> {
-    let StateView::Queued { wait: Wait::Never { stayers, .. }, .. } = state else {
-        return Vec::new();
-    };
-    stayers.iter().map(|one| one.slot.clone()).collect()
+    let StateView::Queued { wait, .. } = state else { return Vec::new() };
+    wait.stayers()
 }
 
 fn kept_out(relieved: &Relieved) -> Option<String> {

@@ -32,13 +32,7 @@ pub(super) fn next_step(slot: &SlotObject) -> String {
              `slotd unload {name}` takes it out of the line",
             slot.source.display()
         ),
-        "queued" if !slot.held_by.is_empty() => {
-            let other = slot.held_by.iter().map(|other| format!("`slotd unload {other}`"));
-            format!(
-                "{} makes room, or `slotd unpin` for one that is pinned; `slotd unload {name}` takes it out of the line",
-                other.take(3).collect::<Vec<_>>().join(" or ")
-            )
-        }
+        "queued" if !slot.held_by.is_empty() => blocked(slot),
         "queued" => format!(
             "wait: it is loaded as soon as there is room; `slotd unload {name}` takes it out of the line"
         ),
@@ -78,6 +72,21 @@ fn on_another_machine(slot: &SlotObject) -> String {
         _ => String::new(),
     };
     format!("ask for less under `[needs]` in {source}, or run it on a machine that has it{leave}")
+}
+
+/// One that those stand in the way of who make room for nobody.
+fn blocked(slot: &SlotObject) -> String {
+    let name = &slot.slot;
+    let others: Vec<_> = slot.held_by.iter().take(3).map(|other| format!("`{other}`")).collect();
+    let way = if let [other] = slot.held_by.as_slice() {
+        format!("`slotd unload {other}` makes room")
+    } else {
+        let some = others.join(", ");
+        format!("unload some of {some} (`slotd unload NAME`) until there is room")
+    };
+    format!(
+        "{way}, or `slotd unpin` what is pinned; `slotd unload {name}` takes it out of the line"
+    )
 }
 
 /// The same for an engine that somebody else runs.

@@ -69,7 +69,7 @@ pub(super) fn find_file(source: &ModelSource, hub: &Path) -> Result<Located, Loc
     Ok(Located { path, mmproj: mmproj.filter(|path| path.exists()) })
 }
 
-/// Says that no pull brings the GGUF file of `source`: the hub's list of the revision is here and names none.
+/// Says that the hub's list of the revision that is here names no GGUF file of `source`.
 pub(super) fn unlisted(source: &ModelSource, hub: &Path) -> Option<LocateFault> {
     let ModelSource::Hub { repo, quant, revision } = source else { return None };
     let folder = hub.join(Repo::model(repo.clone()).folder_name());
@@ -77,7 +77,20 @@ pub(super) fn unlisted(source: &ModelSource, hub: &Path) -> Option<LocateFault> 
     let models: Vec<&str> =
         names.iter().map(String::as_str).filter(|name| is_model(name)).collect();
     let is_there = choose(&models, quant.as_deref()).is_some();
-    (!is_there).then(|| LocateFault::NotListed { model: source.typed(), found: listed(&models) })
+    let (model, found) = (source.typed(), listed(&models));
+    let (place, or) = match quant {
+        Some(_) if !is_pinned(source) => (
+            "the revision that is here",
+            format!(", or fetch a newer revision with `slotd pull {model}`"),
+        ),
+        Some(_) | None => ("its repository", String::new()),
+    };
+    (!is_there).then_some(LocateFault::NotListed { model, place, found, or })
+}
+
+/// Tells whether a source names a commit: its list says for ever what a pull could bring.
+pub(super) fn is_pinned(source: &ModelSource) -> bool {
+    matches!(source, ModelSource::Hub { revision: Some(revision), .. } if is_commit(revision))
 }
 
 /// Finds the folder that holds the files of a repository's revision.

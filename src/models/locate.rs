@@ -85,12 +85,16 @@ pub enum LocateFault {
         folder: PathBuf,
     },
     /// The hub has told what the revision consists of, and that file is not among it.
-    #[error("model `{model}` is not in its repository, which has {found}; correct `model`")]
+    #[error("model `{model}` is not in {place}, which has {found}; correct `model`{or}")]
     NotListed {
         /// The model as the profile names it.
         model: String,
+        /// What was looked at: a commit's list holds for ever, a branch's until the hub has a newer one.
+        place: &'static str,
         /// The GGUF models that the repository has.
         found: String,
+        /// What else could help, with its comma.
+        or: String,
     },
 }
 

@@ -87,7 +87,13 @@ impl Route {
         self.own_gate.iter().chain(self.gate.iter().filter(is_other))
     }
 
-    /// Tells whether the slot is offered for `capability`.
+    /// Tells whether a request for `capability` that names the slot is passed on: what its model was found to do
+    /// alone decides for nobody who names it. The model may be another one since, and its engine knows.
+    pub(super) fn takes(&self, capability: Capability) -> bool {
+        self.profile.offers(capability) || self.sole == Some(capability)
+    }
+
+    /// Tells whether the slot is shown to those who look for `capability`, and given to those who name none.
     pub(super) fn offers(&self, capability: Capability) -> bool {
         self.sole.map_or_else(|| self.profile.offers(capability), |sole| sole == capability)
     }

@@ -48,7 +48,7 @@ pub(super) fn of_work(
     };
     let can = |slot: &&SlotName| {
         let route = table.slot(slot);
-        route.is_some_and(|route| is_fit(route) && route.offers(work.capability))
+        route.is_some_and(|route| is_fit(route) && route.takes(work.capability))
     };
     let mut fit: Vec<SlotName> = replicas.slots.iter().filter(can).cloned().collect();
     // They are sent the same path: one by which another engine knows the work is left out.
@@ -72,7 +72,7 @@ pub(super) fn of_work(
         );
         return Err(Fault::not_found("path_not_served", message));
     }
-    if !route.offers(work.capability) {
+    if !route.takes(work.capability) {
         let says = match route.sole {
             Some(sole) => format!("its model does `{}` alone", sole.as_str()),
             None => "`capabilities` in its profile says for what".to_owned(),

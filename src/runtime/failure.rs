@@ -41,9 +41,7 @@ impl Failure {
             return pull;
         }
         let reason = format!("{}; {}", self.reason, pull.reason);
-        // Nobody waits for a model that is there.
-        let is_passing = pull.verdict == Verdict::StartTimeout;
-        Self { verdict: if is_passing { pull.verdict } else { self.verdict }, reason, ..self }
+        Self { reason, ..self }
     }
 
     pub(super) fn no_address(fault: &io::Error) -> Self {

@@ -173,9 +173,13 @@ impl Pulls {
     pub(super) fn resume(&self) {
         let mut begun: Vec<(Reference, PullRecord)> = Vec::new();
         for record in self.under_way.state.pulls() {
-            // One that an other version has written may be none; of one model there is one.
+            // One that an other version has written may be none; of one model there is one in each manner.
             let wanted = record.model.parse().ok();
-            let wanted = wanted.filter(|wanted| begun.iter().all(|(other, _)| other != wanted));
+            let manner = Limits::of_record(&record).manner;
+            let is_same = |(other, its): &(Reference, PullRecord), wanted: &Reference| {
+                other == wanted && Limits::of_record(its).manner == manner
+            };
+            let wanted = wanted.filter(|wanted| !begun.iter().any(|one| is_same(one, wanted)));
             begun.extend(wanted.map(|wanted| (wanted, record)));
         }
         // All are there before the first begins: what that writes down names the others, too.

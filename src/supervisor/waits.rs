@@ -101,8 +101,8 @@ pub enum Shortage {
 /// Most holders that are named.
 const NAMED: usize = 4;
 
-/// Names those that hold most of what is lacking.
-fn held(lack: &Shortage, holders: &[Holder]) -> String {
+/// Picks those that hold something of what is lacking, most first; all where nobody does.
+fn of_use<'a>(lack: &Shortage, holders: &'a [Holder]) -> Vec<(Option<Bytes>, &'a SlotName)> {
     let of = |holder: &Holder| match lack {
         Shortage::Host { .. } => Some(holder.host),
         Shortage::Gpus { .. } => Some(holder.gpus),
@@ -113,6 +113,12 @@ fn held(lack: &Shortage, holders: &[Holder]) -> String {
         holders.retain(|(bytes, _)| bytes.is_some_and(|bytes| bytes.0 > 0));
     }
     holders.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(b.1)));
+    holders
+}
+
+/// Names those that hold most of what is lacking.
+fn held(lack: &Shortage, holders: &[Holder]) -> String {
+    let holders = of_use(lack, holders);
     let named = holders.iter().take(NAMED).map(|(bytes, slot)| match bytes {
         Some(bytes) => format!("{slot} ({bytes})"),
         None => slot.to_string(),
@@ -142,6 +148,12 @@ impl Shortage {
 }
 
 impl Wait {
+    /// Names those that hold something of what is lacking for good, and make room for nobody; most first.
+    pub fn stayers(&self) -> Vec<SlotName> {
+        let Self::Never { lack, stayers } = self else { return Vec::new() };
+        of_use(lack, stayers).into_iter().map(|(_, slot)| slot.clone()).collect()
+    }
+
     /// Says it in one sentence, without the full stop.
     pub fn sentence(&self) -> String {
         match self {
@@ -165,7 +177,7 @@ impl Wait {
             }
             Self::Never { lack, stayers } => {
                 let clause = format!("{}, even if all that may go were gone", lack.clause());
-                match stayers.len() {
+                match of_use(lack, stayers).len() {
                     0 => clause,
                     1 => format!("{clause}; {} makes room for nobody", held(lack, stayers)),
                     _ => format!("{clause}; {} make room for nobody", held(lack, stayers)),

@@ -321,6 +321,17 @@ mod tests {
     }
 
     #[test]
+    fn the_size_of_an_object_is_refused_only_where_a_free_name_could_come_twice() {
+        let listed = json!({ "a": { "type": "boolean" }, "b": { "type": "boolean" } });
+        let closed = json!({ "type": "object", "properties": listed, "additionalProperties": false, "minProperties": 2 });
+        assert!(after(&closed, "{\"a\":true,\"b\":true}").unwrap().1);
+        let parts = json!({ "allOf": [{ "required": ["a", "b"] }, closed] });
+        assert!(after(&parts, "{\"a\":true,\"b\":true}").unwrap().1);
+        let noted = json!({ "type": "boolean", "example": { "minProperties": 9 }, "x-more": { "minProperties": 9 } });
+        assert!(after(&noted, "true").unwrap().1);
+    }
+
+    #[test]
     fn a_schema_that_is_refused_says_what_is_wrong_in_words_of_its_own() {
         let told = |schema: Json| after(&schema, "").unwrap_err();
         assert_eq!(

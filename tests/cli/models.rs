@@ -93,6 +93,13 @@ fn repo(home: &Path, name: &str) -> PathBuf {
     home.join(".cache/huggingface/hub").join(format!("models--{name}"))
 }
 
+/// The last word of a model's name, where it is, whether all of it is, and for whom.
+fn in_short(model: &Value) -> String {
+    let word = |key: &str| model[key].as_str().unwrap_or_default();
+    let name = word("model").rsplit('/').next().unwrap_or_default();
+    format!("{name} {} {} {}", word("source"), word("state"), model["slots"])
+}
+
 #[tokio::test]
 async fn slots_outside_the_stores_and_slots_that_lack_files_had_no_model_to_verify() {
     let dir = home(&[("big", "model = \"org/big-GGUF:Q8_0\"\n")]);
@@ -126,22 +133,8 @@ async fn slots_outside_the_stores_and_slots_that_lack_files_had_no_model_to_veri
 
     let json = run(dir, ["models", "--json"]).await;
     let found: Value = serde_json::from_slice(&json.stdout).expect("JSON");
-    let shown: Vec<_> = found["models"]
-        .as_array()
-        .expect("models")
-        .iter()
-        .map(|model| {
-            let name = model["model"].as_str().unwrap_or_default();
-            let name = name.rsplit('/').next().unwrap_or_default();
-            let (source, state) = (model["source"].as_str(), model["state"].as_str());
-            format!(
-                "{name} {} {} {}",
-                source.unwrap_or_default(),
-                state.unwrap_or_default(),
-                model["slots"]
-            )
-        })
-        .collect();
+    let models = found["models"].as_array().expect("models");
+    let shown: Vec<_> = models.iter().map(in_short).collect();
     assert_eq!(
         shown,
         [
@@ -157,6 +150,10 @@ async fn slots_outside_the_stores_and_slots_that_lack_files_had_no_model_to_veri
         assert_eq!(verified.status.code(), Some(code), "{slot}: {verified:?}");
         assert!(text(&verified.stdout).contains(" of 1 whole"), "{verified:?}");
     }
+    fs::create_dir(elsewhere.join("empty")).expect("a folder");
+    profile("none", "empty");
+    let verified = run(dir, ["models", "verify", "none"]).await;
+    assert_eq!(verified.status.code(), Some(1), "a folder without files is no model: {verified:?}");
 }
 
 #[tokio::test]
@@ -178,6 +175,9 @@ async fn a_revision_that_a_profile_with_a_fault_names_was_cleaned_away() {
     fs::remove_file(dir.join(".config/slotd/profiles/chat.toml")).expect("a profile");
     let gone = run(dir, clean).await;
     assert!(text(&gone.stdout).contains("revision"), "{gone:?}");
+    // Whoever has only ever pulled has no profiles.
+    fs::remove_dir(dir.join(".config/slotd/profiles")).expect("an empty folder");
+    assert!(run(dir, clean).await.status.success(), "a folder that is not there names no model");
 }
 
 /// A GGUF file without tensors and of this architecture.

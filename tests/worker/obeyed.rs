@@ -36,6 +36,12 @@ async fn a_schema_that_fails_in_mid_answer_is_the_clients_fault_and_not_the_engi
         answer["error"]["message"],
         "the answer cannot be kept to its schema: a pattern of it is too large"
     );
+    // A stream without an end is an engine's that died.
+    let mut streamed = body;
+    streamed["stream"] = json!(true);
+    let events = worker.stream("/v1/completions", &streamed).await;
+    let [.., fault, end] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!((&fault["error"]["code"], end), (&json!("invalid_value"), &json!("[DONE]")));
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ mod stand_in;
 mod switch;
 mod verify;
 
-use std::{env, path::PathBuf};
+use std::{env, fs, io::ErrorKind, path::PathBuf};
 
 use clap::{Args, Subcommand};
 
@@ -92,7 +92,13 @@ async fn profile_faults(client: &Client) -> Result<Vec<String>, Failure> {
     match client.daemon().await {
         Err(Failure::NoDaemon { .. } | Failure::Denied { .. }) => {
             let settings = settings()?;
-            let faults = load(&settings.profile_dirs, &settings.context()).faults;
+            // A folder that is not there names no model.
+            let is_gone = |dir: &&PathBuf| {
+                fs::symlink_metadata(dir).is_err_and(|error| error.kind() == ErrorKind::NotFound)
+            };
+            let dirs: Vec<_> =
+                settings.profile_dirs.iter().filter(|dir| !is_gone(dir)).cloned().collect();
+            let faults = load(&dirs, &settings.context()).faults;
             Ok(faults.iter().map(ToString::to_string).collect())
         }
         answer => Ok(answer?.faults.into_iter().map(|fault| fault.text).collect()),

@@ -446,7 +446,7 @@ fn a_slot_that_pinned_ones_keep_out_is_not_told_to_wait() {
       - it waits for memory: it needs 60 GiB of memory, and 40 GiB can be had, even if all that may go were gone; chat (18 GiB), embed (2.0 GiB) make room for nobody; 4.2s in line
 
     what you can do
-      - `slotd unload chat` or `slotd unload embed` makes room, or `slotd unpin` for one that is pinned; `slotd unload guest` takes it out of the line
+      - unload some of `chat`, `embed` (`slotd unload NAME`) until there is room, or `slotd unpin` what is pinned; `slotd unload guest` takes it out of the line
     ");
 }
 

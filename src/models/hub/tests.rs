@@ -106,7 +106,16 @@ fn a_pull_that_is_refused_was_advised_for_a_quantisation_that_the_hub_has_not() 
         fs::write(trees.join("abc123.json"), text).unwrap();
     };
     list(&["m-Q4_K_M.gguf", "m-Q8_0.gguf", "config.json"]);
-    insta::assert_snapshot!(found(hub.path(), Some("Q5_K_S")), @"model `org/repo:Q5_K_S` is not in its repository, which has `m-Q4_K_M.gguf`, `m-Q8_0.gguf`; correct `model`");
+    insta::assert_snapshot!(found(hub.path(), Some("Q5_K_S")), @"model `org/repo:Q5_K_S` is not in the revision that is here, which has `m-Q4_K_M.gguf`, `m-Q8_0.gguf`; correct `model`, or fetch a newer revision with `slotd pull org/repo:Q5_K_S`");
+    let hopeless = |revision: &str| {
+        let source = ModelSource::Hub {
+            repo: "org/repo".to_owned(),
+            quant: Some("Q5_K_S".to_owned()),
+            revision: Some(revision.to_owned()),
+        };
+        (unlisted(&source, hub.path()).is_some(), is_pinned(&source))
+    };
+    assert_eq!(hopeless("main"), (true, false), "the hub may have a newer revision");
     insta::assert_snapshot!(found(hub.path(), Some("Q8_0")), @"model `org/repo:Q8_0` is not in `HUB/models--org--repo/snapshots/abc123`, which has `m-Q4_K_M.gguf`; correct `model`, or fetch it with `slotd pull org/repo:Q8_0`");
     fs::remove_file(hub.path().join("models--org--repo/snapshots/abc123/m-Q4_K_M.gguf")).unwrap();
     list(&["model.safetensors", "config.json"]);

@@ -13,7 +13,7 @@ use super::{
     tree::Tree,
 };
 use crate::{
-    models::hub::unlisted,
+    models::hub::{is_pinned, unlisted},
     spec::{Bytes, profile::ModelSource},
 };
 
@@ -48,8 +48,12 @@ pub fn lacking(source: &ModelSource, hub: &Path) -> Option<Lacking> {
                     Some(Lacking::of(source, &entry.gaps, entry.missing_bytes))
                 }
                 Ok(_) => None,
-                // Only that quantisation is asked for, and no pull brings it.
-                Err(_) if quant.is_some() && unlisted(source, hub).is_some() => None,
+                // Only that quantisation of that commit is asked for, and no pull brings it.
+                Err(_)
+                    if quant.is_some() && is_pinned(source) && unlisted(source, hub).is_some() =>
+                {
+                    None
+                }
                 Err(gaps) => {
                     let sum = gaps
                         .iter()

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     Identified, Room,
-    entry::{Entry, Source},
+    entry::{Entry, Fault, Gap, Source},
     files::{list, look},
     headers::Headers,
     lacking::beside,
@@ -49,5 +49,13 @@ fn unknown(name: &str, path: &Path) -> Entry {
     let bytes = stats.iter().fold(0_u64, |sum, stat| sum.saturating_add(stat.size));
     let size_bytes = Bytes(bytes);
     let bare = Entry::new(name.to_owned(), Source::Profile, path);
-    Entry { size_bytes, files: stats.len(), parts, ..bare }
+    let mut entry = Entry { size_bytes, files: stats.len(), parts, ..bare };
+    if !path.is_dir() && !path.is_file() {
+        let message = "is no regular file".to_owned();
+        entry.set_gaps(vec![Gap::new(name, Fault::Damaged, message)]);
+    } else if stats.is_empty() {
+        let message = "has no files in it".to_owned();
+        entry.set_gaps(vec![Gap::new(name, Fault::Missing, message)]);
+    }
+    entry
 }

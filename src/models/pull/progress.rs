@@ -164,6 +164,12 @@ impl Board {
         self.done.fetch_sub(bytes.min(self.done.load(Relaxed)), Relaxed);
     }
 
+    /// Notes that so much of what was counted as there is not, or is of no use.
+    pub(super) fn uncount_resumed(&self, bytes: u64) {
+        self.uncount(bytes);
+        self.tell(|status| status.resumed_bytes = status.resumed_bytes.saturating_sub(bytes));
+    }
+
     /// Notes that another holds a lock; who, where that is known.
     pub(super) fn held_by(&self, holder: Option<Holder>) {
         let name = holder.map_or_else(|| "another program".to_owned(), |holder| holder.to_string());

@@ -56,7 +56,7 @@ pub(super) async fn fetch(
         // Another may have written on since it was counted.
         if !is_second {
             board.count_resumed(from.saturating_sub(counted));
-            board.uncount(counted.saturating_sub(from));
+            board.uncount_resumed(counted.saturating_sub(from));
         }
         let spec = Spec {
             path: work.layout.partial(&entry.hash),

@@ -56,7 +56,7 @@ pub(super) fn find(client: &Client, asking: &mut Asking, body: &[u8]) -> Option<
     let wishes = &route.profile.requests;
     let is_plain = replicas.slots.len() == 1
         && !work.is_unknown_to(route.engine_word())
-        && route.offers(work.capability)
+        && route.takes(work.capability)
         && wishes.params_of(Some(&peek.model)).is_none()
         && wishes.on_client_gone != OnClientGone::Drain
         && !(route.profile.resume && is_stream);

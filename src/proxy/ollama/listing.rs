@@ -24,6 +24,9 @@ const NEVER: &str = "9999-12-31T23:59:59Z";
 /// The word for an architecture that is not known; clients look up the context by it.
 const ARCHITECTURE: &str = "llm";
 
+/// What of a slot's work this API has a word for.
+const HAS: [Capability; 3] = [Capability::Chat, Capability::Completion, Capability::Embed];
+
 /// Finds a model by a name as Ollama's clients write it: with or without the tag `latest`.
 pub(super) fn find<'a>(table: &RouteTable, name: &'a str) -> Option<&'a str> {
     let untagged = name.strip_suffix(LATEST);
@@ -39,7 +42,7 @@ pub(super) fn untagged(name: &str) -> &str {
 pub(super) fn tags(table: &RouteTable) -> Response<Body> {
     let models: Vec<Value> = table
         .listed()
-        .filter(|(_, route)| !capabilities(route).is_empty())
+        .filter(|(_, route)| HAS.iter().any(|capability| route.takes(*capability)))
         .map(|(name, route)| {
             let mut entry = entry(name, route);
             entry.insert("modified_at".to_owned(), rfc3339(UNKNOWN_TIME).into());

@@ -25,6 +25,9 @@ use crate::worker::{
     text::{Call, CallScreen, CallStyle},
 };
 
+/// What ends a stream.
+const DONE: &[u8] = b"data: [DONE]\n\n";
+
 /// The jobs of one request, in the order of their choices.
 #[derive(Debug)]
 pub(super) struct Request {
@@ -307,7 +310,11 @@ impl Streaming {
                 self.usage.add(&done, is_new_prompt);
             }
             Event::Failed(fault) => self.break_off(&Refusal::from(fault)),
-            Event::Unkept(fault) => self.break_off(&Refusal::unkept(&fault)),
+            Event::Unkept(fault) => {
+                self.break_off(&Refusal::unkept(&fault));
+                // The client's own doing: nobody is to take it for an engine that died.
+                self.ready.push_back(Bytes::from_static(DONE));
+            }
             Event::Embedding(_) | Event::Score(_) => {
                 self.break_off(&Refusal::internal("an answer came out of order"));
             }
@@ -350,7 +357,7 @@ impl Streaming {
             chunk.insert("usage".to_owned(), self.usage.json());
             self.event(chunk);
         }
-        self.ready.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
+        self.ready.push_back(Bytes::from_static(DONE));
         self.is_over = true;
     }
 

@@ -24,7 +24,7 @@ const CONSTRAINTS: [(&str, &str); 9] = [
 ];
 
 /// Says whether a number switches something on.
-type IsOn = fn(f64) -> bool;
+type IsOn = fn(f32) -> bool;
 
 /// How tokens are drawn.
 const SAMPLING: [(&str, IsOn); 7] = [
@@ -53,7 +53,7 @@ pub(super) fn check(fields: &Fields) -> Result<(), Refusal> {
         }
     }
     for (name, is_on) in SAMPLING {
-        let number = fields.number(name, f64::MIN..=f64::MAX)?.map(f64::from);
+        let number = fields.number(name, f64::MIN..=f64::MAX)?;
         if let Some(number) = number.filter(|number| is_on(*number)) {
             let problem = format!("is {number}, this engine draws without it");
             return Err(Refusal::unsupported(name, problem));
