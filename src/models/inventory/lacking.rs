@@ -48,25 +48,30 @@ pub fn lacking(source: &ModelSource, hub: &Path) -> Option<Lacking> {
                     Some(Lacking::of(source, &entry.gaps, entry.missing_bytes))
                 }
                 Ok(_) => None,
-                // Only that quantisation of that commit is asked for, and no pull brings it.
-                Err(_)
-                    if quant.is_some() && is_pinned(source) && unlisted(source, hub).is_some() =>
-                {
-                    None
-                }
-                Err(gaps) => {
-                    let sum = gaps
-                        .iter()
-                        .try_fold(0_u64, |sum, gap| Some(sum.saturating_add(gap.bytes?.0)));
-                    let bytes = sum.filter(|bytes| *bytes > 0).map(Bytes);
-                    Some(Lacking::of(source, &gaps, bytes))
-                }
+                Err(gaps) if quant.is_some() => match unlisted(source, hub) {
+                    None => Some(Lacking::of_gaps(source, &gaps)),
+                    // Of a commit no pull brings it.
+                    Some(_) if is_pinned(source) => None,
+                    Some(fault) => Some(Lacking {
+                        message: fault.to_string(),
+                        model: source.typed(),
+                        missing: Vec::new(),
+                        missing_bytes: None,
+                    }),
+                },
+                Err(gaps) => Some(Lacking::of_gaps(source, &gaps)),
             }
         }
     }
 }
 
 impl Lacking {
+    fn of_gaps(source: &ModelSource, gaps: &[Gap]) -> Self {
+        let sum = gaps.iter().try_fold(0_u64, |sum, gap| Some(sum.saturating_add(gap.bytes?.0)));
+        let bytes = sum.filter(|bytes| *bytes > 0).map(Bytes);
+        Self::of(source, gaps, bytes)
+    }
+
     fn of(source: &ModelSource, gaps: &[Gap], missing_bytes: Option<Bytes>) -> Self {
         let model = source.typed();
         let what = match gaps {
