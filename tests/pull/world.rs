@@ -196,7 +196,8 @@ pub(crate) fn blobs(cache: &Path, repo: &str) -> (u64, usize) {
     for entry in fs::read_dir(folder(cache, repo).join("blobs")).into_iter().flatten().flatten() {
         let name = entry.file_name().into_string().unwrap();
         if name.ends_with(".incomplete") {
-            begun += entry.metadata().unwrap().size();
+            // A pull that goes on may have made it whole since it was listed.
+            begun += entry.metadata().map_or(0, |found| found.size());
             continue;
         }
         whole += 1;
