@@ -255,14 +255,20 @@ const TOOLS_TEMPLATE: &str = "{% if tools %}Call {{ tools | tojson }} as <tool_c
     {{ message.role }}: {{ message.content }}{% if message.tool_calls %}\
     {{ message.tool_calls[0].function.arguments.text }}{% endif %}\n{% endfor %}";
 
-#[tokio::test]
-async fn half_a_call_that_had_to_be_made_is_told_to_nobody() {
+/// A worker on a model of random weights whose template tells of tools; the folder is the model's.
+async fn worker_with_tools() -> (TempDir, Engine) {
     let folder = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
     let model = random_model::write(folder.path(), &random_model::KINDS[0], Some(TOOLS_TEMPLATE));
     let socket = folder.path().join("worker.sock");
     let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
     command.arg("worker").arg("--model").arg(&model).arg("--socket").arg(&socket);
     let worker = Engine::start(command.args(["--context", "2048", "--threads", "1"]), socket).await;
+    (folder, worker)
+}
+
+#[tokio::test]
+async fn half_a_call_that_had_to_be_made_is_told_to_nobody() {
+    let (_folder, worker) = worker_with_tools().await;
     let parameters = json!({
         "type": "object", "properties": { "city": { "enum": ["Rome"] } },
         "required": ["city"], "additionalProperties": false,
@@ -300,12 +306,7 @@ async fn half_a_call_that_had_to_be_made_is_told_to_nobody() {
 /// A model of random weights calls nothing of itself: that it calls well is the grammar's doing.
 #[tokio::test]
 async fn a_tool_that_has_to_be_called_is_called_with_arguments_of_its_schema() {
-    let folder = tempfile::Builder::new().prefix("slotd-").tempdir_in("/tmp").unwrap();
-    let model = random_model::write(folder.path(), &random_model::KINDS[0], Some(TOOLS_TEMPLATE));
-    let socket = folder.path().join("worker.sock");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_slotd"));
-    command.arg("worker").arg("--model").arg(&model).arg("--socket").arg(&socket);
-    let worker = Engine::start(command.args(["--context", "2048", "--threads", "1"]), socket).await;
+    let (_folder, worker) = worker_with_tools().await;
     let tool = |name: &str| {
         let text = json!({ "enum": ["left", "right"] });
         let parameters = json!({
